@@ -1,0 +1,68 @@
+# One virtual environment, `.venv`, filled one extra at a time: `make demo` need not install what only the
+# documentation needs. A stamp in `.venv` records each extra, so that the second call starts at once.
+
+# Tried in turn; the first that is Python 3.11 or newer with `venv` is used.
+PYTHON ?= python3.11 python3 python3.12 python3.13 python3.14
+# Passed on to pytest: make test ARGS="tests/curv -k trace"
+ARGS ?=
+
+python := .venv/bin/python
+pytest := $(python) -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-regression test test-slow lint format docs notebooks bench bench-quick clean
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: .venv/.examples  ## classify digits: MAP against Laplace, report in out/demo
+	$(python) examples/digits.py --out out/demo
+
+demo-regression: .venv/.examples  ## regression with its predictive band, report in out/demo-regression
+	$(python) examples/diabetes.py --out out/demo-regression
+
+test: .venv/.dev  ## run the tests, without the slow ones
+	$(pytest) -m "not slow" $(ARGS)
+
+test-slow: .venv/.dev  ## run the slow tests only
+	$(pytest) -m slow $(ARGS)
+
+lint: .venv/.dev  ## check style and formatting
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+
+format: .venv/.dev  ## repair what `make lint` can repair
+	$(python) -m ruff check --fix .
+	$(python) -m ruff format .
+
+docs: .venv/.docs  ## build the documentation into site/
+	$(python) -m mkdocs build --strict
+
+notebooks: .venv/.dev  ## execute the notebooks into out/notebooks
+	$(python) -m nbconvert --to notebook --execute --output-dir out/notebooks notebooks/*.ipynb
+
+bench: .venv/.dev  ## measure the cost of curvature products
+	$(python) -m benchmarks.products
+
+bench-quick: .venv/.dev  ## the same on a small problem, to see that it runs
+	$(python) -m benchmarks.products --quick
+
+clean:  ## remove everything these targets made
+	rm -rf .venv out site dist .hypothesis .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.created:
+	@for candidate in $(PYTHON); do \
+		if $$candidate -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "making .venv with $$($$candidate --version)"; \
+			$$candidate -m venv .venv && touch $@; exit; \
+		fi; \
+	done; \
+	echo "No Python 3.11 or newer with the venv module among: $(PYTHON)." >&2; \
+	echo "Install one (on Debian or Ubuntu: apt install python3 python3-venv) or name it: make PYTHON=/path/to/python3.11 ..." >&2; \
+	exit 1
+
+.venv/.examples .venv/.dev .venv/.docs: .venv/.%: pyproject.toml .venv/.created
+	@echo "installing laplace-kit[$*] into .venv: one to three minutes the first time"
+	@$(python) -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
