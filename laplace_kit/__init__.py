@@ -1,0 +1,17 @@
+"""Laplace approximations for JAX: from a trained model to a posterior, predictions and a report."""
+
+from laplace_kit import approx as approx
+from laplace_kit import curv as curv
+from laplace_kit import eval as eval
+from laplace_kit import model as model
+from laplace_kit.fit import fit as fit
+from laplace_kit.laplace import Laplace as Laplace
+from laplace_kit.laplace import load as load
+from laplace_kit.likelihood import Bernoulli as Bernoulli
+from laplace_kit.likelihood import Categorical as Categorical
+from laplace_kit.likelihood import FromLoss as FromLoss
+from laplace_kit.likelihood import Gaussian as Gaussian
+from laplace_kit.likelihood import Likelihood as Likelihood
+from laplace_kit.likelihood import Poisson as Poisson
+
+__version__ = "0.1.0"

@@ -1,0 +1,320 @@
+"""One type for data: arrays in memory, or a re-iterable stream of batches.
+
+Sums over examples run through `sum_over`: in memory one compiled program scans over chunks of a
+fixed size; over a stream the host loops over one compiled step. The last chunk is brought to size
+with examples that were already there and a weight of zero, so that no padded zeros ever reach the
+model and no ragged batch recompiles.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from laplace_kit.tree import as_array, pytree_dataclass
+
+
+@pytree_dataclass()
+class Chunk:
+    """Some examples: inputs, targets, their numbers in the data, and a weight of 0 or 1 each."""
+
+    x: PyTree
+    y: PyTree
+    index: Int[Array, " B"]
+    weight: Float[Array, " B"]
+
+
+@pytree_dataclass()
+class InMemory:
+    """Inputs and targets as arrays with one leading axis of examples."""
+
+    x: PyTree
+    y: PyTree
+
+    @property
+    def num_examples(self) -> int:
+        """The number of examples."""
+        return jax.tree.leaves(self.x)[0].shape[0]
+
+
+@pytree_dataclass(static=("batches", "first", "num_first", "progress"))
+class Stream:
+    """A re-iterable of `(x, y)` batches; `first` describes the first one's shapes, hashably."""
+
+    batches: Iterable
+    first: tuple
+    num_first: int
+    progress: bool
+
+
+Data = InMemory | Stream
+DataLike = Data | tuple[PyTree, PyTree] | Iterable[tuple[PyTree, PyTree]]  # what `as_data` reads
+
+
+def as_data(data: Any, *, progress: bool = False) -> Data:
+    """Read a pair `(x, y)` as arrays in memory and any other re-iterable as a stream of batches.
+
+    Parameters
+    ----------
+    data
+        A tuple `(x, y)` of arrays or pytrees with one leading axis, or a list of such pairs, a
+        torch `DataLoader`, or any object whose `iter()` starts afresh each time. What is already
+        `InMemory` or `Stream` is returned as it is.
+    progress
+        Show a bar for each pass over a stream.
+
+    Raises
+    ------
+    TypeError
+        If `data` is a one-shot iterator or generator, or not iterable.
+    ValueError
+        If it is empty, or the leading axes differ.
+    """
+    if isinstance(data, InMemory | Stream):
+        return data
+    if isinstance(data, tuple):
+        return _in_memory(data)
+    if isinstance(data, Iterator):
+        raise TypeError(
+            f"Found a one-shot iterator ({type(data).__name__}) as data, expected a pair (x, y) or "
+            "something that can be iterated again and again, as several passes are made; wrap it "
+            "as list(data), or in a class whose __iter__ makes a new iterator."
+        )
+    if not isinstance(data, Iterable) or hasattr(data, "shape"):
+        raise TypeError(
+            f"Found data of type {type(data).__name__}, expected a tuple (x, y) of arrays or a "
+            "re-iterable of such pairs (a list of batches, a DataLoader)."
+        )
+    first = next(iter(data), None)
+    if first is None:
+        raise ValueError(
+            "Found empty data: no batch came, expected at least one example; check the loader."
+        )
+    batch = _as_batch(first)
+    spec = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (batch.x, batch.y)
+    )
+    leaves, structure = jax.tree.flatten(spec)
+    hashable = (tuple((leaf.shape, leaf.dtype) for leaf in leaves), structure)
+    return Stream(_ByIdentity(data), hashable, batch.num_examples, progress)
+
+
+class _ByIdentity:
+    """Any iterable, hashable by identity: lists are not, and compare by content."""
+
+    def __init__(self, iterable: Iterable):
+        self.iterable = iterable
+
+    def __iter__(self):
+        return iter(self.iterable)
+
+    def __len__(self):
+        return len(self.iterable)
+
+    def __eq__(self, other):
+        return isinstance(other, _ByIdentity) and self.iterable is other.iterable
+
+    def __hash__(self):
+        return id(self.iterable)
+
+
+def _as_batch(item: Any) -> InMemory:
+    if not (isinstance(item, tuple | list) and len(item) == 2):
+        kind = f"a {type(item).__name__}"
+        shape = getattr(item, "shape", None)
+        kind += f" of shape {tuple(shape)}" if shape is not None else ""
+        raise ValueError(
+            f"Found {kind} where a batch (x, y) was expected; pass arrays in memory as a tuple "
+            "(x, y), or an iterable that yields pairs."
+        )
+    return _in_memory(item)
+
+
+def _in_memory(pair: Any) -> InMemory:
+    if len(pair) != 2:
+        raise ValueError(
+            f"Found a tuple of {len(pair)} as data, expected a pair (x, y); put several inputs "
+            "into one pytree, for example ((x1, x2), y) or ({'image': x1, 'text': x2}, y)."
+        )
+    x, y = (jax.tree.map(as_array, part) for part in pair)
+    leaves = jax.tree.leaves((x, y))
+    shapes = ", ".join(str(leaf.shape) for leaf in leaves)
+    if not jax.tree.leaves(x) or any(leaf.ndim == 0 for leaf in leaves):
+        raise ValueError(
+            f"Found data with the shapes {shapes or '()'}, expected arrays with a leading axis of "
+            "examples; add one with x[None]."
+        )
+    if len({leaf.shape[0] for leaf in leaves}) > 1:
+        raise ValueError(
+            f"Found data whose leading axes differ ({shapes}), expected the same number of "
+            "examples in every array of x and y."
+        )
+    if leaves[0].shape[0] == 0:
+        raise ValueError(
+            f"Found empty data (shapes {shapes}), expected at least one example; check how the "
+            "data were selected."
+        )
+    return InMemory(x, y)
+
+
+def batch_spec(data: Data) -> tuple[PyTree, PyTree]:
+    """Return shapes and dtypes of `(x, y)`: of all examples in memory, or of the first batch."""
+    if isinstance(data, InMemory):
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (data.x, data.y))
+    leaves, structure = data.first
+    return jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+
+
+# --- sums over examples -------------------------------------------------------------------------
+
+
+def sum_over(fn: Callable, args: PyTree, data: Data, batch_size: int | None) -> PyTree:
+    r"""Return $\sum_{\text{chunks}} \mathrm{fn}(\mathrm{args}, \text{chunk})$.
+
+    Parameters
+    ----------
+    fn
+        A module-level function `(args, chunk) -> pytree of sums`. It must weigh each example by
+        `chunk.weight`. Being static, it is compiled once per shape of `args` and of the chunk.
+    args
+        A pytree of arrays: everything that `fn` needs besides the chunk.
+    data
+        In memory, or a stream.
+    batch_size
+        The number of examples in a chunk, at most; `None` for all in memory (or a whole batch).
+
+    Returns
+    -------
+    sums
+        Accumulated over chunks in float32 or better.
+
+    Raises
+    ------
+    TypeError
+        If a stream is summed inside a transformation such as `jit`, where the host cannot loop.
+    """
+    if isinstance(data, InMemory):
+        num = data.num_examples
+        return _scan_sum(fn, args, data, min(batch_size or num, num))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
+        raise TypeError(
+            "Found a stream of batches inside a JAX transformation (jit, vmap, grad), expected "
+            "concrete values, as the host loops over the batches; call it outside, or pass the "
+            "data in memory as a tuple (x, y)."
+        )
+    total = None
+    for chunk in chunks(data, batch_size):
+        total = _first_step(fn, args, chunk) if total is None else _step(fn, args, chunk, total)
+    return total
+
+
+@partial(jax.jit, static_argnames=("fn", "batch_size"))
+def _scan_sum(fn, args, data, batch_size):
+    num = data.num_examples
+    if batch_size == num:
+        return _accumulable(fn(args, _slice(data, 0, num)))
+    shapes = jax.eval_shape(lambda: _accumulable(fn(args, _slice(data, 0, batch_size))))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def body(total, i):
+        return jax.tree.map(jnp.add, total, fn(args, _slice(data, i, batch_size))), None
+
+    return jax.lax.scan(body, zeros, jnp.arange(-(-num // batch_size)))[0]
+
+
+@partial(jax.jit, static_argnames="fn")
+def _first_step(fn, args, chunk):
+    return _accumulable(fn(args, chunk))
+
+
+@partial(jax.jit, static_argnames="fn", donate_argnames="total")
+def _step(fn, args, chunk, total):
+    return jax.tree.map(jnp.add, total, fn(args, chunk))
+
+
+def _accumulable(sums: PyTree) -> PyTree:
+    """Give floating sums at least float32, so that many small terms are not lost."""
+    return jax.tree.map(
+        lambda s: (
+            s.astype(jnp.promote_types(s.dtype, jnp.float32))
+            if jnp.issubdtype(s.dtype, jnp.floating)
+            else s
+        ),
+        sums,
+    )
+
+
+def _slice(data: InMemory, i: int | Int[Array, ""], batch_size: int) -> Chunk:
+    """Cut chunk `i`; the last one starts earlier and gives the examples seen before no weight."""
+    if batch_size == data.num_examples:
+        x, y, index = data.x, data.y, jnp.arange(batch_size)
+    else:
+        start = jnp.minimum(i * batch_size, data.num_examples - batch_size)
+        x, y = jax.tree.map(
+            lambda a: jax.lax.dynamic_slice_in_dim(a, start, batch_size), (data.x, data.y)
+        )
+        index = start + jnp.arange(batch_size)
+    return Chunk(x, y, index, (index >= i * batch_size).astype(jnp.float32))
+
+
+def chunks(data: Stream, batch_size: int | None) -> Iterator[Chunk]:
+    """Cut the batches of a stream into chunks of one size, the last of each batch filled up."""
+    size = min(batch_size or data.num_first, data.num_first)
+    start = 0
+    for item in _with_progress(data):
+        batch = _as_batch(item)
+        num = batch.num_examples
+        for low in range(0, num, size):
+            rows = np.minimum(np.arange(low, low + size), num - 1)
+            weight = (np.arange(low, low + size) < num).astype(np.float32)
+            x, y = (batch.x, batch.y) if num == size else _take(batch, rows)
+            yield Chunk(x, y, jnp.asarray(start + rows), jnp.asarray(weight))
+        start += num
+
+
+def _take(batch: InMemory, rows: np.ndarray) -> tuple[PyTree, PyTree]:
+    """Select rows on the host: on the device each size of batch would need a program of its own."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], (batch.x, batch.y))
+
+
+def _with_progress(data: Stream) -> Iterable:
+    if not data.progress:
+        return data.batches
+    from tqdm.auto import tqdm
+
+    return tqdm(data.batches, desc="batches", leave=False)
+
+
+# --- maps over inputs ---------------------------------------------------------------------------
+
+
+@partial(jax.jit, static_argnames=("fn", "batch_size"))
+def map_over(fn: Callable, args: PyTree, x: PyTree, batch_size: int) -> PyTree:
+    """Return `fn(args, x)` row by row, computed in chunks of `batch_size` inputs.
+
+    Parameters
+    ----------
+    fn
+        A module-level function `(args, x) -> pytree` that keeps the leading axis of `x`.
+    args, x
+        Pytrees of arrays; `x` with a leading axis of N inputs.
+    batch_size
+        The number of inputs held at a time.
+    """
+    data = InMemory(x, ())
+    num = data.num_examples
+    size = min(batch_size, num)
+    if size == num:
+        return fn(args, x)
+    steps = -(-num // size)
+    out = jax.lax.map(lambda i: fn(args, _slice(data, i, size).x), jnp.arange(steps))
+
+    def join(stacked):
+        head = stacked[:-1].reshape((steps - 1) * size, *stacked.shape[2:])
+        return jnp.concatenate([head, stacked[-1][steps * size - num :]])
+
+    return jax.tree.map(join, out)

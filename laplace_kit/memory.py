@@ -1,0 +1,94 @@
+"""How much memory an operation may take, and how many examples that lets it hold at a time."""
+
+import os
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+_SHARE = 4  # an operation may take one part in so many of the device's memory
+
+
+def budget(memory_limit: int | None = None) -> int:
+    """Return the memory in bytes that one operation may take.
+
+    Parameters
+    ----------
+    memory_limit
+        The caller's own limit in bytes; by default a quarter of the memory of the first device (of
+        the host's, where the device does not tell). A share of the total and not of what is free,
+        so that two runs choose the same shapes and compile the same programs.
+
+    Raises
+    ------
+    ValueError
+        If `memory_limit` is not positive.
+    """
+    if memory_limit is not None:
+        if memory_limit <= 0:
+            raise ValueError(
+                f"Found memory_limit={memory_limit}, expected a positive number of bytes, "
+                "for example 2 * 1024**3; or pass None for a share of the device's memory."
+            )
+        return int(memory_limit)
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] // _SHARE
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _SHARE
+
+
+def readable(num_bytes: int | float) -> str:
+    """Write a number of bytes as people do, as in `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.4g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.4g} TiB"
+
+
+def activation_bytes(model_fn: Callable, params: PyTree, x: PyTree) -> int:
+    """Bound the bytes of all intermediate values that one more example adds to a forward pass.
+
+    Traces the model abstractly for one and for two examples and compares the sizes of everything
+    the two programs compute; no arithmetic is done.
+
+    Parameters
+    ----------
+    model_fn
+        `(params, x) -> outputs`.
+    params, x
+        Arrays or `jax.ShapeDtypeStruct`s; the leading axis of `x` is replaced.
+    """
+
+    def total(num: int) -> int:
+        def resize(leaf):
+            return jax.ShapeDtypeStruct((num, *leaf.shape[1:]), leaf.dtype)
+
+        jaxpr = jax.make_jaxpr(model_fn)(params, jax.tree.map(resize, x))
+        return _intermediate_bytes(jaxpr.jaxpr)
+
+    own = sum(leaf.dtype.itemsize * leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(x))
+    return max(total(2) - total(1), 0) + own
+
+
+def _intermediate_bytes(jaxpr) -> int:
+    num = 0
+    for equation in jaxpr.eqns:
+        values = jax.tree.leaves(list(equation.params.values()))  # `cond` has a tuple of branches
+        programs = [getattr(value, "jaxpr", value) for value in values]
+        inner = [_intermediate_bytes(program) for program in programs if hasattr(program, "eqns")]
+        num += sum(inner) * equation.params.get("length", 1)
+        if not inner:
+            num += sum(
+                v.aval.size * jnp.dtype(v.aval.dtype).itemsize
+                for v in equation.outvars
+                if hasattr(v.aval, "size")
+                and not jax.dtypes.issubdtype(v.aval.dtype, jax.dtypes.extended)
+            )
+    return num
+
+
+def chunk_size(bytes_per_example: int, memory_limit: int | None = None) -> int:
+    """Return how many examples of that size fit the budget: at least one."""
+    return max(budget(memory_limit) // max(bytes_per_example, 1), 1)
