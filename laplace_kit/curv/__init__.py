@@ -1,0 +1,12 @@
+"""Curvature operators of the summed negative log-likelihood."""
+
+from laplace_kit.curv.fisher import EmpiricalFisherOperator as EmpiricalFisherOperator
+from laplace_kit.curv.fisher import MonteCarloFisherOperator as MonteCarloFisherOperator
+from laplace_kit.curv.fisher import empirical_fisher_mv as empirical_fisher_mv
+from laplace_kit.curv.fisher import mc_fisher_mv as mc_fisher_mv
+from laplace_kit.curv.ggn import GGNOperator as GGNOperator
+from laplace_kit.curv.ggn import ggn_mv as ggn_mv
+from laplace_kit.curv.hessian import HessianOperator as HessianOperator
+from laplace_kit.curv.hessian import finite_difference_hvp as finite_difference_hvp
+from laplace_kit.curv.hessian import hessian_mv as hessian_mv
+from laplace_kit.curv.hessian import hvp as hvp

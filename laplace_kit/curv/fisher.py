@@ -1,0 +1,177 @@
+r"""Fisher matrices from gradients: the empirical one, and the Monte-Carlo one with sampled labels.
+
+Both are of the Gauss-Newton form $\sum_n J_n^\top S_n S_n^\top J_n$: the columns of $S_n$ are
+gradients of the loss in the outputs, at the observed label or at labels drawn from the model.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Num, PRNGKeyArray, PyTree
+
+from laplace_kit.curv.ggn import GaussNewtonOperator
+from laplace_kit.curv.operator import STATIC, bind
+from laplace_kit.data import DataLike, as_data
+from laplace_kit.likelihood import Likelihood
+from laplace_kit.tree import pytree_dataclass
+
+
+def _apply_factor(factor: Float[Array, "B R *event"], u: Float[Array, "B *event"]):
+    """Return $S_n S_n^T u_n$ for every example."""
+    flat = factor.reshape(*factor.shape[:2], -1)
+    inner = jnp.einsum("brc,bc->br", flat, u.reshape(len(u), -1))
+    return jnp.einsum("brc,br->bc", flat, inner).reshape(u.shape)
+
+
+@pytree_dataclass(static=STATIC)
+class EmpiricalFisherOperator(GaussNewtonOperator):
+    r"""The empirical Fisher matrix $\sum_n g_n g_n^\top$, with $g_n$ the gradient of example n.
+
+    Parameters
+    ----------
+    model_fn, params, data, likelihood, batch_size, scale, memory_limit
+        As for `GGNOperator`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If data, outputs, targets or likelihood do not go together.
+
+    References
+    ----------
+    Kunstner, Balles and Hennig (2019), Limitations of the empirical Fisher approximation.
+    """
+
+    model_fn: Callable
+    params: PyTree
+    data: DataLike
+    likelihood: Likelihood | str
+    batch_size: int | None = dataclasses.field(default=None, kw_only=True)
+    scale: Num[ArrayLike, ""] = dataclasses.field(default=1.0, kw_only=True)
+    memory_limit: int | None = dataclasses.field(default=None, kw_only=True)
+    example_bytes: int = dataclasses.field(default=0, init=False)
+
+    def __post_init__(self):
+        bind(self)
+
+    def num_columns(self, event):
+        return 1
+
+    def output_factor(self, f, chunk):
+        return jax.vmap(self.likelihood.output_gradient)(f, chunk.y)[:, None]
+
+    def output_mv(self, f, chunk, u):
+        return _apply_factor(self.output_factor(f, chunk), u)
+
+
+@pytree_dataclass(static=(*STATIC, "num_samples"))
+class MonteCarloFisherOperator(GaussNewtonOperator):
+    r"""The Fisher matrix with sampled labels, $\frac1M \sum_n \sum_m g_{nm} g_{nm}^\top$.
+
+    $g_{nm}$ is the gradient of example n at a label $\hat y_{nm} \sim p(y \mid f(x_n))$. Its
+    expectation over labels is the Fisher matrix, the GGN for an exponential family in natural
+    parameters. The labels depend on the key and the example's number only, never on the chunks,
+    so one operator is one fixed matrix; over a stream that needs batches in a fixed order.
+
+    Parameters
+    ----------
+    model_fn, params, data, likelihood, batch_size, scale, memory_limit
+        As for `GGNOperator`.
+    key
+        For the labels.
+    num_samples
+        M, the number of labels for each example.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If data, outputs, targets or likelihood do not go together, or `num_samples` is not
+        positive.
+
+    References
+    ----------
+    Martens and Grosse (2015), Optimizing neural networks with Kronecker-factored approximate
+    curvature.
+    """
+
+    model_fn: Callable
+    params: PyTree
+    data: DataLike
+    likelihood: Likelihood | str
+    key: PRNGKeyArray = dataclasses.field(kw_only=True)
+    num_samples: int = dataclasses.field(default=1, kw_only=True)
+    batch_size: int | None = dataclasses.field(default=None, kw_only=True)
+    scale: Num[ArrayLike, ""] = dataclasses.field(default=1.0, kw_only=True)
+    memory_limit: int | None = dataclasses.field(default=None, kw_only=True)
+    example_bytes: int = dataclasses.field(default=0, init=False)
+
+    def __post_init__(self):
+        if self.num_samples < 1:
+            raise ValueError(
+                f"Found num_samples={self.num_samples}, expected a positive number of labels to "
+                "draw for each example."
+            )
+        bind(self)
+
+    def num_columns(self, event):
+        return self.num_samples
+
+    def output_factor(self, f, chunk):
+        def one(index, f_n):
+            def draw(key):
+                return self.likelihood.output_gradient(f_n, self.likelihood.sample(key, f_n))
+
+            keys = jax.random.split(jax.random.fold_in(self.key, index), self.num_samples)
+            return jax.vmap(draw)(keys)
+
+        factor = jax.vmap(one)(chunk.index, f)
+        return factor / jnp.sqrt(jnp.asarray(self.num_samples, f.dtype))
+
+    def output_mv(self, f, chunk, u):
+        return _apply_factor(self.output_factor(f, chunk), u)
+
+
+def empirical_fisher_mv(
+    model_fn,
+    params: PyTree,
+    batch: tuple,
+    v: PyTree,
+    likelihood,
+    *,
+    scale: Num[ArrayLike, ""] = 1.0,
+) -> PyTree:
+    """Return the product of one batch's empirical Fisher matrix with `v`; see `ggn_mv`."""
+    data = as_data(tuple(batch))
+    return EmpiricalFisherOperator(
+        model_fn, params, data, likelihood, scale=scale, batch_size=data.num_examples
+    ).mv(v)
+
+
+def mc_fisher_mv(
+    model_fn,
+    params: PyTree,
+    batch: tuple,
+    v: PyTree,
+    likelihood,
+    *,
+    key: PRNGKeyArray,
+    num_samples: int = 1,
+    scale: Num[ArrayLike, ""] = 1.0,
+) -> PyTree:
+    """Return the product of one batch's Monte-Carlo Fisher matrix with `v`; see `ggn_mv`.
+
+    The same `key` gives the same labels and so the same matrix.
+    """
+    data = as_data(tuple(batch))
+    return MonteCarloFisherOperator(
+        model_fn,
+        params,
+        data,
+        likelihood,
+        key=key,
+        num_samples=num_samples,
+        scale=scale,
+        batch_size=data.num_examples,
+    ).mv(v)

@@ -1,0 +1,150 @@
+r"""Hessian products: of any scalar function, and of the summed negative log-likelihood."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import ArrayLike, Num, PyTree
+
+from laplace_kit import tree
+from laplace_kit.curv.objective import chunk_loss
+from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind, by_unit_vectors
+from laplace_kit.data import DataLike, as_data
+from laplace_kit.likelihood import Likelihood
+from laplace_kit.tree import pytree_dataclass
+
+
+def hvp(fun: Callable, params: PyTree, v: PyTree) -> PyTree:
+    r"""Return $\nabla^2 \mathrm{fun}(\theta) \, v$ exactly, forward over reverse.
+
+    Parameters
+    ----------
+    fun
+        A twice-differentiable scalar function of `params`.
+    params, v
+        Pytrees of the same structure, shapes and dtypes.
+
+    Returns
+    -------
+    product
+        A pytree like `params`. Cost: about two gradients.
+
+    References
+    ----------
+    Pearlmutter (1994), Fast exact multiplication by the Hessian.
+    """
+    return jax.jvp(jax.grad(fun), (params,), (v,))[1]
+
+
+def finite_difference_hvp(
+    fun: Callable,
+    params: PyTree,
+    v: PyTree,
+    *,
+    step: Num[ArrayLike, ""] | None = None,
+    damping: Num[ArrayLike, ""] = 0.0,
+) -> PyTree:
+    r"""Return $(\nabla^2 \mathrm{fun}(\theta) + \gamma I) v$ from a difference of two gradients.
+
+    $$(\nabla f(\theta + h v) - \nabla f(\theta - h v)) / (2 h) + \gamma v$$
+
+    Parameters
+    ----------
+    fun
+        A differentiable scalar function; no second derivative is asked of it.
+    params, v
+        Pytrees of the same structure, shapes and dtypes.
+    step
+        $h$; by default $\epsilon^{1/3} (1 + \|\theta\|_\infty) / \|v\|_\infty$, which balances
+        truncation and rounding for the dtype's $\epsilon$.
+    damping
+        $\gamma$.
+
+    Returns
+    -------
+    product
+        A pytree like `params`, with an error of order $h^2$. Cost: two gradients.
+    """
+    if step is None:
+        eps = jnp.finfo(tree.dtype(params)).eps
+        size = 1 + jnp.abs(tree.ravel(params)).max()
+        length = jnp.abs(tree.ravel(v)).max()
+        step = eps ** (1 / 3) * size / jnp.where(length > 0, length, 1)
+
+    def moved(sign: int) -> PyTree:
+        return jax.tree.map(lambda p, d: p + jnp.asarray(sign * step, p.dtype) * d, params, v)
+
+    gradient = jax.grad(fun)
+    return jax.tree.map(
+        lambda up, down, d: (
+            (up - down) / jnp.asarray(2 * step, d.dtype) + jnp.asarray(damping, d.dtype) * d
+        ),
+        gradient(moved(1)),
+        gradient(moved(-1)),
+        v,
+    )
+
+
+@pytree_dataclass(static=STATIC)
+class HessianOperator(CurvatureOperator):
+    r"""The Hessian $\nabla_\theta^2 \sum_n -\log p(y_n \mid f(x_n; \theta))$; it may be indefinite.
+
+    A product costs about two gradients. The exact diagonal and the dense form cost P products.
+
+    Parameters
+    ----------
+    model_fn, params, data, likelihood, batch_size, scale, memory_limit
+        As for `GGNOperator`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If data, outputs, targets or likelihood do not go together.
+
+    References
+    ----------
+    Pearlmutter (1994), Fast exact multiplication by the Hessian.
+    """
+
+    model_fn: Callable
+    params: PyTree
+    data: DataLike
+    likelihood: Likelihood | str
+    batch_size: int | None = dataclasses.field(default=None, kw_only=True)
+    scale: Num[ArrayLike, ""] = dataclasses.field(default=1.0, kw_only=True)
+    memory_limit: int | None = dataclasses.field(default=None, kw_only=True)
+    example_bytes: int = dataclasses.field(default=0, init=False)
+
+    def __post_init__(self):
+        bind(self)
+
+    def linear_map(self, chunk):
+        objective = self.objective
+        gradient = jax.grad(lambda params: chunk_loss(objective, params, chunk))
+        return jax.linearize(gradient, objective.params)[1]
+
+    def diagonal(self):
+        """Return the exact diagonal, `(P,)`, from products with unit vectors in blocks."""
+        return by_unit_vectors(self, lambda units, products: jnp.sum(products * units, axis=1))
+
+    def to_dense(self):
+        """Return the matrix, `(P, P)`, symmetrised, from products with unit vectors in blocks."""
+        matrix = by_unit_vectors(self, lambda units, products: products)
+        return 0.5 * (matrix + matrix.T)
+
+
+def hessian_mv(
+    model_fn,
+    params: PyTree,
+    batch: tuple,
+    v: PyTree,
+    likelihood,
+    *,
+    scale: Num[ArrayLike, ""] = 1.0,
+) -> PyTree:
+    """Return the product of one batch's Hessian with `v`; see `ggn_mv`."""
+    data = as_data(tuple(batch))
+    return HessianOperator(
+        model_fn, params, data, likelihood, scale=scale, batch_size=data.num_examples
+    ).mv(v)

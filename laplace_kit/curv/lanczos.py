@@ -1,0 +1,224 @@
+r"""Leading eigenpairs of a curvature operator by Lanczos with full reorthogonalisation."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matfree.decomp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from laplace_kit.curv.ggn import GaussNewtonOperator
+from laplace_kit.curv.operator import CurvatureOperator
+from laplace_kit.data import InMemory
+from laplace_kit.tree import pytree_dataclass
+
+_CHECK_DEPTH = 10  # products spent on asking whether a larger eigenvalue was missed
+_MAX_ROUNDS = 20
+
+
+@pytree_dataclass()
+class Eigenpairs:
+    r"""Leading eigenpairs of a symmetric matrix.
+
+    `values` `(R,)` in descending order; `vectors` `(R, P)` with orthonormal rows; `residuals`
+    `(R,)`, the norms $\|H u - s u\|$; `smallest` `()`, the smallest Ritz value that was met, an
+    upper bound on the smallest eigenvalue.
+    """
+
+    values: Float[Array, " R"]
+    vectors: Float[Array, "R P"]
+    residuals: Float[Array, " R"]
+    smallest: Float[Array, ""]
+
+
+def leading_eigenpairs(
+    operator: CurvatureOperator, rank: int, *, key: PRNGKeyArray | None = None
+) -> Eigenpairs:
+    r"""Return the algebraically largest eigenpairs of an operator.
+
+    Lanczos finds one copy of each eigenvalue, so runs are repeated on the operator deflated by what
+    was found, until a short run shows nothing larger than the smallest value kept. A last block of
+    products turns the basis to Ritz vectors and measures the residuals. Where the Krylov space
+    would reach the whole space, the dense matrix is decomposed instead: exact, and cheaper. Over a
+    stream the recurrence is ARPACK's, which asks the host for each product.
+
+    Parameters
+    ----------
+    operator
+        Any curvature operator, in memory or over a stream. Not inside a JAX transformation: how
+        many rounds are run depends on values.
+    rank
+        How many pairs are wanted, from 1 to P. Fewer come back where the matrix has lower rank.
+    key
+        For the start vector; without one it is a fixed low-discrepancy sequence.
+
+    Returns
+    -------
+    pairs
+        In float32 or better. Cost: about `3 rank + 20` products, or the dense matrix.
+
+    Raises
+    ------
+    ValueError
+        If `rank` is not between 1 and P.
+
+    References
+    ----------
+    Golub and Van Loan (2013), Matrix computations, chapter 10. Parlett (1998), The symmetric
+    eigenvalue problem, chapter 13.
+    """
+    num = operator.shape[0]
+    check_rank(rank, num)
+    depth = 2 * rank + _CHECK_DEPTH
+    if depth >= num:
+        return _dense(operator, rank)
+
+    find = _krylov_rounds if isinstance(operator.data, InMemory) else _krylov_on_host
+    basis, smallest = find(operator, rank, depth, key)
+    return _rayleigh_ritz(operator, basis, smallest)
+
+
+def check_rank(rank: int, num_params: int) -> int:
+    """Return the rank if a `(P, P)` matrix can have it, else raise a `ValueError`."""
+    if not 1 <= rank <= num_params:
+        raise ValueError(
+            f"Found rank={rank}, expected a number from 1 to P={num_params}, the number of "
+            "parameters; lower it, or leave it out."
+        )
+    return rank
+
+
+def _dense(operator, rank):
+    with jax.default_matmul_precision("highest"):
+        values, vectors = jnp.linalg.eigh(operator.to_dense())
+        values, vectors = values[::-1], vectors[:, ::-1].T
+    rounding = len(values) * jnp.finfo(values.dtype).eps * jnp.abs(values).max()
+    return Eigenpairs(values[:rank], vectors[:rank], jnp.full(rank, rounding), values[-1])
+
+
+def _start_vector(num, round_number, key):
+    """Return a unit vector with no structure that a model could share."""
+    if key is not None:
+        start = jax.random.normal(jax.random.fold_in(key, round_number), (num,))
+    else:  # the fractional parts of multiples of an irrational number fill (-1/2, 1/2) evenly
+        ratio = np.sqrt(2.0) + round_number * np.sqrt(3.0)
+        start = jnp.asarray((np.arange(1, num + 1) * ratio) % 1.0 - 0.5)
+    return start / jnp.linalg.norm(start)
+
+
+def _krylov_rounds(operator, rank, depth, key):
+    """Return a basis of the leading eigenvectors and the smallest Ritz value, by matfree."""
+    num = operator.shape[0]
+    dtype = jnp.promote_types(operator.dtype, jnp.float32)
+    eps = float(jnp.finfo(dtype).eps)
+    basis = jnp.zeros((rank, num), dtype)  # rows of zeros deflate nothing
+    values, smallest = np.zeros(0), np.inf
+    for round_number in range(_MAX_ROUNDS):
+        start = _start_vector(num, round_number, key).astype(dtype)
+        checking = len(values) == rank
+        for steps in (_CHECK_DEPTH, depth) if checking else (depth,):
+            ritz = _ritz_pairs(*_lanczos(operator, start, basis, steps), np.sqrt(num) * eps)
+            smallest = min(smallest, ritz.values[-1])
+            size = max([*values, *np.abs(ritz.values)])
+            if checking and ritz.values[0] <= values[-1] + num * eps * size:
+                return basis, smallest
+        positive = ritz.values > num * eps * size
+        # A second copy of an eigenvalue grows out of rounding and is late: left to the next round.
+        converged = positive & (ritz.residuals <= np.sqrt(eps) * size)
+        new = converged if converged.any() else positive
+        if not new.any():
+            break
+        found = jnp.asarray(ritz.coordinates[:, new].T, dtype) @ ritz.krylov
+        candidates = np.concatenate([values, ritz.values[new]])
+        order = np.argsort(-candidates, kind="stable")[:rank]
+        merged = jnp.concatenate([basis[: len(values)], found])[order]
+        values = candidates[order]
+        basis = jnp.zeros_like(basis).at[: len(values)].set(merged)
+    return basis[: max(len(values), 1)], smallest
+
+
+@partial(jax.jit, static_argnames="depth")
+def _lanczos(operator, start, locked, depth):
+    """Tridiagonalise the operator deflated by `locked`; return Krylov rows, T and the remainder."""
+
+    def deflate(v):
+        return v - locked.T @ (locked @ v)
+
+    def product(v):
+        v = deflate(v)
+        return deflate(operator.mv(v.astype(operator.dtype)).astype(v.dtype))
+
+    with jax.default_matmul_precision("highest"):
+        tridiagonalise = matfree.decomp.tridiag_sym(depth, reortho="full", materialize=True)
+        result = tridiagonalise(product, deflate(deflate(start)))
+    return result.Q_tall, result.J_small, jnp.linalg.norm(result.residual)
+
+
+def _krylov_on_host(operator, rank, depth, key):
+    """Return the same over a stream, where products loop on the host, by ARPACK."""
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+    num = operator.shape[0]
+    dtype = np.dtype(jnp.promote_types(operator.dtype, jnp.float32))
+    start = np.asarray(_start_vector(num, 0, key), dtype)
+
+    def product(v):
+        return np.asarray(operator.mv(jnp.asarray(v, operator.dtype)), dtype)
+
+    matrix = LinearOperator(operator.shape, matvec=product, dtype=dtype)
+    if not product(start).any():  # no Krylov space: the matrix is zero
+        return jnp.zeros((1, num), dtype), 0.0
+
+    def extreme(count, which, tolerance):
+        size = min(max(depth, 20), num - 1)
+        try:
+            return eigsh(matrix, count, which=which, v0=start, ncv=size, tol=tolerance)
+        except ArpackNoConvergence as partial_result:
+            return partial_result.eigenvalues, partial_result.eigenvectors
+
+    eps = float(jnp.finfo(dtype).eps)
+    values, vectors = extreme(rank, "LA", np.sqrt(eps))
+    rounding = num * eps * np.abs(values).max(initial=0.0)
+    keep = values > rounding if (values > rounding).any() else np.arange(len(values)) == 0
+    if isinstance(operator, GaussNewtonOperator):
+        smallest = 0.0
+    else:
+        smallest = min(extreme(1, "SA", 1e-2)[0], default=np.inf)
+    return jnp.asarray(vectors[:, keep].T, dtype), smallest
+
+
+class _Ritz(NamedTuple):
+    """Values descending, their coordinates (columns) in the Krylov rows, and residual norms."""
+
+    values: np.ndarray
+    coordinates: np.ndarray
+    krylov: Array
+    residuals: np.ndarray
+
+
+def _ritz_pairs(krylov, matrix, remainder, precision):
+    """Decompose the tridiagonal matrix up to its breakdown, where the Krylov space is exhausted."""
+    matrix = np.asarray(matrix, np.float64)
+    beta = np.append(np.abs(np.diag(matrix, 1)), float(remainder))
+    with np.errstate(invalid="ignore"):
+        alive = beta > 10 * precision * np.nanmax(np.abs(np.diag(matrix)), initial=0.0)
+    steps = len(matrix) if alive.all() else int(np.argmin(alive)) + 1
+    values, coordinates = np.linalg.eigh(matrix[:steps, :steps])
+    values, coordinates = values[::-1], coordinates[:, ::-1]
+    residuals = beta[steps - 1] * np.abs(coordinates[-1])
+    return _Ritz(values, coordinates, krylov[:steps], residuals)
+
+
+def _rayleigh_ritz(operator, basis, smallest):
+    with jax.default_matmul_precision("highest"):
+        basis = jnp.linalg.qr(basis.T)[0].T
+        images = operator.matmat(basis.astype(operator.dtype)).astype(basis.dtype)
+        small = basis @ images.T
+        values, rotation = jnp.linalg.eigh(0.5 * (small + small.T))
+        values, rotation = values[::-1], rotation[:, ::-1].T
+        vectors, images = rotation @ basis, rotation @ images
+    residuals = jnp.linalg.norm(images - values[:, None] * vectors, axis=1)
+    smallest = jnp.minimum(jnp.asarray(smallest, values.dtype), values[-1])
+    return Eigenpairs(values, vectors, residuals, smallest)

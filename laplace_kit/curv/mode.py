@@ -1,0 +1,128 @@
+"""One pass over the data at the mode: log-likelihood, gradient, count, and what is not finite."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from laplace_kit import data as data_module
+from laplace_kit import memory, tree
+from laplace_kit.curv.objective import Objective, chunk_loss
+from laplace_kit.data import Data, InMemory, batch_spec, sum_over
+from laplace_kit.tree import pytree_dataclass
+
+
+@pytree_dataclass(static=("num_data",))
+class Mode:
+    r"""Sums at the mode: $\log p(D \mid \theta^*)$, $\nabla \mathcal L$ flat `(P,)`, and N."""
+
+    log_likelihood: Float[Array, ""]
+    gradient: Float[Array, " P"]
+    num_data: int
+
+
+def examine_mode(
+    objective: Objective, data: Data, *, batch_size: int | None, memory_limit: int | None
+) -> Mode:
+    """Evaluate the objective at its parameters and refuse what is not finite or not valid.
+
+    Parameters
+    ----------
+    objective
+        The model, its free parameters and the likelihood.
+    data
+        In memory or a stream.
+    batch_size, memory_limit
+        What bounds the memory.
+
+    Returns
+    -------
+    mode
+        The sums and the number of examples. Cost: one gradient.
+
+    Raises
+    ------
+    ValueError
+        If parameters, data, targets or outputs are not finite or not valid; the message names the
+        first offending batch (over a stream) or example (in memory).
+    """
+    _check_params(objective.params)
+    if batch_size is None:
+        x, _ = batch_spec(data)
+        unit = memory.activation_bytes(objective.model_fn, objective.params, x)
+        batch_size = memory.chunk_size(3 * unit, memory_limit)
+    loss, gradient, num_data, num_bad = sum_over(_chunk_statistics, objective, data, batch_size)
+    if int(num_bad):
+        raise ValueError(_describe_first_bad(objective, data, batch_size))
+    accumulated = [
+        leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        for leaf in jax.tree.leaves(gradient)
+    ]
+    return Mode(-loss, tree.ravel(accumulated), int(num_data))
+
+
+def _chunk_statistics(objective, chunk):
+    loss, gradient = jax.value_and_grad(lambda params: chunk_loss(objective, params, chunk))(
+        objective.params
+    )
+    counted = chunk.weight > 0
+    bad = jnp.stack(list(_faults(objective, chunk).values())).any(axis=0)
+    return loss, gradient, jnp.sum(counted), jnp.sum(bad & counted)
+
+
+def _faults(objective, chunk) -> dict[str, Array]:
+    """Return, for each thing that can be wrong, which examples of a chunk it is wrong for."""
+    f = objective.outputs(chunk.x)
+    valid = jax.vmap(objective.likelihood.is_valid)(f, chunk.y)
+    support = objective.likelihood.support
+    return {
+        "inputs that are not finite; expected finite numbers": ~_finite_rows(chunk.x),
+        "targets that are not finite; expected finite numbers": ~_finite_rows(chunk.y),
+        "model outputs that are not finite; expected finite numbers": ~_finite_rows(f),
+        f"targets out of range; expected {support}": ~valid,
+    }
+
+
+def _finite_rows(values: PyTree) -> Array:
+    rows = [
+        jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(axis=1)
+        for leaf in jax.tree.leaves(values)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    num = jax.tree.leaves(values)[0].shape[0]
+    return jnp.stack(rows).all(axis=0) if rows else jnp.ones(num, bool)
+
+
+def _describe_first_bad(objective, data, batch_size) -> str:
+    """Find the first offending example on the host; only ever run to write a message."""
+    batches = [(data.x, data.y)] if isinstance(data, InMemory) else data.batches
+    for number, item in enumerate(batches):
+        batch = data_module.as_data(tuple(item))
+        num = batch.num_examples
+        for start in range(0, num, batch_size or num):
+            rows = slice(start, start + (batch_size or num))
+            x, y = jax.tree.map(lambda a: a[rows], (batch.x, batch.y))  # noqa: B023
+            ones = jnp.ones(len(jax.tree.leaves(x)[0]))
+            chunk = data_module.Chunk(x, y, jnp.arange(len(ones)), ones)
+            for what, bad in _faults(objective, chunk).items():
+                if bool(bad.any()):
+                    example = start + int(np.argmax(np.asarray(bad)))
+                    where = f"example {example}"
+                    if not isinstance(data, InMemory):
+                        where += f" of batch {number}"
+                    count = int(bad.sum())
+                    return (
+                        f"Found {what}: first at {where} ({count} in the same chunk); clean or "
+                        "drop these examples, and check the preprocessing and the parameters."
+                    )
+    return "Found data, targets or outputs that are not finite; they differ from pass to pass."
+
+
+def _check_params(params: PyTree) -> None:
+    for path, leaf in zip(tree.paths(params), jax.tree.leaves(params), strict=True):
+        if not bool(jnp.isfinite(leaf).all()):
+            count = int((~jnp.isfinite(leaf)).sum())
+            raise ValueError(
+                f"Found {count} values that are not finite in the parameters at {path!r}, "
+                "expected finite numbers; did training diverge?"
+            )

@@ -1,0 +1,77 @@
+r"""The summed negative log-likelihood, $\mathcal L(\theta) = \sum_n -\log p(y_n \mid f(x_n))$."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from laplace_kit import tree
+from laplace_kit.data import Chunk
+from laplace_kit.likelihood import Likelihood
+from laplace_kit.tree import Selection, Subset, as_pytree_function, pytree_dataclass
+
+
+@pytree_dataclass()
+class Objective:
+    """A model as a function of its free parameters only, and the likelihood of its outputs.
+
+    `model_fn` is a `jax.tree_util.Partial`, so that frozen arrays are leaves and not constants.
+    """
+
+    model_fn: jax.tree_util.Partial
+    params: PyTree
+    likelihood: Likelihood
+
+    def outputs(self, x: PyTree) -> Float[Array, "B *event"]:
+        """Return the model's outputs at its own parameters."""
+        return self.model_fn(self.params, x)
+
+
+def restrict(
+    model_fn: Callable, params: PyTree, likelihood: Likelihood, subset: Subset = None
+) -> tuple[Objective, Selection]:
+    """Return the objective as a function of the parameters that `subset` selects.
+
+    Parameters
+    ----------
+    model_fn
+        `(params, x) -> (N, *event)`.
+    params, subset
+        As in `laplace_kit.tree.select`; leaves that are not floating point are frozen.
+    likelihood
+        Of the outputs.
+    """
+    free, selection = tree.select(params, subset)
+    return of_free_params(model_fn, free, selection, likelihood), selection
+
+
+def of_free_params(
+    model_fn: Callable, free: PyTree, selection: Selection, likelihood: Likelihood
+) -> Objective:
+    """Return the objective for a selection that was made before; see `restrict`."""
+    model_fn = as_pytree_function(model_fn)
+    if jax.tree.leaves(selection):
+        model_fn = jax.tree_util.Partial(_with_frozen, model_fn, selection)
+    return Objective(model_fn, free, likelihood)
+
+
+def _with_frozen(model_fn, selection, free, x):
+    return model_fn(selection.insert(free), x)
+
+
+def example_losses(likelihood: Likelihood, f: Float[Array, "B *event"], y: PyTree):
+    """Return the negative log-likelihood of every example, `(B,)`."""
+    return jax.vmap(likelihood.negative_log_prob)(f, y)
+
+
+def chunk_loss(objective: Objective, params: PyTree, chunk: Chunk) -> Float[Array, ""]:
+    """Return the weighted sum of one chunk's losses as a function of the parameters."""
+    f = objective.model_fn(params, chunk.x)
+    losses = example_losses(objective.likelihood, f, chunk.y)
+    return jnp.vdot(chunk.weight.astype(losses.dtype), losses)
+
+
+def per_example(values: Float[Array, "B ..."], weight: Float[Array, " B"]) -> Float[Array, "B ..."]:
+    """Weigh values along their leading axis, keeping their dtype."""
+    return values * weight.astype(values.dtype).reshape(-1, *(1,) * (values.ndim - 1))

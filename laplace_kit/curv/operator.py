@@ -1,0 +1,243 @@
+"""What every curvature operator can do: products, diagonal, trace, dense and SciPy forms."""
+
+import abc
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from laplace_kit import memory, tree
+from laplace_kit.curv.objective import Objective, restrict
+from laplace_kit.curv.vector import read_vectors
+from laplace_kit.data import Chunk, as_data, batch_spec, sum_over
+from laplace_kit.likelihood import as_likelihood, check_targets
+from laplace_kit.tree import as_pytree_function
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
+# What lives at once in a product, in units of one example's activations: the linearised pass with
+# its inputs, and for each vector a tangent and a cotangent.
+_LINEARISATION, _VECTOR = 2, 2
+
+STATIC = ("batch_size", "memory_limit", "example_bytes")
+
+
+class CurvatureOperator(abc.ABC):
+    """A self-adjoint `(P, P)` curvature matrix of the summed loss, as a pytree.
+
+    Subclasses are final dataclasses with the fields `model_fn, params, data, likelihood,
+    batch_size, scale, memory_limit, example_bytes`, checked and converted by `bind`. Each says
+    what one chunk of examples contributes; this class sums over the data and reads vectors.
+    """
+
+    @abc.abstractmethod
+    def linear_map(self, chunk: Chunk) -> Callable[[PyTree], PyTree]:
+        """Linearise at one chunk and return `v -> H_chunk v` on pytrees of free parameters."""
+
+    @abc.abstractmethod
+    def diagonal(self) -> Float[Array, " P"]:
+        """Return the exact diagonal in flat order, `(P,)`, in float32 or better."""
+
+    @abc.abstractmethod
+    def to_dense(self) -> Float[Array, "P P"]:
+        """Return the matrix in flat order, `(P, P)`, in float32 or better."""
+
+    @property
+    def objective(self) -> Objective:
+        """The model as a function of its floating-point parameters, and the likelihood."""
+        return restrict(self.model_fn, self.params, self.likelihood)[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The matrix's shape, `(P, P)`."""
+        num = tree.size(self.objective.params)
+        return num, num
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of flat vectors: the parameters' common one."""
+        return tree.dtype(self.objective.params)
+
+    def mv(self, v: PyTree) -> PyTree:
+        """Return the product with one vector, in one pass over the data.
+
+        Parameters
+        ----------
+        v
+            A pytree like the parameters, or a flat `(P,)` array.
+
+        Returns
+        -------
+        product
+            In the form of `v` and the dtype of the parameters.
+
+        Raises
+        ------
+        ValueError
+            If `v` has neither form.
+        """
+        free, restore = read_vectors(v, self.params, self.objective.params, ())
+        return restore(self._cast(self.sum_over(_chunk_mv, free), free))
+
+    def matmat(self, vs: PyTree) -> PyTree:
+        """Return the products with K vectors, in one pass over the data.
+
+        Parameters
+        ----------
+        vs
+            A pytree like the parameters whose leaves have a leading axis K, or flat `(K, P)`.
+
+        Returns
+        -------
+        products
+            K vectors in the form of `vs`.
+
+        Raises
+        ------
+        ValueError
+            If `vs` has neither form.
+        """
+        first = next(iter(jax.tree.leaves(vs)), 0.0)
+        num = jnp.shape(first)[0] if jnp.ndim(first) else 0
+        free, restore = read_vectors(vs, self.params, self.objective.params, (num,))
+        return restore(self._cast(self.sum_over(_chunk_matmat, free, num_vectors=num), free))
+
+    def __matmul__(self, v: PyTree) -> PyTree:
+        """Return the product with one vector, `op.mv(v)`."""
+        return self.mv(v)
+
+    def trace(self) -> Float[Array, ""]:
+        """Return the exact trace, at the cost of the diagonal."""
+        return self.diagonal().sum()
+
+    def to_scipy(self) -> "LinearOperator":
+        """Return a SciPy `LinearOperator` on flat NumPy vectors, for `eigsh` and its like."""
+        from scipy.sparse.linalg import LinearOperator
+
+        def matvec(v):
+            return np.asarray(self.mv(jnp.asarray(v.reshape(-1), self.dtype)))
+
+        def matmat(vs):
+            return np.asarray(self.matmat(jnp.asarray(vs.T, self.dtype))).T
+
+        return LinearOperator(
+            self.shape, matvec=matvec, rmatvec=matvec, matmat=matmat, dtype=np.dtype(self.dtype)
+        )
+
+    def sum_over(
+        self, fn: Callable, args: PyTree = None, *, num_vectors: int = 1, extra_bytes: int = 0
+    ) -> PyTree:
+        """Sum `fn((operator, args), chunk)` over the data, times the scale.
+
+        Parameters
+        ----------
+        fn
+            A module-level function that reads `operator.linear_map`, `operator.objective` and the
+            like; the operator it is given holds no data.
+        args
+            Further arrays.
+        num_vectors, extra_bytes
+            What an example costs: vectors pushed through the linearised model, and bytes besides.
+        """
+        held = self.example_bytes * (_LINEARISATION + _VECTOR * num_vectors) + extra_bytes
+        batch_size = self.batch_size or memory.chunk_size(held, self.memory_limit)
+        kernel = tree.replace(self, data=None)
+        total = sum_over(fn, (kernel, args), self.data, batch_size)
+        return _scaled(total, self.scale)
+
+    def _cast(self, sums: PyTree, like: PyTree) -> PyTree:
+        return jax.tree.map(lambda s, leaf: s.astype(leaf.dtype), sums, like)
+
+
+@partial(jax.jit, inline=True)
+def _scaled(sums: PyTree, scale: Array) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.asarray(scale, leaf.dtype) * leaf, sums)
+
+
+def _chunk_mv(operator_and_vector, chunk):
+    operator, v = operator_and_vector
+    return operator.linear_map(chunk)(v)
+
+
+def _chunk_matmat(operator_and_vectors, chunk):
+    operator, vs = operator_and_vectors
+    return jax.vmap(operator.linear_map(chunk))(vs)
+
+
+def by_unit_vectors(operator: CurvatureOperator, fn: Callable) -> Array:
+    """Return the rows of `fn(units, products)` for blocks of unit vectors: P products in all.
+
+    The memory limit bounds a block. A transformation gets a compiled loop; otherwise the host
+    loops, as a stream of batches needs.
+    """
+    num, dtype = operator.shape[0], operator.dtype
+    # One example's pass, and the unit vectors, their tangents and the products.
+    row_bytes = operator.example_bytes * _VECTOR + 3 * num * dtype.itemsize
+    block = min(num, memory.chunk_size(row_bytes, operator.memory_limit))
+
+    def of_block(i: int | Array) -> Array:
+        units = jax.nn.one_hot(i * block + jnp.arange(block), num, dtype=dtype)
+        return fn(units, operator.matmat(units))
+
+    blocks = jnp.arange(-(-num // block))
+    if tree.is_concrete(operator):
+        rows = jnp.concatenate([of_block(i) for i in blocks])
+    else:
+        rows = jnp.concatenate(jax.lax.map(of_block, blocks))
+    return rows[:num]
+
+
+def bind(operator: CurvatureOperator) -> None:
+    """Check and convert what a user constructed an operator from, in its `__post_init__`.
+
+    Traces the model abstractly, with no arithmetic.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where data, outputs, targets, likelihood or batch size are not as DESIGN demands: the
+        message names what was found, what was expected and the remedy.
+    """
+    if operator.batch_size is not None and operator.batch_size < 1:
+        raise ValueError(
+            f"Found batch_size={operator.batch_size}, expected a positive number of examples, or "
+            "None to choose it from the memory limit."
+        )
+    put = object.__setattr__  # frozen for everybody else
+    put(operator, "model_fn", as_pytree_function(operator.model_fn))
+    put(operator, "likelihood", as_likelihood(operator.likelihood))
+    put(operator, "data", as_data(operator.data))
+    objective = operator.objective
+    x, y = batch_spec(operator.data)
+    check_outputs(objective, x, y)
+    example_bytes = memory.activation_bytes(objective.model_fn, objective.params, x)
+    put(operator, "example_bytes", example_bytes)
+
+
+def check_outputs(objective: Objective, x: PyTree, y: PyTree) -> jax.ShapeDtypeStruct:
+    """Trace the model abstractly and raise where outputs and targets do not go together.
+
+    Returns
+    -------
+    outputs
+        Shape and dtype of the model's outputs, `(N, *event)`.
+
+    Raises
+    ------
+    ValueError
+        If the outputs lack the leading axis of examples or do not suit the targets.
+    """
+    outputs = jax.eval_shape(objective.model_fn, objective.params, x)
+    num = jax.tree.leaves(x)[0].shape[0]
+    if hasattr(outputs, "shape") and outputs.shape[:1] != (num,):
+        raise ValueError(
+            f"Found outputs of shape {outputs.shape} for {num} examples, expected a leading axis "
+            f"of {num}; a model of single examples becomes one of batches by lk.model.batched(fn)."
+        )
+    check_targets(objective.likelihood, outputs, y)
+    return outputs
