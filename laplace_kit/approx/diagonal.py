@@ -1,0 +1,53 @@
+"""The diagonal posterior: independent parameters."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from laplace_kit.approx.posterior import Posterior, Spectrum, Structure
+from laplace_kit.curv.operator import CurvatureOperator
+from laplace_kit.tree import pytree_dataclass
+
+
+@pytree_dataclass()
+class DiagonalStructure(Structure):
+    """The curvature's exact diagonal."""
+
+    diagonal: Float[Array, " P"]
+
+    def log_det(self, precision):
+        return jnp.sum(jnp.log(self.diagonal + precision))
+
+    def posterior(self, precision, jitter=0.0):
+        return DiagonalPosterior(1 / jnp.sqrt(self.diagonal + precision + jitter))
+
+    def spectrum(self):
+        return Spectrum(self.diagonal, self.diagonal.min(), len(self.diagonal))
+
+
+def fit_diagonal(operator: CurvatureOperator) -> DiagonalStructure:
+    """Return the exact diagonal of an operator; see its `diagonal` for the cost."""
+    return DiagonalStructure(operator.diagonal())
+
+
+@pytree_dataclass()
+class DiagonalPosterior(Posterior):
+    """Standard deviations, `(P,)`."""
+
+    std: Float[Array, " P"]
+
+    @property
+    def size(self):
+        return len(self.std)
+
+    @property
+    def dtype(self):
+        return self.std.dtype
+
+    def scale_mv(self, eps):
+        return self.std * eps
+
+    def scale_rmv(self, rows):
+        return self.std * rows
+
+    def variance(self):
+        return self.std**2

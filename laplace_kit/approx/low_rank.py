@@ -1,0 +1,101 @@
+r"""The low-rank posterior: leading eigenpairs of the curvature, and the prior everywhere else.
+
+With $H \approx U^\top s U$ (rows of $U$ orthonormal) and any diagonal prior $d$, put
+$B = s^{1/2} U d^{-1/2}$ and $I + B B^\top = C C^\top$ (Cholesky), `(R, R)`. Then
+$\log|H + d| = \log|d| + \log|C C^\top|$, and the covariance $d^{-1/2} (I + B^\top B)^{-1} d^{-1/2}$
+has the root $A = d^{-1/2} (I + B^\top M B)$ with $M = -C^{-\top} (C + I)^{-1}$, for which
+$M + M^\top + M B B^\top M^\top = -(C C^\top)^{-1}$, as Woodbury's formula wants it.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, without_rounding
+from laplace_kit.curv.lanczos import leading_eigenpairs
+from laplace_kit.curv.operator import CurvatureOperator
+from laplace_kit.tree import pytree_dataclass
+
+
+@pytree_dataclass()
+class LowRankStructure(Structure):
+    r"""Leading eigenvalues `(R,)`, at least zero, and eigenvectors as orthonormal rows `(R, P)`.
+
+    `residuals` `(R,)` are the norms $\|H u - s u\|$. `smallest` is the smallest eigenvalue that was
+    met: where it is so negative that $H + d$ is indefinite, the results are NaN, not clipped.
+    """
+
+    values: Float[Array, " R"]
+    vectors: Float[Array, "R P"]
+    residuals: Float[Array, " R"]
+    smallest: Float[Array, ""]
+
+    def log_det(self, precision):
+        _, factor = self._rows_and_factor(self._definite(precision))
+        return jnp.sum(jnp.log(precision)) + 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
+
+    def posterior(self, precision, jitter=0.0):
+        precision = self._definite(precision + jitter)
+        rows, factor = self._rows_and_factor(precision)
+        identity = jnp.eye(len(factor), dtype=factor.dtype)
+        with jax.default_matmul_precision("highest"):
+            inverse = solve_triangular(factor + identity, identity, lower=True)
+            inner = -solve_triangular(factor, inverse, lower=True, trans=1)
+        return LowRankPosterior(1 / jnp.sqrt(precision), rows, inner)
+
+    def spectrum(self):
+        return Spectrum(self.values, self.smallest, self.vectors.shape[1])
+
+    def _definite(self, precision):
+        return jnp.where(self.smallest + precision.min() > 0, precision, jnp.nan)
+
+    def _rows_and_factor(self, precision):
+        rows = jnp.sqrt(self.values)[:, None] * self.vectors / jnp.sqrt(precision)
+        with jax.default_matmul_precision("highest"):
+            gram = rows @ rows.T
+            return rows, jnp.linalg.cholesky(jnp.eye(len(rows), dtype=rows.dtype) + gram)
+
+
+def fit_low_rank(
+    operator: CurvatureOperator, rank: int, *, key: PRNGKeyArray | None = None
+) -> LowRankStructure:
+    """Return the leading eigenpairs of an operator; see `leading_eigenpairs` for the cost."""
+    pairs = leading_eigenpairs(operator, rank, key=key)
+    met = without_rounding(jnp.append(pairs.values, pairs.smallest), operator.shape[0])
+    return LowRankStructure(jnp.maximum(met[:-1], 0), pairs.vectors, pairs.residuals, met[-1])
+
+
+@pytree_dataclass()
+class LowRankPosterior(Posterior):
+    r"""$A = d^{-1/2} (I + B^\top M B)$: `prior_std` `(P,)`, `rows` $B$ `(R, P)`, `inner` $M$."""
+
+    prior_std: Float[Array, " P"]
+    rows: Float[Array, "R P"]
+    inner: Float[Array, "R R"]
+
+    @property
+    def size(self):
+        return len(self.prior_std)
+
+    @property
+    def dtype(self):
+        return self.prior_std.dtype
+
+    def scale_mv(self, eps):
+        return self.prior_std * self._turn(eps, self.inner)
+
+    def scale_rmv(self, rows):
+        return self._turn(rows * self.prior_std, self.inner.T)
+
+    def variance(self):
+        # diag A A^T = d^-1 diag(I + B^T (2 M + M B B^T M^T) B)
+        with jax.default_matmul_precision("highest"):
+            gram = self.rows @ self.rows.T
+            middle = 2 * self.inner + self.inner @ gram @ self.inner.T
+            return self.prior_std**2 * (1 + jnp.sum(self.rows * (middle @ self.rows), axis=0))
+
+    def _turn(self, vectors, inner):
+        """Return $(I + B^T M B) v$ along the last axis, with `inner` for $M$."""
+        with jax.default_matmul_precision("highest"):
+            return vectors + ((vectors @ self.rows.T) @ inner.T) @ self.rows

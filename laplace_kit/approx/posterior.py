@@ -1,0 +1,166 @@
+r"""What a curvature structure and the posterior made of it can do.
+
+A *structure* approximates the curvature $H$ of the summed loss and knows nothing of the prior. With
+a prior precision $d$ `(P,)` it gives $\log |H + d|$ and a *posterior*, the zero-mean Gaussian with
+precision $H + d$, held through one square root $A$ of its covariance, $A A^\top = (H + d)^{-1}$:
+samples are $A \epsilon$, and the predictive covariance of Jacobian rows $J$ is $(J A)(J A)^\top$,
+positive semi-definite by construction. All vectors are flat, in float32 or better.
+"""
+
+import abc
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from laplace_kit.tree import is_concrete, pytree_dataclass
+
+
+class Posterior(abc.ABC):
+    """A zero-mean Gaussian over flat parameters."""
+
+    @abc.abstractmethod
+    def scale_mv(self, eps: Float[Array, "*batch P"]) -> Float[Array, "*batch P"]:
+        r"""Return $A \epsilon$ along the last axis: a draw where $\epsilon$ is standard normal."""
+
+    @abc.abstractmethod
+    def scale_rmv(self, rows: Float[Array, "*batch P"]) -> Float[Array, "*batch P"]:
+        r"""Return $A^\top r$ along the last axis, so that $r^\top \Sigma r = \|A^\top r\|^2$."""
+
+    @abc.abstractmethod
+    def variance(self) -> Float[Array, " P"]:
+        """Return the marginal variances, the diagonal of the covariance."""
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> int:
+        """The number of parameters P."""
+
+    @property
+    @abc.abstractmethod
+    def dtype(self) -> jnp.dtype:
+        """Of the flat vectors."""
+
+    def sample(self, key: PRNGKeyArray, num_samples: int) -> Float[Array, "K P"]:
+        """Return draws from the Gaussian, `(K, P)`."""
+        return self.scale_mv(jax.random.normal(key, (num_samples, self.size), self.dtype))
+
+    def covariance(self) -> Float[Array, "P P"]:
+        """Return the dense covariance, `(P, P)`: for small models and tests."""
+        root = self.scale_rmv(jnp.eye(self.size, dtype=self.dtype))
+        with jax.default_matmul_precision("highest"):
+            return root @ root.T
+
+    def is_finite(self) -> bool:
+        """Tell, outside of transformations, whether the factorisation succeeded."""
+        return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(self))
+
+
+class Structure(abc.ABC):
+    """An approximation of the curvature, free of the prior."""
+
+    @abc.abstractmethod
+    def log_det(self, precision: Float[Array, " P"]) -> Float[Array, ""]:
+        r"""Return $\log |H + d|$, differentiable in the prior precision `(P,)`."""
+
+    @abc.abstractmethod
+    def posterior(
+        self, precision: Float[Array, " P"], jitter: float | Float[Array, ""] = 0.0
+    ) -> Posterior:
+        """Return the Gaussian of precision $H + d + $ jitter."""
+
+    @abc.abstractmethod
+    def spectrum(self) -> "Spectrum":
+        """Return the eigenvalues of $H$."""
+
+
+@pytree_dataclass(static=("size",))
+class Spectrum:
+    r"""Eigenvalues `(R,)` of a `(P, P)` curvature, the other P - R being zero.
+
+    For an isotropic prior everything that evidence needs is $O(R)$. `smallest` is the smallest
+    eigenvalue that is known of the curvature itself, negative where that is indefinite.
+    """
+
+    values: Float[Array, " R"]
+    smallest: Float[Array, ""]
+    size: int
+
+    @property
+    def rounding(self) -> Float[Array, ""]:
+        """The size below which an eigenvalue cannot be told from zero."""
+        return _rounding(self.values, self.size)
+
+    def log_det(self, delta: Float[Array, ""]) -> Float[Array, ""]:
+        r"""Return $\log |H + \delta I|$; NaN where that matrix is indefinite."""
+        rest = (self.size - len(self.values)) * jnp.log(delta)
+        log_det = jnp.sum(jnp.log(self.values + delta)) + rest
+        return jnp.where(self.smallest + delta > 0, log_det, jnp.nan)
+
+    def effective_parameters(self, delta: Float[Array, ""]) -> Float[Array, ""]:
+        r"""Return $\sum_i s_i / (s_i + \delta)$ (MacKay 1992)."""
+        return jnp.sum(self.values / (self.values + delta))
+
+
+def without_rounding(values: Float[Array, " R"], size: int) -> Float[Array, " R"]:
+    """Set eigenvalues that are negative by rounding alone to zero; truly negative ones stay."""
+    return jnp.where((values < 0) & (values >= -_rounding(values, size)), 0, values)
+
+
+def _rounding(values: Float[Array, " R"], size: int) -> Float[Array, ""]:
+    return size * jnp.finfo(values.dtype).eps * jnp.abs(values).max()
+
+
+def factorise(structure: Structure, precision: Float[Array, " P"]) -> tuple[Posterior, Array]:
+    """Make the posterior, adding jitter only where rounding demands it.
+
+    Parameters
+    ----------
+    structure
+        The curvature.
+    precision
+        The prior precision, `(P,)`.
+
+    Returns
+    -------
+    posterior, jitter
+        The jitter that was added to the diagonal, zero unless the first attempt failed. Inside a
+        JAX transformation values cannot be looked at: no jitter is tried.
+
+    Raises
+    ------
+    ValueError
+        If the posterior precision is indefinite beyond rounding: the message names the most
+        negative curvature and the choices.
+    """
+    posterior = structure.posterior(precision)
+    zero = jnp.zeros((), precision.dtype)
+    if not is_concrete((structure, precision)) or posterior.is_finite():
+        return posterior, zero
+    spectrum = structure.spectrum()
+    lowest, highest = float(spectrum.smallest), float(jnp.abs(spectrum.values).max())
+    if not math.isfinite(highest):
+        raise ValueError(
+            "Found a curvature that is not finite, expected finite entries: a loss that is not "
+            "convex in the outputs has no square root (use curvature='hessian'), and activations "
+            "may overflow in this dtype."
+        )
+    rounding = float(spectrum.rounding)
+    if lowest < -rounding:
+        raise ValueError(
+            f"Found an indefinite curvature whose most negative eigenvalue is {lowest:.4g}, "
+            f"expected a positive definite posterior precision (the smallest prior precision is "
+            f"{float(precision.min()):.4g}); train to a minimum, raise prior_precision above "
+            f"{-lowest:.4g}, or use curvature='ggn', which is never indefinite."
+        )
+    for factor in (1.0, 10.0, 100.0):
+        jitter = jnp.asarray(factor * rounding, precision.dtype)
+        posterior = structure.posterior(precision, jitter)
+        if posterior.is_finite():
+            return posterior, jitter
+    raise ValueError(
+        f"Found a posterior precision that cannot be factorised in {precision.dtype} (largest "
+        f"curvature {highest:.4g}, smallest prior precision {float(precision.min()):.4g}); raise "
+        "prior_precision or use float64 parameters."
+    )
