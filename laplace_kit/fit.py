@@ -1,0 +1,180 @@
+"""From a trained model and its data to a posterior."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree
+
+from laplace_kit import curv, tree
+from laplace_kit.approx.choice import DEFAULT_RANK, choose_structure
+from laplace_kit.approx.diagonal import fit_diagonal
+from laplace_kit.approx.full import fit_full
+from laplace_kit.approx.low_rank import fit_low_rank
+from laplace_kit.approx.posterior import Structure, factorise
+from laplace_kit.curv.lanczos import check_rank
+from laplace_kit.curv.mode import examine_mode
+from laplace_kit.curv.objective import restrict
+from laplace_kit.curv.operator import CurvatureOperator, check_outputs
+from laplace_kit.data import as_data, batch_spec
+from laplace_kit.errors import check_option
+from laplace_kit.laplace import Laplace, expand_precision
+from laplace_kit.likelihood import Likelihood, as_likelihood
+from laplace_kit.tree import Subset, as_pytree_function
+
+CURVATURES = ("ggn", "hessian", "empirical_fisher", "mc_fisher")
+
+
+def fit(
+    model_fn: Callable,
+    params: PyTree,
+    data: Any,
+    *,
+    likelihood: Likelihood | str,
+    structure: Literal["auto", "full", "diagonal", "low_rank"] = "auto",
+    curvature: Literal["ggn", "hessian", "empirical_fisher", "mc_fisher"] = "ggn",
+    prior_precision: PyTree = 1.0,
+    prior_mean: PyTree = None,
+    subset: Subset = None,
+    rank: int | None = None,
+    key: PRNGKeyArray | None = None,
+    batch_size: int | None = None,
+    memory_limit: int | None = None,
+    progress: bool = False,
+) -> Laplace:
+    r"""Fit a Laplace posterior $\mathcal N(\theta^*, (H + d)^{-1})$ at trained parameters.
+
+    Parameters
+    ----------
+    model_fn
+        `(params, x) -> (N, *event)`, pure; see `laplace_kit.model` for modules.
+    params
+        The trained parameters, a pytree. Leaves that are not floating point are frozen.
+    data
+        The training data: `(x, y)` in memory, or a re-iterable of such pairs.
+    likelihood
+        A likelihood object, or `"gaussian"`, `"categorical"`, `"bernoulli"`, `"poisson"`.
+    structure
+        Of the curvature: `"full"`, `"diagonal"`, `"low_rank"`, or `"auto"`, the richest of these
+        that fits the memory limit.
+    curvature
+        `"ggn"`, `"hessian"`, `"empirical_fisher"`, or `"mc_fisher"`, which needs a key.
+    prior_precision
+        $d > 0$: a scalar, a pytree prefix of the parameters, or one value per parameter.
+    prior_mean
+        $\theta_0$, in any of the same forms; `None` for zero.
+    subset
+        Which parameters are random: `None` for all, a predicate on the leaf's path, or a pytree
+        prefix of booleans, per leaf or per element. The others are frozen.
+    rank
+        Of `"low_rank"`; 50, or P if that is less, by default.
+    key
+        For `"mc_fisher"`, and, if given, for the start vector of Lanczos.
+    batch_size
+        The number of examples held at a time; `None` chooses from the memory limit.
+    memory_limit
+        In bytes; `None` for a quarter of the device's memory.
+    progress
+        Show a bar: of stages in memory, of batches over a stream.
+
+    Returns
+    -------
+    la
+        A `Laplace`. Cost: one gradient, then for GGN and Fisher matrices with R columns in the
+        output factor (`num_outputs`, or the number of samples) full $2 N R P^2$ operations,
+        diagonal R backward passes, low rank about `3 rank + 20` products.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything that cannot be right, before work is done: the message names what was found,
+        what was expected and the remedy.
+
+    References
+    ----------
+    MacKay (1992), A practical Bayesian framework for backpropagation networks. Daxberger et al.
+    (2021), Laplace redux: effortless Bayesian deep learning.
+    """
+    check_option("curvature", curvature, CURVATURES)
+    if curvature == "mc_fisher" and key is None:
+        raise ValueError(
+            "Found no key, expected one for curvature='mc_fisher', which draws labels; pass "
+            "key=jax.random.key(0)."
+        )
+    data = as_data(data, progress=progress)
+    objective, selection = restrict(model_fn, params, as_likelihood(likelihood), subset)
+    free = objective.params
+    num_params = tree.size(free)
+    dtype = jnp.promote_types(tree.dtype(free), jnp.float32)
+    rank = min(DEFAULT_RANK, num_params) if rank is None else check_rank(rank, num_params)
+    chosen = choose_structure(structure, num_params, rank, dtype.itemsize, memory_limit)
+    precision = expand_precision(prior_precision, free, selection, dtype)
+    mean = 0.0 if prior_mean is None else prior_mean
+    mean = selection.broadcast(mean, free, name="prior_mean").astype(dtype)
+    check_outputs(objective, *batch_spec(data))
+
+    with _stages(progress) as enter:
+        enter("checking the mode")
+        mode = examine_mode(objective, data, batch_size=batch_size, memory_limit=memory_limit)
+        enter(f"fitting the {chosen} {curvature}")
+        operator = _operator(objective, data, curvature, key, batch_size, memory_limit)
+        fitted = _structure(operator, chosen, rank, key)
+        enter("factorising the posterior")
+        posterior, jitter = factorise(fitted, precision)
+    return Laplace(
+        model_fn=as_pytree_function(model_fn),
+        mode=free,
+        selection=selection,
+        likelihood=objective.likelihood,
+        structure=fitted,
+        posterior=posterior,
+        prior_precision=jax.tree.map(jnp.asarray, prior_precision),
+        prior_mean=mean,
+        log_likelihood=mode.log_likelihood,
+        gradient=mode.gradient.astype(dtype),
+        jitter=jitter,
+        num_data=mode.num_data,
+        batch_size=batch_size,
+        memory_limit=memory_limit,
+    )
+
+
+@contextlib.contextmanager
+def _stages(progress: bool) -> Iterator[Callable[[str], None]]:
+    """Give a function that names the stage that begins, on a bar if that is wanted."""
+    if not progress:
+        yield lambda stage: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=3, leave=False, bar_format="{n_fmt}/{total_fmt} {desc} {elapsed}") as bar:
+
+        def enter(stage: str) -> None:
+            bar.update()
+            bar.set_description_str(stage)
+
+        yield enter
+
+
+def _operator(objective, data, curvature, key, batch_size, memory_limit) -> CurvatureOperator:
+    bound = (objective.model_fn, objective.params, data, objective.likelihood)
+    if curvature == "mc_fisher":
+        return curv.MonteCarloFisherOperator(
+            *bound, key=key, batch_size=batch_size, memory_limit=memory_limit
+        )
+    operators = {
+        "ggn": curv.GGNOperator,
+        "hessian": curv.HessianOperator,
+        "empirical_fisher": curv.EmpiricalFisherOperator,
+    }
+    return operators[curvature](*bound, batch_size=batch_size, memory_limit=memory_limit)
+
+
+def _structure(operator, chosen, rank, key) -> Structure:
+    if chosen == "full":
+        return fit_full(operator)
+    if chosen == "diagonal":
+        return fit_diagonal(operator)
+    return fit_low_rank(operator, rank, key=key)
