@@ -388,7 +388,7 @@ class Laplace:
 
     def _labelled(self, data: Any) -> tuple[PyTree, PyTree]:
         x, y = _gather(data)
-        check_targets(self.likelihood, jax.eval_shape(self.objective.outputs, x), y)
+        check_targets(self.likelihood, self.objective.output_spec(x), y)
         return x, y
 
 
@@ -457,7 +457,8 @@ def expand_precision(
         be looked at, outside of JAX transformations).
     """
     precision = selection.broadcast(prior_precision, free, name="prior_precision").astype(dtype)
-    if tree.is_concrete(precision) and not bool(((precision > 0) & jnp.isfinite(precision)).all()):
+    valid = jnp.all((precision > 0) & jnp.isfinite(precision))
+    if tree.is_concrete(valid) and not valid:
         raise ValueError(
             f"Found prior_precision with values from {float(precision.min()):.4g} to "
             f"{float(precision.max()):.4g}, expected positive, finite numbers: the inverse prior "

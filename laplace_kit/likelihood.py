@@ -329,4 +329,5 @@ def check_targets(likelihood: Likelihood, outputs: PyTree, targets: PyTree) -> N
             f"Found targets of type {type(targets).__name__}, expected one array; select the array "
             "of targets, or write the loss of several as lk.FromLoss(loss)."
         )
-    likelihood.check_shapes(tuple(outputs.shape), targets)
+    spec = jax.ShapeDtypeStruct(targets.shape, targets.dtype)
+    likelihood.check_shapes(tuple(outputs.shape), spec)

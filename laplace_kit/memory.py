@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from laplace_kit.tree import as_pytree_function
+
 _SHARE = 4  # an operation may take one part in so many of the device's memory
 
 
@@ -47,6 +49,12 @@ def readable(num_bytes: int | float) -> str:
     return f"{num_bytes:.4g} TiB"
 
 
+@jax.jit
+def apply_model(model_fn: jax.tree_util.Partial, params: PyTree, x: PyTree) -> PyTree:
+    """Call a model that is a pytree; as one jitted function, its traces are kept by JAX."""
+    return model_fn(params, x)
+
+
 def activation_bytes(model_fn: Callable, params: PyTree, x: PyTree) -> int:
     """Bound the bytes of all intermediate values that one more example adds to a forward pass.
 
@@ -60,13 +68,14 @@ def activation_bytes(model_fn: Callable, params: PyTree, x: PyTree) -> int:
     params, x
         Arrays or `jax.ShapeDtypeStruct`s; the leading axis of `x` is replaced.
     """
+    model_fn = as_pytree_function(model_fn)
 
     def total(num: int) -> int:
         def resize(leaf):
             return jax.ShapeDtypeStruct((num, *leaf.shape[1:]), leaf.dtype)
 
-        jaxpr = jax.make_jaxpr(model_fn)(params, jax.tree.map(resize, x))
-        return _intermediate_bytes(jaxpr.jaxpr)
+        traced = apply_model.trace(model_fn, params, jax.tree.map(resize, x))
+        return _intermediate_bytes(traced.jaxpr.jaxpr)
 
     own = sum(leaf.dtype.itemsize * leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(x))
     return max(total(2) - total(1), 0) + own

@@ -49,5 +49,11 @@ class DiagonalPosterior(Posterior):
     def scale_rmv(self, rows):
         return self.std * rows
 
+    def output_covariance(self, rows):
+        return rows.scaled_outer(self.std**2)
+
+    def output_variance(self, rows):
+        return rows.scaled_squares(self.std**2)
+
     def variance(self):
         return self.std**2

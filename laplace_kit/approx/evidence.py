@@ -1,11 +1,13 @@
 r"""The evidence at the mode, $\log p(D \mid d)$, as a differentiable function of the prior."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from laplace_kit.approx.posterior import Spectrum, Structure
 
 
+@jax.jit
 def log_evidence(
     log_likelihood: Float[Array, ""],
     structure: Structure,
@@ -44,6 +46,7 @@ def log_evidence(
     return log_likelihood + 0.5 * (fit - structure.log_det(precision))
 
 
+@jax.jit
 def log_evidence_isotropic(
     log_likelihood: Float[Array, ""],
     spectrum: Spectrum,

@@ -48,6 +48,12 @@ def fit_full(operator: CurvatureOperator) -> FullStructure:
     return FullStructure(operator.to_dense())
 
 
+@jax.jit
+def _inverse_factor(cholesky):
+    with jax.default_matmul_precision("highest"):
+        return solve_triangular(cholesky, jnp.eye(len(cholesky), dtype=cholesky.dtype), lower=True)
+
+
 def _add_to_diagonal(matrix, values):
     index = jnp.arange(len(matrix))
     return matrix.at[index, index].add(values)
@@ -55,9 +61,14 @@ def _add_to_diagonal(matrix, values):
 
 @pytree_dataclass()
 class FullPosterior(Posterior):
-    r"""$L L^\top = H + d$, so the covariance's root is $A = L^{-\top}$."""
+    r"""$L L^\top = H + d$, so the covariance's root is $A = L^{-\top}$.
+
+    `inverse` is $L^{-1}$ once `for_prediction` has made it: with it, the rows' factors need not be
+    multiplied out before they meet the root.
+    """
 
     cholesky: Float[Array, "P P"]
+    inverse: Float[Array, "P P"] | None = None
 
     @property
     def size(self):
@@ -73,9 +84,32 @@ class FullPosterior(Posterior):
     def scale_rmv(self, rows):
         return self._solve(rows, trans=0)
 
+    def for_prediction(self):
+        """Return the posterior with the inverse factor; kept outside of transformations."""
+        if self.inverse is not None:
+            return self
+        if "_prepared" not in self.__dict__:
+            prepared = FullPosterior(self.cholesky, _inverse_factor(self.cholesky))
+            if not is_concrete(prepared):
+                return prepared
+            self.__dict__["_prepared"] = prepared  # a memo: the field it derives from is frozen
+        return self.__dict__["_prepared"]
+
+    @property
+    def num_projections(self):
+        return self.size
+
+    def output_covariance(self, rows):
+        with jax.default_matmul_precision("highest"):
+            rooted = rows.project(self.for_prediction().inverse)
+            return jnp.einsum("brp,bsp->brs", rooted, rooted)
+
+    def output_variance(self, rows):
+        with jax.default_matmul_precision("highest"):
+            return jnp.sum(rows.project(self.for_prediction().inverse) ** 2, axis=-1)
+
     def variance(self):
-        inverse = self.scale_rmv(jnp.eye(self.size, dtype=self.dtype))
-        return jnp.sum(inverse**2, axis=1)
+        return jnp.sum(self.for_prediction().inverse ** 2, axis=0)
 
     def _solve(self, vectors, trans):
         columns = vectors.reshape(-1, self.size).astype(self.dtype).T

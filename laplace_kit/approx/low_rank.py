@@ -42,7 +42,8 @@ class LowRankStructure(Structure):
         with jax.default_matmul_precision("highest"):
             inverse = solve_triangular(factor + identity, identity, lower=True)
             inner = -solve_triangular(factor, inverse, lower=True, trans=1)
-        return LowRankPosterior(1 / jnp.sqrt(precision), rows, inner)
+            shrinkage = solve_triangular(factor, identity, lower=True)
+        return LowRankPosterior(1 / jnp.sqrt(precision), rows, inner, shrinkage)
 
     def spectrum(self):
         return Spectrum(self.values, self.smallest, self.vectors.shape[1])
@@ -68,11 +69,15 @@ def fit_low_rank(
 
 @pytree_dataclass()
 class LowRankPosterior(Posterior):
-    r"""$A = d^{-1/2} (I + B^\top M B)$: `prior_std` `(P,)`, `rows` $B$ `(R, P)`, `inner` $M$."""
+    r"""$A = d^{-1/2} (I + B^\top M B)$, with $A A^\top = d^{-1/2} (I - |C^{-1} B|^2) d^{-1/2}$.
+
+    `prior_std` `(P,)`, `rows` $B$ `(R, P)`, `inner` $M$ and `shrinkage` $C^{-1}$ `(R, R)`.
+    """
 
     prior_std: Float[Array, " P"]
     rows: Float[Array, "R P"]
     inner: Float[Array, "R R"]
+    shrinkage: Float[Array, "R R"]
 
     @property
     def size(self):
@@ -88,12 +93,28 @@ class LowRankPosterior(Posterior):
     def scale_rmv(self, rows):
         return self._turn(rows * self.prior_std, self.inner.T)
 
-    def variance(self):
-        # diag A A^T = d^-1 diag(I + B^T (2 M + M B B^T M^T) B)
+    def output_covariance(self, rows):
         with jax.default_matmul_precision("highest"):
-            gram = self.rows @ self.rows.T
-            middle = 2 * self.inner + self.inner @ gram @ self.inner.T
-            return self.prior_std**2 * (1 + jnp.sum(self.rows * (middle @ self.rows), axis=0))
+            learned = self._learned(rows)
+            correction = jnp.einsum("brk,bsk->brs", learned, learned)
+            return rows.scaled_outer(self.prior_std**2) - correction
+
+    def output_variance(self, rows):
+        with jax.default_matmul_precision("highest"):
+            correction = jnp.sum(self._learned(rows) ** 2, axis=-1)
+            return jnp.maximum(rows.scaled_squares(self.prior_std**2) - correction, 0)
+
+    @property
+    def num_projections(self):
+        return len(self.rows)
+
+    def variance(self):
+        with jax.default_matmul_precision("highest"):
+            return self.prior_std**2 * (1 - jnp.sum((self.shrinkage @ self.rows) ** 2, axis=0))
+
+    def _learned(self, rows):
+        r"""Return $J d^{-1/2} B^\top C^{-\top}$: its square is what the data take off the prior."""
+        return rows.project(self.rows * self.prior_std) @ self.shrinkage.T
 
     def _turn(self, vectors, inner):
         """Return $(I + B^T M B) v$ along the last axis, with `inner` for $M$."""

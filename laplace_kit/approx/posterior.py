@@ -3,8 +3,8 @@ r"""What a curvature structure and the posterior made of it can do.
 A *structure* approximates the curvature $H$ of the summed loss and knows nothing of the prior. With
 a prior precision $d$ `(P,)` it gives $\log |H + d|$ and a *posterior*, the zero-mean Gaussian with
 precision $H + d$, held through one square root $A$ of its covariance, $A A^\top = (H + d)^{-1}$:
-samples are $A \epsilon$, and the predictive covariance of Jacobian rows $J$ is $(J A)(J A)^\top$,
-positive semi-definite by construction. All vectors are flat, in float32 or better.
+samples are $A \epsilon$, and the covariance of outputs with Jacobian rows $J$ is $(J A)(J A)^\top$.
+All vectors are flat, in float32 or better.
 """
 
 import abc
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from laplace_kit.curv.rows import Rows
 from laplace_kit.tree import is_concrete, pytree_dataclass
 
 
@@ -27,6 +28,23 @@ class Posterior(abc.ABC):
     @abc.abstractmethod
     def scale_rmv(self, rows: Float[Array, "*batch P"]) -> Float[Array, "*batch P"]:
         r"""Return $A^\top r$ along the last axis, so that $r^\top \Sigma r = \|A^\top r\|^2$."""
+
+    @abc.abstractmethod
+    def output_covariance(self, rows: Rows) -> Float[Array, "B R R"]:
+        r"""Return $J_n \Sigma J_n^\top$ for Jacobian rows held in factors."""
+
+    @abc.abstractmethod
+    def output_variance(self, rows: Rows) -> Float[Array, "B R"]:
+        """Return the diagonals of `output_covariance` alone, at least zero."""
+
+    @property
+    def num_projections(self) -> int:
+        """How many vectors a row is projected on for its output covariance; tells memory."""
+        return 1
+
+    def for_prediction(self) -> "Posterior":
+        """Return the posterior with what many predictions share; itself by default."""
+        return self
 
     @abc.abstractmethod
     def variance(self) -> Float[Array, " P"]:
@@ -54,7 +72,7 @@ class Posterior(abc.ABC):
 
     def is_finite(self) -> bool:
         """Tell, outside of transformations, whether the factorisation succeeded."""
-        return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(self))
+        return bool(_all_finite(self))
 
 
 class Structure(abc.ABC):
@@ -112,6 +130,16 @@ def _rounding(values: Float[Array, " R"], size: int) -> Float[Array, ""]:
     return size * jnp.finfo(values.dtype).eps * jnp.abs(values).max()
 
 
+@jax.jit
+def _all_finite(tree):
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+@jax.jit
+def _posterior(structure, precision, jitter=0.0):
+    return structure.posterior(precision, jitter)
+
+
 def factorise(structure: Structure, precision: Float[Array, " P"]) -> tuple[Posterior, Array]:
     """Make the posterior, adding jitter only where rounding demands it.
 
@@ -134,9 +162,9 @@ def factorise(structure: Structure, precision: Float[Array, " P"]) -> tuple[Post
         If the posterior precision is indefinite beyond rounding: the message names the most
         negative curvature and the choices.
     """
-    posterior = structure.posterior(precision)
+    posterior = _posterior(structure, precision)
     zero = jnp.zeros((), precision.dtype)
-    if not is_concrete((structure, precision)) or posterior.is_finite():
+    if not is_concrete(posterior) or posterior.is_finite():
         return posterior, zero
     spectrum = structure.spectrum()
     lowest, highest = float(spectrum.smallest), float(jnp.abs(spectrum.values).max())
@@ -156,7 +184,7 @@ def factorise(structure: Structure, precision: Float[Array, " P"]) -> tuple[Post
         )
     for factor in (1.0, 10.0, 100.0):
         jitter = jnp.asarray(factor * rounding, precision.dtype)
-        posterior = structure.posterior(precision, jitter)
+        posterior = _posterior(structure, precision, jitter)
         if posterior.is_finite():
             return posterior, jitter
     raise ValueError(

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num, PyTree
 
-from laplace_kit.curv.jacobian import pull_back, unit_directions
+from laplace_kit.curv.layers import capture, gram_bytes, rows_bytes, unit_directions
 from laplace_kit.curv.objective import per_example
 from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind
+from laplace_kit.curv.rows import Rows
 from laplace_kit.data import Chunk, DataLike, as_data, batch_spec
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.tree import pytree_dataclass
@@ -56,40 +57,39 @@ class GaussNewtonOperator(CurvatureOperator):
 
     def diagonal(self):
         r"""Return $\sum_n \sum_r (J_n^\top s_{nr})^2$ exactly, `(P,)`, at R backward passes."""
-        return self._sum_rows(_chunk_diagonal)
+        return self._sum_rows(_chunk_diagonal, rows_bytes)
 
     def to_dense(self):
-        r"""Return $\sum_n (J_n^\top S_n)(J_n^\top S_n)^\top$, `(P, P)`, in $2 N R P^2$ flops."""
-        return self._sum_rows(_chunk_dense)
+        r"""Return $\sum_n (J_n^\top S_n)(J_n^\top S_n)^\top$, `(P, P)`, at R backward passes.
 
-    def _sum_rows(self, fn) -> Array:
-        x, _ = batch_spec(self.data)
-        rows = self.num_columns(jax.eval_shape(self.objective.outputs, x).shape[1:])
-        row_bytes = 2 * rows * self.shape[0] * self.dtype.itemsize  # the rows and a scaled copy
-        return self.sum_over(fn, num_vectors=rows, extra_bytes=row_bytes)
+        Weights that are used once cost $2 N P^2$ operations, others $2 N R P^2$.
+        """
+        return self._sum_rows(_chunk_dense, gram_bytes)
+
+    def _sum_rows(self, fn, bytes_of) -> Array:
+        objective, (x, _) = self.objective, batch_spec(self.data)
+        columns = self.num_columns(objective.output_spec(x).shape[1:])
+        held = bytes_of(objective, x, columns)
+        return self.sum_over(fn, num_vectors=columns, extra_bytes=held)
 
 
-def factor_rows(operator: GaussNewtonOperator, chunk: Chunk) -> Float[Array, "B R P"]:
+def factor_rows(operator: GaussNewtonOperator, chunk: Chunk) -> Rows:
     r"""Return $J_n^\top S_n$ for every example of a chunk, zero where it has no weight."""
-    objective = operator.objective
-    factor = operator.output_factor(objective.outputs(chunk.x), chunk)
-    return pull_back(objective, chunk.x, per_example(factor, chunk.weight))
+
+    def weighted_factor(f: Float[Array, "B *event"]) -> Float[Array, "B R *event"]:
+        return per_example(operator.output_factor(f, chunk), chunk.weight)
+
+    _, rows = capture(operator.objective, chunk.x, weighted_factor)
+    return rows.astype(jnp.promote_types(operator.dtype, jnp.float32))
 
 
 def _chunk_diagonal(operator_and_nothing, chunk):
-    rows = factor_rows(operator_and_nothing[0], chunk)
-    return jnp.sum(_accumulated(rows) ** 2, axis=(0, 1))
+    return factor_rows(operator_and_nothing[0], chunk).squared_sum()
 
 
 def _chunk_dense(operator_and_nothing, chunk):
-    rows = factor_rows(operator_and_nothing[0], chunk)
-    flat = _accumulated(rows).reshape(-1, rows.shape[-1])
     with jax.default_matmul_precision("highest"):
-        return flat.T @ flat
-
-
-def _accumulated(rows: Array) -> Array:
-    return rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
+        return factor_rows(operator_and_nothing[0], chunk).gram()
 
 
 @pytree_dataclass(static=STATIC)

@@ -23,8 +23,8 @@ class Eigenpairs:
     r"""Leading eigenpairs of a symmetric matrix.
 
     `values` `(R,)` in descending order; `vectors` `(R, P)` with orthonormal rows; `residuals`
-    `(R,)`, the norms $\|H u - s u\|$; `smallest` `()`, the smallest Ritz value that was met, an
-    upper bound on the smallest eigenvalue.
+    `(R,)`, the norms $\|H u - s u\|$; `smallest` `()`, the smallest Ritz value that was met,
+    which is no smaller than the smallest eigenvalue where that is negative.
     """
 
     values: Float[Array, " R"]
@@ -212,13 +212,23 @@ def _ritz_pairs(krylov, matrix, remainder, precision):
 
 
 def _rayleigh_ritz(operator, basis, smallest):
+    basis = _orthonormal(basis)
+    images = operator.matmat(basis.astype(operator.dtype)).astype(basis.dtype)
+    return _ritz_vectors(basis, images, jnp.asarray(smallest, basis.dtype))
+
+
+@jax.jit
+def _orthonormal(rows):
     with jax.default_matmul_precision("highest"):
-        basis = jnp.linalg.qr(basis.T)[0].T
-        images = operator.matmat(basis.astype(operator.dtype)).astype(basis.dtype)
+        return jnp.linalg.qr(rows.T)[0].T
+
+
+@jax.jit
+def _ritz_vectors(basis, images, smallest):
+    with jax.default_matmul_precision("highest"):
         small = basis @ images.T
         values, rotation = jnp.linalg.eigh(0.5 * (small + small.T))
         values, rotation = values[::-1], rotation[:, ::-1].T
         vectors, images = rotation @ basis, rotation @ images
     residuals = jnp.linalg.norm(images - values[:, None] * vectors, axis=1)
-    smallest = jnp.minimum(jnp.asarray(smallest, values.dtype), values[-1])
-    return Eigenpairs(values, vectors, residuals, smallest)
+    return Eigenpairs(values, vectors, residuals, jnp.minimum(smallest, values[-1]))

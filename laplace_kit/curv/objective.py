@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, PyTree
 
 from laplace_kit import tree
 from laplace_kit.data import Chunk
-from laplace_kit.likelihood import Likelihood
+from laplace_kit.likelihood import Likelihood, check_targets
+from laplace_kit.memory import apply_model
 from laplace_kit.tree import Selection, Subset, as_pytree_function, pytree_dataclass
 
 
@@ -26,6 +27,10 @@ class Objective:
     def outputs(self, x: PyTree) -> Float[Array, "B *event"]:
         """Return the model's outputs at its own parameters."""
         return self.model_fn(self.params, x)
+
+    def output_spec(self, x: PyTree) -> jax.ShapeDtypeStruct:
+        """Return the outputs' shape and dtype; nothing is computed."""
+        return apply_model.eval_shape(self.model_fn, self.params, x)
 
 
 def restrict(
@@ -61,7 +66,14 @@ def _with_frozen(model_fn, selection, free, x):
 
 
 def example_losses(likelihood: Likelihood, f: Float[Array, "B *event"], y: PyTree):
-    """Return the negative log-likelihood of every example, `(B,)`."""
+    """Return the negative log-likelihood of every example, `(B,)`.
+
+    Raises
+    ------
+    ValueError
+        If the targets of this batch do not suit its outputs.
+    """
+    check_targets(likelihood, f, y)
     return jax.vmap(likelihood.negative_log_prob)(f, y)
 
 

@@ -180,9 +180,11 @@ def by_unit_vectors(operator: CurvatureOperator, fn: Callable) -> Array:
     row_bytes = operator.example_bytes * _VECTOR + 3 * num * dtype.itemsize
     block = min(num, memory.chunk_size(row_bytes, operator.memory_limit))
 
-    def of_block(i: int | Array) -> Array:
+    def of_block(i: Array) -> Array:
         units = jax.nn.one_hot(i * block + jnp.arange(block), num, dtype=dtype)
-        return fn(units, operator.matmat(units))
+        vs = tree.unravel(units, operator.objective.params)
+        products = operator.sum_over(_chunk_matmat, vs, num_vectors=block)
+        return fn(units, tree.ravel(products, num_leading=1))
 
     blocks = jnp.arange(-(-num // block))
     if tree.is_concrete(operator):
@@ -232,7 +234,7 @@ def check_outputs(objective: Objective, x: PyTree, y: PyTree) -> jax.ShapeDtypeS
     ValueError
         If the outputs lack the leading axis of examples or do not suit the targets.
     """
-    outputs = jax.eval_shape(objective.model_fn, objective.params, x)
+    outputs = objective.output_spec(x)
     num = jax.tree.leaves(x)[0].shape[0]
     if hasattr(outputs, "shape") and outputs.shape[:1] != (num,):
         raise ValueError(

@@ -10,11 +10,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import memory, tree
 from laplace_kit.approx.posterior import Posterior
-from laplace_kit.curv.jacobian import jacobian
+from laplace_kit.curv.layers import jacobian, projection_bytes
 from laplace_kit.curv.objective import Objective
 from laplace_kit.data import as_data, map_over
 from laplace_kit.errors import check_option
@@ -116,12 +117,15 @@ def predict(
     if num_samples is not None and num_samples < 2:
         raise ValueError(f"Found num_samples={num_samples}, expected at least 2 draws.")
     x = _checked_inputs(x)
-    f = jax.eval_shape(objective.outputs, x)
+    f = objective.output_spec(x)
     full = _wants_full(covariance, f, memory_limit)
     num_outputs = math.prod(f.shape[1:])
     unit = memory.activation_bytes(objective.model_fn, objective.params, x)
     if method == "linearized":
-        held = 2 * num_outputs * (unit + 2 * posterior.size * posterior.dtype.itemsize)
+        posterior = posterior.for_prediction()
+        held = 2 * num_outputs * unit + projection_bytes(
+            objective, x, num_outputs, posterior.num_projections
+        )
         batch_size = batch_size or memory.chunk_size(held, memory_limit)
         moments = map_over(
             _full_moments if full else _diagonal_moments, (objective, posterior), x, batch_size
@@ -140,17 +144,23 @@ def predict(
 def _checked_inputs(x: PyTree) -> PyTree:
     """Return inputs as arrays; refuse what has no rows, and where values can be looked at, NaN."""
     x = as_data((x, ())).x
-    if not tree.is_concrete(x):
+    finite = jax.tree.map(_finite_rows, x)
+    if not tree.is_concrete(finite):
         return x
-    for path, leaf in zip(tree.paths(x), jax.tree.leaves(x), strict=True):
-        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.isfinite(leaf).all()):
+    for path, rows in zip(tree.paths(x), jax.tree.leaves(finite), strict=True):
+        if not np.all(rows):
             where = f" at {path!r}" if path else ""
-            row = int(jnp.argmin(jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)))
+            row = int(np.argmin(rows))
             raise ValueError(
                 f"Found inputs that are not finite{where}, first in row {row}, expected finite "
                 "numbers; clean or drop these rows."
             )
     return x
+
+
+@jax.jit
+def _finite_rows(leaf: Array) -> Array:
+    return jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
 
 
 def _wants_full(covariance: str, f: jax.ShapeDtypeStruct, memory_limit: int | None) -> bool:
@@ -164,23 +174,19 @@ def _wants_full(covariance: str, f: jax.ShapeDtypeStruct, memory_limit: int | No
 # --- moments of the outputs ---------------------------------------------------------------------
 
 
-def _root_rows(objective, posterior, x):
-    """Return outputs and the rows $J A$, whose products are the output covariance."""
-    f, rows = jacobian(objective, x)
-    return f, posterior.scale_rmv(rows.astype(posterior.dtype))
-
-
 def _diagonal_moments(args, x):
-    f, rows = _root_rows(*args, x)
-    return f, jnp.sum(rows**2, axis=-1).reshape(f.shape).astype(f.dtype), None
+    objective, posterior = args
+    f, rows = jacobian(objective, x)
+    variance = posterior.output_variance(rows.astype(posterior.dtype))
+    return f, variance.reshape(f.shape).astype(f.dtype), None
 
 
 def _full_moments(args, x):
-    f, rows = _root_rows(*args, x)
-    with jax.default_matmul_precision("highest"):
-        covariance = jnp.einsum("ncp,ndp->ncd", rows, rows).astype(f.dtype)
+    objective, posterior = args
+    f, rows = jacobian(objective, x)
+    covariance = posterior.output_covariance(rows.astype(posterior.dtype)).astype(f.dtype)
     variance = jnp.diagonal(covariance, axis1=1, axis2=2).reshape(f.shape)
-    return f, variance, covariance
+    return f, jnp.maximum(variance, 0), covariance
 
 
 def _sampled_outputs(args, x):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from laplace_kit import tree
 from laplace_kit.approx.evidence import log_evidence, log_evidence_isotropic
@@ -152,7 +152,13 @@ def tune_validation(
         )
     best, step = grid[int(np.argmin(values))], grid[1] - grid[0]
     bracket = (max(best - step, low), min(best + step, high))
-    minimize_scalar(at, bounds=bracket, method="bounded", options={"xatol": 0.02, "maxiter": 12})
+    worst = max(value for value in values if np.isfinite(value))  # Brent's parabolas want numbers
+    minimize_scalar(
+        lambda point: min(at(point), worst),
+        bounds=bracket,
+        method="bounded",
+        options={"xatol": 0.02, "maxiter": 12},
+    )
     best = min(met)[1]
     at_bound = np.asarray(best <= low + 0.02 or best >= high - 0.02)
     _warn_at_bound(at_bound, bounds, "held-out loss is smallest")
@@ -171,7 +177,7 @@ def _checked_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
-def _warn_at_bound(at_bound: Array, bounds: tuple[float, float], what: str) -> None:
+def _warn_at_bound(at_bound: ArrayLike, bounds: tuple[float, float], what: str) -> None:
     if bool(np.any(at_bound)):
         warnings.warn(
             f"The {what} at a bound of the prior precision ({bounds}): the data say little about "

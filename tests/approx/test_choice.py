@@ -1,0 +1,55 @@
+"""The structure that is fitted is the richest that fits the memory limit."""
+
+import pytest
+
+from laplace_kit import memory
+from laplace_kit.approx.choice import STRUCTURES, choose_structure, structure_bytes
+
+P, RANK, ITEM = 1000, 10, 4
+NEEDED = {name: structure_bytes(name, P, RANK, ITEM) for name in STRUCTURES}
+
+
+def choose(structure: str, limit: int) -> str:
+    return choose_structure(structure, P, RANK, ITEM, limit)
+
+
+def test_estimates_are_ordered_and_scale_as_they_should():
+    assert NEEDED["full"] > NEEDED["low_rank"] > NEEDED["diagonal"]
+    for name, power in (("full", 2), ("low_rank", 1), ("diagonal", 1)):
+        assert structure_bytes(name, 10 * P, RANK, ITEM) == 10**power * NEEDED[name]
+        assert structure_bytes(name, P, RANK, 8) == 2 * NEEDED[name]
+
+
+@pytest.mark.parametrize("name", ["full", "low_rank", "diagonal"])
+def test_auto_is_the_richest_that_fits(name):
+    assert choose("auto", NEEDED[name]) == name
+    assert choose("auto", NEEDED[name] - 1) != name if name != "diagonal" else True
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_a_named_structure_is_taken_where_it_fits(name):
+    assert choose(name, NEEDED[name]) == name
+
+
+def test_too_large_names_the_estimate_the_limit_and_what_would_fit():
+    with pytest.raises(ValueError, match="Found structure='full' for P=1000 parameters") as error:
+        choose("full", NEEDED["low_rank"])
+    message = str(error.value)
+    assert f"needs about {memory.readable(NEEDED['full'])}" in message
+    assert f"memory limit of {memory.readable(NEEDED['low_rank'])}" in message
+    assert "what would fit: structure='low_rank' or structure='diagonal'" in message
+    assert "memory_limit=" in message
+    assert "subset=" in message
+
+
+@pytest.mark.parametrize("structure", ["auto", "diagonal"])
+def test_nothing_fits(structure):
+    with pytest.raises(ValueError, match=r"P=1000 parameters, which needs about 23\.44 KiB") as e:
+        choose(structure, 100)
+    assert "what would fit" not in str(e.value)
+    assert "raise memory_limit=" in str(e.value)
+
+
+def test_unknown_structure_names_the_nearest():
+    with pytest.raises(ValueError, match=r"structure='diagnal', expected.*Did you mean 'diagonal'"):
+        choose("diagnal", 10**9)

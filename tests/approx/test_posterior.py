@@ -1,0 +1,200 @@
+"""Every structure is the Gaussian of the dense matrix it claims to be, for every prior."""
+
+import exact
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import twins
+from exact import KINDS
+
+from laplace_kit.approx import DiagonalStructure, FullStructure, LowRankStructure, Spectrum
+from laplace_kit.approx.posterior import factorise, without_rounding
+
+P = 31  # parameters of twins.mlp: 4 + 12 hidden, 3 + 12 out
+FLAT = np.exp(np.random.default_rng(0).normal(size=P))
+TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
+
+
+def prior(form: str, params) -> tuple:
+    """Return a prior precision in one of its forms, and the vector that it means."""
+    if form == "scalar":
+        return 0.5, np.full(P, 0.5)
+    if form == "prefix":
+        groups = {"hidden": 2.0, "out": {"bias": 5.0, "kernel": 0.3}}
+        return groups, np.repeat([2.0, 5.0, 0.3], [16, 3, 12])
+    if form == "flat":
+        return FLAT, FLAT
+    unravel = jax.flatten_util.ravel_pytree(params)[1]
+    return unravel(jnp.asarray(FLAT[::-1], jax.tree.leaves(params)[0].dtype)), FLAT[::-1]
+
+
+@jax.jit
+def facts(structure, posterior, precision):
+    eye = jnp.eye(P, dtype=precision.dtype)
+    return (
+        posterior.covariance(),
+        posterior.variance(),
+        posterior.scale_mv(eye).T,
+        posterior.scale_rmv(eye).T,
+        structure.log_det(precision),
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("form", ["scalar", "prefix", "flat", "pytree"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_posterior_evidence_and_predictive_are_those_of_the_dense_matrix(kind, form, dtype):
+    with twins.precision(dtype):
+        problem, rtol = twins.problem("mlp", dtype), TOLERANCE[dtype]
+        given, precision = prior(form, problem.params)
+        la = exact.fitted(kind, dtype).with_prior(given)
+        cov = exact.covariance(kind, precision)
+
+        found = facts(la.structure, la.posterior, jnp.asarray(precision, dtype))
+        assert all(array.dtype == dtype for array in found)
+        twins.assert_close(found[0], cov, rtol=rtol)
+        twins.assert_close(found[1], np.diag(cov), rtol=rtol)
+        root = np.asarray(found[2], np.float64)
+        twins.assert_close(root @ root.T, cov, rtol=rtol)
+        twins.assert_close(found[3], root.T, rtol=rtol)
+        log_det = exact.log_det(exact.curvature(kind) + np.diag(precision))
+        twins.assert_close(found[4], log_det, rtol=rtol)
+
+        theta = np.asarray(twins.flat(problem)[0], np.float64)
+        log_likelihood = -float(twins.total_loss(problem)(twins.flat(problem)[0]))
+        expected = exact.evidence(log_likelihood, exact.curvature(kind), precision, theta)
+        twins.assert_close(la.log_marginal_likelihood(), expected, rtol=rtol)
+        twins.assert_close(
+            exact.fitted(kind, dtype).log_marginal_likelihood(given), expected, rtol=rtol
+        )
+
+        jac = twins.dense(twins.jacobian, "mlp")
+        predictive = la.predict(problem.x)
+        f_cov = np.einsum("ncp,pq,ndq->ncd", jac, cov, jac)
+        twins.assert_close(predictive.f_cov, f_cov, rtol=rtol)
+        twins.assert_close(predictive.f_var, np.einsum("ncc->nc", f_cov), rtol=rtol)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_have_the_mean_and_covariance_that_are_reported(kind, x64):
+    la, num = exact.fitted(kind, "float64").with_prior(FLAT), 20_000
+    draws = la.sample(jax.random.key(1), num)
+    mode = jax.flatten_util.ravel_pytree(la.params)[0]
+    flat = np.concatenate([leaf.reshape(num, -1) for leaf in jax.tree.leaves(draws)], axis=1) - mode
+    cov = np.asarray(la.posterior.covariance())
+    variance = np.diag(cov)
+
+    mean_error = flat.mean(axis=0) / np.sqrt(variance / num)
+    # Wishart: the covariance of K draws has entries of variance (S_ij^2 + S_ii S_jj) / K.
+    standard_error = np.sqrt((cov**2 + np.outer(variance, variance)) / num)
+    cov_error = (flat.T @ flat / num - cov) / standard_error
+    assert np.abs(mean_error).max() < 4
+    assert np.abs(cov_error).max() < 5
+    assert np.mean(mean_error**2) == pytest.approx(1, abs=0.8)
+    assert np.mean(cov_error**2) == pytest.approx(1, abs=0.4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_derivatives_in_the_prior(kind, x64):
+    """By the inverse's derivative dS = -S dd S, and that of log|H + d|, the diagonal of S."""
+    structure = exact.fitted(kind, "float64").structure
+
+    @jax.jit
+    def derivatives(structure, precision):
+        variance = jax.jacobian(lambda d: structure.posterior(d).variance())(precision)
+        return variance, jax.grad(structure.log_det)(precision)
+
+    variance, log_det = derivatives(structure, jnp.asarray(FLAT))
+    cov = exact.covariance(kind, FLAT)
+    twins.assert_close(variance, -(cov**2), rtol=1e-9)
+    twins.assert_close(log_det, np.diag(cov), rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_roots_act_on_the_last_axis(kind, x64):
+    posterior = exact.fitted(kind, "float64").posterior
+    vectors = jnp.asarray(np.random.default_rng(2).normal(size=(2, 3, P)))
+    for root in (posterior.scale_mv, posterior.scale_rmv):
+        twins.assert_close(root(vectors)[1, 2], root(vectors[1, 2]))
+
+
+# --- spectra --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_spectrum_gives_what_an_isotropic_prior_needs(kind, x64):
+    structure, matrix = exact.fitted(kind, "float64").structure, exact.curvature(kind)
+    spectrum = structure.spectrum()
+    for delta in jnp.asarray([1e-3, 1.0, 50.0]):
+        expected = exact.log_det(matrix + delta * np.eye(P))
+        twins.assert_close(spectrum.log_det(delta), expected, rtol=1e-9)
+        trace = np.trace(matrix @ np.linalg.inv(matrix + delta * np.eye(P)))
+        twins.assert_close(spectrum.effective_parameters(delta), trace, rtol=1e-9)
+
+
+def test_only_rounding_is_taken_for_zero(x64):
+    values = jnp.asarray([1.0, -5e-16, 0.5, -1e-9])
+    np.testing.assert_array_equal(without_rounding(values, 4), [1.0, 0.0, 0.5, -1e-9])
+
+
+def test_no_log_determinant_of_an_indefinite_matrix(x64):
+    # Two negative eigenvalues: the determinant itself is positive.
+    spectrum = Spectrum(jnp.asarray([-2.0, -1.0, 3.0]), jnp.asarray(-2.0), 3)
+    assert np.isnan(spectrum.log_det(jnp.asarray(0.5)))
+    assert np.isfinite(spectrum.log_det(jnp.asarray(2.5)))
+
+
+# --- factorisation --------------------------------------------------------------------------------
+
+
+def structures(eigenvalues) -> dict:
+    """Return the structures of one matrix with the given eigenvalues, on the coordinate axes."""
+    values = jnp.asarray(eigenvalues)
+    positive = jnp.maximum(values, 0)
+    zeros = jnp.zeros_like(values)
+    return {
+        "full": FullStructure(jnp.diag(values)),
+        "diagonal": DiagonalStructure(values),
+        "low_rank": LowRankStructure(positive, jnp.eye(len(values)), zeros, values.min()),
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_indefinite_curvature_is_refused_with_its_eigenvalue_and_a_choice(kind, x64):
+    structure = structures([5.0, 1.0, -3.0])[kind]
+    with pytest.raises(
+        ValueError, match=r"most negative eigenvalue is -3,.*positive definite"
+    ) as e:
+        factorise(structure, jnp.full(3, 2.0))
+    assert "smallest prior precision is 2" in str(e.value)
+    assert "raise prior_precision above 3" in str(e.value)
+    assert "curvature='ggn'" in str(e.value)
+    posterior, jitter = factorise(structure, jnp.full(3, 4.0))  # outweighed by the prior
+    assert jitter == 0
+    if kind != "low_rank":  # which holds the positive part alone
+        twins.assert_close(posterior.variance(), [1 / 9, 1 / 5, 1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_jitter_is_added_only_where_rounding_demands_it_and_is_told(kind, x64):
+    structure = structures([1e6, 1.0, -1e-11])[kind]
+    precision = jnp.full(3, 1e-12)
+    posterior, jitter = factorise(structure, precision)
+    assert 1e-11 < jitter < 1e-7
+    variance = 1 / (np.array([1e6, 1.0, 0.0]) + jitter)
+    twins.assert_close(posterior.variance(), variance, rtol=1e-1)
+    assert factorise(structure, jnp.full(3, 1e-3))[1] == 0
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_curvature_that_is_not_finite_is_refused(kind, x64):
+    with pytest.raises(ValueError, match=r"curvature that is not finite, expected finite.*hessian"):
+        factorise(structures([1.0, np.nan, 2.0])[kind], jnp.ones(3))
+
+
+def test_inside_a_transformation_no_value_is_looked_at(x64):
+    structure = structures([1.0, 2.0, -3.0])["full"]
+    posterior, jitter = jax.jit(factorise)(structure, jnp.ones(3))
+    assert jitter == 0
+    assert not posterior.is_finite()

@@ -1,0 +1,146 @@
+"""Fisher matrices: the empirical one, and the sampled one given its labels and on average."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import twins
+
+from laplace_kit import curv
+from laplace_kit.data import Chunk
+from laplace_kit.likelihood import FromLoss
+
+KEY = jax.random.key(5)
+
+
+def monte_carlo(problem: twins.Problem, **options) -> curv.MonteCarloFisherOperator:
+    return curv.MonteCarloFisherOperator(*problem.args, key=KEY, **options)
+
+
+def sampled_fisher(problem: twins.Problem, num_samples: int) -> np.ndarray:
+    """The dense matrix from labels drawn one by one with the key of their example."""
+    theta, outputs = twins.flat(problem)
+
+    def gradient(index, f):
+        keys = jax.random.split(jax.random.fold_in(KEY, index), num_samples)
+        labels = [problem.likelihood.sample(key, f) for key in keys]
+        return jnp.stack([jax.grad(problem.loss)(f, y) for y in labels]) / num_samples**0.5
+
+    def matrix():
+        f = outputs(theta)
+        factors = jnp.stack([gradient(index, f[index]) for index in range(len(f))])
+        return twins.gauss_newton(twins.jacobian(problem), factors)
+
+    return np.asarray(jax.jit(matrix)())
+
+
+# --- empirical ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "dtype"), twins.CASES)
+def test_empirical_fisher_is_the_dense_matrix(name, dtype):
+    with twins.precision(dtype):
+        problem = twins.problem(name, dtype)
+        operator = curv.EmpiricalFisherOperator(*problem.args)
+        twins.assert_is(operator, twins.dense(twins.empirical_fisher, name), dtype)
+
+
+def test_empirical_fisher_in_chunks(x64):
+    problem = twins.problem("several_axes", "float64")
+    operator = curv.EmpiricalFisherOperator(*problem.args, batch_size=2, scale=3.0)
+    twins.assert_is(operator, 3 * twins.dense(twins.empirical_fisher, "several_axes"), "float64")
+
+
+# --- Monte Carlo ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["several_axes", "bare"])
+def test_sampled_fisher_is_the_dense_matrix_of_its_labels(name, x64):
+    problem = twins.problem(name, "float64")
+    operator = monte_carlo(problem, num_samples=2)
+    twins.assert_is(operator, sampled_fisher(problem, num_samples=2), "float64")
+
+
+@pytest.mark.parametrize("name", ["mlp", "two_inputs"])
+def test_sampled_fisher_is_the_ggn_on_average(name, x64):
+    problem = twins.problem(name, "float64")
+    num_samples = 4000
+    operator = monte_carlo(problem, num_samples=num_samples)
+    v = problem.vectors(1)[0]
+
+    @jax.jit
+    def terms(operator, v):
+        """One for each label: their spread is the error bar."""
+        theta, outputs = twins.flat(problem)
+        f, tangent = jax.jvp(outputs, (theta,), (v,))
+        chunk = Chunk(problem.x, problem.y, jnp.arange(len(f)), jnp.ones(len(f)))
+        factor = operator.output_factor(f, chunk) * num_samples**0.5
+        return jnp.einsum("nm...,n...->nm", factor, tangent) ** 2
+
+    found = np.asarray(terms(operator, v))
+    quadratic = found.mean(axis=1).sum()
+    standard_error = np.sqrt(found.var(axis=1, ddof=1).sum() / num_samples)
+    twins.assert_close(v @ operator.mv(v), quadratic)
+    expected = np.asarray(v) @ twins.dense(twins.ggn, name) @ np.asarray(v)
+    assert standard_error < 0.05 * expected
+    assert abs(quadratic - expected) < 4 * standard_error
+
+
+def test_labels_depend_neither_on_chunks_nor_on_the_form_of_the_data(x64):
+    problem = twins.problem("mlp", "float64")
+    model_fn, params, (x, y), likelihood = problem.args
+    v = problem.vectors(1)[0]
+    whole = monte_carlo(problem) @ v
+    twins.assert_close(monte_carlo(problem, batch_size=2) @ v, whole)
+    for data in (twins.batches(x, y, 3, 3, 1), twins.Loader(x, y, 4)):
+        over_loader = curv.MonteCarloFisherOperator(
+            model_fn, params, data, likelihood, key=KEY, batch_size=2
+        )
+        twins.assert_close(over_loader @ v, whole)
+    other = curv.MonteCarloFisherOperator(*problem.args, key=jax.random.key(6)) @ v
+    assert jnp.abs(other - whole).max() > 0.1 * jnp.abs(whole).max()
+
+
+def test_symmetric_and_positive_semi_definite(x64):
+    problem = twins.problem("two_inputs", "float64")
+    operator = monte_carlo(problem, num_samples=3)
+    vectors = problem.vectors(2)
+    matrix, _, _, products = jax.jit(twins.forms)(operator, vectors[0], vectors)
+    twins.assert_close(products[0] @ vectors[1], products[1] @ vectors[0])
+    twins.assert_close(matrix, matrix.T, rtol=1e-14)
+    eigenvalues = jnp.linalg.eigvalsh(matrix)
+    assert eigenvalues.min() > -1e-12 * eigenvalues.max()
+
+
+def test_number_of_samples_must_be_positive():
+    problem = twins.problem("mlp")
+    with pytest.raises(ValueError, match="Found num_samples=0, expected a positive number"):
+        monte_carlo(problem, num_samples=0)
+
+
+def test_a_loss_without_sampler_says_what_to_pass():
+    problem = twins.problem("bare")
+    likelihood = FromLoss(twins.log_cosh_loss)
+    operator = curv.MonteCarloFisherOperator(*problem.args[:3], likelihood, key=KEY)
+    with pytest.raises(TypeError, match=r"found no sampler.*pass FromLoss\(loss, sampler="):
+        operator.mv(problem.vectors(1)[0])
+
+
+# --- pure functions -------------------------------------------------------------------------------
+
+
+def test_pure_functions_with_the_batch_as_argument(x64):
+    problem = twins.problem("mlp", "float64")
+
+    @jax.jit
+    def products(params, batch, v, key):
+        empirical = curv.empirical_fisher_mv(mlp, params, batch, v, "categorical", scale=2.0)
+        return empirical, curv.mc_fisher_mv(
+            mlp, params, batch, v, "categorical", key=key, num_samples=2, scale=2.0
+        )
+
+    mlp, v = problem.model_fn, problem.vectors(1)[0]
+    empirical, sampled = products(problem.params, (problem.x, problem.y), v, KEY)
+    expected = 2 * twins.dense(twins.empirical_fisher, "mlp") @ np.asarray(v)
+    twins.assert_close(empirical, expected)
+    twins.assert_close(sampled, 2 * sampled_fisher(problem, 2) @ np.asarray(v))

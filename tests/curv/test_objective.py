@@ -1,0 +1,86 @@
+"""The summed loss as a function of the free parameters only."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import twins
+
+from laplace_kit.curv.objective import chunk_loss, example_losses, per_example, restrict
+from laplace_kit.data import Chunk
+
+
+def chunk_of(problem: twins.Problem, weight) -> Chunk:
+    weight = jnp.asarray(weight, jnp.float32)
+    return Chunk(problem.x, problem.y, jnp.arange(len(weight)), weight)
+
+
+@pytest.mark.parametrize("name", ["mlp", "several_axes", "with_integers", "bare"])
+def test_loss_and_gradient_are_the_definition(name, x64):
+    problem = twins.problem(name, "float64")
+    objective, _ = restrict(problem.model_fn, problem.params, problem.likelihood)
+    theta, outputs = twins.flat(problem)
+    twins.assert_close(objective.outputs(problem.x), outputs(theta))
+
+    chunk = chunk_of(problem, np.ones(problem.num_examples))
+    value_and_grad = jax.jit(jax.value_and_grad(chunk_loss, 1))
+    loss, gradient = value_and_grad(objective, objective.params, chunk)
+    expected, slope = jax.jit(jax.value_and_grad(twins.total_loss(problem)))(theta)
+    twins.assert_close(loss, expected)
+    twins.assert_close(jax.flatten_util.ravel_pytree(gradient)[0], slope)
+
+
+def test_weights_choose_examples(x64):
+    problem = twins.problem("mlp", "float64")
+    objective, _ = restrict(problem.model_fn, problem.params, problem.likelihood)
+    losses = example_losses(objective.likelihood, objective.outputs(problem.x), problem.y)
+    assert losses.shape == (7,)
+    weight = np.asarray([1, 0, 0, 1, 1, 0, 0])
+    found = chunk_loss(objective, objective.params, chunk_of(problem, weight))
+    twins.assert_close(found, losses @ weight)
+
+
+def test_targets_of_every_batch_must_suit_its_outputs():
+    problem = twins.problem("convnet")
+    with pytest.raises(ValueError, match=r"Gaussian: found targets of shape \(5,\) for outputs"):
+        example_losses(problem.likelihood, problem.y, problem.y[:, 0])
+
+
+def test_weighing_keeps_shape_and_dtype():
+    values = jnp.ones((3, 2, 2), jnp.bfloat16)
+    found = per_example(values, jnp.asarray([1.0, 0.0, 1.0]))
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found[:, 0, 0], [1, 0, 1])
+
+
+def test_a_subset_is_the_part_of_the_gradient(x64):
+    problem = twins.problem("mlp", "float64")
+    chunk = chunk_of(problem, np.ones(7))
+
+    @jax.jit
+    def gradient(objective):
+        return jax.grad(chunk_loss, 1)(objective, objective.params, chunk)
+
+    args = problem.model_fn, problem.params, problem.likelihood
+    objective, selection = restrict(*args, lambda path: "out" in path)
+    whole, part = gradient(restrict(*args)[0]), gradient(objective)
+    assert part["hidden"] == [{"bias": None, "kernel": None}]
+    twins.assert_close(part["out"]["kernel"], whole["out"]["kernel"])
+    restored = selection.insert(objective.params)
+    assert jax.tree.structure(restored) == jax.tree.structure(problem.params)
+
+
+def test_frozen_arrays_are_leaves_and_not_constants():
+    rng = np.random.default_rng(0)
+    frozen, free = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((37, 41), (41, 2))
+    )
+
+    def model(params, x):
+        return jnp.tanh(x @ params["frozen"]) @ params["free"]
+
+    params = {"frozen": frozen, "free": free}
+    likelihood = twins.problem("convnet").likelihood
+    objective, _ = restrict(model, params, likelihood, {"frozen": False, "free": True})
+    lowered = jax.jit(lambda objective, x: objective.outputs(x)).lower(objective, jnp.ones((3, 37)))
+    assert twins.constants(lowered.as_text()) == []

@@ -1,0 +1,286 @@
+"""Predictives against dense moments, exact regression, and what each likelihood makes of them."""
+
+import functools
+
+import exact
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import twins
+from scipy import integrate, stats
+
+from laplace_kit import tree
+from laplace_kit.approx import DiagonalPosterior
+from laplace_kit.curv.objective import restrict
+from laplace_kit.eval import link as links
+from laplace_kit.eval.predictive import predict, predict_at_mode
+from laplace_kit.likelihood import Bernoulli, Categorical, FromLoss, Gaussian, Poisson
+
+N, K = 5, 2
+X = np.random.default_rng(1).normal(size=(N, 3))
+STD = np.linspace(0.2, 0.6, 8)  # of the bias (2,) and the weight (3, 2)
+COVARIANCE = np.diag(STD**2)
+
+
+@functools.cache
+def linear_problem(likelihood):
+    """Return outputs linear in the parameters, a posterior, and the outputs' exact moments."""
+    rng = np.random.default_rng(2)
+    params = {
+        "bias": jnp.asarray(rng.normal(size=2)),
+        "weight": jnp.asarray(rng.normal(size=(3, 2))),
+    }
+    objective, _ = restrict(exact.linear, params, likelihood)
+    design = exact.Regression(X, np.zeros((N, K)), 1.0).design(X).reshape(N, K, -1)
+    theta = np.concatenate([params["bias"], params["weight"].ravel()])
+    return objective, DiagonalPosterior(jnp.asarray(STD)), design @ theta, moments(design)
+
+
+def moments(design):
+    return np.einsum("ncp,pq,ndq->ncd", design, COVARIANCE, design)
+
+
+# --- linearised -----------------------------------------------------------------------------------
+
+
+def test_exact_on_bayesian_linear_regression(x64):
+    regression = exact.regression()
+    precision, mean = exact.priors(regression.num_params)
+    la = regression.fit(precision, mean, structure="full")
+    predictive = la.predict(X)
+    theta, cov = regression.posterior(precision, mean)
+    design = regression.design(X)
+    f_cov = np.einsum("ncp,pq,ndq->ncd", *(design.reshape(N, K, -1), cov, design.reshape(N, K, -1)))
+    twins.assert_close(predictive.mean, (design @ theta).reshape(N, K))
+    twins.assert_close(predictive.f_cov, f_cov)
+    twins.assert_close(predictive.epistemic_var, np.einsum("ncc->nc", f_cov))
+    twins.assert_close(predictive.noise_var, np.full((N, K), regression.noise_std**2))
+    twins.assert_close(predictive.var, np.einsum("ncc->nc", f_cov) + regression.noise_std**2)
+    assert predictive.probs is None
+
+
+@pytest.mark.parametrize("method", ["linearized", "sampled"])
+def test_the_batch_size_does_not_show(method, x64):
+    objective, posterior, *_ = linear_problem(Gaussian())
+    options = {"method": method, "key": jax.random.key(0)}
+    whole = predict(objective, posterior, X, batch_size=100, **options)
+    for batch_size in (1, 3):
+        parts = predict(objective, posterior, X, batch_size=batch_size, **options)
+        jax.tree.map(twins.assert_close, parts, whole)
+
+
+def test_covariance_options(x64):
+    objective, posterior, f, f_cov = linear_problem(Gaussian())
+    full = predict(objective, posterior, X, covariance="full")
+    diagonal = predict(objective, posterior, X, covariance="diagonal")
+    auto = predict(objective, posterior, X)
+    small = predict(objective, posterior, X, memory_limit=4 * N * K * K * 8 - 1)
+    assert diagonal.f_cov is None
+    assert small.f_cov is None
+    for found in (full, auto):
+        twins.assert_close(found.f_cov, f_cov)
+    for found in (full, diagonal, auto, small):
+        twins.assert_close(found.f_mean, f)
+        twins.assert_close(found.f_var, np.einsum("ncc->nc", f_cov))
+
+
+def test_inside_a_compiled_function(x64):
+    objective, posterior, *_ = linear_problem(Categorical())
+    options = {"link": "mean_field_2", "batch_size": 2}
+    found = jax.jit(functools.partial(predict, **options))(objective, posterior, X)
+    jax.tree.map(twins.assert_close, found, predict(objective, posterior, X, **options))
+
+
+# --- what the likelihoods make of the moments -----------------------------------------------------
+
+
+@pytest.mark.parametrize("link", links.LINKS)
+def test_class_probabilities_by_every_link(link, x64):
+    objective, posterior, f, f_cov = linear_problem(Categorical())
+    key = jax.random.key(3)
+    found = predict(objective, posterior, X, link=link, key=key, num_samples=64)
+    expected = links.class_probabilities(link, f, f_cov, key=key, num_samples=64)
+    twins.assert_close(found.probs, expected)
+    twins.assert_close(found.probs.sum(axis=-1), np.ones(N))
+    assert found.mean is found.var is None
+    without = predict(objective, posterior, X, link=link, key=key, covariance="diagonal")
+    assert without.probs.shape == (N, K)
+
+
+def test_categorical_outputs_with_a_position_axis(x64):
+    """Outputs (N, T, C): one joint covariance, and probabilities from each position's block."""
+    params = jnp.asarray(np.random.default_rng(4).normal(size=(3, 2, 3)))
+
+    def sequence(params, x):
+        return jnp.einsum("ni,itc->ntc", x, params)
+
+    objective, _ = restrict(sequence, params, Categorical())
+    std = np.linspace(0.1, 1.0, 18)
+    found = predict(objective, DiagonalPosterior(jnp.asarray(std)), X, link="mean_field_2")
+    jac = np.einsum("ni,tu,cd->ntciud", X, np.eye(2), np.eye(3)).reshape(N, 6, 18)
+    f_cov = np.einsum("ncp,p,ndp->ncd", jac, std**2, jac)
+    twins.assert_close(found.f_cov, f_cov)
+    twins.assert_close(found.f_var, np.einsum("ncc->nc", f_cov).reshape(N, 2, 3))
+    twins.assert_close(found.probs.sum(axis=-1), np.ones((N, 2)))
+    for t in range(2):
+        block = slice(3 * t, 3 * t + 3)
+        f = np.einsum("ni,ic->nc", X, params[:, t])
+        expected = links.mean_field_2(f, f_cov[:, block, block])
+        twins.assert_close(found.probs[:, t], expected)
+
+
+@pytest.mark.parametrize("event", [(), (1,), (3,)])
+def test_binary_outputs_of_every_shape(event, x64):
+    params = jnp.asarray(np.random.default_rng(5).normal(size=(3, *event)))
+
+    def binary(params, x):
+        return jnp.tensordot(x, params, 1)
+
+    objective, _ = restrict(binary, params, Bernoulli())
+    posterior = DiagonalPosterior(jnp.full(params.size, 0.5))
+    found = predict(objective, posterior, X)
+    f = np.tensordot(X, params, 1)
+    f_var = np.broadcast_to(0.25 * np.sum(X**2, axis=1).reshape(N, *(1,) * len(event)), f.shape)
+    expected = 1 / (1 + np.exp(-f / np.sqrt(1 + np.pi / 8 * f_var)))
+    twins.assert_close(found.f_mean, f)
+    twins.assert_close(found.f_var, f_var)
+    twins.assert_close(found.probs, expected)
+    num = int(np.prod(event))
+    assert found.f_cov.shape == (N, num, num)
+
+
+def test_poisson_moments_are_those_of_a_log_normal_rate(x64):
+    objective, posterior, f, f_cov = linear_problem(Poisson())
+    found = predict(objective, posterior, X)
+    for index in ((0, 0), (3, 1)):
+        normal = stats.norm(f[index], np.sqrt(f_cov[(*index, index[1])]))
+
+        def moment(power, normal=normal):
+            low, high = normal.interval(1 - 1e-15)
+            integrand = lambda z: np.exp(power * z) * normal.pdf(z)  # noqa: E731
+            return integrate.quad(integrand, low, high + 3, epsabs=1e-12)[0]
+
+        rate, second = moment(1), moment(2)
+        assert float(found.mean[index]) == pytest.approx(rate, rel=1e-8)
+        assert float(found.noise_var[index]) == pytest.approx(rate, rel=1e-8)
+        assert float(found.epistemic_var[index]) == pytest.approx(second - rate**2, rel=1e-7)
+
+
+def test_a_loss_of_ones_own_has_the_outputs_moments_alone(x64):
+    objective, posterior, _, f_cov = linear_problem(FromLoss(twins.log_cosh_loss))
+    for method in ("linearized", "sampled"):
+        found = predict(objective, posterior, X, method=method, key=jax.random.key(0))
+        assert found.probs is found.mean is found.var is None
+    twins.assert_close(predict(objective, posterior, X).f_cov, f_cov)
+
+
+# --- sampled --------------------------------------------------------------------------------------
+
+
+def test_draws_of_a_linear_model_have_the_linearised_moments(x64):
+    objective, posterior, f, f_cov = linear_problem(Gaussian())
+    num = 4000
+    found = predict(
+        objective, posterior, X, method="sampled", key=jax.random.key(7), num_samples=num
+    )
+    variance = np.einsum("ncc->nc", f_cov)
+    mean_error = (found.f_mean - f) / np.sqrt(variance / num)
+    wishart = np.sqrt((f_cov**2 + variance[:, :, None] * variance[:, None, :]) / num)
+    assert np.abs(mean_error).max() < 4
+    assert np.abs((found.f_cov - f_cov) / wishart).max() < 4
+    twins.assert_close(found.f_var, np.einsum("ncc->nc", found.f_cov))
+    twins.assert_close(found.epistemic_var, found.f_var)
+    twins.assert_close(found.noise_var, np.ones((N, K)))
+
+
+@pytest.mark.parametrize("likelihood", [Categorical(), Bernoulli(), Poisson()])
+def test_draws_are_averaged_as_probabilities_and_rates(likelihood, x64):
+    """The same weights, drawn by hand, pushed through the model and averaged."""
+    objective, posterior, *_ = linear_problem(likelihood)
+    key, num = jax.random.key(9), 50
+    found = predict(objective, posterior, X, method="sampled", key=key, num_samples=num)
+    eps = jax.vmap(lambda k: jax.random.normal(k, (8,), jnp.float64))(jax.random.split(key, num))
+    params = tree.unravel(tree.ravel(objective.params) + STD * eps, objective.params)
+    f = np.asarray(jax.vmap(exact.linear, (0, None))(params, X))
+    twins.assert_close(found.f_mean, f.mean(axis=0))
+    twins.assert_close(found.f_var, f.var(axis=0, ddof=1))
+    if isinstance(likelihood, Poisson):
+        twins.assert_close(found.mean, np.exp(f).mean(axis=0))
+        twins.assert_close(found.epistemic_var, np.exp(f).var(axis=0, ddof=1))
+        twins.assert_close(found.noise_var, np.exp(f).mean(axis=0))
+    else:
+        softmax = isinstance(likelihood, Categorical)
+        probs = (
+            np.exp(f) / np.exp(f).sum(axis=-1, keepdims=True) if softmax else 1 / (1 + np.exp(-f))
+        )
+        twins.assert_close(found.probs, probs.mean(axis=0))
+        assert found.mean is None
+
+
+# --- at the mode ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian(0.5), Categorical(), Bernoulli(), Poisson()])
+def test_at_the_mode_there_is_no_weight_uncertainty(likelihood, x64):
+    objective, _, f, _ = linear_problem(likelihood)
+    found = predict_at_mode(objective, X, batch_size=2)
+    twins.assert_close(found.f_mean, f)
+    np.testing.assert_array_equal(found.f_var, 0)
+    match likelihood:
+        case Gaussian():
+            twins.assert_close(found.var, np.full((N, K), 0.25))
+        case Poisson():
+            twins.assert_close(found.mean, np.exp(f))
+            twins.assert_close(found.var, np.exp(f))
+        case Categorical():
+            twins.assert_close(found.probs, np.exp(f) / np.exp(f).sum(axis=1, keepdims=True))
+        case Bernoulli():
+            twins.assert_close(found.probs, 1 / (1 + np.exp(-f)))
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "sampled"}, r'no key, expected one for method="sampled"; pass key='),
+        ({"link": "monte_carlo"}, r'no key, expected one for link="monte_carlo"; pass key='),
+        ({"method": "linearised"}, "method='linearised', expected.*Did you mean 'linearized'"),
+        ({"link": "probits"}, "link='probits', expected.*Did you mean 'probit'"),
+        ({"covariance": "diag"}, "covariance='diag', expected one of 'auto', 'full', 'diagonal'"),
+        ({"num_samples": 1}, "num_samples=1, expected at least 2 draws"),
+    ],
+)
+def test_options_that_cannot_be_right(options, message):
+    with exact.as_users_call(), pytest.raises(ValueError, match=message):
+        predict(*small_problem(), X, **options)
+
+
+def small_problem():
+    objective, _ = restrict(
+        exact.linear, {"bias": jnp.ones(2), "weight": jnp.ones((3, 2))}, Gaussian()
+    )
+    return objective, DiagonalPosterior(jnp.ones(8))
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_inputs_that_are_not_finite(value):
+    objective, posterior = small_problem()
+    x = X.astype(np.float32)
+    x[3, 1] = value
+    message = r"inputs that are not finite, first in row 3, expected finite numbers; clean or drop"
+    with pytest.raises(ValueError, match=message):
+        predict(objective, posterior, x)
+    with pytest.raises(ValueError, match=message):
+        predict_at_mode(objective, x)
+    with pytest.raises(ValueError, match=r"not finite at 'left', first in row 3"):
+        predict(objective, posterior, {"left": x, "right": X})
+
+
+def test_inputs_without_rows():
+    with pytest.raises(ValueError, match=r"empty data \(shapes \(0, 3\)\), expected at least one"):
+        predict(*small_problem(), X[:0])
+    with pytest.raises(ValueError, match=r"expected arrays with a leading axis.*x\[None\]"):
+        predict(*small_problem(), 1.0)

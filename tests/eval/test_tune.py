@@ -1,0 +1,211 @@
+"""The tuned prior precision is a maximum of the evidence, or a minimum of a held-out loss."""
+
+import exact
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import twins
+from exact import KINDS
+from scipy.optimize import minimize
+
+from laplace_kit.approx import DiagonalStructure, FullStructure, LowRankStructure
+from laplace_kit.eval.tune import Tuning, tune_evidence, tune_validation
+
+P = 31
+SIZES = [4, 12, 3, 12]  # of the leaves of twins.mlp
+BOUNDS = (1e-4, 1e6)
+
+
+def deviation() -> np.ndarray:
+    """Return the mode of twins.mlp, made unlike from leaf to leaf."""
+    theta = np.asarray(twins.flat(twins.problem("mlp"))[0], np.float64)
+    return theta * np.repeat([0.3, 2.0, 5.0, 0.05], SIZES)
+
+
+def tune(kind, dtype="float64", dev=None, **options) -> Tuning:
+    la = exact.fitted(kind, dtype)
+    dev = deviation() if dev is None else dev
+    return tune_evidence(la.structure, jnp.asarray(dev, dtype), la.params, **options)
+
+
+def evidence(kind, log_delta, dev=None):
+    """Return the log evidence, less the log-likelihood, and its gradient in log precisions."""
+    log_delta = np.atleast_1d(log_delta)
+    expand = np.repeat(np.eye(len(log_delta)), SIZES if len(log_delta) > 1 else [P], axis=0)
+    precision, dev = np.exp(expand @ log_delta), deviation() if dev is None else dev
+    matrix = exact.curvature(kind)
+    variance = np.diag(np.linalg.inv(matrix + np.diag(precision)))
+    gradient = 0.5 * (1 - precision * dev**2 - precision * variance)
+    return exact.evidence(0.0, matrix, precision, dev), gradient @ expand
+
+
+# --- one precision for all ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_is_stationary_and_beats_a_fine_grid(kind, x64):
+    found = np.log(float(tune(kind).prior_precision))
+    best, gradient = evidence(kind, found)
+    assert abs(gradient[0]) < 1e-6 * P
+    grid = np.linspace(*np.log(BOUNDS), 400)
+    assert best >= max(evidence(kind, point)[0] for point in grid) - 1e-9
+
+
+def test_fixed_point_of_mackay_on_linear_regression(x64):
+    """At the maximum the precision is gamma / |theta - theta0|^2 (MacKay, 1992)."""
+    regression = exact.regression(num=40)
+    num = regression.num_params
+    la = regression.fit(np.ones(num), np.full(num, 0.5), structure="full").tune()
+    delta = float(la.prior_precision)
+    theta, _ = regression.posterior(np.ones(num), np.full(num, 0.5))
+    eigenvalues = np.linalg.eigvalsh(regression.curvature())
+    gamma = np.sum(eigenvalues / (eigenvalues + delta))
+    assert delta == pytest.approx(gamma / np.sum((theta - 0.5) ** 2), rel=1e-6)
+    assert float(la.diagnostics().effective_parameters) == pytest.approx(gamma, rel=1e-6)
+
+
+def test_the_highest_of_two_hills(x64):
+    """Few strong and many weak directions: a local climb from the wrong side would stay behind."""
+    curvature = np.concatenate([np.full(3, 1e8), np.full(28, 1e-2)])
+    dev = np.concatenate([np.full(3, 1e-2), np.full(28, 0.2)])
+    tuning = tune_evidence(
+        DiagonalStructure(jnp.asarray(curvature)),
+        jnp.asarray(dev),
+        jnp.zeros(P),
+        bounds=(1e-8, 1e8),
+    )
+    grid = np.linspace(*np.log([1e-8, 1e8]), 20_001)[:, None]
+    values = 0.5 * np.sum(grid - np.exp(grid) * dev**2 - np.log(curvature + np.exp(grid)), axis=1)
+    assert np.log(tuning.prior_precision) == pytest.approx(grid[values.argmax(), 0], abs=2e-3)
+
+
+def test_single_precision_finds_the_same(x64):
+    double = float(tune("full").prior_precision)
+    with jax.enable_x64(False):
+        single = tune("full", "float32")
+        assert single.prior_precision.dtype == "float32"
+        assert float(single.prior_precision) == pytest.approx(double, rel=1e-2)
+
+
+# --- one precision a leaf -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_per_leaf_is_the_optimum_that_scipy_finds(kind, x64):
+    tuning = tune(kind, per_leaf=True)
+    assert jax.tree.structure(tuning.prior_precision) == jax.tree.structure(
+        exact.fitted(kind, "float64").params
+    )
+    found = np.log([float(leaf) for leaf in jax.tree.leaves(tuning.prior_precision)])
+    best, gradient = evidence(kind, found)
+    assert np.abs(gradient).max() < 1e-5 * P
+    expected = minimize(
+        lambda z: tuple(-part for part in evidence(kind, z)),
+        np.zeros(4),
+        jac=True,
+        bounds=[tuple(np.log(BOUNDS))] * 4,
+    )
+    assert best >= -expected.fun - 1e-8
+    one = np.log(float(tune(kind).prior_precision))
+    assert best >= evidence(kind, one)[0]
+    assert not np.any(tuning.at_bound)
+
+
+def test_a_leaf_at_its_prior_mean_goes_to_the_bound_alone(x64):
+    dev = deviation()
+    dev[16:19] = 0  # the bias of the output: nothing speaks for a finite precision
+    with pytest.warns(UserWarning, match="largest at a bound of the prior precision"):
+        tuning = tune("full", dev=dev, per_leaf=True)
+    np.testing.assert_array_equal(tuning.at_bound, [False, False, True, False])
+    found = np.log([float(leaf) for leaf in jax.tree.leaves(tuning.prior_precision)])
+    assert found[2] == pytest.approx(np.log(1e6))
+    _, gradient = evidence("full", found, dev)
+    assert np.abs(gradient[[0, 1, 3]]).max() < 1e-5 * P
+
+
+# --- bounds ---------------------------------------------------------------------------------------
+
+
+def test_a_maximum_beyond_a_bound_is_told(x64):
+    inside = float(tune("full").prior_precision)
+    for bounds in ((1e-4, inside / 3), (inside * 3, 1e6)):
+        with pytest.warns(UserWarning, match="largest at a bound.*Widen `bounds`, train further"):
+            tuning = tune("full", bounds=bounds)
+        assert tuning.at_bound
+        assert float(tuning.prior_precision) == pytest.approx(bounds[1 if bounds[0] == 1e-4 else 0])
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (2.0, 1.0), (1.0, 1.0), (1.0, np.inf), (-1.0, 1.0)])
+def test_impossible_bounds(bounds):
+    for search in (lambda b: tune("full", "float32", bounds=b), bounded_quadratic):
+        with pytest.raises(
+            ValueError, match=r"Found bounds=.*expected 0 < low < high, both finite"
+        ):
+            search(bounds)
+
+
+def bounded_quadratic(bounds):
+    return tune_validation(lambda delta: (np.log10(delta) - 1.3) ** 2, bounds=bounds)
+
+
+# --- indefinite curvature -------------------------------------------------------------------------
+
+
+def indefinite(kind):
+    values = jnp.asarray(np.concatenate([np.logspace(2, -2, 30), [-3.0]]))
+    if kind == "full":
+        return FullStructure(jnp.diag(values))
+    if kind == "diagonal":
+        return DiagonalStructure(values)
+    return LowRankStructure(values[:6], jnp.eye(6, P), jnp.zeros(6), values[-1])
+
+
+@pytest.mark.parametrize("per_leaf", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_indefinite_curvature_has_no_largest_evidence(kind, per_leaf, x64):
+    """Towards a singular posterior precision the evidence grows without bound."""
+    params, dev = exact.fitted("full", "float64").params, jnp.asarray(deviation())
+    with pytest.raises(ValueError, match="most negative eigenvalue is -3: its evidence grows") as e:
+        tune_evidence(indefinite(kind), dev, params, per_leaf=per_leaf)
+    assert "pass bounds=(30, 1e+06)" in str(e.value)
+    assert "curvature='ggn'" in str(e.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_indefinite_curvature_within_bounds_above_it(kind, x64):
+    dev = jnp.asarray(np.full(P, 0.05))  # a maximum at a precision of a few hundred
+    tuning = tune_evidence(indefinite(kind), dev, jnp.zeros(P), bounds=(30.0, 1e6))
+    assert np.all(np.isfinite(tuning.objective))
+    assert 30 < tuning.prior_precision < 1e4
+
+
+def test_negative_rounding_is_no_indefiniteness(x64):
+    structure = DiagonalStructure(jnp.asarray(np.append(np.full(P - 1, 1e6), -1e-9)))
+    tuning = tune_evidence(structure, jnp.ones(P), jnp.zeros(P))
+    assert np.isfinite(tuning.prior_precision)
+
+
+# --- held-out data --------------------------------------------------------------------------------
+
+
+def test_minimum_of_a_held_out_loss():
+    tuning = bounded_quadratic((1e-4, 1e6))
+    assert np.log10(tuning.prior_precision) == pytest.approx(1.3, abs=0.02)
+    assert len(tuning.objective) <= 25
+    assert float(tuning.objective.max()) == pytest.approx(0, abs=1e-3)
+
+
+def test_a_loss_that_is_not_finite_is_avoided():
+    tuning = tune_validation(
+        lambda d: np.nan if d < 1 else abs(np.log10(d) - 0.5), bounds=(1e-3, 1e3)
+    )
+    assert np.log10(tuning.prior_precision) == pytest.approx(0.5, abs=0.03)
+    with pytest.raises(ValueError, match=r"no finite held-out loss .*raise the bounds"):
+        tune_validation(lambda d: np.nan, bounds=(1e-3, 1e3))
+
+
+def test_a_minimum_beyond_a_bound_is_told():
+    with pytest.warns(UserWarning, match="held-out loss is smallest at a bound"):
+        tuning = tune_validation(lambda d: -np.log10(d), bounds=(1e-2, 1e2))
+    assert float(tuning.prior_precision) == pytest.approx(100, rel=0.05)

@@ -1,0 +1,302 @@
+"""Data in memory and in streams: what is accepted, sums over examples, maps over inputs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import twins
+from hypothesis import given
+from hypothesis import strategies as st
+
+from laplace_kit import data as lk_data
+from laplace_kit.data import Chunk, InMemory, Stream, as_data, batch_spec, map_over, sum_over
+
+
+def arrays(num: int, dtype="float32") -> tuple:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(num, 3)).astype(dtype), rng.normal(size=num).astype(dtype)
+
+
+def weighted_sums(factor, chunk: Chunk) -> dict:
+    """Several sums, of which one tells the examples apart by their number."""
+    return {
+        "count": chunk.weight.sum().astype(int),
+        "first": factor * jnp.sum(chunk.weight[:, None] * chunk.x, axis=0),
+        "mixed": jnp.einsum("n,n,ni,n->i", chunk.weight, chunk.y, chunk.x, jnp.sin(chunk.index)),
+    }
+
+
+def expected_sums(factor, x, y) -> dict:
+    mixed = np.einsum("n,ni,n->i", y, x, np.sin(np.arange(len(y))))
+    return {"count": len(y), "first": factor * x.sum(axis=0), "mixed": mixed}
+
+
+def assert_sums(found, expected) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5)
+
+
+# --- what is data ---------------------------------------------------------------------------------
+
+
+def test_a_tuple_is_in_memory_and_a_list_is_a_stream():
+    x, y = arrays(5)
+    whole = as_data((x, y))
+    assert isinstance(whole, InMemory)
+    assert whole.num_examples == 5
+    assert isinstance(whole.x, jax.Array)
+    stream = as_data([(x, y)])
+    assert isinstance(stream, Stream)
+    assert as_data(stream) is stream
+    assert as_data(whole) is whole
+
+
+def test_inputs_and_targets_may_be_trees():
+    x, y = arrays(5)
+    pair = {"left": x, "right": (x[:, 0], x)}, {"label": y}
+    whole = as_data(pair)
+    assert whole.num_examples == 5
+    assert jax.tree.structure((whole.x, whole.y)) == jax.tree.structure(pair)
+    expected = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), pair)
+    assert batch_spec(whole) == expected
+    assert batch_spec(as_data([pair])) == expected
+
+
+def test_the_first_batch_describes_a_stream():
+    x, y = arrays(5)
+    stream = as_data(twins.Loader(x, y, 2))
+    assert [leaf.shape for leaf in batch_spec(stream)] == [(2, 3), (2,)]
+    assert hash(stream.first) == hash(as_data(twins.Loader(x, y, 2)).first)
+
+
+def test_a_stream_is_structure_compared_by_identity():
+    x, y = arrays(4)
+    batches = twins.batches(x, y, 2, 2)
+    structure = jax.tree.structure(as_data(batches))
+    assert structure == jax.tree.structure(as_data(batches))
+    assert hash(structure) == hash(jax.tree.structure(as_data(batches)))
+    assert structure != jax.tree.structure(as_data(twins.batches(x, y, 2, 2)))
+
+
+X, Y = arrays(5)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "words"),
+    [
+        (((X, Y) for _ in range(3)), TypeError, ["one-shot", "generator", "list(data)"]),
+        (iter([(X, Y)]), TypeError, ["one-shot", "list_iterator", "__iter__"]),
+        ([X, Y], ValueError, ["ndarray of shape (5, 3)", "batch (x, y)", "tuple (x, y)"]),
+        (X, TypeError, ["ndarray", "tuple (x, y)"]),
+        (3.0, TypeError, ["float", "re-iterable"]),
+        ({"x": X, "y": Y}, ValueError, ["a str", "batch (x, y)"]),
+        ("path", ValueError, ["a str", "iterable that yields pairs"]),
+        ([], ValueError, ["empty", "at least one example", "loader"]),
+        ((X[:0], Y[:0]), ValueError, ["empty", "(0, 3)", "at least one example"]),
+        ([(X[:0], Y[:0])], ValueError, ["empty", "(0, 3)"]),
+        ((X, Y, Y), ValueError, ["a tuple of 3", "((x1, x2), y)"]),
+        ((X, Y[:4]), ValueError, ["leading axes differ", "(5, 3), (4,)"]),
+        (({"a": X, "b": X[:2]}, Y), ValueError, ["leading axes differ", "(2, 3)"]),
+        ((X, 1.0), ValueError, ["()", "leading axis", "x[None]"]),
+        (({}, Y), ValueError, ["leading axis"]),
+        ([(X, Y, Y)], ValueError, ["a tuple", "batch (x, y)"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_not_data_is_named(data, error, words):
+    with pytest.raises(error, match="Found") as caught:
+        as_data(data)
+    assert "expected" in str(caught.value)
+    assert all(word in str(caught.value) for word in words)
+
+
+# --- sums over examples ---------------------------------------------------------------------------
+
+
+@given(num=st.integers(1, 12), batch_size=st.integers(1, 14) | st.none())
+def test_sum_in_memory(num, batch_size):
+    x, y = arrays(num)
+    found = sum_over(weighted_sums, jnp.float32(2.0), as_data((x, y)), batch_size)
+    assert_sums(found, expected_sums(2.0, x, y))
+
+
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    batch_size=st.integers(1, 6) | st.none(),
+)
+def test_sum_over_a_stream(sizes, batch_size):
+    x, y = arrays(sum(sizes))
+    found = sum_over(
+        weighted_sums, jnp.float32(2.0), as_data(twins.batches(x, y, *sizes)), batch_size
+    )
+    assert_sums(found, expected_sums(2.0, x, y))
+
+
+def test_sum_over_a_loader_of_lists_again_and_again():
+    x, y = arrays(7)
+    stream = as_data(twins.Loader(x, y, 3))
+    for _ in range(2):
+        found = sum_over(weighted_sums, jnp.float32(2.0), stream, 2)
+        assert_sums(found, expected_sums(2.0, x, y))
+
+
+def test_sum_inside_jit_and_its_derivative():
+    x, y = arrays(7)
+
+    @jax.jit
+    def total(factor, data):
+        return sum_over(weighted_sums, factor, data, 3)["first"].sum()
+
+    found = jax.grad(total)(2.0, as_data((x, y)))
+    assert found == pytest.approx(x.sum(), rel=1e-5)
+
+
+def test_a_stream_inside_jit_is_refused():
+    stream = as_data(twins.Loader(*arrays(7), 3))
+    with pytest.raises(TypeError, match=r"inside a JAX transformation \(jit.*tuple \(x, y\)"):
+        jax.jit(lambda factor: sum_over(weighted_sums, factor, stream, None))(1.0)
+
+
+def reciprocal(_, chunk):
+    return jnp.sum(chunk.weight / chunk.x[:, 0])
+
+
+@pytest.mark.parametrize("batch_size", [None, 2, 3])
+def test_the_model_sees_examples_only(batch_size):
+    x = np.asarray([[1.0], [2.0], [4.0], [8.0], [16.0]], np.float32)
+    for data in ((x, x), twins.batches(x, x, 3, 2)):
+        found = sum_over(reciprocal, (), as_data(data), batch_size)
+        np.testing.assert_allclose(found, np.sum(1 / x), rtol=1e-6)
+
+
+def sum_in_own_precision(_, chunk):
+    return jnp.sum(chunk.x * chunk.weight.astype(chunk.x.dtype), dtype=chunk.x.dtype)
+
+
+@pytest.mark.parametrize("form", ["in memory", "stream"])
+def test_many_small_terms_are_not_lost_in_bfloat16(form):
+    num = 2000
+    x = jnp.full(num, 0.01, jnp.bfloat16)
+    data = (x, x) if form == "in memory" else [(x[:1], x[:1])] * num
+    found = sum_over(sum_in_own_precision, (), as_data(data), 1)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, num * float(x[0]), rtol=1e-5)
+    lost = jax.lax.scan(lambda total, term: (total + term, None), jnp.bfloat16(0), x)[0]
+    assert lost < 0.5 * found
+
+
+def test_a_loader_may_fill_its_buffer_anew():
+    class Reusing:
+        def __init__(self, x, y, size):
+            self.x, self.y, self.size = x, y, size
+
+        def __iter__(self):
+            x, y = (np.empty((self.size, *a.shape[1:]), a.dtype) for a in (self.x, self.y))
+            for low in range(0, len(self.y), self.size):
+                x[:], y[:] = self.x[low : low + self.size], self.y[low : low + self.size]
+                yield x, y
+                x[:], y[:] = np.nan, np.nan
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 5000)).astype(np.float32), np.ones(40, np.float32)
+    found = sum_over(weighted_sums, jnp.float32(1.0), as_data(Reusing(x, y, 4)), None)
+    assert_sums(found, expected_sums(1.0, x, y))
+
+
+# --- programs -------------------------------------------------------------------------------------
+
+
+def test_new_values_do_not_recompile():
+    x, y = arrays(7)
+    sum_over(weighted_sums, jnp.float32(2.0), as_data((x, y)), 3)
+    with twins.compilations() as names:
+        sum_over(weighted_sums, jnp.float32(3.0), as_data((x + 1, y)), 3)
+    assert names == []
+
+
+def test_one_program_for_every_batch_of_a_stream():
+    x, y = arrays(13)
+    sum_over(weighted_sums, jnp.float32(2.0), as_data(twins.Loader(x[:6], y[:6], 3)), None)
+    with twins.compilations() as names:
+        stream = as_data(twins.batches(x, y, 3, 2, 1, 5, 2))
+        found = sum_over(weighted_sums, jnp.float32(2.0), stream, None)
+    assert names == []
+    assert_sums(found, expected_sums(2.0, x, y))
+
+
+def product(matrix, chunk):
+    return jnp.einsum("n,ni,ij->j", chunk.weight, chunk.x, matrix)
+
+
+def test_no_array_is_a_constant_of_the_programs():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(43, 37)), jnp.float32)
+    matrix = jnp.asarray(rng.normal(size=(37, 41)), jnp.float32)
+    chunk = Chunk(x, x, jnp.arange(43), jnp.ones(43))
+    in_memory = [
+        lk_data._scan_sum.lower(product, matrix, as_data((x, x)), batch_size)
+        for batch_size in (10, 43)
+    ]
+    steps = [
+        lk_data._first_step.lower(product, matrix, chunk),
+        lk_data._step.lower(product, matrix, chunk, jnp.zeros(41)),
+    ]
+    for lowered in (*in_memory, *steps):
+        assert twins.constants(lowered.as_text()) == []
+
+
+@pytest.mark.slow
+def test_sharded_examples_give_the_same_sum():
+    twins.run_on_eight_devices(
+        """
+        import jax, jax.numpy as jnp, numpy as np
+        from jax.sharding import NamedSharding, PartitionSpec
+        from laplace_kit.data import as_data, sum_over
+        x = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+        mesh = jax.make_mesh((8,), ("data",))
+        spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+        assert len(spread.devices()) == 8
+        def total(_, chunk):
+            return chunk.weight @ chunk.x
+        for batch_size in (None, 24, 64):
+            found = sum_over(total, (), as_data((spread, spread)), batch_size)
+            np.testing.assert_allclose(found, x.sum(axis=0), rtol=1e-5)
+        """
+    )
+
+
+# --- progress and maps ----------------------------------------------------------------------------
+
+
+def test_progress_is_shown_on_request(capsys):
+    x, y = arrays(6)
+    sum_over(weighted_sums, 1.0, as_data(twins.Loader(x, y, 2)), None)
+    assert capsys.readouterr().err == ""
+    sum_over(weighted_sums, 1.0, as_data(twins.Loader(x, y, 2), progress=True), None)
+    assert "batches:   0%|          | 0/3" in capsys.readouterr().err
+
+
+def rowwise(factor, x):
+    return {"y": factor * x["a"][:, None] ** 2, "z": x["b"].sum(axis=1)}
+
+
+@given(num=st.integers(1, 12), batch_size=st.integers(1, 14))
+def test_map_is_the_function_row_by_row(num, batch_size):
+    rng = np.random.default_rng(num)
+    x = {"a": jnp.asarray(rng.normal(size=num)), "b": jnp.asarray(rng.normal(size=(num, 2)))}
+    found = map_over(rowwise, 3.0, x, batch_size)
+    expected = rowwise(3.0, x)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6)
+
+
+def test_map_sees_chunks_of_the_given_size():
+    sizes = []
+
+    def recorded(_, x):
+        sizes.append(len(x))
+        return x
+
+    map_over(recorded, (), jnp.arange(10.0), 4)
+    assert set(sizes) == {4}

@@ -1,0 +1,73 @@
+"""The documentation is true: its examples run as printed and its map of the files is complete."""
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+from types import FunctionType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "laplace_kit"
+FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def python_blocks(page: Path) -> list[tuple[int, str]]:
+    """Return the fenced python blocks of a page, each with the number of its first line."""
+    text = page.read_text()
+    blocks = re.finditer(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    return [(text.count("\n", 0, block.start(1)) + 1, block[1]) for block in blocks]
+
+
+WITH_CODE = [page for page in PAGES if python_blocks(page)]
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_examples_run_as_printed(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    for line, block in python_blocks(page):
+        # Blank lines in front make a traceback point to the line of the page.
+        exec(compile("\n" * (line - 1) + block, page, "exec"), namespace)
+
+
+def test_readme_and_quickstart_have_examples():
+    assert {"README.md", "quickstart.md"} <= {page.name for page in WITH_CODE}
+
+
+def test_landing_page_shows_the_example_of_the_readme():
+    shown = re.search(r"^```py\n(.*?)^```$", (ROOT / "docs" / "index.md").read_text(), re.S | re.M)
+    assert shown[1] in [block for _, block in python_blocks(ROOT / "README.md")]
+
+
+def test_architecture_names_every_file_once():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = re.findall(r"^\| `([\w/]+\.py)` \|", page, flags=re.MULTILINE)
+    assert sorted(named) == sorted(map(str, FILES))
+
+
+def test_every_layer_has_an_api_page():
+    layers = {path.parent.name for path in FILES} - {""}
+    assert layers <= {page.stem for page in (ROOT / "docs" / "api").glob("*.md")}
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_every_public_method_is_documented_where_it_is_declared(file):
+    name = ".".join(("laplace_kit", *file.with_suffix("").parts)).removesuffix(".__init__")
+    module = importlib.import_module(name)
+    found = inspect.getmembers(module, inspect.isclass)
+    classes = [c for n, c in found if c.__module__ == name and not n.startswith("_")]
+    declared = [
+        (cls, method)
+        for cls in classes
+        for method, member in vars(cls).items()
+        if not method.startswith("_") and isinstance(member, FunctionType | property)
+    ]
+    silent = [
+        f"{cls.__qualname__}.{method}"
+        for cls, method in declared
+        if not any(getattr(vars(base).get(method), "__doc__", None) for base in cls.__mro__)
+    ]
+    assert not silent

@@ -1,0 +1,30 @@
+"""Unknown options are refused with what was found, what is known and the nearest name."""
+
+import pytest
+
+from laplace_kit.errors import check_option
+
+STRUCTURES = ("full", "diagonal", "low_rank")
+
+
+@pytest.mark.parametrize("found", STRUCTURES)
+def test_known_options_pass(found):
+    assert check_option("structure", found, STRUCTURES) == found
+    assert check_option("structure", found, dict.fromkeys(STRUCTURES)) == found
+
+
+def test_the_nearest_option_is_named():
+    with pytest.raises(ValueError, match="Found") as error:
+        check_option("structure", "diagnal", STRUCTURES)
+    assert str(error.value) == (
+        "Found structure='diagnal', expected one of 'full', 'diagonal', 'low_rank'. "
+        "Did you mean 'diagonal'?"
+    )
+
+
+@pytest.mark.parametrize("found", ["xyz", 3, None, ["full"], ("full",)])
+def test_without_a_near_one_the_options_are_listed(found):
+    with pytest.raises(ValueError, match="expected one of 'full', 'diagonal', 'low_rank'") as error:
+        check_option("structure", found, STRUCTURES)
+    assert repr(found) in str(error.value)
+    assert "Did you mean" not in str(error.value)

@@ -1,0 +1,83 @@
+"""Imports point downwards, and what is heavy is loaded when first used."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "laplace_kit"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# The layers above the ground floor, lowest first; the files of the façade stand on top of all.
+LAYERS = ("curv", "approx", "eval")
+FACADE = ("__init__", "fit", "laplace", "cli")
+
+
+def dotted(path: Path) -> str:
+    """Return the name by which a file is imported."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def layer(module: str) -> int:
+    """Return 0 for the ground floor, 1 to 3 for `LAYERS`, 4 for the façade."""
+    _, name, *_ = (*module.split("."), "__init__")
+    if name in FACADE:
+        return len(LAYERS) + 1
+    return LAYERS.index(name) + 1 if name in LAYERS else 0
+
+
+def imports(path: Path, source: str) -> set[str]:
+    """Return this package's modules that the source of a file imports, also inside functions."""
+    known = {dotted(module) for module in MODULES}
+    package = path.relative_to(ROOT).parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(source, path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            names = {f"{origin}.{alias.name}" for alias in node.names}
+            found |= {name if name in known else origin for name in names}
+    return {module for module in found if module.split(".")[0] == PACKAGE.name}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_imports_point_downwards(path):
+    imported = imports(path, path.read_text())
+    upwards = {module for module in imported if layer(module) > layer(dotted(path))}
+    assert not upwards, f"{dotted(path)} stands below {', '.join(sorted(upwards))}"
+
+
+def test_the_layers_are_those_of_the_package():
+    folders = {path.parent.name for path in MODULES} - {PACKAGE.name}
+    assert folders == set(LAYERS)
+
+
+def test_the_rule_sees_every_form_of_import():
+    path = PACKAGE / "curv" / "imaginary.py"
+    source = (
+        "import laplace_kit.eval.metrics\nfrom laplace_kit import Laplace, tree\n"
+        "from laplace_kit.approx import full\nfrom . import ggn\nfrom .operator import bind\n"
+        "from ..eval import link\ndef f():\n    from laplace_kit.fit import fit\n    import jax\n"
+    )
+    assert imports(path, source) == {
+        "laplace_kit",
+        "laplace_kit.approx.full",
+        "laplace_kit.curv.ggn",
+        "laplace_kit.curv.operator",
+        "laplace_kit.eval.link",
+        "laplace_kit.eval.metrics",
+        "laplace_kit.fit",
+        "laplace_kit.tree",
+    }
+
+
+def test_import_loads_nothing_heavy():
+    heavy = ("equinox", "flax", "jinja2", "matplotlib", "optax", "sklearn", "tqdm")
+    code = f"import sys, laplace_kit; print(*[m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

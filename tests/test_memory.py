@@ -1,0 +1,108 @@
+"""The memory budget, and the size of an example counted on models whose size is known."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from laplace_kit import memory
+
+PARAMS = jax.ShapeDtypeStruct((3, 4), jnp.float32)
+INPUTS = jax.ShapeDtypeStruct((7, 3), jnp.float32)
+
+
+def linear(params, x):
+    return x @ params
+
+
+def activated(params, x):
+    return jnp.tanh(x @ params)
+
+
+def branched(params, x):
+    return jax.lax.cond(params[0, 0] > 0, activated, linear, params, x)
+
+
+def repeated(params, x):
+    return jax.lax.scan(lambda h, _: (jnp.tanh(h), None), x @ params, length=5)[0]
+
+
+def without_examples(params, x):
+    return x @ (params + jnp.exp(params))
+
+
+def randomised(params, x):
+    return x @ params + jax.random.normal(jax.random.key(0), (4,))
+
+
+@pytest.mark.parametrize(
+    ("model_fn", "numbers"),
+    [
+        (linear, 3 + 4),
+        (activated, 3 + 4 + 4),
+        (jax.jit(activated), 3 + 4 + 4),
+        (jax.checkpoint(activated), 3 + 4 + 4),
+        (branched, 3 + (4 + 4) + 4),
+        (repeated, 3 + 4 + 5 * 4),
+        (without_examples, 3 + 4),
+        (randomised, 3 + 4 + 4),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_example_counts_inputs_and_intermediate_values(model_fn, numbers):
+    assert memory.activation_bytes(model_fn, PARAMS, INPUTS) == 4 * numbers
+
+
+def test_example_counts_every_input_in_its_own_dtype():
+    def embed(params, x):
+        return params["table"][x["tokens"]].sum(axis=1) + x["shift"]
+
+    params = {"table": jax.ShapeDtypeStruct((10, 4), jnp.bfloat16)}
+    x = {
+        "tokens": jax.ShapeDtypeStruct((5, 6), jnp.int32),
+        "shift": jax.ShapeDtypeStruct((5, 4), jnp.bfloat16),
+    }
+    found = memory.activation_bytes(embed, params, x)
+    least = 6 * 4 + 4 * 2 + 6 * 4 * 2 + 4 * 2  # both inputs, the rows, and their sum
+    assert least <= found <= 8 * least
+
+
+def test_arrays_are_as_good_as_shapes():
+    found = memory.activation_bytes(linear, jnp.ones((3, 4)), jnp.ones((2, 3)))
+    assert found == memory.activation_bytes(linear, PARAMS, INPUTS)
+
+
+def test_chunk_is_what_fits():
+    assert memory.chunk_size(100, memory_limit=1000) == 10
+    assert memory.chunk_size(101, memory_limit=1000) == 9
+    assert memory.chunk_size(2000, memory_limit=1000) == 1
+    assert memory.chunk_size(0, memory_limit=1000) == 1000
+
+
+def test_default_is_a_share_of_what_the_device_tells(monkeypatch):
+    class Device:
+        def __init__(self, stats):
+            self.stats = stats
+
+        def memory_stats(self):
+            return self.stats
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device({"bytes_limit": 8 * 2**30})])
+    assert memory.budget() == 2 * 2**30
+    assert memory.budget(17) == 17
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(None)])
+    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}.get)
+    assert memory.budget() == 1000 * 4096 // 4
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_limit_must_be_positive(limit):
+    with pytest.raises(ValueError, match=f"Found memory_limit={limit}, expected a positive number"):
+        memory.budget(limit)
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**31, "2 GiB"), (5 * 2**50, "5120 TiB")],
+)
+def test_numbers_of_bytes_are_readable(num_bytes, text):
+    assert memory.readable(num_bytes) == text

@@ -1,0 +1,233 @@
+"""Adapters give a pure function and the parameters alone, and leave the module as it was."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import twins
+from flax import nnx
+from jax.flatten_util import ravel_pytree
+
+import laplace_kit as lk
+from laplace_kit.model import batched, from_equinox, from_linen, from_nnx
+
+X = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+Y = np.arange(6) % 2
+
+
+class Block(nnx.Module):
+    """What real networks have: a list of layers, running statistics and random states."""
+
+    def __init__(self, seed: int):
+        rngs = nnx.Rngs(seed)
+        self.layers = nnx.List([nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 4, rngs=rngs)])
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.head = nnx.Linear(4, 2, rngs=rngs)
+        self.temperature = nnx.Variable(jnp.asarray(2.0))  # an array, but not a parameter
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = jnp.tanh(layer(x))
+        return self.head(self.dropout(self.norm(x))) / self.temperature[...]
+
+
+def trained(seed: int) -> Block:
+    """Return a module in training mode whose running statistics have moved."""
+    module = Block(seed)
+    module.train()
+    module(jnp.asarray(X) + 1.0)
+    return module
+
+
+def state_of(module) -> tuple:
+    graph, state = nnx.split(module)
+    return graph, [
+        np.asarray(jax.random.key_data(a) if is_key(a) else a) for a in jax.tree.leaves(state)
+    ]
+
+
+def is_key(array) -> bool:
+    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
+def is_pure_and_frozen(model_fn, params, expected):
+    """Check outputs in evaluation mode, twice, and that no array is a constant of the program."""
+    call = jax.jit(lambda model_fn, params, x: model_fn(params, x))
+    for _ in range(2):
+        np.testing.assert_allclose(call(model_fn, params, X), expected, rtol=1e-5, atol=1e-6)
+    assert twins.constants(call.lower(model_fn, params, X).as_text()) == []
+
+
+def is_fitted(model_fn, params):
+    """Check a posterior of all parameters against the dense Gauss-Newton matrix."""
+    la = lk.fit(model_fn, params, (X, Y), likelihood="categorical", structure="full")
+    theta, unravel = ravel_pytree(params)
+    outputs = jax.jit(lambda model_fn, theta: model_fn(unravel(theta), X))
+    jac = np.asarray(jax.jit(jax.jacobian(outputs, 1))(model_fn, theta), np.float64)
+    p = np.exp(np.asarray(outputs(model_fn, theta), np.float64))
+    p /= p.sum(axis=1, keepdims=True)
+    inner = np.eye(2) * p[:, :, None] - p[:, :, None] * p[:, None, :]
+    ggn = np.einsum("ncp,ncd,ndq->pq", jac, inner, jac)
+    twins.assert_close(la.structure.matrix, ggn, dtype="float32")
+    assert la.predict(X).probs.shape == (6, 2)
+    return la
+
+
+# --- flax.nnx -------------------------------------------------------------------------------------
+
+
+def test_nnx_in_evaluation_mode_without_changing_the_module():
+    module = trained(0)
+    graph, before = state_of(module)
+    model_fn, params = from_nnx(module)
+    is_pure_and_frozen(model_fn, params, evaluated(module))
+    after_graph, after = state_of(module)
+    assert graph == after_graph  # still in training mode
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    assert not module.dropout.deterministic
+    assert not module.norm.use_running_average
+
+
+def evaluated(module):
+    copy = nnx.clone(module)
+    copy.eval()
+    return copy(jnp.asarray(X))
+
+
+def test_nnx_parameters_are_the_parameters_alone():
+    module = trained(0)
+    _, params = from_nnx(module)
+    assert set(params) == {"layers", "norm", "head"}
+    assert set(params["norm"]) == {"bias", "scale"}  # and not mean, var
+    np.testing.assert_array_equal(params["layers"][1]["kernel"], module.layers[1].kernel[...])
+
+
+def test_nnx_running_statistics_are_those_of_training():
+    module = trained(0)
+    module.norm.mean[...] = module.norm.mean[...] + 3.0
+    model_fn, params = from_nnx(module)
+    np.testing.assert_allclose(model_fn(params, X), evaluated(module), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(model_fn(params, X), evaluated(trained(0)), atol=1e-2)
+
+
+def test_nnx_is_fitted_sampled_and_saved(tmp_path):
+    model_fn, params = from_nnx(trained(0))
+    la = is_fitted(model_fn, params)
+    draws = la.sample(jax.random.key(0), 3)
+    assert jax.tree.structure(draws) == jax.tree.structure(params)
+    la.save(tmp_path / "la.npz")
+    again = lk.load(tmp_path / "la.npz", model_fn)
+    np.testing.assert_array_equal(again.predict(X).f_cov, la.predict(X).f_cov)
+
+
+def test_nnx_module_with_other_values_reuses_every_program():
+    def run(seed):
+        la = lk.fit(
+            *from_nnx(trained(seed)), (X, Y), likelihood="categorical", structure="diagonal"
+        )
+        return la.predict(X).probs
+
+    first = run(0)
+    with twins.compilations() as programs:
+        second = run(1)
+    assert programs == []
+    assert not np.allclose(first, second)
+
+
+def test_nnx_refuses_other_modules():
+    with pytest.raises(
+        TypeError, match=r"Found Dense, expected a flax\.nnx\.Module; for flax\.linen"
+    ):
+        from_nnx(nn.Dense(2))
+
+
+# --- flax.linen -----------------------------------------------------------------------------------
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool = True):
+        x = nn.BatchNorm(use_running_average=not train)(jnp.tanh(nn.Dense(4)(x)))
+        return nn.Dense(2)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+class LinenDeterministic(nn.Module):
+    @nn.compact
+    def __call__(self, x, deterministic):
+        return nn.Dense(2)(nn.Dropout(0.5)(jnp.tanh(nn.Dense(4)(x)), deterministic=deterministic))
+
+
+def initialised(module, **mode) -> dict:
+    variables = module.init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, X, **mode)
+    if "batch_stats" in variables:
+        moved = jax.tree.map(lambda leaf: leaf + 0.5, variables["batch_stats"])
+        variables = {**variables, "batch_stats": moved}
+    return variables
+
+
+def test_linen_in_evaluation_mode():
+    variables = initialised(Linen())
+    model_fn, params = from_linen(Linen(), variables)
+    assert params is variables["params"]
+    is_pure_and_frozen(model_fn, params, Linen().apply(variables, X, train=False))
+    is_fitted(model_fn, params)
+
+
+def test_linen_with_another_name_for_the_mode():
+    module = LinenDeterministic()
+    variables = initialised(module, deterministic=True)
+    expected = module.apply(variables, X, deterministic=True)
+    model_fn, params = from_linen(module, variables)
+    np.testing.assert_allclose(model_fn(params, X), expected, rtol=1e-5, atol=1e-6)
+    model_fn, params = from_linen(module, variables, arguments={"deterministic": True})
+    np.testing.assert_allclose(model_fn(params, X), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_linen_functions_of_equal_modules_are_equal():
+    variables = initialised(Linen())
+    first, second = (from_linen(Linen(), variables)[0] for _ in range(2))
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    other = from_linen(Linen(), variables, arguments={"train": True})[0]
+    assert jax.tree.structure(first) != jax.tree.structure(other)
+
+
+def test_linen_without_parameters():
+    with pytest.raises(ValueError, match=r"collections \['kernel'\], expected one named 'params'"):
+        from_linen(nn.Dense(2), {"kernel": jnp.ones(2)})
+
+
+# --- equinox --------------------------------------------------------------------------------------
+
+
+def test_equinox_single_examples_become_batches():
+    eqx = pytest.importorskip("equinox")
+    keys = jax.random.split(jax.random.key(0), 2)
+    module = eqx.nn.Sequential(
+        [
+            eqx.nn.Linear(3, 4, key=keys[0]),
+            eqx.nn.Lambda(jnp.tanh),
+            eqx.nn.Dropout(0.5),
+            eqx.nn.Linear(4, 2, key=keys[1]),
+        ]
+    )
+    model_fn, params = from_equinox(module)
+    assert not module.layers[2].inference  # the module itself stays in training mode
+    expected = jax.vmap(eqx.nn.inference_mode(module))(X)
+    is_pure_and_frozen(model_fn, params, expected)
+    is_fitted(model_fn, params)
+    assert jax.tree.structure(from_equinox(module)[0]) == jax.tree.structure(model_fn)
+
+
+# --- single examples ------------------------------------------------------------------------------
+
+
+def test_batched():
+    def single(params, x):
+        assert x["a"].ndim == 1
+        return jnp.tanh(x["a"] @ params)
+
+    params = jnp.ones((3, 2))
+    found = batched(single)(params, {"a": X})
+    np.testing.assert_allclose(found, np.tanh(X @ np.ones((3, 2))), rtol=1e-6)

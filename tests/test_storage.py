@@ -1,0 +1,237 @@
+"""Files hold every bit of a posterior; a damaged or foreign one is refused, and nothing is run."""
+
+import json
+import zipfile
+
+import exact
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import twins
+from exact import KINDS
+
+import laplace_kit as lk
+from laplace_kit import storage
+
+
+def model(params, x):
+    return jnp.tanh(x @ params["first"]) @ params["last"][0]
+
+
+X = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+Y = np.arange(6) % 2
+
+
+def parameters(dtype="float32"):
+    rng = np.random.default_rng(1)
+    first, last = rng.normal(size=(3, 2)), rng.normal(size=(2, 2))
+    return {"first": jnp.asarray(first, dtype), "last": [jnp.asarray(last, dtype)]}
+
+
+def posterior(dtype="float32", **options) -> lk.Laplace:
+    options = {"likelihood": "categorical", "structure": "diagonal"} | options
+    return lk.fit(model, parameters(dtype), (X, Y), **options)
+
+
+def is_bitwise_equal(first, second):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        assert jnp.asarray(a).dtype == jnp.asarray(b).dtype
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+# --- round trips ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_structure(kind, tmp_path, x64):
+    la = exact.fitted(kind, "float64")
+    la.save(tmp_path / "la.npz")
+    again = lk.load(tmp_path / "la.npz", twins.mlp)
+    is_bitwise_equal(again, la)
+    problem = twins.problem("mlp", "float64")
+    is_bitwise_equal(again.predict(problem.x), la.predict(problem.x))
+    is_bitwise_equal(again.with_prior(2.0).posterior, la.with_prior(2.0).posterior)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "bfloat16"},
+        {"prior_precision": {"first": 2.0, "last": 0.3}, "prior_mean": 0.1},
+        {"subset": lambda path: path.startswith("last")},
+        {"subset": {"first": np.arange(6).reshape(3, 2) > 2, "last": False}},
+        {"likelihood": lk.Categorical(), "batch_size": 2, "memory_limit": 10**6},
+    ],
+    ids=["bfloat16", "prior_tree", "subset", "mask", "options"],
+)
+def test_every_kind_of_field(options, tmp_path):
+    la = posterior(**options)
+    la.save(tmp_path / "la.npz")
+    again = lk.load(tmp_path / "la.npz", model)
+    is_bitwise_equal(again, la)
+    is_bitwise_equal(again.params, la.params)
+
+
+def test_integer_leaves_and_other_likelihoods(tmp_path):
+    problem = twins.problem("with_integers")
+    la = lk.fit(*problem.args[:3], likelihood="poisson", structure="diagonal")
+    la.save(tmp_path / "la.npz")
+    is_bitwise_equal(lk.load(tmp_path / "la.npz", problem.model_fn), la)
+
+
+def test_the_likelihood_s_own_leaves(tmp_path, x64):
+    regression = exact.regression()
+    la = regression.fit(*exact.priors(regression.num_params), structure="full")
+    la.save(tmp_path / "la.npz")
+    again = lk.load(tmp_path / "la.npz", exact.linear)
+    assert float(again.likelihood.noise_std) == regression.noise_std
+    is_bitwise_equal(jax.tree.leaves(again), jax.tree.leaves(la))
+
+
+def test_a_likelihood_that_is_a_function_is_given_again(tmp_path):
+    problem = twins.problem("bare")
+    la = lk.fit(*problem.args[:3], likelihood=problem.likelihood, structure="diagonal")
+    la.save(tmp_path / "la.npz")
+    with pytest.raises(ValueError, match=r"no likelihood in .*pass lk\.load\(path, model_fn, like"):
+        lk.load(tmp_path / "la.npz", problem.model_fn)
+    again = lk.load(tmp_path / "la.npz", problem.model_fn, likelihood=problem.likelihood)
+    is_bitwise_equal(again, la)
+
+
+def test_saving_again_replaces_the_file_and_leaves_no_other(tmp_path):
+    path = tmp_path / "la.npz"
+    posterior().save(path)
+    posterior(prior_precision=5.0).save(path)
+    assert float(lk.load(path, model).prior_precision) == 5
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_while_saving_leaves_the_old_file(tmp_path):
+    path = tmp_path / "la.npz"
+    posterior().save(path)
+    before = path.read_bytes()
+    with pytest.raises(TypeError, match=r"Found set in what is to be saved, expected dictionaries"):
+        storage.write(path, {"a": {1, 2}}, {})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "la.npz"
+    posterior().save(path)
+    return path.read_bytes()
+
+
+def load_bytes(content: bytes, directory):
+    path = directory / "file.npz"
+    path.write_bytes(content)
+    return lk.load(path, model)
+
+
+REFUSED = r"cannot be read as a file of laplace_kit .*expected one written by la\.save.*damaged, or"
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 100, 0.5, 0.9, 0.999])
+def test_truncated(saved, length, tmp_path):
+    length = int(length * len(saved)) if 0 < length < 1 else length
+    with pytest.raises(ValueError, match=REFUSED):
+        load_bytes(saved[:length], tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"hello", b"PK\x03\x04 no archive", bytes(range(256)) * 4])
+def test_random_bytes(content, tmp_path):
+    with pytest.raises(ValueError, match=REFUSED) as error:
+        load_bytes(content, tmp_path)
+    assert "allow_pickle" not in str(error.value)  # no advice to trust it
+
+
+def test_a_flipped_byte_is_refused_or_does_not_matter(saved, tmp_path):
+    """Whichever byte it is: checksums see those that matter, a few (dates) do not."""
+    original = load_bytes(saved, tmp_path)
+    refused = 0
+    for position in range(0, len(saved), 13):
+        content = bytearray(saved)
+        content[position] ^= 0xFF
+        try:
+            loaded = load_bytes(bytes(content), tmp_path)
+        except ValueError:
+            refused += 1
+        else:
+            is_bitwise_equal(loaded, original)
+    assert refused > len(saved) / 13 / 2
+    is_bitwise_equal(load_bytes(saved, tmp_path), original)  # the process keeps running
+
+
+def archive(tree, **changes) -> dict:
+    header = {"format": storage.FORMAT, "version": storage.VERSION, "tree": tree} | changes
+    return {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
+
+
+def load_arrays(arrays: dict, directory):
+    np.savez(directory / "file.npz", **arrays)
+    return lk.load(directory / "file.npz", model)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"weights": np.ones(3)}, "header"),
+        ({"header": np.frombuffer(b"[1, 2", np.uint8)}, "Expecting"),
+        ({"header": np.frombuffer(b"[" * 10**5, np.uint8)}, "recursion"),
+        ({"header": np.array([{"a": 1}], object)}, "Object arrays cannot be loaded"),
+        (archive(None, format="other"), "its format is 'other'"),
+        (archive(None, version=2), "its version is 2, newer than 1"),
+        (archive({"kind": "object", "class": "Popen", "fields": {}}), "Popen"),
+        (archive({"kind": "object", "class": "Gaussian", "fields": {"std": 1}}), "fields"),
+        (archive({"kind": "array", "name": "array0", "dtype": "float32"}), "array0"),
+        (archive({"kind": "dict", "items": [[[1], 2]]}), "unhashable"),
+    ],
+)
+def test_foreign_archives(arrays, reason, tmp_path):
+    with pytest.raises(ValueError, match=REFUSED) as error:
+        load_arrays(arrays, tmp_path)
+    assert reason in str(error.value)
+
+
+def test_a_pickle_is_never_opened(tmp_path):
+    """Neither as a file nor inside an archive: what is loaded is data, not code."""
+    mark = tmp_path / "mark"
+
+    class Bomb:
+        def __reduce__(self):
+            return (mark.write_text, ("opened",))
+
+    bomb = np.array([Bomb()], object)
+    with pytest.raises(ValueError, match=REFUSED):
+        load_bytes(bomb.dumps(), tmp_path)
+    header = {"kind": "array", "name": "array0", "dtype": "float32"}
+    with pytest.raises(ValueError, match=REFUSED):
+        load_arrays({**archive(header), "array0": bomb}, tmp_path)
+    assert not mark.exists()
+
+
+def test_something_else_of_this_library(tmp_path):
+    for tree in (None, {"kind": "dict", "items": [["mode", 1]]}):
+        with pytest.raises(ValueError, match="holds something other than a posterior; expected a"):
+            load_arrays(archive(tree), tmp_path)
+
+
+def test_a_missing_file_stays_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        lk.load(tmp_path / "nowhere.npz", model)
+
+
+def test_only_arrays_and_json_are_written(saved, tmp_path):
+    (tmp_path / "la.npz").write_bytes(saved)
+    with zipfile.ZipFile(tmp_path / "la.npz") as file:
+        assert {name.rpartition(".")[2] for name in file.namelist()} == {"npy"}
+    with np.load(tmp_path / "la.npz", allow_pickle=False) as arrays:
+        header = json.loads(arrays["header"].tobytes())
+        assert header["format"] == "laplace_kit"
+        assert all(arrays[name].dtype.kind in "fiub" for name in arrays)
