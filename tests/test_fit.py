@@ -66,16 +66,19 @@ def test_dictionaries_of_inputs_and_numpy_arrays(x64):
 
 
 @pytest.mark.parametrize(
-    ("curvature", "definition"),
+    ("curvature", "kind", "definition"),
     [
-        ("ggn", twins.ggn),
-        ("hessian", twins.hessian),
-        ("empirical_fisher", twins.empirical_fisher),
-        ("mc_fisher", None),
+        ("ggn", "full", twins.ggn),
+        ("hessian", "full", twins.hessian),
+        ("hessian", "diagonal", twins.hessian),
+        ("hessian", "low_rank", twins.hessian),
+        ("empirical_fisher", "full", twins.empirical_fisher),
+        ("empirical_fisher", "diagonal", twins.empirical_fisher),
+        ("mc_fisher", "full", None),
+        ("mc_fisher", "diagonal", None),
     ],
 )
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_curvature_and_structure(curvature, definition, kind, x64):
+def test_every_curvature(curvature, kind, definition, x64):
     problem = mlp()
     options = {
         "curvature": curvature,

@@ -1,4 +1,4 @@
-"""Rows in factors: blocks that mix factored and exact leaves, and weights stored in another order."""
+"""Rows in factors: blocks of factored and exact leaves, and weights stored in another order."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The report compares every predictor on the same inputs, whatever the outputs' shape."""
+"""The report is given what every predictor says about the same inputs, one row for each label."""
 
 import json
 
@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from laplace_kit.eval import compare
 from laplace_kit.eval.compare import compare_report
 from laplace_kit.eval.evaluate import evaluate
 from laplace_kit.eval.predictive import Predictive
@@ -14,89 +15,107 @@ from laplace_kit.likelihood import Bernoulli, Categorical, FromLoss, Gaussian, P
 N = 30
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(N, 2)).astype(np.float32)
-CARD = {"structure": "Full"}
 
 
 def classifier(temperature: float, *, positions: int = 0):
     """Return a predictor of three classes, at several positions if wanted."""
 
     def predict(x):
-        x = jnp.asarray(x)
-        f = jnp.stack([x[:, 0], x[:, 1], -x[:, 0]], axis=1) / temperature
-        f = jnp.stack([f] * positions, axis=1) if positions else f
-        probs = jnp.exp(f) / jnp.exp(f).sum(axis=-1, keepdims=True)
-        return Predictive(f, jnp.ones_like(f), probs=probs)
+        f = np.stack([x[:, 0], x[:, 1], -x[:, 0]], axis=1) / temperature
+        f = np.stack([f] * positions, axis=1) if positions else f
+        probs = np.exp(f) / np.exp(f).sum(axis=-1, keepdims=True)
+        return Predictive(jnp.asarray(f), jnp.ones(f.shape), probs=jnp.asarray(probs))
 
     return predict
 
 
 def regressor(std: float):
     def predict(x):
-        x = jnp.asarray(x)
-        var = jnp.full_like(x, std**2)
-        return Predictive(x, var, mean=x, epistemic_var=var / 2, noise_var=var / 2)
+        mean, var = jnp.asarray(x), jnp.full(x.shape, std**2)
+        return Predictive(mean, var, mean=mean, epistemic_var=var / 4, noise_var=3 * var / 4)
 
     return predict
 
 
-def report(predict, likelihood, y, directory, **sets):
-    y = jnp.asarray(y)
-    found = compare_report(predict, likelihood, X, y, directory, title="A title", card=CARD, **sets)
-    assert found.index.exists()
-    assert json.loads((directory / "metrics.json").read_text()) == found.metrics
-    return found.metrics
+def report(predict, likelihood, y, directory="nowhere", **sets):
+    options = {"title": "A title", "card": {"structure": "Full"}} | sets
+    return compare_report(predict, likelihood, X, jnp.asarray(y), directory, **options)
+
+
+@pytest.fixture
+def handed_over(monkeypatch):
+    """Catch what the report would be written from."""
+    calls = []
+    for name in ("classification_report", "regression_report"):
+        monkeypatch.setattr(compare, name, lambda *args, **options: calls.append((args, options)))
+    return calls
 
 
 @pytest.mark.parametrize("positions", [0, 2])
-def test_classification_with_shifted_and_foreign_inputs(positions, tmp_path):
+def test_classification_with_shifted_and_foreign_inputs(positions, handed_over):
     y = RNG.integers(0, 3, (N, positions) if positions else N)
-    predict = {
-        name: classifier(t, positions=positions) for name, t in (("map", 0.5), ("laplace", 2))
-    }
-    sets = {
-        "shifted": {"half": (X[:10] / 2, jnp.asarray(y[:10]))},
-        "ood": {"far": 5 * X[:8], "near": X[:4]},
-    }
-    found = report(predict, Categorical(), y, tmp_path, **sets)
-    assert found["num_examples"] == y.size
+    predict = {n: classifier(t, positions=positions) for n, t in (("map", 0.5), ("laplace", 2))}
+    shifted = {"half": (X[:10] / 2, jnp.asarray(y[:10]))}
+    report(predict, Categorical(), y, shifted=shifted, ood={"far": 5 * X[:8], "near": X[:4]})
+    [((predictions, targets, directory), options)] = handed_over
+    np.testing.assert_array_equal(targets, y.ravel())
+    np.testing.assert_array_equal(options["shifted_labels"]["half"], y[:10].ravel())
+    assert (directory, options["title"]) == ("nowhere", "A title")
     for name, predictor in predict.items():
-        expected = evaluate(Categorical(), predictor(X), jnp.asarray(y))
-        assert found[name] == pytest.approx(expected)
-        shifted = evaluate(Categorical(), predictor(X[:10] / 2), jnp.asarray(y[:10]))
-        assert found["shifted"]["half"][name] == pytest.approx(shifted)
-        assert 0 <= found["ood"]["far"][name]["auroc"] <= 1
+        given = predictions[name]
+        np.testing.assert_array_equal(given.probs, predictor(X).probs.reshape(-1, 3))
+        half = predictor(X[:10] / 2).probs.reshape(-1, 3)
+        np.testing.assert_array_equal(given.shifted["half"], half)
+        far = predictor(5 * X[:8]).probs.reshape(-1, 3)
+        np.testing.assert_array_equal(given.ood["far"], far)
+        assert set(given.ood) == {"far", "near"}
 
 
-def test_binary_labels_are_two_classes(tmp_path):
+def test_binary_labels_are_two_classes(handed_over):
     def predict(x):
-        x = jnp.asarray(x)
-        return Predictive(x, jnp.ones_like(x), probs=1 / (1 + jnp.exp(-x)))
+        return Predictive(
+            jnp.asarray(x), jnp.ones(x.shape), probs=jnp.asarray(1 / (1 + np.exp(-x)))
+        )
 
     y = RNG.integers(0, 2, (N, 2))
-    found = report({"laplace": predict}, Bernoulli(), y, tmp_path, ood={"far": 9 * X})
-    assert found["laplace"] == pytest.approx(evaluate(Bernoulli(), predict(X), jnp.asarray(y)))
-    assert found["ood"]["far"]["laplace"]["auroc"] < 0.5  # logits nine times as large: sure
+    report({"laplace": predict}, Bernoulli(), y, ood={"far": 9 * X})
+    [((predictions, targets, _), _)] = handed_over
+    np.testing.assert_array_equal(targets, y.ravel())
+    np.testing.assert_array_equal(predictions["laplace"].probs[:, 1], predict(X).probs.ravel())
+    np.testing.assert_allclose(predictions["laplace"].probs.sum(axis=1), 1, rtol=1e-6)
+    assert predictions["laplace"].ood["far"].shape == (2 * N, 2)
 
 
 @pytest.mark.parametrize("likelihood", [Gaussian(), Poisson()])
-def test_regression_and_counts(likelihood, tmp_path):
-    y = np.maximum(np.rint(X + 0.5 * RNG.normal(size=X.shape)), 0)
-    predict = {"map": regressor(0.3), "laplace": regressor(0.6)}
-    found = report(predict, likelihood, y, tmp_path)
-    expected = evaluate(Gaussian(), predict["laplace"](X), jnp.asarray(y))
-    assert found["laplace"] == pytest.approx(expected)
+def test_regression_and_counts_have_deviations(likelihood, handed_over):
+    report({"map": regressor(0.3), "laplace": regressor(0.6)}, likelihood, np.abs(np.rint(X)))
+    [((predictions, targets, _), options)] = handed_over
+    np.testing.assert_array_equal(targets, np.abs(np.rint(X)))
+    np.testing.assert_array_equal(options["x"], X)
+    np.testing.assert_allclose(predictions["laplace"].std, 0.6, rtol=1e-6)
+    np.testing.assert_allclose(predictions["laplace"].epistemic_std, 0.3, rtol=1e-6)
 
 
-def test_sets_that_only_classification_knows(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"\(\['far'\]\) for a Gaussian likelihood, expected them"
-    ) as e:
-        report({"map": regressor(1.0)}, Gaussian(), X, tmp_path, ood={"far": X})
-    assert "write a report for each set instead" in str(e.value)
+def test_the_numbers_written_are_those_of_evaluate(tmp_path):
+    y = X + 0.5 * RNG.normal(size=X.shape).astype(np.float32)
+    predict = regressor(0.6)
+    found = report({"laplace": predict}, Gaussian(), y, tmp_path)
+    assert found.metrics["laplace"] == pytest.approx(
+        evaluate(Gaussian(), predict(X), jnp.asarray(y))
+    )
+    assert json.loads((tmp_path / "metrics.json").read_text()) == found.metrics
+    assert "A title" in found.index.read_text()
 
 
-def test_a_likelihood_without_a_predictive_distribution(tmp_path):
+def test_sets_that_only_classification_knows():
+    message = r"\(\['far'\]\) for a Gaussian likelihood, expected them for classification only"
+    with pytest.raises(ValueError, match=message) as error:
+        report({"map": regressor(1.0)}, Gaussian(), X, ood={"far": X})
+    assert "write a report for each set instead" in str(error.value)
+
+
+def test_a_likelihood_without_a_predictive_distribution():
     likelihood = FromLoss(lambda f, y: jnp.sum((f - y) ** 2))
     predict = {"map": lambda x: Predictive(jnp.asarray(x), jnp.ones(x.shape))}
     with pytest.raises(TypeError, match=r"FromLoss likelihood.*expected Gaussian.*la\.evaluate"):
-        report(predict, likelihood, X, tmp_path)
+        report(predict, likelihood, X)
