@@ -25,7 +25,7 @@ test: .venv/.dev  ## run the tests, without the slow ones
 	$(pytest) -m "not slow" $(ARGS)
 
 test-slow: .venv/.dev  ## run the slow tests only
-	$(pytest) -m slow $(ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(pytest) -m slow $(ARGS)
 
 lint: .venv/.dev  ## check style and formatting
 	$(python) -m ruff check .

@@ -1,8 +1,14 @@
 """What every test shares: reproducible hypothesis examples and double precision on request."""
 
+import os
+
 import jax
 import pytest
 from hypothesis import settings
+
+# Compiling is most of a test's time, so XLA does little of it; `make test-slow` has it do all.
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    jax.config.update("jax_disable_most_optimizations", True)
 
 # Each example may compile a new program: few of them, the same in every run, and none is late.
 settings.register_profile("laplace_kit", deadline=None, derandomize=True, max_examples=10)

@@ -1,6 +1,7 @@
 """The report is given what every predictor says about the same inputs, one row for each label."""
 
 import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from laplace_kit.eval import compare
 from laplace_kit.eval.compare import compare_report
 from laplace_kit.eval.evaluate import evaluate
+from laplace_kit.eval.page import Report
 from laplace_kit.eval.predictive import Predictive
 from laplace_kit.likelihood import Bernoulli, Categorical, FromLoss, Gaussian, Poisson
 
@@ -46,8 +48,13 @@ def report(predict, likelihood, y, directory="nowhere", **sets):
 def handed_over(monkeypatch):
     """Catch what the report would be written from."""
     calls = []
-    for name in ("classification_report", "regression_report"):
-        monkeypatch.setattr(compare, name, lambda *args, **options: calls.append((args, options)))
+
+    def catch(*args, **options):
+        calls.append((args, options))
+        return Report(Path("nowhere"), {}, ())
+
+    monkeypatch.setattr(compare, "classification_report", catch)
+    monkeypatch.setattr(compare, "regression_report", catch)
     return calls
 
 
