@@ -274,7 +274,9 @@ def test_progress_is_shown_on_request(capsys):
     sum_over(weighted_sums, 1.0, as_data(twins.Loader(x, y, 2)), None)
     assert capsys.readouterr().err == ""
     sum_over(weighted_sums, 1.0, as_data(twins.Loader(x, y, 2), progress=True), None)
-    assert "batches:   0%|          | 0/3" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "batches" in shown
+    assert "0/3" in shown
 
 
 def rowwise(factor, x):
