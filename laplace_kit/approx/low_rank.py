@@ -17,6 +17,9 @@ from laplace_kit.curv.lanczos import leading_eigenpairs
 from laplace_kit.curv.operator import CurvatureOperator
 from laplace_kit.tree import pytree_dataclass
 
+# With more parameters than so many times the rank, rows lie mostly outside of the eigenvectors.
+_DIRECTIONS_THAT_MATTER = 32
+
 
 @pytree_dataclass()
 class LowRankStructure(Structure):
@@ -95,22 +98,38 @@ class LowRankPosterior(Posterior):
 
     def output_covariance(self, rows):
         with jax.default_matmul_precision("highest"):
+            if self._multiplies_out:
+                rooted = self.scale_rmv(rows.to_dense())
+                return jnp.einsum("brp,bsp->brs", rooted, rooted)
             learned = self._learned(rows)
             correction = jnp.einsum("brk,bsk->brs", learned, learned)
             return rows.scaled_outer(self.prior_std**2) - correction
 
     def output_variance(self, rows):
         with jax.default_matmul_precision("highest"):
+            if self._multiplies_out:
+                return jnp.sum(self.scale_rmv(rows.to_dense()) ** 2, axis=-1)
             correction = jnp.sum(self._learned(rows) ** 2, axis=-1)
             return jnp.maximum(rows.scaled_squares(self.prior_std**2) - correction, 0)
 
     @property
     def num_projections(self):
-        return len(self.rows)
+        return self.size if self._multiplies_out else len(self.rows)
 
     def variance(self):
         with jax.default_matmul_precision("highest"):
+            if self._multiplies_out:
+                return jnp.sum(self.scale_rmv(jnp.eye(self.size, dtype=self.dtype)) ** 2, axis=1)
             return self.prior_std**2 * (1 - jnp.sum((self.shrinkage @ self.rows) ** 2, axis=0))
+
+    @property
+    def _multiplies_out(self) -> bool:
+        """Whether to square root rows instead of subtracting from the prior's covariance.
+
+        The difference loses digits where the eigenvectors span all of a row and the data outweigh
+        the prior: for few parameters that happens, and there the rows themselves are affordable.
+        """
+        return self.size <= _DIRECTIONS_THAT_MATTER * len(self.rows)
 
     def _learned(self, rows):
         r"""Return $J d^{-1/2} B^\top C^{-\top}$: its square is what the data take off the prior."""

@@ -122,11 +122,12 @@ def test_smallest_eigenvalue_of_a_hessian_is_kept(x64):
     twins.assert_close(structure.values, np.maximum(expected[::-1], 0))
 
 
-def test_single_precision_where_the_data_outweigh_the_prior():
-    """A prediction whose variance falls from 4 to 3e-4: the difference must not drown."""
+@pytest.mark.parametrize(("noise_std", "delta", "rtol"), [(0.1, 1.0, 1e-3), (0.01, 0.1, 5e-3)])
+def test_single_precision_where_the_data_outweigh_the_prior(noise_std, delta, rtol):
+    """Predictions whose variance falls by 1e4 and more: the difference must not drown."""
     regression = exact.regression(num=40)
-    regression = exact.Regression(regression.x, regression.y, noise_std=0.1)
-    precision, mean = np.ones(8), np.zeros(8)
+    regression = exact.Regression(regression.x, regression.y, noise_std=noise_std)
+    precision, mean = np.full(8, delta), np.zeros(8)
     single = jax.tree.map(
         lambda leaf: jnp.asarray(leaf, jnp.float32), regression.unravel(np.zeros(8))
     )
@@ -134,12 +135,36 @@ def test_single_precision_where_the_data_outweigh_the_prior():
         exact.linear,
         single,
         (regression.x.astype(np.float32), regression.y.astype(np.float32)),
-        Gaussian(0.1),
+        Gaussian(noise_std),
     )
-    posterior = fit_low_rank(operator, 8).posterior(jnp.ones(8, jnp.float32))
+    posterior = fit_low_rank(operator, 8).posterior(jnp.full(8, delta, jnp.float32))
     _, cov = regression.posterior(precision, mean)
     found = predict(operator.objective, posterior, regression.x.astype(np.float32))
     design = regression.design(regression.x).reshape(40, 2, 8)
     expected = np.einsum("ncp,pq,ncq->nc", design, cov, design)
-    np.testing.assert_allclose(found.f_var, expected, rtol=1e-2)
+    np.testing.assert_allclose(found.f_var, expected, rtol=rtol)
+    np.testing.assert_allclose(posterior.variance(), np.diag(cov), rtol=rtol)
     assert np.linalg.eigvalsh(np.asarray(found.f_cov, np.float64)).min() > 0
+
+
+def test_many_parameters_are_predicted_from_factors(x64):
+    """The road for P far above the rank equals the dense posterior too."""
+    params = {"w1": jnp.asarray(np.random.default_rng(0).normal(size=(9, 8)))}
+    params["w2"] = jnp.asarray(np.random.default_rng(1).normal(size=(8, 2)))
+
+    def model_fn(params, x):
+        return jnp.tanh(x @ params["w1"]) @ params["w2"]
+
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(7, 9)))
+    operator = curv.GGNOperator(model_fn, params, (x, jnp.zeros((7, 2))), Gaussian(0.3))
+    posterior = fit_low_rank(operator, 2).posterior(jnp.full(88, 0.7))
+    assert posterior.size > 32 * len(posterior.rows)
+    found = predict(operator.objective, posterior, x)
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    rows = jax.jacobian(lambda vector: model_fn(unravel(vector), x))(flat)
+    dense = posterior.covariance()
+    np.testing.assert_allclose(
+        found.f_cov, np.einsum("ncp,pq,ndq->ncd", rows, dense, rows), rtol=1e-9, atol=1e-12
+    )
+    np.testing.assert_allclose(found.f_var, np.einsum("ncc->nc", found.f_cov), rtol=1e-12)
+    np.testing.assert_allclose(posterior.variance(), np.diag(dense), rtol=1e-9)
