@@ -169,6 +169,16 @@ def batch_spec(data: Data) -> tuple[PyTree, PyTree]:
     return jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
 
 
+def gather(data: DataLike) -> tuple[PyTree, PyTree]:
+    """Return inputs and targets as whole arrays, from memory or from a stream."""
+    data = as_data(data)
+    if isinstance(data, InMemory):
+        return data.x, data.y
+    batches = [_as_batch(item) for item in data.batches]
+    pairs = [(batch.x, batch.y) for batch in batches]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pairs)
+
+
 # --- sums over examples -------------------------------------------------------------------------
 
 
@@ -209,6 +219,11 @@ def sum_over(fn: Callable, args: PyTree, data: Data, batch_size: int | None) -> 
     total = None
     for chunk in chunks(data, batch_size):
         total = _first_step(fn, args, chunk) if total is None else _step(fn, args, chunk, total)
+    if total is None:
+        raise TypeError(
+            "Found no batch in a pass over the data after the first one, expected the same batches "
+            "in every pass; iter(data) must make a new iterator each time: wrap it as list(data)."
+        )
     return total
 
 
@@ -267,6 +282,7 @@ def chunks(data: Stream, batch_size: int | None) -> Iterator[Chunk]:
     start = 0
     for item in _with_progress(data):
         batch = _as_batch(item)
+        _check_like_first(batch, data)
         num = batch.num_examples
         for low in range(0, num, size):
             rows = np.minimum(np.arange(low, low + size), num - 1)
@@ -274,6 +290,25 @@ def chunks(data: Stream, batch_size: int | None) -> Iterator[Chunk]:
             x, y = (batch.x, batch.y) if num == size else _take(batch, rows)
             yield Chunk(x, y, jnp.asarray(start + rows), jnp.asarray(weight))
         start += num
+
+
+def _check_like_first(batch: InMemory, data: Stream) -> None:
+    first = [leaf.shape[1:] for leaf in jax.tree.leaves(batch_spec(data))]
+    found = [leaf.shape[1:] for leaf in jax.tree.leaves((batch.x, batch.y))]
+    if found != first:
+        raise ValueError(
+            f"Found a batch whose examples have the shapes {found}, expected those of the first "
+            f"batch, {first}; make every batch alike but for the number of examples."
+        )
+
+
+def check_batch_size(batch_size: int | None) -> None:
+    """Raise a `ValueError` where this is neither `None` nor a positive whole number."""
+    if batch_size is not None and (batch_size < 1 or batch_size != int(batch_size)):
+        raise ValueError(
+            f"Found batch_size={batch_size}, expected a positive number of whole examples, or None "
+            "to choose it from the memory limit."
+        )
 
 
 def _take(batch: InMemory, rows: np.ndarray) -> tuple[PyTree, PyTree]:

@@ -18,7 +18,7 @@ from laplace_kit.curv.lanczos import check_rank
 from laplace_kit.curv.mode import examine_mode
 from laplace_kit.curv.objective import restrict
 from laplace_kit.curv.operator import CurvatureOperator, check_outputs
-from laplace_kit.data import as_data, batch_spec
+from laplace_kit.data import as_data, batch_spec, check_batch_size
 from laplace_kit.errors import check_option
 from laplace_kit.laplace import Laplace, expand_precision
 from laplace_kit.likelihood import Likelihood, as_likelihood
@@ -98,6 +98,7 @@ def fit(
     (2021), Laplace redux: effortless Bayesian deep learning.
     """
     check_option("curvature", curvature, CURVATURES)
+    check_batch_size(batch_size)
     if curvature == "mc_fisher" and key is None:
         raise ValueError(
             "Found no key, expected one for curvature='mc_fisher', which draws labels; pass "
@@ -113,6 +114,8 @@ def fit(
     precision = expand_precision(prior_precision, free, selection, dtype)
     mean = 0.0 if prior_mean is None else prior_mean
     mean = selection.broadcast(mean, free, name="prior_mean").astype(dtype)
+    if tree.is_concrete(mean) and not bool(jnp.isfinite(mean).all()):
+        raise ValueError("Found a prior_mean that is not finite, expected finite numbers.")
     check_outputs(objective, *batch_spec(data))
 
     with _stages(progress) as enter:

@@ -10,13 +10,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import storage, tree
+from laplace_kit.approx.diagnostics import Diagnostics, diagnose
 from laplace_kit.approx.diagonal import DiagonalPosterior, DiagonalStructure
 from laplace_kit.approx.evidence import log_evidence, log_evidence_isotropic
 from laplace_kit.approx.full import FullPosterior, FullStructure
 from laplace_kit.approx.low_rank import LowRankPosterior, LowRankStructure
 from laplace_kit.approx.posterior import Posterior, Structure, factorise
+from laplace_kit.curv.mode import check_values
 from laplace_kit.curv.objective import Objective, of_free_params
-from laplace_kit.data import InMemory, as_data
+from laplace_kit.data import gather
 from laplace_kit.errors import check_option
 from laplace_kit.eval import predictive
 from laplace_kit.eval.compare import compare_report
@@ -33,23 +35,6 @@ from laplace_kit.likelihood import (
     check_targets,
 )
 from laplace_kit.tree import Selection, as_pytree_function, pytree_dataclass
-
-
-@pytree_dataclass()
-class Diagnostics:
-    r"""How far a posterior can be trusted.
-
-    `gradient_norm`, of the log posterior at the mode: zero at the maximum a posteriori of this
-    prior. `smallest_eigenvalue` of the curvature, as far as it is known. `largest_residual` of the
-    eigenpairs relative to the largest eigenvalue (low rank; else zero). `effective_parameters`,
-    $\operatorname{tr} H (H + d)^{-1}$. `jitter` that was added to the precision's diagonal.
-    """
-
-    gradient_norm: Float[Array, ""]
-    smallest_eigenvalue: Float[Array, ""]
-    largest_residual: Float[Array, ""]
-    effective_parameters: Float[Array, ""]
-    jitter: Float[Array, ""]
 
 
 @pytree_dataclass(static=("num_data", "batch_size", "memory_limit"))
@@ -322,15 +307,12 @@ class Laplace:
 
     def diagnostics(self) -> Diagnostics:
         """Return how far this posterior can be trusted; costs the spectrum and the variances."""
-        precision = self._expand(self.prior_precision)
-        residuals = getattr(self.structure, "residuals", jnp.zeros(1, precision.dtype))
-        spectrum = self.structure.spectrum()
-        largest = jnp.abs(spectrum.values).max()
-        return Diagnostics(
-            gradient_norm=jnp.linalg.norm(self.gradient + precision * self._deviation),
-            smallest_eigenvalue=spectrum.smallest,
-            largest_residual=residuals.max() / jnp.maximum(largest, jnp.finfo(largest.dtype).tiny),
-            effective_parameters=jnp.sum(1 - precision * self.posterior.variance()),
+        return diagnose(
+            self.structure,
+            self.posterior,
+            gradient=self.gradient,
+            precision=self._expand(self.prior_precision),
+            deviation=self._deviation,
             jitter=self.jitter,
         )
 
@@ -387,8 +369,10 @@ class Laplace:
         return expand_precision(prior_precision, self.mode, self.selection, self.posterior.dtype)
 
     def _labelled(self, data: Any) -> tuple[PyTree, PyTree]:
-        x, y = _gather(data)
-        check_targets(self.likelihood, self.objective.output_spec(x), y)
+        x, y = gather(data)
+        outputs = self.objective.output_spec(x)
+        check_targets(self.likelihood, outputs, y)
+        check_values(self.likelihood, outputs, x, y)
         return x, y
 
 
@@ -424,8 +408,8 @@ def load(
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such file.
+    OSError
+        If the file cannot be opened, as where there is none (`FileNotFoundError`).
     ValueError
         If the file is damaged, foreign or of a later version, or lacks a likelihood.
     """
@@ -465,16 +449,6 @@ def expand_precision(
             "variances of the parameters."
         )
     return precision
-
-
-def _gather(data: Any) -> tuple[PyTree, PyTree]:
-    """Return inputs and targets as whole arrays, from memory or from a stream."""
-    data = as_data(data)
-    if isinstance(data, InMemory):
-        return data.x, data.y
-    batches = [as_data(tuple(batch)) for batch in data.batches]
-    pairs = [(batch.x, batch.y) for batch in batches]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pairs)
 
 
 def _named_sets(ood: PyTree, x: PyTree) -> dict[str, PyTree]:

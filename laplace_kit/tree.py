@@ -69,6 +69,11 @@ def replace(obj: _T, **changes: Any) -> _T:
 
 def as_pytree_function(fn: Callable) -> jax.tree_util.Partial:
     """Wrap a function as a pytree; a `jax.tree_util.Partial` keeps its arrays as leaves."""
+    if not callable(fn):
+        raise TypeError(
+            f"Found a model of type {type(fn).__name__}, expected a function (params, x) -> "
+            "outputs; for modules see laplace_kit.model."
+        )
     return fn if isinstance(fn, jax.tree_util.Partial) else jax.tree_util.Partial(fn)
 
 

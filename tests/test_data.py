@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laplace_kit import data as lk_data
-from laplace_kit.data import Chunk, InMemory, Stream, as_data, batch_spec, map_over, sum_over
+from laplace_kit.data import (
+    Chunk,
+    InMemory,
+    Stream,
+    as_data,
+    batch_spec,
+    gather,
+    map_over,
+    sum_over,
+)
 
 
 def arrays(num: int, dtype="float32") -> tuple:
@@ -302,3 +311,29 @@ def test_map_sees_chunks_of_the_given_size():
 
     map_over(recorded, (), jnp.arange(10.0), 4)
     assert set(sizes) == {4}
+
+
+def test_gather_joins_what_a_stream_yields():
+    x, y = arrays(7)
+    for data in ((x, y), twins.Loader(x, y, 3)):
+        found = gather(data)
+        jax.tree.map(np.testing.assert_array_equal, found, (x, y))
+
+
+def test_a_stream_that_ends_for_good_is_refused():
+    class OneShot:
+        def __init__(self, items):
+            self.items = iter(items)
+
+        def __iter__(self):
+            return self.items
+
+    data = as_data(OneShot([arrays(3)]))
+    with pytest.raises(TypeError, match=r"no batch in a pass.*expected the same.*list\(data\)"):
+        sum_over(weighted_sums, 1.0, data, None)
+
+
+def test_a_batch_unlike_the_first_is_refused():
+    (x, y), (other, _) = arrays(4), arrays(4)
+    with pytest.raises(ValueError, match=r"shapes \[\(2,\), \(\)\], expected.*\[\(3,\), \(\)\]"):
+        sum_over(weighted_sums, 1.0, as_data([(x, y), (other[:, :2], y)]), None)

@@ -274,7 +274,7 @@ def test_targets_that_do_not_suit_the_outputs(tmp_path):
             ValueError, match=r"found targets of shape \(9, 1\) for outputs \(9, 2\)"
         ):
             call((x, y[:, None]))
-    with pytest.raises(ValueError, match="label 2"):
+    with pytest.raises(ValueError, match=r"targets out of range; expected integer labels.*drop"):
         la.evaluate((x, y + 1))
 
 
@@ -292,3 +292,13 @@ def test_report_compares_with_the_mode(tmp_path):
     assert set(written["shifted"]) == {"wide"}
     assert "prior precision" in report.index.read_text()
     assert set(la.report((x, y), tmp_path / "one", ood=9 * x).metrics["ood"]) == {"ood"}
+
+
+def test_targets_are_looked_at_before_they_are_scored():
+    la = exact.fitted("diagonal", "float32")
+    x, y = twins.problem("mlp").x, np.array(twins.problem("mlp").y)
+    y[2] = 3
+    with pytest.raises(
+        ValueError, match=r"out of range; expected integer labels.*example 2 .*drop"
+    ):
+        la.evaluate((x, y))

@@ -1,5 +1,6 @@
 """Gaussian posteriors from curvature and a prior."""
 
+from laplace_kit.approx.diagnostics import Diagnostics as Diagnostics
 from laplace_kit.approx.diagonal import DiagonalPosterior as DiagonalPosterior
 from laplace_kit.approx.diagonal import DiagonalStructure as DiagonalStructure
 from laplace_kit.approx.evidence import log_evidence as log_evidence

@@ -10,6 +10,7 @@ from jaxtyping import ArrayLike, Num, PyTree
 from laplace_kit import tree
 from laplace_kit.curv.objective import chunk_loss
 from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind, by_unit_vectors
+from laplace_kit.curv.vector import read_vectors
 from laplace_kit.data import DataLike, as_data
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.tree import pytree_dataclass
@@ -22,19 +23,22 @@ def hvp(fun: Callable, params: PyTree, v: PyTree) -> PyTree:
     ----------
     fun
         A twice-differentiable scalar function of `params`.
-    params, v
-        Pytrees of the same structure, shapes and dtypes.
+    params
+        A pytree of floating-point arrays.
+    v
+        A pytree like `params`, or a flat `(P,)` array.
 
     Returns
     -------
     product
-        A pytree like `params`. Cost: about two gradients.
+        In the form of `v`. Cost: about two gradients.
 
     References
     ----------
     Pearlmutter (1994), Fast exact multiplication by the Hessian.
     """
-    return jax.jvp(jax.grad(fun), (params,), (v,))[1]
+    v, restore = read_vectors(v, params, params, ())
+    return restore(jax.jvp(jax.grad(fun), (params,), (v,))[1])
 
 
 def finite_difference_hvp(
@@ -53,8 +57,10 @@ def finite_difference_hvp(
     ----------
     fun
         A differentiable scalar function; no second derivative is asked of it.
-    params, v
-        Pytrees of the same structure, shapes and dtypes.
+    params
+        A pytree of floating-point arrays.
+    v
+        A pytree like `params`, or a flat `(P,)` array.
     step
         $h$; by default $\epsilon^{1/3} (1 + \|\theta\|_\infty) / \|v\|_\infty$, which balances
         truncation and rounding for the dtype's $\epsilon$.
@@ -64,8 +70,9 @@ def finite_difference_hvp(
     Returns
     -------
     product
-        A pytree like `params`, with an error of order $h^2$. Cost: two gradients.
+        In the form of `v`, with an error of order $h^2$. Cost: two gradients.
     """
+    v, restore = read_vectors(v, params, params, ())
     if step is None:
         eps = jnp.finfo(tree.dtype(params)).eps
         size = 1 + jnp.abs(tree.ravel(params)).max()
@@ -76,7 +83,7 @@ def finite_difference_hvp(
         return jax.tree.map(lambda p, d: p + jnp.asarray(sign * step, p.dtype) * d, params, v)
 
     gradient = jax.grad(fun)
-    return jax.tree.map(
+    product = jax.tree.map(
         lambda up, down, d: (
             (up - down) / jnp.asarray(2 * step, d.dtype) + jnp.asarray(damping, d.dtype) * d
         ),
@@ -84,6 +91,7 @@ def finite_difference_hvp(
         gradient(moved(-1)),
         v,
     )
+    return restore(product)
 
 
 @pytree_dataclass(static=STATIC)

@@ -9,6 +9,7 @@ from laplace_kit import data as data_module
 from laplace_kit import memory, tree
 from laplace_kit.curv.objective import Objective, chunk_loss
 from laplace_kit.data import Data, InMemory, batch_spec, sum_over
+from laplace_kit.likelihood import FromLoss, Likelihood
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -61,6 +62,56 @@ def examine_mode(
     return Mode(-loss, tree.ravel(accumulated), int(num_data))
 
 
+def check_values(
+    likelihood: Likelihood, outputs: jax.ShapeDtypeStruct, x: PyTree, y: PyTree
+) -> None:
+    """Refuse inputs and targets that are not finite or not valid, without running the model.
+
+    Parameters
+    ----------
+    likelihood
+        Whose targets they are. What a `FromLoss` takes depends on the outputs: not looked at.
+    outputs
+        Shape and dtype of the model's outputs, `(N, *event)`.
+    x, y
+        Inputs and targets; inside of JAX transformations their values cannot be looked at.
+
+    Raises
+    ------
+    ValueError
+        Naming the first offending example.
+    """
+    if not tree.is_concrete((x, y)):
+        return
+    anywhere = likelihood if not isinstance(likelihood, FromLoss) else None
+    bad = _value_faults(anywhere, jnp.zeros(outputs.shape[1:], outputs.dtype), x, y)
+    if not tree.is_concrete(bad):  # under a transformation of something else
+        return
+    for what, rows in zip(_descriptions(likelihood), bad, strict=True):
+        if bool(rows.any()):
+            first = int(np.argmax(np.asarray(rows)))
+            raise ValueError(
+                f"Found {what}: first at example {first} ({int(rows.sum())} in all); clean or drop "
+                "these examples, and check the preprocessing."
+            )
+
+
+@jax.jit
+def _value_faults(likelihood, f, x, y):
+    valid = jnp.ones(len(jax.tree.leaves(x)[0]), bool)
+    if likelihood is not None:
+        valid = jax.vmap(lambda y_n: likelihood.is_valid(f, y_n))(y)
+    return ~_finite_rows(x), ~_finite_rows(y), ~valid
+
+
+def _descriptions(likelihood: Likelihood) -> tuple[str, str, str]:
+    return (
+        "inputs that are not finite; expected finite numbers",
+        "targets that are not finite; expected finite numbers",
+        f"targets out of range; expected {likelihood.support}",
+    )
+
+
 def _chunk_statistics(objective, chunk):
     loss, gradient = jax.value_and_grad(lambda params: chunk_loss(objective, params, chunk))(
         objective.params
@@ -74,12 +125,12 @@ def _faults(objective, chunk) -> dict[str, Array]:
     """Return, for each thing that can be wrong, which examples of a chunk it is wrong for."""
     f = objective.outputs(chunk.x)
     valid = jax.vmap(objective.likelihood.is_valid)(f, chunk.y)
-    support = objective.likelihood.support
+    inputs, targets, out_of_range = _descriptions(objective.likelihood)
     return {
-        "inputs that are not finite; expected finite numbers": ~_finite_rows(chunk.x),
-        "targets that are not finite; expected finite numbers": ~_finite_rows(chunk.y),
+        inputs: ~_finite_rows(chunk.x),
+        targets: ~_finite_rows(chunk.y),
         "model outputs that are not finite; expected finite numbers": ~_finite_rows(f),
-        f"targets out of range; expected {support}": ~valid,
+        out_of_range: ~valid,
     }
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from laplace_kit import memory, tree
+from laplace_kit.curv.mode import check_values
 from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.curv.vector import read_vectors
-from laplace_kit.data import Chunk, as_data, batch_spec, sum_over
+from laplace_kit.data import Chunk, InMemory, as_data, batch_spec, check_batch_size, sum_over
 from laplace_kit.likelihood import as_likelihood, check_targets
 from laplace_kit.tree import as_pytree_function
 
@@ -197,7 +198,7 @@ def by_unit_vectors(operator: CurvatureOperator, fn: Callable) -> Array:
 def bind(operator: CurvatureOperator) -> None:
     """Check and convert what a user constructed an operator from, in its `__post_init__`.
 
-    Traces the model abstractly, with no arithmetic.
+    Traces the model abstractly, and looks at the values of data in memory.
 
     Raises
     ------
@@ -205,18 +206,16 @@ def bind(operator: CurvatureOperator) -> None:
         Where data, outputs, targets, likelihood or batch size are not as DESIGN demands: the
         message names what was found, what was expected and the remedy.
     """
-    if operator.batch_size is not None and operator.batch_size < 1:
-        raise ValueError(
-            f"Found batch_size={operator.batch_size}, expected a positive number of examples, or "
-            "None to choose it from the memory limit."
-        )
+    check_batch_size(operator.batch_size)
     put = object.__setattr__  # frozen for everybody else
     put(operator, "model_fn", as_pytree_function(operator.model_fn))
     put(operator, "likelihood", as_likelihood(operator.likelihood))
     put(operator, "data", as_data(operator.data))
     objective = operator.objective
     x, y = batch_spec(operator.data)
-    check_outputs(objective, x, y)
+    outputs = check_outputs(objective, x, y)
+    if isinstance(operator.data, InMemory):
+        check_values(objective.likelihood, outputs, operator.data.x, operator.data.y)
     example_bytes = memory.activation_bytes(objective.model_fn, objective.params, x)
     put(operator, "example_bytes", example_bytes)
 
@@ -242,4 +241,9 @@ def check_outputs(objective: Objective, x: PyTree, y: PyTree) -> jax.ShapeDtypeS
             f"of {num}; a model of single examples becomes one of batches by lk.model.batched(fn)."
         )
     check_targets(objective.likelihood, outputs, y)
+    if not jnp.issubdtype(outputs.dtype, jnp.floating):
+        raise ValueError(
+            f"Found outputs of dtype {outputs.dtype}, expected floating-point numbers that can be "
+            "differentiated, such as logits; return what comes before argmax or rounding."
+        )
     return outputs

@@ -17,7 +17,7 @@ from laplace_kit import memory, tree
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.curv.layers import jacobian, projection_bytes
 from laplace_kit.curv.objective import Objective
-from laplace_kit.data import as_data, map_over
+from laplace_kit.data import as_data, check_batch_size, map_over
 from laplace_kit.errors import check_option
 from laplace_kit.eval import link as links
 from laplace_kit.likelihood import Bernoulli, Categorical, Gaussian, Likelihood, Poisson
@@ -111,6 +111,7 @@ def predict(
     check_option("method", method, METHODS)
     check_option("covariance", covariance, COVARIANCES)
     check_option("link", link, links.LINKS)
+    check_batch_size(batch_size)
     if key is None and (method == "sampled" or link == "monte_carlo"):
         what = 'method="sampled"' if method == "sampled" else 'link="monte_carlo"'
         raise ValueError(f"Found no key, expected one for {what}; pass key=jax.random.key(0).")

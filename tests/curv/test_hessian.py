@@ -154,3 +154,15 @@ def test_pure_function_with_the_batch_as_argument(x64):
     v = problem.vectors(1)[0]
     found = product(problem.params, (problem.x, problem.y), v)
     twins.assert_close(found, 2 * twins.dense(twins.hessian, "two_inputs") @ np.asarray(v))
+
+
+@pytest.mark.parametrize("product", [curv.hvp, curv.finite_difference_hvp])
+def test_flat_vectors_give_flat_products(product, x64):
+    params = {"a": jnp.arange(3.0), "b": jnp.asarray(2.0)}
+
+    def fun(p):
+        return jnp.sum(jnp.sin(p["a"])) * p["b"] ** 2
+
+    flat = jnp.linspace(-1, 1, 4)
+    tree_form = product(fun, params, {"a": flat[:3], "b": flat[3]})
+    twins.assert_close(product(fun, params, flat), jnp.append(tree_form["a"], tree_form["b"]))

@@ -380,3 +380,21 @@ def test_a_loader_inside_jit_is_refused():
     operator = curv.GGNOperator(problem.model_fn, problem.params, data, problem.likelihood)
     with pytest.raises(TypeError, match=r"stream of batches inside a JAX transformation.*\(x, y\)"):
         jax.jit(apply)(operator, problem.vectors(1)[0])
+
+
+@pytest.mark.parametrize("operator", [curv.GGNOperator, curv.HessianOperator])
+def test_values_of_data_in_memory_are_looked_at(operator):
+    def model_fn(params, x):
+        return x @ params["w"]
+
+    params, x = {"w": jnp.ones((2, 3))}, np.ones((5, 2), np.float32)
+    labels = np.array([0, 1, 2, 3, 0])
+    with pytest.raises(
+        ValueError, match=r"out of range; expected integer labels.*example 3 .*drop"
+    ):
+        operator(model_fn, params, (x, labels), "categorical")
+    x[4, 1] = np.nan
+    with pytest.raises(ValueError, match=r"inputs that are not finite; expected.*example 4 .*drop"):
+        operator(model_fn, params, (x, labels.clip(0, 2)), "categorical")
+    with pytest.raises(ValueError, match=r"outputs of dtype int.*expected floating.*argmax"):
+        operator(lambda p, x: jnp.argmax(x @ p["w"], axis=-1), params, (x, labels), "gaussian")

@@ -284,3 +284,10 @@ def test_inputs_without_rows():
         predict(*small_problem(), X[:0])
     with pytest.raises(ValueError, match=r"expected arrays with a leading axis.*x\[None\]"):
         predict(*small_problem(), 1.0)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5])
+def test_batch_size_is_a_positive_whole_number(batch_size):
+    la = exact.fitted("diagonal", "float32")
+    with exact.as_users_call(), pytest.raises(ValueError, match=f"batch_size={batch_size}, expec"):
+        predict(la.objective, la.posterior, twins.problem("mlp").x, batch_size=batch_size)

@@ -1,0 +1,67 @@
+"""How far a posterior can be trusted, in numbers."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from laplace_kit.approx.posterior import Posterior, Structure
+from laplace_kit.tree import pytree_dataclass
+
+
+@pytree_dataclass()
+class Diagnostics:
+    r"""What to look at before trusting a posterior.
+
+    `gradient_norm`, of the log posterior at the mode: zero at the maximum a posteriori of this
+    prior. `smallest_eigenvalue` of the curvature, as far as it is known. `largest_residual` of the
+    eigenpairs relative to the largest eigenvalue (low rank; else zero). `effective_parameters`,
+    $\operatorname{tr} H (H + d)^{-1}$. `jitter` that was added to the precision's diagonal.
+    """
+
+    gradient_norm: Float[Array, ""]
+    smallest_eigenvalue: Float[Array, ""]
+    largest_residual: Float[Array, ""]
+    effective_parameters: Float[Array, ""]
+    jitter: Float[Array, ""]
+
+
+def diagnose(
+    structure: Structure,
+    posterior: Posterior,
+    *,
+    gradient: Float[Array, " P"],
+    precision: Float[Array, " P"],
+    deviation: Float[Array, " P"],
+    jitter: Float[Array, ""],
+) -> Diagnostics:
+    r"""Measure a posterior.
+
+    Parameters
+    ----------
+    structure, posterior
+        The curvature, and the Gaussian made of it with this prior.
+    gradient
+        Of the summed loss at the mode, `(P,)`.
+    precision, deviation
+        The prior precision $d$, and the mode less the prior mean, `(P,)` each.
+    jitter
+        What was added to the precision's diagonal.
+
+    Returns
+    -------
+    diagnostics
+        Cost: the spectrum of the structure and the variances of the posterior.
+
+    References
+    ----------
+    MacKay (1992), A practical Bayesian framework for backpropagation networks.
+    """
+    spectrum = structure.spectrum()
+    largest = jnp.abs(spectrum.values).max()
+    residuals = getattr(structure, "residuals", jnp.zeros(1, largest.dtype))
+    return Diagnostics(
+        gradient_norm=jnp.linalg.norm(gradient + precision * deviation),
+        smallest_eigenvalue=spectrum.smallest,
+        largest_residual=residuals.max() / jnp.maximum(largest, jnp.finfo(largest.dtype).tiny),
+        effective_parameters=jnp.sum(1 - precision * posterior.variance()),
+        jitter=jitter,
+    )
