@@ -82,8 +82,7 @@ class CurvatureOperator(abc.ABC):
         ValueError
             If `v` has neither form.
         """
-        free, restore = read_vectors(v, self.params, self.objective.params, ())
-        return restore(self._cast(self.sum_over(_chunk_mv, free), free))
+        return (_compiled_mv if isinstance(self.data, InMemory) else _mv)(self, v)
 
     def matmat(self, vs: PyTree) -> PyTree:
         """Return the products with K vectors, in one pass over the data.
@@ -103,10 +102,7 @@ class CurvatureOperator(abc.ABC):
         ValueError
             If `vs` has neither form.
         """
-        first = next(iter(jax.tree.leaves(vs)), 0.0)
-        num = jnp.shape(first)[0] if jnp.ndim(first) else 0
-        free, restore = read_vectors(vs, self.params, self.objective.params, (num,))
-        return restore(self._cast(self.sum_over(_chunk_matmat, free, num_vectors=num), free))
+        return (_compiled_matmat if isinstance(self.data, InMemory) else _matmat)(self, vs)
 
     def __matmul__(self, v: PyTree) -> PyTree:
         """Return the product with one vector, `op.mv(v)`."""
@@ -151,13 +147,30 @@ class CurvatureOperator(abc.ABC):
         total = sum_over(fn, (kernel, args), self.data, batch_size)
         return _scaled(total, self.scale)
 
-    def _cast(self, sums: PyTree, like: PyTree) -> PyTree:
-        return jax.tree.map(lambda s, leaf: s.astype(leaf.dtype), sums, like)
-
 
 @partial(jax.jit, inline=True)
 def _scaled(sums: PyTree, scale: Array) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(scale, leaf.dtype) * leaf, sums)
+
+
+def _mv(operator, v):
+    free, restore = read_vectors(v, operator.params, operator.objective.params, ())
+    return restore(_cast(operator.sum_over(_chunk_mv, free), free))
+
+
+def _matmat(operator, vs):
+    first = next(iter(jax.tree.leaves(vs)), 0.0)
+    num = jnp.shape(first)[0] if jnp.ndim(first) else 0
+    free, restore = read_vectors(vs, operator.params, operator.objective.params, (num,))
+    return restore(_cast(operator.sum_over(_chunk_matmat, free, num_vectors=num), free))
+
+
+# In memory a product is one program, from the vector's form and back to it.
+_compiled_mv, _compiled_matmat = jax.jit(_mv), jax.jit(_matmat)
+
+
+def _cast(sums: PyTree, like: PyTree) -> PyTree:
+    return jax.tree.map(lambda s, leaf: s.astype(leaf.dtype), sums, like)
 
 
 def _chunk_mv(operator_and_vector, chunk):
