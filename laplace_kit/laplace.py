@@ -21,7 +21,7 @@ from laplace_kit.curv.objective import Objective, of_free_params
 from laplace_kit.data import gather
 from laplace_kit.errors import check_option
 from laplace_kit.eval import predictive
-from laplace_kit.eval.compare import compare_report
+from laplace_kit.eval.compare import compare_report, named_sets
 from laplace_kit.eval.evaluate import evaluate, negative_log_likelihood
 from laplace_kit.eval.page import Report
 from laplace_kit.eval.predictive import Predictive
@@ -294,7 +294,7 @@ class Laplace:
             y,
             directory,
             shifted={name: self._labelled(value) for name, value in (shifted or {}).items()},
-            ood=_named_sets(ood, x),
+            ood=named_sets(ood, x),
             title=title,
             card=self.card(),
         )
@@ -449,11 +449,3 @@ def expand_precision(
             "variances of the parameters."
         )
     return precision
-
-
-def _named_sets(ood: PyTree, x: PyTree) -> dict[str, PyTree]:
-    """Read one out-of-distribution set, or a mapping of several; inputs may be mappings too."""
-    if ood is None:
-        return {}
-    several = isinstance(ood, Mapping) and not (isinstance(x, Mapping) and set(ood) == set(x))
-    return dict(ood) if several else {"ood": ood}

@@ -111,3 +111,11 @@ def _regression(likelihood: Likelihood, predictive: Predictive) -> RegressionPre
         as_rows(jnp.sqrt(predictive.var)),
         as_rows(jnp.sqrt(predictive.epistemic_var)),
     )
+
+
+def named_sets(ood: PyTree, x: PyTree) -> dict[str, PyTree]:
+    """Read one out-of-distribution set, or a mapping of several; inputs may be mappings too."""
+    if ood is None:
+        return {}
+    several = isinstance(ood, Mapping) and not (isinstance(x, Mapping) and set(ood) == set(x))
+    return dict(ood) if several else {"ood": ood}
