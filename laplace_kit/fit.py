@@ -9,12 +9,16 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from laplace_kit import curv, tree
-from laplace_kit.approx.choice import DEFAULT_RANK, choose_structure
+from laplace_kit.approx.choice import DEFAULT_RANK, KRONECKER, Sizes, choose_structure
 from laplace_kit.approx.diagonal import fit_diagonal
 from laplace_kit.approx.full import fit_full
+from laplace_kit.approx.kronecker import fit_kronecker
 from laplace_kit.approx.low_rank import fit_low_rank
 from laplace_kit.approx.posterior import Structure, factorise
+from laplace_kit.curv.coverage import of_objective
+from laplace_kit.curv.kronecker import WEIGHT_SHARING, num_entries
 from laplace_kit.curv.lanczos import check_rank
+from laplace_kit.curv.layers import find_layers
 from laplace_kit.curv.mode import examine_mode
 from laplace_kit.curv.objective import restrict
 from laplace_kit.curv.operator import CurvatureOperator, check_outputs
@@ -33,13 +37,15 @@ def fit(
     data: Any,
     *,
     likelihood: Likelihood | str,
-    structure: Literal["auto", "full", "diagonal", "low_rank"] = "auto",
+    structure: Literal["auto", "full", "ekfac", "kron", "low_rank", "diagonal"] = "auto",
     curvature: Literal["ggn", "hessian", "empirical_fisher", "mc_fisher"] = "ggn",
     prior_precision: PyTree = 1.0,
     prior_mean: PyTree = None,
     subset: Subset = None,
     rank: int | None = None,
+    weight_sharing: Literal["expand", "reduce"] = "expand",
     key: PRNGKeyArray | None = None,
+    num_samples: int = 1,
     batch_size: int | None = None,
     memory_limit: int | None = None,
     progress: bool = False,
@@ -57,8 +63,9 @@ def fit(
     likelihood
         A likelihood object, or `"gaussian"`, `"categorical"`, `"bernoulli"`, `"poisson"`.
     structure
-        Of the curvature: `"full"`, `"diagonal"`, `"low_rank"`, or `"auto"`, the richest of these
-        that fits the memory limit.
+        Of the curvature: `"full"`; `"ekfac"` or `"kron"`, Kronecker-factored by layer (not of the
+        Hessian); `"low_rank"`; `"diagonal"`; or `"auto"`, the first of these that fits the memory
+        limit.
     curvature
         `"ggn"`, `"hessian"`, `"empirical_fisher"`, or `"mc_fisher"`, which needs a key.
     prior_precision
@@ -70,8 +77,14 @@ def fit(
         prefix of booleans, per leaf or per element. The others are frozen.
     rank
         Of `"low_rank"`; 50, or P if that is less, by default.
+    weight_sharing
+        Of `"kron"` and `"ekfac"`, where an example uses a weight at several positions; see
+        `laplace_kit.curv.kronecker_factors`.
     key
         For `"mc_fisher"`, and, if given, for the start vector of Lanczos.
+    num_samples
+        Of `"mc_fisher"`: labels drawn for each example. For models of very many outputs it is a
+        cheap stand-in for the GGN, which it equals in expectation over labels.
     batch_size
         The number of examples held at a time; `None` chooses from the memory limit.
     memory_limit
@@ -84,7 +97,8 @@ def fit(
     la
         A `Laplace`. Cost: one gradient, then for GGN and Fisher matrices with R columns in the
         output factor (`num_outputs`, or the number of samples) full $2 N R P^2$ operations,
-        diagonal R backward passes, low rank about `3 rank + 20` products.
+        diagonal and Kronecker R backward passes (EKFAC twice), low rank about `3 rank + 20`
+        products.
 
     Raises
     ------
@@ -98,6 +112,7 @@ def fit(
     (2021), Laplace redux: effortless Bayesian deep learning.
     """
     check_option("curvature", curvature, CURVATURES)
+    check_option("weight_sharing", weight_sharing, WEIGHT_SHARING)
     check_batch_size(batch_size)
     if curvature == "mc_fisher" and key is None:
         raise ValueError(
@@ -110,20 +125,22 @@ def fit(
     num_params = tree.size(free)
     dtype = jnp.promote_types(tree.dtype(free), jnp.float32)
     rank = min(DEFAULT_RANK, num_params) if rank is None else check_rank(rank, num_params)
-    chosen = choose_structure(structure, num_params, rank, dtype.itemsize, memory_limit)
     precision = expand_precision(prior_precision, free, selection, dtype)
     mean = 0.0 if prior_mean is None else prior_mean
     mean = selection.broadcast(mean, free, name="prior_mean").astype(dtype)
     if tree.is_concrete(mean) and not bool(jnp.isfinite(mean).all()):
         raise ValueError("Found a prior_mean that is not finite, expected finite numbers.")
-    check_outputs(objective, *batch_spec(data))
+    x, y = batch_spec(data)
+    check_outputs(objective, x, y)
+    sizes = Sizes(num_params, rank, num_entries(find_layers(objective, x)), dtype.itemsize)
+    chosen = choose_structure(structure, curvature, sizes, memory_limit)
 
     with _stages(progress) as enter:
         enter("checking the mode")
         mode = examine_mode(objective, data, batch_size=batch_size, memory_limit=memory_limit)
         enter(f"fitting the {chosen} {curvature}")
-        operator = _operator(objective, data, curvature, key, batch_size, memory_limit)
-        fitted = _structure(operator, chosen, rank, key)
+        operator = _operator(objective, data, curvature, key, num_samples, batch_size, memory_limit)
+        fitted = _structure(operator, chosen, rank, key, weight_sharing)
         enter("factorising the posterior")
         posterior, jitter = factorise(fitted, precision)
     return Laplace(
@@ -138,6 +155,7 @@ def fit(
         log_likelihood=mode.log_likelihood,
         gradient=mode.gradient.astype(dtype),
         jitter=jitter,
+        coverage=of_objective(objective, x),
         num_data=mode.num_data,
         batch_size=batch_size,
         memory_limit=memory_limit,
@@ -161,11 +179,17 @@ def _stages(progress: bool) -> Iterator[Callable[[str], None]]:
         yield enter
 
 
-def _operator(objective, data, curvature, key, batch_size, memory_limit) -> CurvatureOperator:
+def _operator(
+    objective, data, curvature, key, num_samples, batch_size, memory_limit
+) -> CurvatureOperator:
     bound = (objective.model_fn, objective.params, data, objective.likelihood)
     if curvature == "mc_fisher":
         return curv.MonteCarloFisherOperator(
-            *bound, key=key, batch_size=batch_size, memory_limit=memory_limit
+            *bound,
+            key=key,
+            num_samples=num_samples,
+            batch_size=batch_size,
+            memory_limit=memory_limit,
         )
     operators = {
         "ggn": curv.GGNOperator,
@@ -175,9 +199,11 @@ def _operator(objective, data, curvature, key, batch_size, memory_limit) -> Curv
     return operators[curvature](*bound, batch_size=batch_size, memory_limit=memory_limit)
 
 
-def _structure(operator, chosen, rank, key) -> Structure:
+def _structure(operator, chosen, rank, key, weight_sharing) -> Structure:
     if chosen == "full":
         return fit_full(operator)
+    if chosen in KRONECKER:
+        return fit_kronecker(operator, corrected=chosen == "ekfac", weight_sharing=weight_sharing)
     if chosen == "diagonal":
         return fit_diagonal(operator)
     return fit_low_rank(operator, rank, key=key)

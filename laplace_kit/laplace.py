@@ -14,8 +14,16 @@ from laplace_kit.approx.diagnostics import Diagnostics, diagnose
 from laplace_kit.approx.diagonal import DiagonalPosterior, DiagonalStructure
 from laplace_kit.approx.evidence import log_evidence, log_evidence_isotropic
 from laplace_kit.approx.full import FullPosterior, FullStructure
+from laplace_kit.approx.kronecker import (
+    Eigenblock,
+    KroneckerPosterior,
+    KroneckerStructure,
+    PosteriorBlock,
+)
 from laplace_kit.approx.low_rank import LowRankPosterior, LowRankStructure
 from laplace_kit.approx.posterior import Posterior, Structure, factorise
+from laplace_kit.curv.coverage import Coverage, LeafCoverage
+from laplace_kit.curv.layout import Layout, Move, Slot
 from laplace_kit.curv.mode import check_values
 from laplace_kit.curv.objective import Objective, of_free_params
 from laplace_kit.data import gather
@@ -37,13 +45,14 @@ from laplace_kit.likelihood import (
 from laplace_kit.tree import Selection, as_pytree_function, pytree_dataclass
 
 
-@pytree_dataclass(static=("num_data", "batch_size", "memory_limit"))
+@pytree_dataclass(static=("coverage", "num_data", "batch_size", "memory_limit"))
 class Laplace:
     r"""A Gaussian over a model's parameters, $\mathcal N(\theta^*, (H + d)^{-1})$; made by `fit`.
 
     A frozen pytree: `with_prior` and `tune` return new objects. `mode` holds the free parameters,
     `structure` the curvature $H$ free of the prior, `posterior` the zero-mean Gaussian about the
-    mode; `log_likelihood` and `gradient` are sums over the training data at the mode.
+    mode; `log_likelihood` and `gradient` are sums over the training data at the mode; `coverage`
+    lists how layer capture treats each parameter.
     """
 
     model_fn: jax.tree_util.Partial
@@ -57,6 +66,7 @@ class Laplace:
     log_likelihood: Float[Array, ""]
     gradient: Float[Array, " P"]
     jitter: Float[Array, ""]
+    coverage: Coverage
     num_data: int
     batch_size: int | None
     memory_limit: int | None
@@ -323,7 +333,7 @@ class Laplace:
         low, high = float(precision.min()), float(precision.max())
         return {
             "likelihood": type(self.likelihood).__name__,
-            "structure": type(self.structure).__name__.removesuffix("Structure"),
+            "structure": self.structure.name,
             "parameters": f"{tree.size(self.mode):,} of {tree.size(self.params):,}",
             "training examples": f"{self.num_data:,}",
             "prior precision": f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}",
@@ -381,8 +391,10 @@ _STORED = {
     for cls in (
         Selection,
         *(Gaussian, Categorical, Bernoulli, Poisson),
-        *(FullStructure, DiagonalStructure, LowRankStructure),
-        *(FullPosterior, DiagonalPosterior, LowRankPosterior),
+        *(FullStructure, DiagonalStructure, LowRankStructure, KroneckerStructure),
+        *(FullPosterior, DiagonalPosterior, LowRankPosterior, KroneckerPosterior),
+        *(Eigenblock, PosteriorBlock, Layout, Slot, Move),
+        *(Coverage, LeafCoverage),
     )
 }
 

@@ -10,6 +10,8 @@ from jaxtyping import PyTree
 from laplace_kit.tree import as_pytree_function
 
 _SHARE = 4  # an operation may take one part in so many of the device's memory
+# On a CPU, arrays that leave the caches cost more to touch than to compute.
+_CACHED = 12 * 1024**2
 
 
 def budget(memory_limit: int | None = None) -> int:
@@ -38,6 +40,12 @@ def budget(memory_limit: int | None = None) -> int:
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] // _SHARE
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _SHARE
+
+
+def working_set(memory_limit: int | None = None) -> int:
+    """Return the bytes to hold at a time where smaller chunks cost nothing else: on a CPU, few."""
+    limit = budget(memory_limit)
+    return min(limit, _CACHED) if jax.default_backend() == "cpu" else limit
 
 
 def readable(num_bytes: int | float) -> str:

@@ -1,54 +1,76 @@
 """Which structure fits the memory limit, and what each needs."""
 
+from typing import NamedTuple
+
 from laplace_kit import memory
 from laplace_kit.errors import check_option
 
-STRUCTURES = ("full", "diagonal", "low_rank")
+# Richest first.
+STRUCTURES = ("full", "ekfac", "kron", "low_rank", "diagonal")
+KRONECKER = ("ekfac", "kron")
 DEFAULT_RANK = 50
 
 
-def structure_bytes(structure: str, num_params: int, rank: int, itemsize: int) -> int:
+class Sizes(NamedTuple):
+    """Numbers of values: parameters, rank, entries of all Kronecker factors; and bytes of each."""
+
+    num_params: int
+    rank: int
+    kronecker_entries: int
+    itemsize: int
+
+
+def structure_bytes(structure: str, sizes: Sizes) -> int:
     """Estimate the peak memory of fitting a structure and making its posterior, in bytes.
 
     Full: the matrix, one chunk's contribution and a Cholesky factor. Low rank: the Krylov basis of
-    `2 rank + 10` vectors, the eigenvectors and their images. Diagonal: a handful of vectors.
+    `2 rank + 10` vectors, the eigenvectors and their images. Kronecker: the factors, one chunk's
+    contribution, eigenvectors and work of the decomposition. Diagonal: a handful of vectors.
     """
+    num, kronecker = sizes.num_params, 4 * sizes.kronecker_entries + 6 * sizes.num_params
     num_values = {
-        "full": 3 * num_params**2,
-        "low_rank": (5 * rank + 10) * num_params,
-        "diagonal": 6 * num_params,
+        "full": 3 * num**2,
+        "ekfac": kronecker,
+        "kron": kronecker,
+        "low_rank": (5 * sizes.rank + 10) * num,
+        "diagonal": 6 * num,
     }
-    return num_values[structure] * itemsize
+    return num_values[structure] * sizes.itemsize
 
 
-def choose_structure(
-    structure: str, num_params: int, rank: int, itemsize: int, memory_limit: int | None
-) -> str:
+def choose_structure(structure: str, curvature: str, sizes: Sizes, memory_limit: int | None) -> str:
     """Return the structure to fit: the named one if it fits, or for `"auto"` the richest that does.
 
     Raises
     ------
     ValueError
-        If the name is unknown, or the structure exceeds the memory limit: the message holds the
-        estimate and what would fit.
+        If the name is unknown, the curvature has no such structure, or the structure exceeds the
+        memory limit: the message holds the estimate and what would fit.
     """
     check_option("structure", structure, ("auto", *STRUCTURES))
+    if structure in KRONECKER and curvature == "hessian":
+        raise ValueError(
+            f"Found structure={structure!r} with curvature='hessian', expected 'ggn', "
+            "'empirical_fisher' or 'mc_fisher', whose layers have Kronecker factors; the Hessian "
+            "comes as structure='full', 'low_rank' or 'diagonal'."
+        )
     limit = memory.budget(memory_limit)
     fitting = [
         name
-        for name in ("full", "low_rank", "diagonal")
-        if structure_bytes(name, num_params, rank, itemsize) <= limit
+        for name in STRUCTURES
+        if structure_bytes(name, sizes) <= limit
+        and not (name in KRONECKER and curvature == "hessian")
     ]
     if structure == "auto" and fitting:
         return fitting[0]
     if structure in fitting:
         return structure
     smallest = "diagonal" if structure == "auto" else structure
-    needed = memory.readable(structure_bytes(smallest, num_params, rank, itemsize))
+    needed = memory.readable(structure_bytes(smallest, sizes))
     remedy = " or ".join(f"structure={name!r}" for name in fitting)
     raise ValueError(
-        f"Found structure={structure!r} for P={num_params} parameters, which needs about {needed}, "
-        f"expected at most the memory limit of {memory.readable(limit)}; "
+        f"Found structure={structure!r} for P={sizes.num_params} parameters, which needs about "
+        f"{needed}, expected at most the memory limit of {memory.readable(limit)}; "
         + (f"what would fit: {remedy}. Or " if remedy else "")
         + "raise memory_limit=, or select fewer parameters with subset=."
     )

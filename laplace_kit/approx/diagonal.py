@@ -50,10 +50,10 @@ class DiagonalPosterior(Posterior):
         return self.std * rows
 
     def output_covariance(self, rows):
-        return rows.scaled_outer(self.std**2)
+        return rows.outer(self.std**2)
 
     def output_variance(self, rows):
-        return rows.scaled_squares(self.std**2)
+        return rows.squares(self.std**2)
 
     def variance(self):
         return self.std**2

@@ -1,13 +1,15 @@
 r"""The full posterior: the dense `(P, P)` curvature, one Cholesky factor for each prior."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
-from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, without_rounding
+from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, keep, without_rounding
 from laplace_kit.curv.operator import CurvatureOperator
-from laplace_kit.tree import is_concrete, pytree_dataclass
+from laplace_kit.tree import pytree_dataclass
 
 
 @pytree_dataclass()
@@ -32,15 +34,13 @@ class FullStructure(Structure):
 
         Outside of transformations it is kept: every further prior precision is then O(P).
         """
-        if "_spectrum" in self.__dict__:
-            return self.__dict__["_spectrum"]
+        return keep(self, "spectrum", self._spectrum)
+
+    def _spectrum(self):
         with jax.default_matmul_precision("highest"):
             values = jnp.linalg.eigvalsh(self.matrix)
         values = without_rounding(values, len(values))
-        spectrum = Spectrum(values, values[0], len(values))
-        if is_concrete(spectrum):
-            self.__dict__["_spectrum"] = spectrum  # a memo: the field it derives from is frozen
-        return spectrum
+        return Spectrum(values, values[0], len(values))
 
 
 def fit_full(operator: CurvatureOperator) -> FullStructure:
@@ -48,10 +48,12 @@ def fit_full(operator: CurvatureOperator) -> FullStructure:
     return FullStructure(operator.to_dense())
 
 
-@jax.jit
-def _inverse_factor(cholesky):
+@partial(jax.jit, static_argnames="layouts")
+def _root(cholesky, layouts):
+    identity = jnp.eye(len(cholesky), dtype=cholesky.dtype)
     with jax.default_matmul_precision("highest"):
-        return solve_triangular(cholesky, jnp.eye(len(cholesky), dtype=cholesky.dtype), lower=True)
+        root = solve_triangular(cholesky, identity, lower=True, trans=1)
+    return tuple(layout.to_matrix(root) for layout in layouts)
 
 
 def _add_to_diagonal(matrix, values):
@@ -63,12 +65,12 @@ def _add_to_diagonal(matrix, values):
 class FullPosterior(Posterior):
     r"""$L L^\top = H + d$, so the covariance's root is $A = L^{-\top}$.
 
-    `inverse` is $L^{-1}$ once `for_prediction` has made it: with it, the rows' factors need not be
-    multiplied out before they meet the root.
+    `root` is $A$, laid out by the layers of a model, once `for_prediction` has made it: with it,
+    the rows' factors need not be multiplied out before they meet it.
     """
 
     cholesky: Float[Array, "P P"]
-    inverse: Float[Array, "P P"] | None = None
+    root: tuple[Float[Array, "G I O P"], ...] | None = None
 
     @property
     def size(self):
@@ -84,16 +86,15 @@ class FullPosterior(Posterior):
     def scale_rmv(self, rows):
         return self._solve(rows, trans=0)
 
-    def for_prediction(self):
-        """Return the posterior with the inverse factor; kept outside of transformations."""
-        if self.inverse is not None:
+    def for_prediction(self, layouts):
+        """Return the posterior with its root; kept outside of transformations."""
+        if self.root is not None:
             return self
-        if "_prepared" not in self.__dict__:
-            prepared = FullPosterior(self.cholesky, _inverse_factor(self.cholesky))
-            if not is_concrete(prepared):
-                return prepared
-            self.__dict__["_prepared"] = prepared  # a memo: the field it derives from is frozen
-        return self.__dict__["_prepared"]
+        return keep(
+            self,
+            layouts,
+            lambda: FullPosterior(self.cholesky, _root(self.cholesky, layouts)),
+        )
 
     @property
     def num_projections(self):
@@ -101,15 +102,15 @@ class FullPosterior(Posterior):
 
     def output_covariance(self, rows):
         with jax.default_matmul_precision("highest"):
-            rooted = rows.project(self.for_prediction().inverse)
+            rooted = rows.project(self.for_prediction(rows.layouts).root)
             return jnp.einsum("brp,bsp->brs", rooted, rooted)
 
     def output_variance(self, rows):
         with jax.default_matmul_precision("highest"):
-            return jnp.sum(rows.project(self.for_prediction().inverse) ** 2, axis=-1)
+            return jnp.sum(rows.project(self.for_prediction(rows.layouts).root) ** 2, axis=-1)
 
     def variance(self):
-        return jnp.sum(self.for_prediction().inverse ** 2, axis=0)
+        return jnp.sum(self.scale_mv(jnp.eye(self.size, dtype=self.dtype)) ** 2, axis=0)
 
     def _solve(self, vectors, trans):
         columns = vectors.reshape(-1, self.size).astype(self.dtype).T

@@ -7,15 +7,17 @@ has the root $A = d^{-1/2} (I + B^\top M B)$ with $M = -C^{-\top} (C + I)^{-1}$,
 $M + M^\top + M B B^\top M^\top = -(C C^\top)^{-1}$, as Woodbury's formula wants it.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, without_rounding
+from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, keep, without_rounding
 from laplace_kit.curv.lanczos import leading_eigenpairs
 from laplace_kit.curv.operator import CurvatureOperator
-from laplace_kit.tree import pytree_dataclass
+from laplace_kit.tree import pytree_dataclass, replace
 
 # With more parameters than so many times the rank, rows lie mostly outside of the eigenvectors.
 _DIRECTIONS_THAT_MATTER = 32
@@ -70,17 +72,26 @@ def fit_low_rank(
     return LowRankStructure(jnp.maximum(met[:-1], 0), pairs.vectors, pairs.residuals, met[-1])
 
 
+@partial(jax.jit, static_argnames="layouts")
+def _lay_out(posterior, layouts):
+    with jax.default_matmul_precision("highest"):
+        learned = (posterior.shrinkage @ (posterior.rows * posterior.prior_std)).T
+    return tuple(layout.to_matrix(learned) for layout in layouts)
+
+
 @pytree_dataclass()
 class LowRankPosterior(Posterior):
     r"""$A = d^{-1/2} (I + B^\top M B)$, with $A A^\top = d^{-1/2} (I - |C^{-1} B|^2) d^{-1/2}$.
 
-    `prior_std` `(P,)`, `rows` $B$ `(R, P)`, `inner` $M$ and `shrinkage` $C^{-1}$ `(R, R)`.
+    `prior_std` `(P,)`, `rows` $B$ `(R, P)`, `inner` $M$ and `shrinkage` $C^{-1}$ `(R, R)`;
+    `laid_out` is $d^{-1/2} B^\top C^{-\top}$ by the layers of a model, made by `for_prediction`.
     """
 
     prior_std: Float[Array, " P"]
     rows: Float[Array, "R P"]
     inner: Float[Array, "R R"]
     shrinkage: Float[Array, "R R"]
+    laid_out: tuple[Float[Array, "G I O R"], ...] | None = None
 
     @property
     def size(self):
@@ -103,14 +114,19 @@ class LowRankPosterior(Posterior):
                 return jnp.einsum("brp,bsp->brs", rooted, rooted)
             learned = self._learned(rows)
             correction = jnp.einsum("brk,bsk->brs", learned, learned)
-            return rows.scaled_outer(self.prior_std**2) - correction
+            return rows.outer(self.prior_std**2) - correction
 
     def output_variance(self, rows):
         with jax.default_matmul_precision("highest"):
             if self._multiplies_out:
                 return jnp.sum(self.scale_rmv(rows.to_dense()) ** 2, axis=-1)
             correction = jnp.sum(self._learned(rows) ** 2, axis=-1)
-            return jnp.maximum(rows.scaled_squares(self.prior_std**2) - correction, 0)
+            return jnp.maximum(rows.squares(self.prior_std**2) - correction, 0)
+
+    def for_prediction(self, layouts):
+        if self.laid_out is not None or self._multiplies_out:
+            return self
+        return keep(self, layouts, lambda: replace(self, laid_out=_lay_out(self, layouts)))
 
     @property
     def num_projections(self):
@@ -133,7 +149,7 @@ class LowRankPosterior(Posterior):
 
     def _learned(self, rows):
         r"""Return $J d^{-1/2} B^\top C^{-\top}$: its square is what the data take off the prior."""
-        return rows.project(self.rows * self.prior_std) @ self.shrinkage.T
+        return rows.project(self.for_prediction(rows.layouts).laid_out)
 
     def _turn(self, vectors, inner):
         """Return $(I + B^T M B) v$ along the last axis, with `inner` for $M$."""

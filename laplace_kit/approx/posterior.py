@@ -9,11 +9,13 @@ All vectors are flat, in float32 or better.
 
 import abc
 import math
+from collections.abc import Callable, Hashable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from laplace_kit.curv.layout import Layout
 from laplace_kit.curv.rows import Rows
 from laplace_kit.tree import is_concrete, pytree_dataclass
 
@@ -31,7 +33,7 @@ class Posterior(abc.ABC):
 
     @abc.abstractmethod
     def output_covariance(self, rows: Rows) -> Float[Array, "B R R"]:
-        r"""Return $J_n \Sigma J_n^\top$ for Jacobian rows held in factors."""
+        r"""Return $J_n \Sigma J_n^\top$ for Jacobian rows held in factors; see `for_prediction`."""
 
     @abc.abstractmethod
     def output_variance(self, rows: Rows) -> Float[Array, "B R"]:
@@ -42,8 +44,8 @@ class Posterior(abc.ABC):
         """How many vectors a row is projected on for its output covariance; tells memory."""
         return 1
 
-    def for_prediction(self) -> "Posterior":
-        """Return the posterior with what many predictions share; itself by default."""
+    def for_prediction(self, layouts: tuple[Layout, ...]) -> "Posterior":
+        """Return the posterior with what many predictions share, laid out by the model's layers."""
         return self
 
     @abc.abstractmethod
@@ -75,8 +77,28 @@ class Posterior(abc.ABC):
         return bool(_all_finite(self))
 
 
+def keep(owner: object, key: Hashable, make: Callable[[], PyTree]) -> PyTree:
+    """Return what `make` makes, kept with its owner outside of transformations.
+
+    A memo: what it holds follows from the owner's fields, which are frozen, and is no part of the
+    owner as a pytree.
+    """
+    kept = owner.__dict__.setdefault("_kept", {})
+    if key in kept:
+        return kept[key]
+    made = make()
+    if is_concrete(made):
+        kept[key] = made
+    return made
+
+
 class Structure(abc.ABC):
     """An approximation of the curvature, free of the prior."""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return type(self).__name__.removesuffix("Structure")
 
     @abc.abstractmethod
     def log_det(self, precision: Float[Array, " P"]) -> Float[Array, ""]:
@@ -91,6 +113,9 @@ class Structure(abc.ABC):
     @abc.abstractmethod
     def spectrum(self) -> "Spectrum":
         """Return the eigenvalues of $H$."""
+
+    def check_prior(self, precision: Float[Array, " P"]) -> None:  # noqa: B027 - any by default
+        """Raise a `ValueError` where the structure cannot be combined with a prior precision."""
 
 
 @pytree_dataclass(static=("size",))
@@ -159,9 +184,10 @@ def factorise(structure: Structure, precision: Float[Array, " P"]) -> tuple[Post
     Raises
     ------
     ValueError
-        If the posterior precision is indefinite beyond rounding: the message names the most
-        negative curvature and the choices.
+        If the structure cannot be combined with this prior precision, or the posterior precision is
+        indefinite beyond rounding: the message names the most negative curvature and the choices.
     """
+    structure.check_prior(precision)
     posterior = _posterior(structure, precision)
     zero = jnp.zeros((), precision.dtype)
     if not is_concrete(posterior) or posterior.is_finite():

@@ -1,5 +1,7 @@
 """Curvature operators of the summed negative log-likelihood."""
 
+from laplace_kit.curv.coverage import Coverage as Coverage
+from laplace_kit.curv.coverage import coverage as coverage
 from laplace_kit.curv.fisher import EmpiricalFisherOperator as EmpiricalFisherOperator
 from laplace_kit.curv.fisher import MonteCarloFisherOperator as MonteCarloFisherOperator
 from laplace_kit.curv.fisher import empirical_fisher_mv as empirical_fisher_mv
@@ -10,3 +12,5 @@ from laplace_kit.curv.hessian import HessianOperator as HessianOperator
 from laplace_kit.curv.hessian import finite_difference_hvp as finite_difference_hvp
 from laplace_kit.curv.hessian import hessian_mv as hessian_mv
 from laplace_kit.curv.hessian import hvp as hvp
+from laplace_kit.curv.kronecker import KroneckerFactors as KroneckerFactors
+from laplace_kit.curv.kronecker import kronecker_factors as kronecker_factors

@@ -59,11 +59,12 @@ class EmpiricalFisherOperator(GaussNewtonOperator):
     def num_columns(self, event):
         return 1
 
-    def output_factor(self, f, chunk):
-        return jax.vmap(self.likelihood.output_gradient)(f, chunk.y)[:, None]
+    def output_factor(self, f, chunk, columns):
+        gradients = jax.vmap(self.likelihood.output_gradient)(f, chunk.y)
+        return gradients[:, None].at[:, columns].get(mode="fill", fill_value=0)
 
     def output_mv(self, f, chunk, u):
-        return _apply_factor(self.output_factor(f, chunk), u)
+        return _apply_factor(self.output_factor(f, chunk, jnp.arange(1)), u)
 
 
 @pytree_dataclass(static=(*STATIC, "num_samples"))
@@ -118,19 +119,20 @@ class MonteCarloFisherOperator(GaussNewtonOperator):
     def num_columns(self, event):
         return self.num_samples
 
-    def output_factor(self, f, chunk):
+    def output_factor(self, f, chunk, columns):
         def one(index, f_n):
             def draw(key):
                 return self.likelihood.output_gradient(f_n, self.likelihood.sample(key, f_n))
 
             keys = jax.random.split(jax.random.fold_in(self.key, index), self.num_samples)
-            return jax.vmap(draw)(keys)
+            return jax.vmap(draw)(keys.at[columns].get(mode="clip"))
 
-        factor = jax.vmap(one)(chunk.index, f)
+        drawn = jax.vmap(one)(chunk.index, f)
+        factor = jnp.where((columns < self.num_samples).reshape(-1, *(1,) * (f.ndim - 1)), drawn, 0)
         return factor / jnp.sqrt(jnp.asarray(self.num_samples, f.dtype))
 
     def output_mv(self, f, chunk, u):
-        return _apply_factor(self.output_factor(f, chunk), u)
+        return _apply_factor(self.output_factor(f, chunk, jnp.arange(self.num_samples)), u)
 
 
 def empirical_fisher_mv(

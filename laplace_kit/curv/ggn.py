@@ -9,15 +9,19 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Num, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, Num, PyTree
 
-from laplace_kit.curv.layers import capture, gram_bytes, rows_bytes, unit_directions
+from laplace_kit.curv.capture import Capture, capture, unit_directions
+from laplace_kit.curv.cost import multiplied_out, plan, products_of_pairs, rows_cost
+from laplace_kit.curv.layers import find_layers
 from laplace_kit.curv.objective import per_example
 from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind
-from laplace_kit.curv.rows import Rows
+from laplace_kit.curv.rows import Rows, assemble
 from laplace_kit.data import Chunk, DataLike, as_data, batch_spec
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.tree import pytree_dataclass
@@ -32,9 +36,9 @@ class GaussNewtonOperator(CurvatureOperator):
 
     @abc.abstractmethod
     def output_factor(
-        self, f: Float[Array, "B *event"], chunk: Chunk
+        self, f: Float[Array, "B *event"], chunk: Chunk, columns: Int[Array, " R"]
     ) -> Float[Array, "B R *event"]:
-        r"""Return the columns of $S_n$ for every example of a chunk."""
+        r"""Return some columns of $S_n$ for every example of a chunk; zeros beyond the last."""
 
     @abc.abstractmethod
     def output_mv(
@@ -56,40 +60,119 @@ class GaussNewtonOperator(CurvatureOperator):
         return product
 
     def diagonal(self):
-        r"""Return $\sum_n \sum_r (J_n^\top s_{nr})^2$ exactly, `(P,)`, at R backward passes."""
-        return self._sum_rows(_chunk_diagonal, rows_bytes)
+        r"""Return $\sum_n \sum_r (J_n^\top s_{nr})^2$ exactly, `(P,)`, at R backward passes.
+
+        Raises
+        ------
+        ValueError
+            If one example with one direction exceeds the memory limit.
+        """
+        return self.sum_rows(
+            partial(_SumOfRows, Rows.squared_sum), multiplied_out, sum_bytes=4 * self.shape[0]
+        )
 
     def to_dense(self):
         r"""Return $\sum_n (J_n^\top S_n)(J_n^\top S_n)^\top$, `(P, P)`, at R backward passes.
 
-        Weights that are used once cost $2 N P^2$ operations, others $2 N R P^2$.
+        Weights used at one position of an example cost $2 N P^2$ operations, others $2 N R P^2$.
+
+        Raises
+        ------
+        ValueError
+            If one example with one direction exceeds the memory limit.
         """
-        return self._sum_rows(_chunk_dense, gram_bytes)
+        work = partial(products_of_pairs, num_directions=self._num_columns)
+        layers = find_layers(self.objective, batch_spec(self.data)[0]).layers
+        grams = self.sum_rows(
+            partial(_SumOfRows, Rows.gram), work, sum_bytes=4 * self.shape[0] ** 2
+        )
+        return assemble(grams, tuple(layer.layout for layer in layers))
 
-    def _sum_rows(self, fn, bytes_of) -> Array:
+    def sum_rows(
+        self,
+        fn_of_width: Callable[[int], Callable],
+        work: Callable,
+        args: PyTree = None,
+        *,
+        sum_bytes: int,
+    ) -> PyTree:
+        """Sum a function of rows over examples and directions, as many at a time as fit.
+
+        Parameters
+        ----------
+        fn_of_width
+            From the number of directions at a time to the hashable function that `sum_over` sums.
+        work
+            What it costs for one block; see `laplace_kit.curv.cost.rows_cost`.
+        args
+            Further arrays.
+        sum_bytes
+            The size of the sum.
+        """
         objective, (x, _) = self.objective, batch_spec(self.data)
-        columns = self.num_columns(objective.output_spec(x).shape[1:])
-        held = bytes_of(objective, x, columns)
-        return self.sum_over(fn, num_vectors=columns, extra_bytes=held)
+        cost = rows_cost(objective, x, self.example_bytes, work)
+        held = plan(cost, self._num_columns, self.batch_size, self.memory_limit, sum_bytes)
+        fn = fn_of_width(held.num_directions)
+        return self.sum_over(fn, args, batch_size=held.batch_size)
+
+    @property
+    def _num_columns(self) -> int:
+        outputs = self.objective.output_spec(batch_spec(self.data)[0])
+        return self.num_columns(outputs.shape[1:])
 
 
-def factor_rows(operator: GaussNewtonOperator, chunk: Chunk) -> Rows:
-    r"""Return $J_n^\top S_n$ for every example of a chunk, zero where it has no weight."""
+def sum_directions(
+    operator: GaussNewtonOperator,
+    captured: Capture,
+    chunk: Chunk,
+    num_directions: int,
+    of_rows: Callable[[Rows], PyTree],
+) -> PyTree:
+    r"""Return the sum of a function of the rows $J_n^\top S_n$ over blocks of their directions.
 
-    def weighted_factor(f: Float[Array, "B *event"]) -> Float[Array, "B R *event"]:
-        return per_example(operator.output_factor(f, chunk), chunk.weight)
+    Parameters
+    ----------
+    operator, captured, chunk
+        The factors $S_n$; the model, captured at the chunk; examples without weight count for
+        nothing.
+    num_directions
+        How many to hold at a time.
+    of_rows
+        A sum over examples and directions of rows in float32 or better.
+    """
+    f = captured.outputs
+    num = operator.num_columns(f.shape[1:])
+    dtype = jnp.promote_types(operator.dtype, jnp.float32)
 
-    _, rows = capture(operator.objective, chunk.x, weighted_factor)
-    return rows.astype(jnp.promote_types(operator.dtype, jnp.float32))
+    def of_block(columns: Int[Array, " R"]) -> PyTree:
+        factor = operator.output_factor(f, chunk, columns)
+        rows = captured.pull(per_example(factor, chunk.weight))
+        with jax.default_matmul_precision("highest"):
+            return of_rows(rows.astype(dtype))
+
+    if num_directions >= num:
+        return of_block(jnp.arange(num))
+    columns = jnp.arange(-(-num // num_directions) * num_directions).reshape(-1, num_directions)
+    zeros = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(of_block, columns[0])
+    )
+
+    def body(total, block):
+        return jax.tree.map(jnp.add, total, of_block(block)), None
+
+    return jax.lax.scan(body, zeros, columns)[0]
 
 
-def _chunk_diagonal(operator_and_nothing, chunk):
-    return factor_rows(operator_and_nothing[0], chunk).squared_sum()
+class _SumOfRows(NamedTuple):
+    """What one chunk adds to a sum over rows; hashable, so that it is compiled once."""
 
+    of_rows: Callable[[Rows], PyTree]
+    num_directions: int
 
-def _chunk_dense(operator_and_nothing, chunk):
-    with jax.default_matmul_precision("highest"):
-        return factor_rows(operator_and_nothing[0], chunk).gram()
+    def __call__(self, operator_and_nothing, chunk):
+        operator = operator_and_nothing[0]
+        captured = capture(operator.objective, chunk.x)
+        return sum_directions(operator, captured, chunk, self.num_directions, self.of_rows)
 
 
 @pytree_dataclass(static=STATIC)
@@ -143,8 +226,8 @@ class GGNOperator(GaussNewtonOperator):
     def num_columns(self, event):
         return math.prod(event)
 
-    def output_factor(self, f, chunk):
-        units = unit_directions(f)
+    def output_factor(self, f, chunk, columns):
+        units = unit_directions(f, columns)
         root = self.likelihood.hessian_sqrt_mv
 
         def one(f_n, y_n):

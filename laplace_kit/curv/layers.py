@@ -1,74 +1,79 @@
-r"""Layer capture: every layer's inputs and output gradients, for any JAX function.
+"""How each parameter enters a model: its kind, and the layer that it belongs to.
 
-Where a weight enters as $z = a W$, the gradient of a direction $s$ in the outputs is
-$\sum_t a_t\, g_t^\top$ with $g = (\partial f / \partial z)^\top s$ over the positions $t$ that
-share the weight. So one forward pass that records $a$ and adds a zero *probe* to $z$, and one
-backward pass to the probes, give the Jacobian of all weights as factors, never formed. Parameters
-that enter otherwise (biases, scales, shared or unrecognised ones) get their exact rows.
+A layer is a weight in a product, with the bias that is added to that product alone, or a single
+leaf that enters in any other way. Found in the model's program, never asked for.
 """
 
+import functools
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Literal
-from jaxtyping import Array, Float, PyTree
+from jax.tree_util import PyTreeDef
+from jaxtyping import PyTree
 
 from laplace_kit import tree
+from laplace_kit.curv.layout import Layout, Move, Slot
 from laplace_kit.curv.objective import Objective
-from laplace_kit.curv.rows import DenseRows, FactoredRows, Layout, Rows
-from laplace_kit.curv.uses import Program, Use, apply_step, find_uses, flatten_program
+from laplace_kit.curv.products import Convolution, Lookup, MatrixProduct, Product, read_product
+from laplace_kit.curv.uses import (
+    Program,
+    Step,
+    Use,
+    as_moves,
+    find_uses,
+    flatten_program,
+    moves_entries,
+    reached_from,
+)
+
+KINDS = {
+    "dense": "a matrix product over any axes: `@`, `einsum`, linear, attention and projection "
+    "layers, kernels transposed or with several axes, batches of matrices",
+    "convolution": "a convolution in one to three dimensions, with stride, padding, dilation and "
+    "groups, plain or transposed",
+    "embedding": "a lookup of whole rows of a table",
+    "bias": "added to or subtracted from activations",
+    "scale": "multiplied with activations, entry by entry, as in LayerNorm",
+    "shared": "used more than once",
+    "unused": "not used at all",
+    "other": "anything else",
+}
+_KIND_OF_PRODUCT: dict[type, str] = {
+    MatrixProduct: "dense",
+    Convolution: "convolution",
+    Lookup: "embedding",
+}
 
 
 class Layer(NamedTuple):
-    """How one leaf enters: its path, the kind of use, and for a factored weight the product."""
+    """A weight's product and its place, or a leaf by itself, without a product."""
+
+    product: Product | None
+    layout: Layout
+
+
+class Leaf(NamedTuple):
+    """How one leaf enters: its path and shape, its kind, and the number of its layer."""
 
     path: str
+    shape: tuple[int, ...]
     kind: str
-    product: "WeightProduct | None"
+    layer: int
 
 
-class WeightProduct:
-    """A weight in a matrix product `z = a W`, as the model writes it and in canonical form."""
+class Layers(NamedTuple):
+    """A model's program for one example, its layers, and its leaves in flat order."""
 
-    def __init__(self, program: Program, use: Use):
-        self.step = use.step
-        self._moves = use.moves
-        operation = program.steps[use.step]
-        (lhs, rhs), _ = operation.params["dimension_numbers"]
-        self._weight_first = use.operand == 0
-        self._weight_axes, self._input_axes = (lhs, rhs) if self._weight_first else (rhs, lhs)
-        self.input_value = operation.operands[1 - use.operand]
-        transposed = any(move.primitive.name == "transpose" for move in use.moves)
-        leading = tuple(range(len(self._weight_axes)))
-        # Whether the canonical matrix has its entries in another order than the leaf.
-        self.permutes = transposed or tuple(self._weight_axes) != leading
-
-    def to_matrix(self, leaf: Array) -> Float[Array, "I O"]:
-        """Return the leaf as the matrix that multiplies."""
-        for move in self._moves:
-            (leaf,) = apply_step(move, (leaf,))
-        return _contracted_first(leaf, self._weight_axes)
-
-    def inputs(self, a: Array) -> Float[Array, "T I"]:
-        """Return the other operand as positions by inputs."""
-        return _contracted_first(a, self._input_axes).T
-
-    def outputs(self, z: Array, num_outputs: int) -> Float[Array, "T O"]:
-        """Return the product's value, or its gradient, as positions by outputs."""
-        return z.reshape(num_outputs, -1).T if self._weight_first else z.reshape(-1, num_outputs)
+    program: Program
+    layers: tuple[Layer, ...]
+    leaves: tuple[Leaf, ...]
 
 
-def _contracted_first(operand: Array, axes: tuple[int, ...]) -> Float[Array, "I F"]:
-    free = [axis for axis in range(operand.ndim) if axis not in axes]
-    num = math.prod(operand.shape[axis] for axis in axes)
-    return jnp.transpose(operand, (*axes, *free)).reshape(num, -1)
-
-
-def find_layers(objective: Objective, x: PyTree) -> tuple[Program, tuple[Layer, ...]]:
+def find_layers(objective: Objective, x: PyTree) -> Layers:
     """Trace the model for one example and say how each free leaf enters it.
 
     Parameters
@@ -80,182 +85,176 @@ def find_layers(objective: Objective, x: PyTree) -> tuple[Program, tuple[Layer, 
 
     Returns
     -------
-    program, layers
-        The flat program of one example, and a layer for each leaf. Kinds: `"dense"` (a matrix
-        product, whose gradient is factored); `"bias"`, `"scale"` (added to or multiplied with
-        activations); `"shared"` (used more than once); `"unused"`; `"other"`. All but the first
-        get exact per-example rows.
+    layers
+        One for each leaf but for biases that are added to a product alone: these are the last row
+        of inputs of that product's layer. `KINDS` describes the kinds of leaves.
     """
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
+    leaves, structure = jax.tree.flatten((objective, one))
+    found = _find_layers(structure, tuple((jnp.shape(a), jnp.result_type(a)) for a in leaves))
+    if not tree.is_concrete(found.program.constants):  # a model that closes over tracers
+        _find_layers.cache_clear()
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _find_layers(structure: PyTreeDef, kinds_of_leaves: tuple) -> Layers:
+    """Do so once for each model, by structure and shapes, as `jax.jit` does."""
+    specs = [jax.ShapeDtypeStruct(*kind) for kind in kinds_of_leaves]
+    objective, one = jax.tree.unflatten(structure, specs)
     program = flatten_program(objective.model_fn, objective.params, one)
-    layers = []
-    for path, uses in zip(tree.paths(objective.params), find_uses(program), strict=True):
-        kind = _kind(program, uses)
-        product = WeightProduct(program, uses[0]) if kind == "dense" else None
-        layers.append(Layer(path, kind, product))
-    return program, tuple(layers)
+    uses = find_uses(program)
+    active = reached_from(program, program.inputs)
+    kinds, products = [], []
+    for found in uses:
+        kind, product = _recognise(program, active, found)
+        kinds.append(kind)
+        products.append(product)
+    biases = _find_biases(program, kinds, uses, products)
+    paired = set(biases.values())
+    layers: list[Layer] = []
+    number = {}
+    shapes = [program.shape(value) for value in program.leaves]
+    starts = np.cumsum([0, *(math.prod(shape) for shape in shapes)])
+    for leaf, product in enumerate(products):
+        if leaf in paired:
+            continue
+        bias = biases.get(leaf)
+        number[leaf] = len(layers)
+        if bias is not None:
+            number[bias] = len(layers)
+        slots = [Slot(int(starts[i]), shapes[i]) for i in (leaf, bias) if i is not None]
+        layers.append(Layer(product, _layout(product, *slots)))
+    leaves = [
+        Leaf(path, shape, kind, number[leaf])
+        for leaf, (path, shape, kind) in enumerate(
+            zip(tree.paths(objective.params), shapes, kinds, strict=True)
+        )
+    ]
+    return Layers(program, tuple(layers), tuple(leaves))
 
 
-def _kind(program: Program, uses: tuple[Use, ...]) -> str:
+def _layout(product: Product | None, weight: Slot, bias: Slot | None = None) -> Layout:
+    if product is None:  # one input that is always one
+        shape = (1, 1, weight.size)
+        return Layout(Slot(weight.start, weight.shape, (Move("reshape", shape),)), None, shape)
+    groups, width, out = product.shape
+    weight = Slot(weight.start, weight.shape, product.moves)
+    if bias is None:
+        return Layout(weight, None, product.shape)
+    bias = Slot(bias.start, bias.shape, (Move("reshape", (groups, 1, out)),))
+    return Layout(weight, bias, (groups, width + 1, out))
+
+
+def _recognise(
+    program: Program, active: frozenset[int], uses: tuple[Use, ...]
+) -> tuple[str, Product | None]:
+    """Return the kind of a leaf, and its product if it has one."""
     if len(uses) != 1:
-        return "shared" if uses else "unused"
+        return ("shared" if uses else "unused"), None
     (use,) = uses
     if use.step == len(program.steps):
-        return "other"
-    operation = program.steps[use.step]
-    name = operation.primitive.name
-    if name == "dot_general" and not use.repeated:
-        _, batch = operation.params["dimension_numbers"]
-        return "other" if batch[0] else "dense"
-    return {"add": "bias", "sub": "bias", "mul": "scale"}.get(name, "other")
-
-
-def capture(
-    objective: Objective,
-    x: PyTree,
-    factor: Callable[[Float[Array, "B *event"]], Float[Array, "B R *event"]],
-) -> tuple[Float[Array, "B *event"], Rows]:
-    r"""Return the outputs and the rows $J_n^\top s_{nr}$ of every example, in factors.
-
-    Parameters
-    ----------
-    objective
-        The model and its free parameters.
-    x
-        Inputs with a leading axis B.
-    factor
-        From the outputs to R directions $s_{nr}$ in them for each example.
-
-    Returns
-    -------
-    outputs, rows
-        Cost: one forward pass, and one backward pass for each direction. Memory: activations for
-        each example and direction, and the exact rows of leaves that are not factored.
-    """
-    program, layers = find_layers(objective, x)
-    products = [layer.product for layer in layers if layer.product]
-    leaves = jax.tree.leaves(objective.params)
-    exact = [leaf for leaf, layer in zip(leaves, layers, strict=True) if not layer.product]
-
-    def run(probes, exact, x_n):
-        rest = iter(exact)
-        used = [
-            leaf if layer.product else next(rest)
-            for leaf, layer in zip(leaves, layers, strict=True)
-        ]
-        single = [a[None] for a in jax.tree.leaves(x_n)]
-        return _run(program, products, used, single, probes)
-
-    # Probes and exact leaves get an axis of examples, weights do not: an example's outputs depend
-    # on its own probes only, so that one backward pass serves them all with unbatched weights.
-    num = len(jax.tree.leaves(x)[0])
-    shapes = jax.eval_shape(lambda: jax.vmap(lambda x_n: run(None, exact, x_n)[1])(x))
-    probes = [jnp.zeros(z.shape, z.dtype) for _, z in shapes]
-    copies = [jnp.broadcast_to(leaf, (num, *leaf.shape)) for leaf in exact]
-    f, pullback, recorded = jax.vjp(
-        lambda probes, copies: jax.vmap(run)(probes, copies, x), probes, copies, has_aux=True
+        return "other", None
+    step = program.steps[use.step]
+    product = read_product(program, use)
+    if product is not None and (isinstance(product, Lookup) or _is_in(product.input_value, active)):
+        return _KIND_OF_PRODUCT[type(product)], product
+    kind = {"add": "bias", "add_any": "bias", "sub": "bias", "mul": "scale"}.get(
+        step.primitive.name, "other"
     )
-    gradients, exact_rows = jax.vmap(pullback, in_axes=1, out_axes=1)(factor(f))
-    inputs = [a for a, _ in recorded]
-    factored, rows, blocks = iter(zip(inputs, gradients, strict=True)), iter(exact_rows), []
-    for leaf, layer in zip(leaves, layers, strict=True):
-        if layer.product:
-            blocks.append(_factored_block(layer.product, leaf, *next(factored)))
-        else:
-            block = next(rows)
-            blocks.append(DenseRows(block.reshape(*block.shape[:2], -1)))
-    return f, Rows(tuple(blocks))
+    if kind == "bias" and not _is_in(step.operands[1 - use.operand], active):
+        kind = "other"
+    return kind, None
 
 
-def _run(program: Program, products, leaves, inputs, probes):
-    """Evaluate the program; add the probes to the products and record their inputs and values."""
-    values = dict(program.constants)
-    values.update(zip(program.leaves, leaves, strict=True))
-    values.update(zip(program.inputs, inputs, strict=True))
+def _is_in(operand: int | Literal, values: frozenset[int]) -> bool:
+    return not isinstance(operand, Literal) and operand in values
 
-    def read(operand):
-        return operand.val if isinstance(operand, Literal) else values[operand]
 
-    numbers = {product.step: number for number, product in enumerate(products)}
-    recorded = [None] * len(products)
+def _find_biases(
+    program: Program,
+    kinds: list[str],
+    uses: tuple[tuple[Use, ...], ...],
+    products: list[Product | None],
+) -> dict[int, int]:
+    """Return, by the weight's leaf, the leaf of the bias that is added to its product alone."""
+    consumers = _consumers(program)
+    added = {
+        uses[leaf][0].step: leaf
+        for leaf, kind in enumerate(kinds)
+        if kind == "bias" and program.steps[uses[leaf][0].step].primitive.name != "sub"
+    }
+    biases = {}
+    for leaf, product in enumerate(products):
+        if product is None or isinstance(product, Lookup):
+            continue
+        value, moves = program.steps[product.step].results[0], []
+        while len(consumers.get(value, ())) == 1:
+            position = consumers[value][0]
+            if position == len(program.steps):
+                break
+            if position in added:
+                bias = added[position]
+                shape = program.shape(program.leaves[bias])
+                if _matches(program, product, tuple(moves), uses[bias][0].moves, shape):
+                    biases[leaf] = bias
+                break
+            step = program.steps[position]
+            if not moves_entries(step):
+                break
+            moves.append(step)
+            value = step.results[0]
+    return biases
+
+
+def _consumers(program: Program) -> dict[int, list[int]]:
+    """Return by value the steps that read it; the end of the program reads the output."""
+    consumers: dict[int, list[int]] = {}
     for position, step in enumerate(program.steps):
-        results = apply_step(step, [read(operand) for operand in step.operands])
-        if position in numbers:
-            number = numbers[position]
-            recorded[number] = (read(products[number].input_value), results[0])
-            if probes is not None:
-                results = (results[0] + probes[number],)
-        values.update(zip(step.results, results, strict=True))
-    return read(program.output)[0], recorded
+        for operand in step.operands:
+            if not isinstance(operand, Literal):
+                consumers.setdefault(operand, []).append(position)
+    if not isinstance(program.output, Literal):
+        consumers.setdefault(program.output, []).append(len(program.steps))
+    return consumers
 
 
-def _factored_block(product: WeightProduct, leaf: Array, inputs: Array, gradients: Array):
-    """Return the rows of one weight: in factors where one position uses it, else multiplied out."""
-    layout = Layout(product.to_matrix, product.permutes, leaf)
-    a = jax.vmap(product.inputs)(inputs)
-    g = jax.vmap(jax.vmap(lambda z: product.outputs(z, layout.shape[1])))(gradients)
-    if a.shape[1] == 1:
-        return FactoredRows(a[:, 0], g[:, :, 0], layout)
-    return DenseRows(layout.to_flat(jnp.einsum("bti,brto->brio", a, g)))
+def _matches(
+    program: Program,
+    product: Product,
+    moves: tuple[Step, ...],
+    bias_moves: tuple[Step, ...],
+    bias_shape: tuple[int, ...],
+) -> bool:
+    """Tell whether every output of the product meets its own entry of the bias, in order.
+
+    Decided by moving the numbers of entries as the model moves the entries themselves.
+    """
+    groups, _, out = product.shape
+    if math.prod(bias_shape) != groups * out:
+        return False
+    shape = program.shape(program.steps[product.step].results[0])
+    entries = np.arange(math.prod(shape)).reshape(shape)
+    units = np.empty(shape, int)
+    units.reshape(-1)[product.outputs(entries).reshape(-1, groups * out)] = np.arange(groups * out)
+    numbers = np.arange(groups * out).reshape(bias_shape)
+    met, moved = _replay(program, moves, units), _replay(program, bias_moves, numbers)
+    # An axis of one is repeated by the addition itself; the product's own must not be.
+    if np.broadcast_shapes(met.shape, moved.shape) != met.shape:
+        return False
+    return np.array_equal(met, np.broadcast_to(moved, met.shape))
 
 
-def jacobian(objective: Objective, x: PyTree) -> tuple[Float[Array, "B *event"], Rows]:
-    r"""Return the outputs `(B, *event)` and the rows of $J_n$, one for each flat output."""
-
-    def units(f):
-        directions = unit_directions(f)
-        return jnp.broadcast_to(directions, (len(f), *directions.shape))
-
-    return capture(objective, x, units)
-
-
-def unit_directions(f: Float[Array, "B *event"]) -> Float[Array, "C *event"]:
-    """Return the unit vectors of one example's outputs, in flat order."""
-    num = math.prod(f.shape[1:])
-    return jnp.eye(num, dtype=f.dtype).reshape(num, *f.shape[1:])
-
-
-# --- memory -------------------------------------------------------------------------------------
-
-
-def rows_bytes(objective: Objective, x: PyTree, num_directions: int) -> int:
-    """Estimate the bytes of one example's rows, twice: they are made, and used."""
-    rows = _rows_of_one(objective, x, num_directions)
-    return 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(rows))
-
-
-def gram_bytes(objective: Objective, x: PyTree, num_directions: int) -> int:
-    """Estimate the bytes that one example takes while products of its rows are summed."""
-    factored = _factored_blocks(objective, x, num_directions)
-    widths = [(b.inputs.size, b.gradients.size // num_directions) for b in factored]
-    largest = max((inputs**2 + outputs**2 for inputs, outputs in widths), default=0)
-    itemsize = tree.dtype(objective.params).itemsize
-    return rows_bytes(objective, x, num_directions) + largest * itemsize
-
-
-def projection_bytes(objective: Objective, x: PyTree, num_directions: int, num_vectors: int) -> int:
-    """Estimate the bytes that one example takes while its rows are projected on vectors."""
-    factored = _factored_blocks(objective, x, num_directions)
-    widths = sum(block.gradients.size // num_directions for block in factored)
-    itemsize = max(tree.dtype(objective.params).itemsize, 4)
-    projected = num_vectors * (widths + 2 * num_directions) * itemsize
-    return rows_bytes(objective, x, num_directions) + projected
-
-
-def _factored_blocks(objective, x, num_directions) -> list[FactoredRows]:
-    blocks = _rows_of_one(objective, x, num_directions).blocks
-    return [block for block in blocks if isinstance(block, FactoredRows)]
-
-
-def _rows_of_one(objective: Objective, x: PyTree, num_directions: int) -> Rows:
-    """Return the shapes of one example's rows; nothing is computed, and the trace is kept."""
-    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
-    return _capture_zeros.eval_shape(objective, one, num_directions=num_directions)
-
-
-@partial(jax.jit, static_argnames="num_directions")
-def _capture_zeros(objective, x, num_directions):
-    def directions(f):
-        return jnp.zeros((1, num_directions, *f.shape[1:]), f.dtype)
-
-    return capture(objective, x, directions)[1]
+def _replay(program: Program, steps: tuple[Step, ...], array: np.ndarray) -> np.ndarray:
+    """Apply steps that move entries, or repeat them, to numbers."""
+    for step in steps:
+        if step.primitive.name == "broadcast_in_dim":
+            shape, places = step.params["shape"], step.params["broadcast_dimensions"]
+            grown = [1] * len(shape)
+            for axis, place in enumerate(places):
+                grown[place] = array.shape[axis]
+            array = np.broadcast_to(array.reshape(grown), shape)
+        else:
+            for move in as_moves((step,), program):
+                array = move.apply(array, array.ndim)
+    return array

@@ -127,22 +127,29 @@ class CurvatureOperator(abc.ABC):
         )
 
     def sum_over(
-        self, fn: Callable, args: PyTree = None, *, num_vectors: int = 1, extra_bytes: int = 0
+        self,
+        fn: Callable,
+        args: PyTree = None,
+        *,
+        num_vectors: int = 1,
+        batch_size: int | None = None,
     ) -> PyTree:
         """Sum `fn((operator, args), chunk)` over the data, times the scale.
 
         Parameters
         ----------
         fn
-            A module-level function that reads `operator.linear_map`, `operator.objective` and the
-            like; the operator it is given holds no data.
+            A module-level function, or a hashable object, that reads `operator.linear_map`,
+            `operator.objective` and the like; the operator it is given holds no data.
         args
             Further arrays.
-        num_vectors, extra_bytes
-            What an example costs: vectors pushed through the linearised model, and bytes besides.
+        num_vectors
+            How many vectors an example pushes through the linearised model.
+        batch_size
+            The number of examples in a chunk; by default the operator's own, or what memory allows.
         """
-        held = self.example_bytes * (_LINEARISATION + _VECTOR * num_vectors) + extra_bytes
-        batch_size = self.batch_size or memory.chunk_size(held, self.memory_limit)
+        held = self.example_bytes * (_LINEARISATION + _VECTOR * num_vectors)
+        batch_size = batch_size or self.batch_size or memory.chunk_size(held, self.memory_limit)
         kernel = tree.replace(self, data=None)
         total = sum_over(fn, (kernel, args), self.data, batch_size)
         return _scaled(total, self.scale)

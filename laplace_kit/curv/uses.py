@@ -5,16 +5,23 @@ followed through reshapes and transposes to the operations that consume it. Call
 rule of their own are left whole, so that the rule stays in force.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
 from jaxtyping import PyTree
 
-# Operations that only move entries about; the last one also repeats them.
-_MOVES = ("reshape", "transpose", "squeeze", "expand_dims", "convert_element_type", "copy")
-_REPEATS = "broadcast_in_dim"
+from laplace_kit.curv.layout import Move
+
+# Operations on one array that only move its entries about, or, the last one, may repeat them.
+_MOVES = (
+    *("reshape", "transpose", "squeeze", "rev", "convert_element_type", "copy"),
+    "broadcast_in_dim",
+)
 # Calls without semantics of their own, by the parameter that holds the program.
 _CALLS = {
     "jit": "jaxpr",
@@ -36,13 +43,23 @@ class Step(NamedTuple):
 
 
 class Program(NamedTuple):
-    """Steps in order; `leaves` and `inputs` are the numbers of the arguments' values."""
+    """Steps in order, and the numbers of the values that are arguments.
+
+    `frozen` are the arrays that the model itself holds, `leaves` its parameters, `inputs` the rest.
+    `avals` holds shape and dtype of every value by its number.
+    """
 
     steps: tuple[Step, ...]
     constants: dict[int, Any]
+    frozen: tuple[int, ...]
     leaves: tuple[int, ...]
     inputs: tuple[int, ...]
     output: int | Literal
+    avals: dict[int, jax.core.AbstractValue]
+
+    def shape(self, operand: int | Literal) -> tuple[int, ...]:
+        """Return the shape of a value."""
+        return jnp.shape(operand.val) if isinstance(operand, Literal) else self.avals[operand].shape
 
 
 class Use(NamedTuple):
@@ -54,28 +71,27 @@ class Use(NamedTuple):
     repeated: bool
 
 
-def flatten_program(model_fn: Callable, params: PyTree, x: PyTree) -> Program:
+def flatten_program(model_fn: jax.tree_util.Partial, params: PyTree, x: PyTree) -> Program:
     """Trace `model_fn(params, x)` and inline its calls.
 
     Parameters
     ----------
     model_fn
-        Returns one array.
+        Returns one array; as a pytree, the arrays it holds are arguments of the program.
     params, x
         Arrays or shapes.
     """
-    closed = jax.make_jaxpr(model_fn)(params, x)
+    arguments = (model_fn, params, x)
+    closed = jax.make_jaxpr(lambda model_fn, params, x: model_fn(params, x))(*arguments)
     builder = _Builder()
-    numbers = [builder.fresh() for _ in closed.jaxpr.invars]
+    numbers = [builder.fresh(variable.aval) for variable in closed.jaxpr.invars]
     (output,) = builder.inline(closed, numbers)
-    num_leaves = len(jax.tree.leaves(params))
-    return Program(
-        tuple(builder.steps),
-        builder.constants,
-        tuple(numbers[:num_leaves]),
-        tuple(numbers[num_leaves:]),
-        output,
+    rest = iter(numbers)
+    frozen, leaves, inputs = (
+        tuple(itertools.islice(rest, len(jax.tree.leaves(part)))) for part in arguments
     )
+    steps = tuple(builder.steps)
+    return Program(steps, builder.constants, frozen, leaves, inputs, output, builder.avals)
 
 
 class _Builder:
@@ -84,17 +100,17 @@ class _Builder:
     def __init__(self):
         self.steps: list[Step] = []
         self.constants: dict[int, Any] = {}
-        self._count = 0
+        self.avals: dict[int, jax.core.AbstractValue] = {}
 
-    def fresh(self) -> int:
-        self._count += 1
-        return self._count
+    def fresh(self, aval: jax.core.AbstractValue) -> int:
+        self.avals[len(self.avals)] = aval
+        return len(self.avals) - 1
 
     def inline(self, closed: ClosedJaxpr | Jaxpr, arguments: Sequence[int | Literal]):
         jaxpr, constants = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
         known = dict(zip(jaxpr.invars, arguments, strict=True))
         for variable, value in zip(jaxpr.constvars, constants, strict=True):
-            known[variable] = self.fresh()
+            known[variable] = self.fresh(variable.aval)
             self.constants[known[variable]] = value
 
         def read(atom):
@@ -106,7 +122,7 @@ class _Builder:
             if inner is not None:
                 results = self.inline(inner, operands)
             else:
-                results = tuple(self.fresh() for _ in equation.outvars)
+                results = tuple(self.fresh(variable.aval) for variable in equation.outvars)
                 self.steps.append(Step(equation.primitive, equation.params, operands, results))
             known.update(zip(equation.outvars, results, strict=True))
         return tuple(read(atom) for atom in jaxpr.outvars)
@@ -121,10 +137,12 @@ def find_uses(program: Program) -> tuple[tuple[Use, ...], ...]:
             if isinstance(operand, Literal) or operand not in origin:
                 continue
             leaf, moves, repeated = origin[operand]
-            name = step.primitive.name
-            if name in _MOVES or (name == _REPEATS and len(step.operands) == 1):
-                moved = (leaf, (*moves, step), repeated or name == _REPEATS)
-                origin[step.results[0]] = moved
+            if moves_entries(step):
+                origin[step.results[0]] = (
+                    leaf,
+                    (*moves, step),
+                    repeated or _repeats(step, program),
+                )
             else:
                 uses[leaf].append(Use(position, place, moves, repeated))
     if not isinstance(program.output, Literal) and program.output in origin:
@@ -133,8 +151,70 @@ def find_uses(program: Program) -> tuple[tuple[Use, ...], ...]:
     return tuple(tuple(found) for found in uses)
 
 
-def apply_step(step: Step, operands: Sequence[Any]) -> Sequence[Any]:
-    """Bind a step's primitive to values."""
-    params = step.primitive.get_bind_params(step.params)
-    results = step.primitive.bind(*operands, **params)
-    return results if step.primitive.multiple_results else (results,)
+def moves_entries(step: Step) -> bool:
+    """Tell whether a step moves the entries of one array about, and does nothing else."""
+    return step.primitive.name in _MOVES and len(step.operands) == 1
+
+
+def _repeats(step: Step, program: Program) -> bool:
+    sizes = [math.prod(program.shape(n)) for n in (step.operands[0], step.results[0])]
+    return sizes[0] != sizes[1]
+
+
+def reached_from(program: Program, sources: Iterable[int]) -> frozenset[int]:
+    """Return the numbers of all values that depend on any of these."""
+    reached = set(sources)
+    for step in program.steps:
+        if any(
+            not isinstance(operand, Literal) and operand in reached for operand in step.operands
+        ):
+            reached.update(step.results)
+    return frozenset(reached)
+
+
+def as_moves(steps: Iterable[Step], program: Program) -> tuple[Move, ...]:
+    """Return what steps that move entries, and repeat none, do to an array."""
+    moves = []
+    for step in steps:
+        name = step.primitive.name
+        if name == "transpose":
+            moves.append(Move("transpose", tuple(step.params["permutation"])))
+        elif name == "rev":
+            moves.append(Move("flip", tuple(step.params["dimensions"])))
+        elif name not in ("convert_element_type", "copy"):
+            moves.append(Move("reshape", program.shape(step.results[0])))
+    return tuple(moves)
+
+
+def evaluate(
+    program: Program,
+    frozen: Sequence[Any],
+    leaves: Sequence[Any],
+    inputs: Sequence[Any],
+    probes: Mapping[int, Any] | None = None,
+) -> Callable[[int | Literal], Any]:
+    """Run a program and return what gives each of its values.
+
+    Parameters
+    ----------
+    frozen, leaves, inputs
+        The values of the arguments.
+    probes
+        By the number of a step, what is added to its result for the steps that follow.
+    """
+    values = dict(program.constants)
+    values.update(zip(program.frozen, frozen, strict=True))
+    values.update(zip(program.leaves, leaves, strict=True))
+    values.update(zip(program.inputs, inputs, strict=True))
+
+    def read(operand: int | Literal) -> Any:
+        return operand.val if isinstance(operand, Literal) else values[operand]
+
+    for position, step in enumerate(program.steps):
+        params = step.primitive.get_bind_params(step.params)
+        results = step.primitive.bind(*map(read, step.operands), **params)
+        results = results if step.primitive.multiple_results else (results,)
+        if probes and position in probes:
+            results = (results[0] + probes[position],)
+        values.update(zip(step.results, results, strict=True))
+    return read

@@ -15,11 +15,11 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import memory, tree
 from laplace_kit.approx.posterior import Posterior
-from laplace_kit.curv.layers import jacobian, projection_bytes
 from laplace_kit.curv.objective import Objective
 from laplace_kit.data import as_data, check_batch_size, map_over
 from laplace_kit.errors import check_option
 from laplace_kit.eval import link as links
+from laplace_kit.eval.moments import linearized_moments
 from laplace_kit.likelihood import Bernoulli, Categorical, Gaussian, Likelihood, Poisson
 from laplace_kit.tree import pytree_dataclass
 
@@ -101,7 +101,8 @@ def predict(
     Raises
     ------
     ValueError
-        If an option is unknown, a key is missing, or the inputs are not finite.
+        If an option is unknown, a key is missing, the inputs are not finite, or one input exceeds
+        the memory limit.
 
     References
     ----------
@@ -120,20 +121,15 @@ def predict(
     x = _checked_inputs(x)
     f = objective.output_spec(x)
     full = _wants_full(covariance, f, memory_limit)
-    num_outputs = math.prod(f.shape[1:])
-    unit = memory.activation_bytes(objective.model_fn, objective.params, x)
     if method == "linearized":
-        posterior = posterior.for_prediction()
-        held = 2 * num_outputs * unit + projection_bytes(
-            objective, x, num_outputs, posterior.num_projections
-        )
-        batch_size = batch_size or memory.chunk_size(held, memory_limit)
-        moments = map_over(
-            _full_moments if full else _diagonal_moments, (objective, posterior), x, batch_size
+        moments = linearized_moments(
+            objective, posterior, x, full=full, batch_size=batch_size, memory_limit=memory_limit
         )
         return from_gaussian(
             objective.likelihood, *moments, link=link, key=key, num_samples=num_samples or 1000
         )
+    num_outputs = math.prod(f.shape[1:])
+    unit = memory.activation_bytes(objective.model_fn, objective.params, x)
     num_samples = num_samples or 100
     held = 2 * unit + 2 * num_samples * num_outputs * f.dtype.itemsize
     batch_size = batch_size or memory.chunk_size(held, memory_limit)
@@ -172,22 +168,7 @@ def _wants_full(covariance: str, f: jax.ShapeDtypeStruct, memory_limit: int | No
     return needed <= memory.budget(memory_limit) // _COVARIANCE_SHARE
 
 
-# --- moments of the outputs ---------------------------------------------------------------------
-
-
-def _diagonal_moments(args, x):
-    objective, posterior = args
-    f, rows = jacobian(objective, x)
-    variance = posterior.output_variance(rows.astype(posterior.dtype))
-    return f, variance.reshape(f.shape).astype(f.dtype), None
-
-
-def _full_moments(args, x):
-    objective, posterior = args
-    f, rows = jacobian(objective, x)
-    covariance = posterior.output_covariance(rows.astype(posterior.dtype)).astype(f.dtype)
-    variance = jnp.diagonal(covariance, axis1=1, axis2=2).reshape(f.shape)
-    return f, jnp.maximum(variance, 0), covariance
+# --- outputs at sampled weights -----------------------------------------------------------------
 
 
 def _sampled_outputs(args, x):

@@ -1,0 +1,296 @@
+r"""Kronecker-factored posteriors, K-FAC and EKFAC: each layer diagonal in an eigenbasis of its own.
+
+With $A \otimes B = Q (\lambda_A \otimes \lambda_B) Q^\top$, $Q = Q_A \otimes Q_B$, a prior
+precision $\delta$ shared by a layer is added to the eigenvalues. Where its bias has another,
+$\delta_b$, the precision for output direction o is $C_o + (\delta_b - \delta) u u^\top$ in the
+eigenbasis, with $C_o = \operatorname{diag}(s_{\cdot o} + \delta)$ and $u = Q_A^\top e$ of the
+bias's unit vector $e$: a rank-one matter, and still exact. EKFAC replaces
+$\lambda_A \otimes \lambda_B$ by the curvature's exact diagonal in the same basis.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, without_rounding
+from laplace_kit.curv.blocks import Block
+from laplace_kit.curv.ggn import GaussNewtonOperator
+from laplace_kit.curv.kronecker import kronecker_factors, second_moments
+from laplace_kit.curv.layout import Layout, to_flat
+from laplace_kit.curv.rows import Rows
+from laplace_kit.tree import is_concrete, pytree_dataclass
+
+
+@pytree_dataclass(static=("layout",))
+class Eigenblock:
+    """One layer's curvature: eigenvalues, in bases of inputs and outputs (`None`: as they are)."""
+
+    left: Float[Array, "G I I"] | None
+    right: Float[Array, "G O O"] | None
+    values: Float[Array, "G I O"]
+    layout: Layout
+
+    def prior(self, precision: Float[Array, " P"]) -> tuple[Array, Array, Array]:
+        """Return the layer's prior precision, what its bias has besides, and whether that is all.
+
+        Each axis that is rotated shares one value, but for the bias: where the prior precision
+        says otherwise, the third is false.
+        """
+        given = self.layout.to_matrix(precision)
+        biased = self.layout.bias is not None
+        axes = tuple(axis for axis, basis in ((1, self.left), (2, self.right)) if basis is not None)
+        weight = given[:, :-1] if biased else given
+        shared = weight.mean(axis=axes, keepdims=True)
+        rest = given[:, -1:].mean(axis=(1, 2), keepdims=True) - shared if biased else 0 * shared
+        last = jnp.arange(given.shape[1])[:, None] == given.shape[1] - 1
+        error = jnp.abs(given - shared - jnp.where(last, rest, 0)).max()
+        return shared, rest, error <= 8 * jnp.finfo(given.dtype).eps * jnp.abs(given).max()
+
+    def precision(self, precision: Float[Array, " P"]) -> "tuple[Array, Array, Array]":
+        r"""Return $C$ `(G, I, O)`, $u$ `(G, I, 1)` and $\delta_b - \delta$ `(G, 1, 1)`."""
+        shared, rest, representable = self.prior(precision)
+        shape = self.values.shape
+        if self.layout.bias is None:
+            unit, rest = jnp.zeros((shape[0], shape[1], 1), self.values.dtype), jnp.zeros_like(rest)
+        else:
+            unit = self.left[:, -1, :, None]
+        return jnp.where(representable, self.values + shared, jnp.nan), unit, rest
+
+
+@pytree_dataclass(static=("corrected",))
+class KroneckerStructure(Structure):
+    """The curvature of every layer in its eigenbasis, none between layers; EKFAC if `corrected`."""
+
+    blocks: tuple[Eigenblock, ...]
+    corrected: bool
+
+    @property
+    def name(self):
+        return "EKFAC" if self.corrected else "K-FAC"
+
+    def check_prior(self, precision):
+        """Raise where parameters that share a layer have prior precisions of their own.
+
+        Raises
+        ------
+        ValueError
+            If, outside of transformations, the prior precision is more than one value for each
+            weight and for each bias. Inside, results are NaN.
+        """
+        for block in self.blocks:
+            valid = block.prior(precision)[2]
+            if is_concrete(valid) and not bool(valid):
+                matrix = block.layout.to_matrix(precision)
+                raise ValueError(
+                    "Found prior precisions that differ within a layer (from "
+                    f"{float(matrix.min()):.4g} to {float(matrix.max()):.4g} for one of "
+                    f"{block.layout.size} parameters), expected one value for each weight and one "
+                    "for each bias, as only these are diagonal in a Kronecker eigenbasis; pass a "
+                    "scalar or one value per leaf, or use structure='diagonal', 'low_rank' or "
+                    "'full'."
+                )
+
+    def log_det(self, precision):
+        total = jnp.zeros((), precision.dtype)
+        for block in self.blocks:
+            diagonal, unit, rest = block.precision(precision)
+            growth = 1 + rest * jnp.sum(unit**2 / diagonal, axis=1, keepdims=True)
+            total += jnp.sum(jnp.log(diagonal)) + jnp.sum(jnp.log(growth))
+        return total
+
+    def posterior(self, precision, jitter=0.0):
+        return KroneckerPosterior(
+            tuple(_posterior_block(block, precision + jitter) for block in self.blocks)
+        )
+
+    def spectrum(self):
+        values = jnp.concatenate([block.values.reshape(-1) for block in self.blocks])
+        return Spectrum(values, values.min(), len(values))
+
+
+@jax.jit
+def _eigenbases(factors):
+    return tuple((*_eigen(f.inputs), *_eigen(f.gradients)) for f in factors)
+
+
+def _eigen(factor: Float[Array, "G n *n"]) -> tuple[Array, Array | None]:
+    """Return eigenvalues `(G, n)`, at least zero, and vectors `(G, n, n)` as columns."""
+    if factor.ndim == 2:
+        return factor, None
+    if factor.shape[-1] == 1:
+        return factor[:, 0], None
+    with jax.default_matmul_precision("highest"):
+        values, vectors = jnp.linalg.eigh(factor)
+    cleaned = jax.vmap(lambda v: without_rounding(v, len(v)))(values)
+    return jnp.maximum(cleaned, 0), vectors
+
+
+def fit_kronecker(
+    operator: GaussNewtonOperator,
+    *,
+    corrected: bool = False,
+    weight_sharing: Literal["expand", "reduce"] = "expand",
+) -> KroneckerStructure:
+    """Return the K-FAC structure of an operator, or with `corrected` the EKFAC one.
+
+    Parameters
+    ----------
+    operator
+        A GGN, or an empirical or Monte-Carlo Fisher operator.
+    corrected
+        Replace the eigenvalues by exact second moments in the eigenbasis (George et al. 2018).
+    weight_sharing
+        See `laplace_kit.curv.kronecker_factors`.
+
+    Returns
+    -------
+    structure
+        Cost: that of `kronecker_factors`, once more if corrected, and eigendecompositions of every
+        layer's factors.
+    """
+    factors = kronecker_factors(operator, weight_sharing=weight_sharing)
+    found = _eigenbases(factors)
+    bases = tuple((left, right) for _, left, _, right in found)
+    if corrected:
+        values = second_moments(operator, bases)
+    else:
+        values = [a[:, :, None] * b[:, None, :] for a, _, b, _ in found]
+    layouts = [factor.layout for factor in factors]
+    parts = zip(bases, values, layouts, strict=True)
+    blocks = tuple(Eigenblock(*basis, v, layout) for basis, v, layout in parts)
+    return KroneckerStructure(blocks, corrected)
+
+
+# --- the posterior --------------------------------------------------------------------------------
+
+
+@pytree_dataclass(static=("layout",))
+class PosteriorBlock:
+    r"""One layer's covariance, $Q\, (C^{-1} + \gamma w w^\top)\, Q^\top$ for each output direction.
+
+    `std` is $C^{-1/2}$; `direction` $w = C^{-1} u$; `gain` $\gamma$ and `root_gain` $\beta$, with
+    the root $Q C^{-1/2} (I + \beta v v^\top)$, $v = C^{-1/2} u$.
+    """
+
+    left: Float[Array, "G I I"] | None
+    right: Float[Array, "G O O"] | None
+    std: Float[Array, "G I O"]
+    direction: Float[Array, "G I O"]
+    gain: Float[Array, "G O"]
+    root_gain: Float[Array, "G O"]
+    layout: Layout
+
+    def turn(self, matrix: Float[Array, "G I O K"]) -> Float[Array, "G I O K"]:
+        r"""Return $(I + \beta v v^\top) m$ for each output direction."""
+        v = self.direction / self.std
+        inner = jnp.einsum("gio,giok->gok", v, matrix) * self.root_gain[..., None]
+        return matrix + v[..., None] * inner[:, None]
+
+    def from_basis(self, matrix: Float[Array, "G I O K"]) -> Float[Array, "G I O K"]:
+        """Return $Q m$."""
+        if self.left is not None:
+            matrix = jnp.einsum("gij,gjok->giok", self.left, matrix)
+        return matrix if self.right is None else jnp.einsum("gop,gipk->giok", self.right, matrix)
+
+    def to_basis(self, matrix: Float[Array, "G I O K"]) -> Float[Array, "G I O K"]:
+        r"""Return $Q^\top m$."""
+        if self.left is not None:
+            matrix = jnp.einsum("gji,gjok->giok", self.left, matrix)
+        return matrix if self.right is None else jnp.einsum("gpo,gipk->giok", self.right, matrix)
+
+    def variance(self) -> Float[Array, "G I O"]:
+        """Return the marginal variances."""
+        along = self.direction
+        if self.left is None:
+            variance = self.std**2
+        else:
+            variance = jnp.einsum("gij,gjo->gio", self.left**2, self.std**2)
+            along = jnp.einsum("gij,gjo->gio", self.left, along)
+        variance = variance + self.gain[:, None] * along**2
+        if self.right is None:
+            return variance
+        return jnp.einsum("gpo,gio->gip", self.right**2, variance)
+
+
+def _posterior_block(block: Eigenblock, precision: Float[Array, " P"]) -> PosteriorBlock:
+    diagonal, unit, rest = block.precision(precision)
+    direction = unit / diagonal
+    growth = 1 + (rest * jnp.sum(unit * direction, axis=1, keepdims=True))[:, 0]
+    root, rest = jnp.sqrt(growth), rest[:, 0]
+    return PosteriorBlock(
+        left=block.left,
+        right=block.right,
+        std=1 / jnp.sqrt(diagonal),
+        direction=direction,
+        gain=-rest / growth,
+        root_gain=-rest / (root * (1 + root)),
+        layout=block.layout,
+    )
+
+
+@pytree_dataclass()
+class KroneckerPosterior(Posterior):
+    """Independent layers, each with the covariance of a `PosteriorBlock`."""
+
+    blocks: tuple[PosteriorBlock, ...]
+
+    @property
+    def size(self):
+        return sum(block.layout.size for block in self.blocks)
+
+    @property
+    def dtype(self):
+        return self.blocks[0].std.dtype
+
+    def scale_mv(self, eps):
+        return self._by_block(
+            eps, lambda block, m: block.from_basis(block.std[..., None] * block.turn(m))
+        )
+
+    def scale_rmv(self, rows):
+        return self._by_block(
+            rows, lambda block, m: block.turn(block.std[..., None] * block.to_basis(m))
+        )
+
+    def output_covariance(self, rows):
+        def covariance(block: PosteriorBlock, rotated: Block) -> Array:
+            along = rotated.along_inputs(block.direction)
+            learned = jnp.einsum("brgo,go,bsgo->brs", along, block.gain, along)
+            return rotated.outer(block.std**2) + learned
+
+        return self._over_rows(rows, covariance)
+
+    def output_variance(self, rows):
+        def variance(block: PosteriorBlock, rotated: Block) -> Array:
+            along = rotated.along_inputs(block.direction)
+            learned = jnp.einsum("brgo,go->br", along**2, block.gain)
+            return jnp.maximum(rotated.squares(block.std**2) + learned, 0)
+
+        return self._over_rows(rows, variance)
+
+    def variance(self):
+        with jax.default_matmul_precision("highest"):
+            return to_flat(self._layouts, [block.variance() for block in self.blocks])
+
+    @property
+    def _layouts(self) -> tuple[Layout, ...]:
+        return tuple(block.layout for block in self.blocks)
+
+    def _by_block(self, vectors, fn):
+        columns = vectors.reshape(-1, self.size).T
+        with jax.default_matmul_precision("highest"):
+            matrices = [fn(block, block.layout.to_matrix(columns)) for block in self.blocks]
+        return to_flat(self._layouts, matrices).T.reshape(vectors.shape)
+
+    def _over_rows(self, rows: Rows, fn) -> Array:
+        if rows.layouts != self._layouts:
+            raise ValueError(
+                "Found inputs for which the model's layers differ from those the posterior was "
+                "fitted with, expected the same layers; fit and predict with inputs of the same "
+                "kind, or use structure='diagonal' or 'low_rank', which do not know layers."
+            )
+        with jax.default_matmul_precision("highest"):
+            pairs = zip(self.blocks, rows.blocks, strict=True)
+            return sum(fn(block, part.rotate(block.left, block.right)) for block, part in pairs)

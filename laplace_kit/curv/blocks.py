@@ -1,0 +1,206 @@
+r"""Jacobian rows of one layer in factors, and the contractions that never multiply them out.
+
+Where a weight enters as $z_t = a_t W$ at positions t, the row of direction r is
+$J_{nr} = \sum_t a_{nt}\, g_{nrt}^\top$, of which `a` and `g` are kept. Several groups have matrices
+of their own, as in grouped convolutions. With one position everything is a contraction of the
+factors; with several, a chunk of rows is multiplied out for the moment. Any other parameter is a
+layer of one input that is always one, whose `g` are its rows.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from laplace_kit.curv.layout import Layout
+from laplace_kit.tree import pytree_dataclass
+
+
+class _Single(NamedTuple):
+    """Rows with one position: `inputs` `(B, G, I)`, `gradients` `(B, R, G, O)`, matrix shape."""
+
+    inputs: Float[Array, "B G I"]
+    gradients: Float[Array, "B R G O"]
+    shape: tuple[int, int, int]
+
+
+@pytree_dataclass(static=("layout",))
+class FactoredRows:
+    """`inputs` at T positions for each of G groups, and `gradients` for R directions."""
+
+    inputs: Float[Array, "B T G I"]
+    gradients: Float[Array, "B R T G O"]
+    layout: Layout
+
+    def to_dense(self) -> Float[Array, "B R G I O"]:
+        """Return the rows themselves."""
+        return jnp.einsum("btgi,brtgo->brgio", self.inputs, self.gradients)
+
+    def single(self) -> _Single:
+        """Return rows with one position: as they are, or multiplied out with an input of one."""
+        if self.inputs.shape[1] == 1:
+            return _Single(self.inputs[:, 0], self.gradients[:, :, 0], self.layout.shape)
+        return _multiplied_out(self)
+
+    def squared_sum(self) -> Float[Array, "G I O"]:
+        r"""Return $\sum_n \sum_r J_{nr}^2$ elementwise."""
+        a, g, _ = self.single()
+        total = jnp.einsum("bgi,bgo->gio", a**2, jnp.sum(g**2, axis=1))
+        return total.reshape(self.layout.shape)
+
+    def outer(self, scale: Float[Array, "G I O"]) -> Float[Array, "B R R"]:
+        r"""Return $J_n \operatorname{diag}(d) J_n^\top$."""
+        a, g, shape = self.single()
+        weight = _by_group(a**2, scale.reshape(shape))
+        return jnp.einsum("brgo,bsgo->brs", g * weight[:, None], g)
+
+    def squares(self, scale: Float[Array, "G I O"]) -> Float[Array, "B R"]:
+        """Return the diagonal of `outer` alone."""
+        a, g, shape = self.single()
+        weight = _by_group(a**2, scale.reshape(shape))
+        return jnp.einsum("brgo,bgo->br", g**2, weight)
+
+    def cross(self, other: "FactoredRows", scale: Float[Array, "G I O"]) -> Float[Array, "B R D S"]:
+        r"""Return $J_n \operatorname{diag}(d) J_m'^\top$ for all pairs of two batches."""
+        (a, g, shape), (b, h, _) = self._alike(other)
+        weight = jnp.einsum("bgi,gio,dgi->bdgo", a, scale.reshape(shape), b)
+        return jnp.einsum("brgo,bdgo,dsgo->brds", g, weight, h)
+
+    def project(self, vectors: Float[Array, "G I O K"]) -> Float[Array, "B R K"]:
+        """Return the products of every row with K vectors."""
+        a, g, shape = self.single()
+        groups, width, out = shape
+        hidden = _by_group(a, vectors.reshape(groups, width, -1)).reshape(len(a), groups, out, -1)
+        return jnp.einsum("brgo,bgok->brk", g, hidden)
+
+    def along_inputs(self, vectors: Float[Array, "G I O"]) -> Float[Array, "B R G O"]:
+        """Return the products of the rows' columns with a vector of inputs for each output."""
+        weight = _by_group(self.inputs, vectors)
+        return jnp.einsum("brtgo,btgo->brgo", self.gradients, weight)
+
+    def rotate(
+        self, left: Float[Array, "G I J"] | None, right: Float[Array, "G O Q"] | None
+    ) -> "FactoredRows":
+        """Return the rows in other bases of inputs and outputs; `None` is the basis they have."""
+        a, g = self.inputs, self.gradients
+        a = a if left is None else _by_group(a, left)
+        g = g if right is None else _by_group(g, right)
+        return FactoredRows(a, g, self.layout)
+
+    def _alike(self, other: "FactoredRows") -> tuple[_Single, _Single]:
+        if self.inputs.shape[1] == other.inputs.shape[1]:
+            return self.single(), other.single()
+        return _multiplied_out(self), _multiplied_out(other)
+
+
+def _by_group(
+    vectors: Float[Array, "*batch G n"], matrices: Float[Array, "G n m"]
+) -> Float[Array, "*batch G m"]:
+    """Multiply every group's vectors with its matrix; a single group as one plain product."""
+    if len(matrices) == 1:  # einsum would transpose the matrix, which may be the larger operand
+        return (vectors[..., 0, :] @ matrices[0])[..., None, :]
+    return jnp.einsum("...gn,gnm->...gm", vectors, matrices)
+
+
+def _multiplied_out(block: "Block") -> _Single:
+    rows = block.to_dense()
+    num, size = len(rows), block.layout.size
+    rows = rows.reshape(num, -1, 1, size)
+    return _Single(jnp.ones((num, 1, 1), rows.dtype), rows, (1, 1, size))
+
+
+@pytree_dataclass(static=("layout",))
+class LookupRows:
+    """Rows of a table: the `indices` that an example looks up, and `gradients` at each position."""
+
+    indices: Int[Array, "B T"]
+    gradients: Float[Array, "B R T O"]
+    layout: Layout
+
+    def to_dense(self) -> Float[Array, "B R 1 V O"]:
+        """Return the rows themselves."""
+        hot = jax.nn.one_hot(self.indices, self.layout.shape[1], dtype=self.gradients.dtype)
+        return jnp.einsum("btv,brto->brvo", hot, self.gradients)[:, :, None]
+
+    def single(self) -> _Single:
+        """Return the rows multiplied out with an input of one."""
+        return _multiplied_out(self)
+
+    def squared_sum(self) -> Float[Array, "1 V O"]:
+        r"""Return $\sum_n \sum_r J_{nr}^2$ elementwise."""
+        total = jnp.zeros(self.layout.shape[1:], self.gradients.dtype)
+        squares = jnp.sum(self._distinct() ** 2, axis=1)
+        return total.at[self.indices].add(squares, mode="drop")[None]
+
+    def outer(self, scale: Float[Array, "1 V O"]) -> Float[Array, "B R R"]:
+        r"""Return $J_n \operatorname{diag}(d) J_n^\top$."""
+        g = self._distinct()
+        return jnp.einsum("brto,bto,bsto->brs", g, self._take(scale[0]), g)
+
+    def squares(self, scale: Float[Array, "1 V O"]) -> Float[Array, "B R"]:
+        """Return the diagonal of `outer` alone."""
+        return jnp.einsum("brto,bto->br", self._distinct() ** 2, self._take(scale[0]))
+
+    def cross(self, other: "LookupRows", scale: Float[Array, "1 V O"]) -> Float[Array, "B R D S"]:
+        r"""Return $J_n \operatorname{diag}(d) J_m'^\top$ for all pairs of two batches."""
+        same = self.indices[:, :, None, None] == other.indices
+        weighted = self.gradients * self._take(scale[0])[:, None]
+        inner = jnp.einsum("brto,dsuo->brtdsu", weighted, other.gradients)
+        return jnp.einsum("brtdsu,btdu->brds", inner, same.astype(inner.dtype))
+
+    def project(self, vectors: Float[Array, "1 V O K"]) -> Float[Array, "B R K"]:
+        """Return the products of every row with K vectors."""
+        return jnp.einsum("brto,btok->brk", self.gradients, self._take(vectors[0]))
+
+    def along_inputs(self, vectors: Float[Array, "1 V O"]) -> Float[Array, "B R 1 O"]:
+        """Return the products of the rows' columns with a vector of inputs for each output."""
+        found = self._take(vectors[0])
+        return jnp.einsum("brto,bto->bro", self.gradients, found)[:, :, None]
+
+    def rotate(self, left: None, right: Float[Array, "1 O Q"] | None) -> "LookupRows":
+        """Return the rows in another basis of outputs; that of inputs stays."""
+        if right is None:
+            return self
+        turned = jnp.einsum("brto,oq->brtq", self.gradients, right[0])
+        return LookupRows(self.indices, turned, self.layout)
+
+    def _distinct(self) -> Float[Array, "B R T O"]:
+        """Return gradients summed at the first of the positions that look up the same entry."""
+        same = self.indices[:, :, None] == self.indices[:, None, :]
+        first = jnp.argmax(same, axis=2) == jnp.arange(self.indices.shape[1])
+        same = (same & first[:, :, None]).astype(self.gradients.dtype)
+        return jnp.einsum("btu,bruo->brto", same, self.gradients)
+
+    def _take(self, table: Float[Array, "V *rest"]) -> Float[Array, "B T *rest"]:
+        return table.at[self.indices].get(mode="fill", fill_value=0)
+
+
+Block = FactoredRows | LookupRows
+
+
+def gram(left: Block, right: Block) -> Float[Array, "P Q"]:
+    r"""Return $\sum_n \sum_r J_{nr} J_{nr}'^\top$ between two layers, in the order of matrices.
+
+    The cheaper in memory of two orders: inputs with inputs and gradients with gradients first, a
+    factor R fewer operations, or rows multiplied out.
+    """
+    (a, g), (b, h) = _one_group(left), _one_group(right)
+    (num, columns, out), (_, width), (_, other_width) = g.shape, a.shape, b.shape
+    other_out = h.shape[2]
+    multiplied = columns * (width * out + other_width * other_out)
+    if multiplied <= width * other_width + out * other_out:
+        rows = jnp.einsum("bi,bro->brio", a, g).reshape(num * columns, -1)
+        other = jnp.einsum("bj,brp->brjp", b, h).reshape(num * columns, -1)
+        return rows.T @ other
+    inputs = jnp.einsum("bi,bj->bij", a, b).reshape(num, -1)
+    outputs = jnp.einsum("bro,brp->bop", g, h).reshape(num, -1)
+    total = (inputs.T @ outputs).reshape(width, other_width, out, other_out)
+    return jnp.transpose(total, (0, 2, 1, 3)).reshape(width * out, -1)
+
+
+def _one_group(block: Block) -> tuple[Float[Array, "B I"], Float[Array, "B R O"]]:
+    single = block.single()
+    if single.shape[0] > 1:
+        single = _multiplied_out(block)
+    return single.inputs[:, 0], single.gradients[:, :, 0]

@@ -1,0 +1,125 @@
+r"""Layer capture: every layer's inputs and output gradients, for any JAX function.
+
+Where a weight enters as $z_t = a_t W$, the gradient of a direction $s$ in the outputs is
+$\sum_t a_t\, g_t^\top$ with $g_t = (\partial f / \partial z_t)^\top s$. So one forward pass that
+records $a$ and adds a zero *probe* to $z$, and one backward pass to the probes, give the Jacobian
+of all weights as factors, never formed. Parameters that enter otherwise get their exact rows.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from laplace_kit.curv.blocks import Block, FactoredRows, LookupRows
+from laplace_kit.curv.layers import Layer, find_layers
+from laplace_kit.curv.layout import Layout
+from laplace_kit.curv.objective import Objective
+from laplace_kit.curv.products import Lookup
+from laplace_kit.curv.rows import Rows
+from laplace_kit.curv.uses import evaluate
+
+
+class Capture(NamedTuple):
+    r"""A model linearised at a batch, layer by layer.
+
+    `outputs` `(B, *event)`; for each layer its place in flat vectors, in `layouts`, and its
+    `inputs`: `(B, T, G, I)`, indices `(B, T)` of a lookup, or ones. `pull` maps directions
+    $s_{nr}$ `(B, R, *event)` in the outputs to the rows $J_n^\top s_{nr}$, at one backward pass for
+    each direction.
+    """
+
+    outputs: Float[Array, "B *event"]
+    layouts: tuple[Layout, ...]
+    inputs: tuple[Array, ...]
+    pull: Callable[[Float[Array, "B R *event"]], Rows]
+
+
+def capture(objective: Objective, x: PyTree) -> Capture:
+    r"""Linearise a model at a batch of inputs, layer by layer.
+
+    Parameters
+    ----------
+    objective
+        The model and its free parameters.
+    x
+        Inputs with a leading axis B.
+
+    Returns
+    -------
+    captured
+        Cost: one forward pass. Memory: activations for each example, and for each direction that is
+        pulled back; the exact rows of leaves that are in no product.
+    """
+    found = find_layers(objective, x)
+    program, leaves = found.program, jax.tree.leaves(objective.params)
+    frozen = jax.tree.leaves(objective.model_fn)
+    steps = tuple(dict.fromkeys(layer.product.step for layer in found.layers if layer.product))
+    alone = [i for i, leaf in enumerate(found.leaves) if not found.layers[leaf.layer].product]
+
+    def run(probes, exact, x_n):
+        used = list(leaves)
+        for i, leaf in zip(alone, exact, strict=True):
+            used[i] = leaf
+        single = [a[None] for a in jax.tree.leaves(x_n)]
+        read = evaluate(program, frozen, used, single, dict(zip(steps, probes, strict=True)))
+        operands = [la.product and jnp.asarray(read(la.product.input_value)) for la in found.layers]
+        return read(program.output)[0], operands
+
+    # Probes and lone leaves get an axis of examples, weights do not: an example's outputs depend
+    # on its own probes only, so that one backward pass serves them all with unbatched weights.
+    num = len(jax.tree.leaves(x)[0])
+    results = [program.avals[program.steps[step].results[0]] for step in steps]
+    probes = [jnp.zeros((num, *z.shape), z.dtype) for z in results]
+    copies = [jnp.broadcast_to(leaves[i], (num, *leaves[i].shape)) for i in alone]
+    f, pullback, operands = jax.vjp(
+        lambda probes, copies: jax.vmap(run)(probes, copies, x), probes, copies, has_aux=True
+    )
+    inputs = tuple(_inputs(layer, a, num) for layer, a in zip(found.layers, operands, strict=True))
+
+    def pull(directions: Float[Array, "B R *event"]) -> Rows:
+        gradients, exact = jax.vmap(pullback, in_axes=1, out_axes=1)(directions)
+        at_step, lone = dict(zip(steps, gradients, strict=True)), iter(exact)
+        pulled = [at_step[la.product.step] if la.product else next(lone) for la in found.layers]
+        blocks = map(_block, found.layers, inputs, pulled)
+        return Rows(tuple(blocks))
+
+    return Capture(f, tuple(layer.layout for layer in found.layers), inputs, pull)
+
+
+def _inputs(layer: Layer, operand: Array | None, num: int) -> Array:
+    """Return a layer's inputs in canonical form, with a last one of ones for a bias."""
+    if layer.product is None:
+        return jnp.ones((num, 1, 1, 1), jnp.float32)
+    a = jax.vmap(layer.product.inputs)(operand)
+    if layer.layout.bias is None:
+        return a
+    return jnp.concatenate([a, jnp.ones((*a.shape[:-1], 1), a.dtype)], axis=-1)
+
+
+def _block(layer: Layer, inputs: Array, gradients: Array) -> Block:
+    if layer.product is None:
+        g = gradients.reshape(*gradients.shape[:2], 1, 1, -1)
+        return FactoredRows(inputs.astype(g.dtype), g, layer.layout)
+    g = jax.vmap(jax.vmap(layer.product.outputs))(gradients)
+    if isinstance(layer.product, Lookup):
+        return LookupRows(inputs, g[:, :, :, 0], layer.layout)
+    return FactoredRows(inputs, g, layer.layout)
+
+
+def jacobian(objective: Objective, x: PyTree) -> tuple[Float[Array, "B *event"], Rows]:
+    r"""Return the outputs `(B, *event)` and the rows of $J_n$, one for each flat output."""
+    captured = capture(objective, x)
+    f = captured.outputs
+    columns = jnp.arange(math.prod(f.shape[1:]))
+    directions = unit_directions(f, columns)
+    return f, captured.pull(jnp.broadcast_to(directions, (len(f), *directions.shape)))
+
+
+def unit_directions(f: Float[Array, "B *event"], columns: Array) -> Float[Array, "R *event"]:
+    """Return unit vectors of one example's outputs, by their numbers; zeros beyond the last."""
+    num = math.prod(f.shape[1:])
+    return jax.nn.one_hot(columns, num, dtype=f.dtype).reshape(-1, *f.shape[1:])

@@ -1,0 +1,150 @@
+"""What Jacobian rows cost in memory, and how many examples and directions that lets a pass hold."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from laplace_kit import memory
+from laplace_kit.curv.blocks import Block
+from laplace_kit.curv.capture import capture
+from laplace_kit.curv.layers import find_layers
+from laplace_kit.curv.objective import Objective
+
+# What lives at once in a captured pass, in units of one example's activations: the linearised
+# pass with its inputs, and for each direction a cotangent and its image.
+_LINEARISATION, _DIRECTION = 2, 2
+# With fewer examples than this in a chunk, the forward pass is a matter of single vectors.
+_EXAMPLES_WORTH_A_PASS = 16
+
+# A chunk of so many times the bytes it is added to spends little of its time on adding.
+_CHUNK_TO_SUM = 8
+
+
+class Cost(NamedTuple):
+    """Bytes that one example takes: once, and for each direction; and the leaf that takes most."""
+
+    once: int
+    direction: int
+    leaf: str
+
+
+class Plan(NamedTuple):
+    """How many examples, and how many directions of each, to hold at a time."""
+
+    batch_size: int
+    num_directions: int
+
+
+def rows_cost(
+    objective: Objective, x: PyTree, example_bytes: int, of_block: Callable | None = None
+) -> Cost:
+    """Estimate what the rows of one example take, and the work that is done with them.
+
+    Parameters
+    ----------
+    objective, x
+        The model, and inputs with a leading axis or their shapes.
+    example_bytes
+        What `memory.activation_bytes` estimates for one example.
+    of_block
+        From a block of one direction to the bytes `(once, for each direction)` that the work with
+        it takes besides; only the most expensive block counts, as their turns come one by one.
+    """
+    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
+    blocks = _blocks_of_one.eval_shape(objective, one)
+    once = [_bytes(jax.tree.leaves(block)[0]) for block in blocks]
+    direction = [_bytes(block.gradients) for block in blocks]
+    work = [of_block(block) if of_block else (0, 0) for block in blocks]
+    totals = [sum(parts) + sum(more) for *parts, more in zip(once, direction, work, strict=True)]
+    worst = totals.index(max(totals))
+    leaf = next(leaf for leaf in find_layers(objective, one).leaves if leaf.layer == worst)
+    return Cost(
+        _LINEARISATION * example_bytes + 2 * sum(once) + max(w for w, _ in work),
+        _DIRECTION * example_bytes + 2 * sum(direction) + max(w for _, w in work),
+        f"{leaf.path!r} {leaf.shape} ({leaf.kind})",
+    )
+
+
+def plan(
+    cost: Cost,
+    num_directions: int,
+    batch_size: int | None,
+    memory_limit: int | None,
+    sum_bytes: int = 0,
+) -> Plan:
+    """Choose how much to hold at a time.
+
+    Parameters
+    ----------
+    cost
+        Of one example.
+    num_directions
+        Of each example, in all.
+    batch_size
+        The caller's own number of examples; `None` to choose it too.
+    memory_limit
+        In bytes; `None` for a share of the device's memory.
+    sum_bytes
+        What each chunk is added to.
+
+    Raises
+    ------
+    ValueError
+        If a single example with a single direction exceeds the memory limit.
+    """
+    limit = memory.budget(memory_limit)
+    check_fits(cost, 1, limit)
+    wanted = batch_size or _EXAMPLES_WORTH_A_PASS
+    small = max(memory.working_set(memory_limit), _CHUNK_TO_SUM * sum_bytes)
+    room = limit if batch_size else min(small, limit)
+    at_once = (room // wanted - cost.once) // cost.direction
+    at_once = min(max(at_once, min(8, (limit - cost.once) // cost.direction), 1), num_directions)
+    size = batch_size or max(room // (cost.once + at_once * cost.direction), 1)
+    return Plan(size, at_once)
+
+
+def check_fits(cost: Cost, num_directions: int, limit: int, remedy: str = "") -> None:
+    """Raise a `ValueError` where one example with so many directions exceeds a limit in bytes."""
+    needed = cost.once + num_directions * cost.direction
+    if needed > limit:
+        raise ValueError(
+            f"Found that the Jacobian rows of one example in {num_directions} direction(s) take "
+            f"about {memory.readable(needed)}, most of it for the parameter {cost.leaf}, expected "
+            f"at most the memory limit of {memory.readable(limit)}; {remedy}raise memory_limit=, "
+            "or leave this parameter out with subset=."
+        )
+
+
+def multiplied_out(block: Block) -> tuple[int, int]:
+    """Return the bytes of work where rows with several positions are multiplied out."""
+    itemsize = block.gradients.dtype.itemsize
+    return 0, 2 * block.layout.size * itemsize if block.gradients.shape[2] > 1 else 0
+
+
+def products_of_pairs(block: Block, num_directions: int) -> tuple[int, int]:
+    """Return the bytes of work where inputs meet inputs, and gradients meet gradients."""
+    itemsize, (_, width, out) = block.gradients.dtype.itemsize, block.layout.shape
+    pairs = (width**2 + out**2) * itemsize
+    rows = 2 * num_directions * width * out * itemsize
+    return min(pairs, rows), multiplied_out(block)[1]
+
+
+def projections(block: Block, num_vectors: int) -> tuple[int, int]:
+    """Return the bytes of work where rows are projected on vectors."""
+    itemsize, out = block.gradients.dtype.itemsize, block.gradients.shape[-1]
+    num = num_vectors * itemsize
+    return num * out, num + multiplied_out(block)[1]
+
+
+def _bytes(array: jax.ShapeDtypeStruct) -> int:
+    return array.size * max(array.dtype.itemsize, 4)
+
+
+@jax.jit
+def _blocks_of_one(objective, x):
+    captured = capture(objective, x)
+    f = captured.outputs
+    return captured.pull(jnp.zeros((1, 1, *f.shape[1:]), f.dtype)).blocks

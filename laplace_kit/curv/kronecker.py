@@ -1,0 +1,207 @@
+r"""Kronecker-factored curvature: K-FAC factors of every layer, and second moments in a basis.
+
+For a layer with inputs $a_{nt}$ at T positions (a 1 appended where it has a bias) and output
+gradients $g_{nrt}$ of the columns r of $S_n$, K-FAC is
+$\frac1{N T} \sum_{nt} a a^\top \otimes \sum_{nrt} g g^\top$. Parameters in no product are layers of
+one input that is always one, so that their block is exact.
+"""
+
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from laplace_kit.curv.blocks import Block, LookupRows
+from laplace_kit.curv.capture import capture
+from laplace_kit.curv.cost import multiplied_out
+from laplace_kit.curv.ggn import GaussNewtonOperator, sum_directions
+from laplace_kit.curv.layers import Layer, Layers, find_layers
+from laplace_kit.curv.layout import Layout
+from laplace_kit.curv.products import Lookup
+from laplace_kit.curv.rows import Rows
+from laplace_kit.data import Chunk, batch_spec
+from laplace_kit.errors import check_option
+from laplace_kit.tree import pytree_dataclass
+
+WEIGHT_SHARING = ("expand", "reduce")
+# A parameter in no product has a block of its own; a larger one keeps its diagonal alone.
+LARGEST_EXACT_BLOCK = 1024
+
+
+@pytree_dataclass(static=("layout",))
+class KroneckerFactors:
+    r"""One layer's curvature, $A_g \otimes B_g$ for each group of its matrices `(G, I, O)`.
+
+    `inputs` is $A$ `(G, I, I)`, or its diagonal `(G, I)`, which for a lookup is all of it;
+    `gradients` is $B$ `(G, O, O)`, or its diagonal `(G, O)` for a large parameter in no product.
+    """
+
+    inputs: Float[Array, "G I *I"]
+    gradients: Float[Array, "G O *O"]
+    layout: Layout
+
+    def to_dense(self) -> Float[Array, "G IO IO"]:
+        """Return the matrices, for small models and tests; rows run over outputs fastest."""
+        return jax.vmap(jnp.kron)(_square(self.inputs), _square(self.gradients))
+
+
+def _square(factor: Float[Array, "G n *n"]) -> Float[Array, "G n n"]:
+    return factor if factor.ndim == 3 else jax.vmap(jnp.diag)(factor)
+
+
+def kronecker_factors(
+    operator: GaussNewtonOperator, *, weight_sharing: Literal["expand", "reduce"] = "expand"
+) -> tuple[KroneckerFactors, ...]:
+    r"""Return the K-FAC factors of every layer, in float32 or better.
+
+    Parameters
+    ----------
+    operator
+        A GGN, or an empirical or Monte-Carlo Fisher operator.
+    weight_sharing
+        What to do at the T positions of an example that share a weight, as in convolutions and
+        sequences. `"expand"` counts each as an example of its own,
+        $\frac1{N T} \sum_{nt} a a^\top \otimes \sum_{nrt} g g^\top$; `"reduce"` takes
+        $\bar a_n = \frac1T \sum_t a_{nt}$ and $\bar g_{nr} = \sum_t g_{nrt}$ first. Lookups in a
+        table are always expanded.
+
+    Returns
+    -------
+    factors
+        For each layer of the model. Cost: one forward pass, R backward passes without those of the
+        weights, and $N T (I^2 + R O^2)$ operations for each layer.
+
+    Raises
+    ------
+    ValueError
+        If the option is unknown, or one example with one direction exceeds the memory limit.
+
+    References
+    ----------
+    Martens and Grosse (2015), Optimizing neural networks with Kronecker-factored approximate
+    curvature. Eschenhagen et al. (2023), Kronecker-factored approximate curvature for modern neural
+    network architectures.
+    """
+    check_option("weight_sharing", weight_sharing, WEIGHT_SHARING)
+    layers = find_layers(operator.objective, batch_spec(operator.data)[0])
+    sums = operator.sum_rows(
+        partial(_SumOfFactors, weight_sharing), _nothing, sum_bytes=4 * num_entries(layers)
+    )
+    return _normalised(sums)
+
+
+@jax.jit
+def _normalised(sums):
+    factors, num = sums
+    return tuple(KroneckerFactors(f.inputs / num, f.gradients, f.layout) for f in factors)
+
+
+def second_moments(
+    operator: GaussNewtonOperator, bases: tuple[tuple[Array | None, Array | None], ...]
+) -> tuple[Float[Array, "G I O"], ...]:
+    r"""Return $\sum_{nr} (Q_A^\top J_{nr} Q_B)^2$ for every layer: the curvature's diagonal there.
+
+    Parameters
+    ----------
+    operator
+        A GGN, or an empirical or Monte-Carlo Fisher operator.
+    bases
+        For each layer orthogonal $Q_A$ `(G, I, I)` and $Q_B$ `(G, O, O)`; `None` for the identity.
+
+    Returns
+    -------
+    moments
+        Exact, in float32 or better. Cost: as `kronecker_factors`.
+
+    References
+    ----------
+    George et al. (2018), Fast approximate natural gradient descent in a Kronecker-factored
+    eigenbasis.
+    """
+    return operator.sum_rows(_SumOfMoments, _rotated, bases, sum_bytes=4 * operator.shape[0])
+
+
+def num_entries(layers: Layers) -> int:
+    """Count the entries of the factors of all layers."""
+    return sum(_num_entries(layer) for layer in layers.layers)
+
+
+def _num_entries(layer: Layer) -> int:
+    groups, width, out = layer.layout.shape
+    inputs = width if isinstance(layer.product, Lookup) else width**2
+    lone = layer.product is None and out > LARGEST_EXACT_BLOCK
+    return groups * (inputs + (out if lone else out**2))
+
+
+def _nothing(block: Block) -> tuple[int, int]:
+    return 0, 0
+
+
+def _rotated(block: Block) -> tuple[int, int]:
+    once, direction = multiplied_out(block)
+    inputs = jax.tree.leaves(block)[0]
+    itemsize = block.gradients.dtype.itemsize
+    return once + inputs.size * itemsize, direction + block.gradients.size * itemsize
+
+
+class _SumOfFactors(NamedTuple):
+    """What one chunk adds to the factors, and the number of its examples; hashable."""
+
+    weight_sharing: str
+    num_directions: int
+
+    def __call__(self, operator_and_nothing, chunk: Chunk):
+        operator = operator_and_nothing[0]
+        captured = capture(operator.objective, chunk.x)
+        dtype = jnp.promote_types(operator.dtype, jnp.float32)
+        gradients = sum_directions(
+            operator, captured, chunk, self.num_directions, self._sum_of_gradients
+        )
+        factors = []
+        for a, g, layout in zip(captured.inputs, gradients, captured.layouts, strict=True):
+            factors.append(KroneckerFactors(self._of_inputs(a, chunk, layout, dtype), g, layout))
+        return tuple(factors), chunk.weight.sum()
+
+    def _of_inputs(self, a: Array, chunk: Chunk, layout: Layout, dtype: jnp.dtype) -> Array:
+        weight = chunk.weight.astype(dtype)
+        if jnp.issubdtype(a.dtype, jnp.integer):
+            counts = jnp.zeros((1, layout.shape[1]), dtype)
+            return counts.at[0, a].add(weight[:, None] / a.shape[1], mode="drop")
+        a = a.astype(dtype)
+        if self.weight_sharing == "reduce":
+            a = a.mean(axis=1, keepdims=True)
+        with jax.default_matmul_precision("highest"):
+            weighted = a * (weight / a.shape[1])[:, None, None, None]
+            return jnp.einsum("btgi,btgj->gij", weighted, a)
+
+    def _sum_of_gradients(self, rows: Rows) -> PyTree:
+        return tuple(self._of_gradients(block) for block in rows.blocks)
+
+    def _of_gradients(self, block: Block) -> Float[Array, "G O *O"]:
+        g = block.gradients
+        if isinstance(block, LookupRows):
+            g = g[:, :, :, None]
+        elif self.weight_sharing == "reduce":
+            g = g.sum(axis=2, keepdims=True)
+        _, width, out = block.layout.shape
+        if width == 1 and out > LARGEST_EXACT_BLOCK:
+            return jnp.einsum("brtgo,brtgo->go", g, g)
+        return jnp.einsum("brtgo,brtgp->gop", g, g)
+
+
+class _SumOfMoments(NamedTuple):
+    """What one chunk adds to the second moments in given bases; hashable."""
+
+    num_directions: int
+
+    def __call__(self, operator_and_bases, chunk: Chunk):
+        operator, bases = operator_and_bases
+        captured = capture(operator.objective, chunk.x)
+
+        def moments(rows: Rows) -> PyTree:
+            pairs = zip(rows.blocks, bases, strict=True)
+            return tuple(block.rotate(*basis).squared_sum() for block, basis in pairs)
+
+        return sum_directions(operator, captured, chunk, self.num_directions, moments)

@@ -1,0 +1,109 @@
+r"""Moments of the linearised outputs, $f(x) \sim \mathcal N(f(x; \theta^*), J \Sigma J^\top)$."""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from laplace_kit import memory
+from laplace_kit.approx.posterior import Posterior
+from laplace_kit.curv.capture import capture, unit_directions
+from laplace_kit.curv.cost import check_fits, plan, projections, rows_cost
+from laplace_kit.curv.layers import find_layers
+from laplace_kit.curv.objective import Objective
+from laplace_kit.data import map_over
+
+
+def linearized_moments(
+    objective: Objective,
+    posterior: Posterior,
+    x: PyTree,
+    *,
+    full: bool,
+    batch_size: int | None = None,
+    memory_limit: int | None = None,
+) -> tuple[Float[Array, "N *event"], Float[Array, "N *event"], Float[Array, "N C C"] | None]:
+    r"""Return mean, variance and, if asked for, covariance of the outputs at inputs.
+
+    Parameters
+    ----------
+    objective, posterior
+        The model at its mode, and the Gaussian over its free parameters.
+    x
+        Inputs with a leading axis N.
+    full
+        Whether to return covariances over flattened outputs, `(N, C, C)`, besides variances.
+    batch_size
+        The number of inputs held at a time; `None` chooses from the memory limit.
+    memory_limit
+        In bytes; `None` for a share of the device's memory.
+
+    Returns
+    -------
+    f_mean, f_var, f_cov
+        Cost: one forward and C backward passes, and the posterior's root applied to C rows for each
+        input. Variances alone are computed for some outputs at a time where memory demands it.
+
+    Raises
+    ------
+    ValueError
+        If one input, with all of its outputs for covariances or with one for variances, exceeds the
+        memory limit.
+    """
+    layouts = tuple(layer.layout for layer in find_layers(objective, x).layers)
+    posterior = posterior.for_prediction(layouts)
+    unit = memory.activation_bytes(objective.model_fn, objective.params, x)
+    work = partial(projections, num_vectors=posterior.num_projections)
+    cost = rows_cost(objective, x, unit, work)
+    num_outputs = math.prod(objective.output_spec(x).shape[1:])
+    if full:
+        remedy = 'pass covariance="diagonal", '
+        check_fits(cost, num_outputs, memory.budget(memory_limit), remedy)
+        held = cost.once + num_outputs * cost.direction
+        size = batch_size or max(memory.working_set(memory_limit) // held, 1)
+        return map_over(_full_moments, (objective, posterior), x, size)
+    held = plan(cost, num_outputs, batch_size, memory_limit)
+    return map_over(_Variances(held.num_directions), (objective, posterior), x, held.batch_size)
+
+
+class _Variances(NamedTuple):
+    """Moments without covariances, some outputs at a time; hashable, to be compiled once."""
+
+    num_directions: int
+
+    def __call__(self, args, x):
+        objective, posterior = args
+        captured = capture(objective, x)
+        f = captured.outputs
+        num = math.prod(f.shape[1:])
+
+        def variances(columns: Array) -> Float[Array, "B R"]:
+            return posterior.output_variance(_unit_rows(captured, columns, posterior.dtype))
+
+        if self.num_directions >= num:
+            variance = variances(jnp.arange(num))
+        else:
+            steps = -(-num // self.num_directions)
+            columns = jnp.arange(steps * self.num_directions).reshape(steps, -1)
+            blocks = jnp.moveaxis(jax.lax.map(variances, columns), 0, 1)
+            variance = blocks.reshape(len(f), -1)[:, :num]
+        return f, variance.reshape(f.shape).astype(f.dtype), None
+
+
+def _full_moments(args, x):
+    objective, posterior = args
+    captured = capture(objective, x)
+    f = captured.outputs
+    rows = _unit_rows(captured, jnp.arange(math.prod(f.shape[1:])), posterior.dtype)
+    covariance = posterior.output_covariance(rows).astype(f.dtype)
+    variance = jnp.diagonal(covariance, axis1=1, axis2=2).reshape(f.shape)
+    return f, jnp.maximum(variance, 0), covariance
+
+
+def _unit_rows(captured, columns, dtype):
+    f = captured.outputs
+    directions = unit_directions(f, columns)
+    return captured.pull(jnp.broadcast_to(directions, (len(f), *directions.shape))).astype(dtype)
