@@ -20,7 +20,7 @@ from laplace_kit.curv.ggn import GaussNewtonOperator
 from laplace_kit.curv.kronecker import kronecker_factors, second_moments
 from laplace_kit.curv.layout import Layout, to_flat
 from laplace_kit.curv.rows import Rows
-from laplace_kit.tree import is_concrete, pytree_dataclass
+from laplace_kit.tree import is_concrete, pytree_dataclass, replace
 
 
 @pytree_dataclass(static=("layout",))
@@ -79,18 +79,18 @@ class KroneckerStructure(Structure):
             If, outside of transformations, the prior precision is more than one value for each
             weight and for each bias. Inside, results are NaN.
         """
-        for block in self.blocks:
-            valid = block.prior(precision)[2]
-            if is_concrete(valid) and not bool(valid):
-                matrix = block.layout.to_matrix(precision)
-                raise ValueError(
-                    "Found prior precisions that differ within a layer (from "
-                    f"{float(matrix.min()):.4g} to {float(matrix.max()):.4g} for one of "
-                    f"{block.layout.size} parameters), expected one value for each weight and one "
-                    "for each bias, as only these are diagonal in a Kronecker eigenbasis; pass a "
-                    "scalar or one value per leaf, or use structure='diagonal', 'low_rank' or "
-                    "'full'."
-                )
+        valid = _representable(self, precision)
+        if not is_concrete(valid) or bool(valid.all()):
+            return
+        block = self.blocks[int(jnp.argmin(valid))]
+        matrix = block.layout.to_matrix(precision)
+        raise ValueError(
+            f"Found prior precisions that differ within a layer (from {float(matrix.min()):.4g} to "
+            f"{float(matrix.max()):.4g} in one of {block.layout.size} parameters), expected one "
+            "value for each weight and one for each bias, as only these are diagonal in a "
+            "Kronecker eigenbasis; pass a scalar or one value per leaf, or use "
+            "structure='diagonal', 'low_rank' or 'full'."
+        )
 
     def log_det(self, precision):
         total = jnp.zeros((), precision.dtype)
@@ -111,8 +111,17 @@ class KroneckerStructure(Structure):
 
 
 @jax.jit
-def _eigenbases(factors):
-    return tuple((*_eigen(f.inputs), *_eigen(f.gradients)) for f in factors)
+def _representable(structure, precision):
+    return jnp.stack([block.prior(precision)[2] for block in structure.blocks])
+
+
+@jax.jit
+def _eigenblocks(factors):
+    blocks = []
+    for factor in factors:
+        (a, left), (b, right) = _eigen(factor.inputs), _eigen(factor.gradients)
+        blocks.append(Eigenblock(left, right, a[:, :, None] * b[:, None, :], factor.layout))
+    return tuple(blocks)
 
 
 def _eigen(factor: Float[Array, "G n *n"]) -> tuple[Array, Array | None]:
@@ -151,15 +160,11 @@ def fit_kronecker(
         layer's factors.
     """
     factors = kronecker_factors(operator, weight_sharing=weight_sharing)
-    found = _eigenbases(factors)
-    bases = tuple((left, right) for _, left, _, right in found)
+    blocks = _eigenblocks(factors)
     if corrected:
-        values = second_moments(operator, bases)
-    else:
-        values = [a[:, :, None] * b[:, None, :] for a, _, b, _ in found]
-    layouts = [factor.layout for factor in factors]
-    parts = zip(bases, values, layouts, strict=True)
-    blocks = tuple(Eigenblock(*basis, v, layout) for basis, v, layout in parts)
+        moments = second_moments(operator, tuple((block.left, block.right) for block in blocks))
+        pairs = zip(blocks, moments, strict=True)
+        blocks = tuple(replace(block, values=values) for block, values in pairs)
     return KroneckerStructure(blocks, corrected)
 
 
