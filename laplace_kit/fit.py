@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from laplace_kit import curv, tree
-from laplace_kit.approx.choice import DEFAULT_RANK, KRONECKER, Sizes, choose_structure
+from laplace_kit.approx.choice import DEFAULT_RANK, KRONECKER, STRUCTURES, Sizes, choose_structure
 from laplace_kit.approx.diagonal import fit_diagonal
 from laplace_kit.approx.full import fit_full
 from laplace_kit.approx.kronecker import fit_kronecker
@@ -112,6 +112,7 @@ def fit(
     (2021), Laplace redux: effortless Bayesian deep learning.
     """
     check_option("curvature", curvature, CURVATURES)
+    check_option("structure", structure, ("auto", *STRUCTURES))
     check_option("weight_sharing", weight_sharing, WEIGHT_SHARING)
     check_batch_size(batch_size)
     if curvature == "mc_fisher" and key is None:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 
+import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
@@ -16,7 +17,9 @@ from scipy.stats import multivariate_normal
 
 import laplace_kit as lk
 
-KINDS = ("full", "diagonal", "low_rank")
+# Of these three, every parameter may have a prior precision of its own; of all, every leaf.
+ANY_PRIOR = ("full", "diagonal", "low_rank")
+KINDS = (*ANY_PRIOR, "kron", "ekfac")
 RANK = 6  # of "low_rank": fewer than the 14 directions that the data of `twins.mlp` determine
 
 
@@ -58,9 +61,41 @@ def curvature(kind: str) -> np.ndarray:
         return ggn
     if kind == "diagonal":
         return np.diag(np.diag(ggn))
+    if kind in ("kron", "ekfac"):
+        return kronecker(kind)
     values, vectors = np.linalg.eigh(ggn)
     leading = vectors[:, -RANK:]
     return (leading * values[-RANK:]) @ leading.T
+
+
+def kronecker(kind: str) -> np.ndarray:
+    """Return the K-FAC or EKFAC matrix of `twins.mlp`, from its dense Jacobian.
+
+    Each layer's bias has the gradients in the layer's outputs for its Jacobian.
+    """
+    with twins.precision("float64"):
+        problem = twins.problem("mlp", "float64")
+        x = np.asarray(problem.x)
+        probs = np.asarray(jax.nn.softmax(twins.mlp(problem.params, problem.x)))
+        hidden = problem.params["hidden"][0]
+        inputs = (x, np.tanh(x @ hidden["kernel"] + hidden["bias"]))
+    jac, ggn = twins.dense(twins.jacobian, "mlp"), twins.dense(twins.ggn, "mlp")
+    roots = [np.diag(np.sqrt(p)) - np.outer(p, np.sqrt(p)) for p in probs]
+    matrix = np.zeros_like(ggn)
+    # Flat order: bias and kernel of the hidden layer, bias and kernel of the last one.
+    for a, bias, kernel in zip(inputs, (0, 16), (4, 19), strict=True):
+        out = kernel - bias
+        a = np.append(a, np.ones((len(a), 1)), axis=1)
+        g = np.einsum("ncr,nco->nro", roots, jac[..., bias:kernel])
+        left, right = a.T @ a / len(a), np.einsum("nro,nrp->op", g, g)
+        places = np.r_[kernel : kernel + (a.shape[1] - 1) * out, bias:kernel]
+        block = np.kron(left, right)
+        if kind == "ekfac":
+            basis = np.kron(np.linalg.eigh(left)[1], np.linalg.eigh(right)[1])
+            moments = np.diag(basis.T @ ggn[np.ix_(places, places)] @ basis)
+            block = (basis * moments) @ basis.T
+        matrix[np.ix_(places, places)] = block
+    return matrix
 
 
 def covariance(kind: str, precision: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 from laplace_kit import memory
-from laplace_kit.errors import check_option
 
 # Richest first.
 STRUCTURES = ("full", "ekfac", "kron", "low_rank", "diagonal")
@@ -44,10 +43,9 @@ def choose_structure(structure: str, curvature: str, sizes: Sizes, memory_limit:
     Raises
     ------
     ValueError
-        If the name is unknown, the curvature has no such structure, or the structure exceeds the
-        memory limit: the message holds the estimate and what would fit.
+        If the curvature has no such structure, or the structure exceeds the memory limit: the
+        message holds the estimate and what would fit.
     """
-    check_option("structure", structure, ("auto", *STRUCTURES))
     if structure in KRONECKER and curvature == "hessian":
         raise ValueError(
             f"Found structure={structure!r} with curvature='hessian', expected 'ggn', "

@@ -70,7 +70,7 @@ class FullPosterior(Posterior):
     """
 
     cholesky: Float[Array, "P P"]
-    root: tuple[Float[Array, "G I O P"], ...] | None = None
+    root: tuple[Float[Array, "_ _ _ P"], ...] | None = None
 
     @property
     def size(self):

@@ -91,7 +91,7 @@ class LowRankPosterior(Posterior):
     rows: Float[Array, "R P"]
     inner: Float[Array, "R R"]
     shrinkage: Float[Array, "R R"]
-    laid_out: tuple[Float[Array, "G I O R"], ...] | None = None
+    laid_out: tuple[Float[Array, "_ _ _ R"], ...] | None = None
 
     @property
     def size(self):

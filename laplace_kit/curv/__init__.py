@@ -1,4 +1,4 @@
-"""Curvature operators of the summed negative log-likelihood."""
+"""Curvature of the summed negative log-likelihood: operators, factors, and layer capture."""
 
 from laplace_kit.curv.coverage import Coverage as Coverage
 from laplace_kit.curv.coverage import coverage as coverage
@@ -12,5 +12,8 @@ from laplace_kit.curv.hessian import HessianOperator as HessianOperator
 from laplace_kit.curv.hessian import finite_difference_hvp as finite_difference_hvp
 from laplace_kit.curv.hessian import hessian_mv as hessian_mv
 from laplace_kit.curv.hessian import hvp as hvp
+from laplace_kit.curv.kernel import neural_tangent_kernel as neural_tangent_kernel
 from laplace_kit.curv.kronecker import KroneckerFactors as KroneckerFactors
 from laplace_kit.curv.kronecker import kronecker_factors as kronecker_factors
+from laplace_kit.curv.per_example import per_example_gradient_norms as per_example_gradient_norms
+from laplace_kit.curv.per_example import per_example_gradients as per_example_gradients

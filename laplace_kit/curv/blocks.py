@@ -61,9 +61,23 @@ class FactoredRows:
         weight = _by_group(a**2, scale.reshape(shape))
         return jnp.einsum("brgo,bgo->br", g**2, weight)
 
-    def cross(self, other: "FactoredRows", scale: Float[Array, "G I O"]) -> Float[Array, "B R D S"]:
+    def squared_norms(self) -> Float[Array, "B R"]:
+        r"""Return $\|J_{nr}\|^2$: over pairs of positions, or multiplied out if that is less."""
+        num, (_, width, out) = self.inputs.shape[1], self.layout.shape
+        if num > 1 and num**2 > width * out:
+            return jnp.sum(_multiplied_out(self).gradients ** 2, axis=(2, 3))
+        a = jnp.einsum("btgi,bugi->btug", self.inputs, self.inputs)
+        g = jnp.einsum("brtgo,brugo->brtug", self.gradients, self.gradients)
+        return jnp.maximum(jnp.einsum("btug,brtug->br", a, g), 0)
+
+    def cross(
+        self, other: "FactoredRows", scale: Float[Array, ""] | Float[Array, "G I O"]
+    ) -> Float[Array, "B R D S"]:
         r"""Return $J_n \operatorname{diag}(d) J_m'^\top$ for all pairs of two batches."""
         (a, g, shape), (b, h, _) = self._alike(other)
+        if scale.ndim == 0:
+            inputs = jnp.einsum("bgi,dgi->bdg", a, b) * scale
+            return jnp.einsum("brgo,dsgo,bdg->brds", g, h, inputs)
         weight = jnp.einsum("bgi,gio,dgi->bdgo", a, scale.reshape(shape), b)
         return jnp.einsum("brgo,bdgo,dsgo->brds", g, weight, h)
 
@@ -142,12 +156,19 @@ class LookupRows:
         """Return the diagonal of `outer` alone."""
         return jnp.einsum("brto,bto->br", self._distinct() ** 2, self._take(scale[0]))
 
-    def cross(self, other: "LookupRows", scale: Float[Array, "1 V O"]) -> Float[Array, "B R D S"]:
+    def squared_norms(self) -> Float[Array, "B R"]:
+        r"""Return $\|J_{nr}\|^2$."""
+        return jnp.sum(self._distinct() ** 2, axis=(2, 3))
+
+    def cross(
+        self, other: "LookupRows", scale: Float[Array, ""] | Float[Array, "1 V O"]
+    ) -> Float[Array, "B R D S"]:
         r"""Return $J_n \operatorname{diag}(d) J_m'^\top$ for all pairs of two batches."""
         same = self.indices[:, :, None, None] == other.indices
-        weighted = self.gradients * self._take(scale[0])[:, None]
-        inner = jnp.einsum("brto,dsuo->brtdsu", weighted, other.gradients)
-        return jnp.einsum("brtdsu,btdu->brds", inner, same.astype(inner.dtype))
+        known = (self.indices < self.layout.shape[1])[:, :, None, None]
+        by_entry = scale if scale.ndim == 0 else self._take(scale[0])[:, None]
+        inner = jnp.einsum("brto,dsuo->brtdsu", self.gradients * by_entry, other.gradients)
+        return jnp.einsum("brtdsu,btdu->brds", inner, (same & known).astype(inner.dtype))
 
     def project(self, vectors: Float[Array, "1 V O K"]) -> Float[Array, "B R K"]:
         """Return the products of every row with K vectors."""
@@ -169,7 +190,8 @@ class LookupRows:
         """Return gradients summed at the first of the positions that look up the same entry."""
         same = self.indices[:, :, None] == self.indices[:, None, :]
         first = jnp.argmax(same, axis=2) == jnp.arange(self.indices.shape[1])
-        same = (same & first[:, :, None]).astype(self.gradients.dtype)
+        known = self.indices < self.layout.shape[1]
+        same = (same & (first & known)[:, :, None]).astype(self.gradients.dtype)
         return jnp.einsum("btu,bruo->brto", same, self.gradients)
 
     def _take(self, table: Float[Array, "V *rest"]) -> Float[Array, "B T *rest"]:

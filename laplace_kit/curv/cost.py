@@ -18,7 +18,8 @@ from laplace_kit.curv.objective import Objective
 _LINEARISATION, _DIRECTION = 2, 2
 # With fewer examples than this in a chunk, the forward pass is a matter of single vectors.
 _EXAMPLES_WORTH_A_PASS = 16
-
+# With fewer directions than this at a time, so are the backward passes.
+_DIRECTIONS_WORTH_A_PASS = 8
 # A chunk of so many times the bytes it is added to spends little of its time on adding.
 _CHUNK_TO_SUM = 8
 
@@ -101,7 +102,9 @@ def plan(
     small = max(memory.working_set(memory_limit), _CHUNK_TO_SUM * sum_bytes)
     room = limit if batch_size else min(small, limit)
     at_once = (room // wanted - cost.once) // cost.direction
-    at_once = min(max(at_once, min(8, (limit - cost.once) // cost.direction), 1), num_directions)
+    if batch_size is None:  # rather fewer examples than fewer directions
+        at_once = max(at_once, min(_DIRECTIONS_WORTH_A_PASS, (limit - cost.once) // cost.direction))
+    at_once = min(max(at_once, 1), num_directions)
     size = batch_size or max(room // (cost.once + at_once * cost.direction), 1)
     return Plan(size, at_once)
 

@@ -100,7 +100,7 @@ def _normalised(sums):
 
 def second_moments(
     operator: GaussNewtonOperator, bases: tuple[tuple[Array | None, Array | None], ...]
-) -> tuple[Float[Array, "G I O"], ...]:
+) -> tuple[Float[Array, "_ _ _"], ...]:
     r"""Return $\sum_{nr} (Q_A^\top J_{nr} Q_B)^2$ for every layer: the curvature's diagonal there.
 
     Parameters

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 from jax.tree_util import PyTreeDef
-from jaxtyping import PyTree
+from jaxtyping import ArrayLike, PyTree
 
 from laplace_kit import tree
 from laplace_kit.curv.layout import Layout, Move, Slot
@@ -37,7 +37,7 @@ KINDS = {
     "groups, plain or transposed",
     "embedding": "a lookup of whole rows of a table",
     "bias": "added to or subtracted from activations",
-    "scale": "multiplied with activations, entry by entry, as in LayerNorm",
+    "scale": "multiplied entry by entry, as in LayerNorm",
     "shared": "used more than once",
     "unused": "not used at all",
     "other": "anything else",
@@ -91,16 +91,17 @@ def find_layers(objective: Objective, x: PyTree) -> Layers:
     """
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
     leaves, structure = jax.tree.flatten((objective, one))
-    found = _find_layers(structure, tuple((jnp.shape(a), jnp.result_type(a)) for a in leaves))
+    found = _find_layers(structure, tuple(map(_spec, leaves)), _context())
     if not tree.is_concrete(found.program.constants):  # a model that closes over tracers
         _find_layers.cache_clear()
     return found
 
 
 @functools.lru_cache(maxsize=64)
-def _find_layers(structure: PyTreeDef, kinds_of_leaves: tuple) -> Layers:
-    """Do so once for each model, by structure and shapes, as `jax.jit` does."""
-    specs = [jax.ShapeDtypeStruct(*kind) for kind in kinds_of_leaves]
+def _find_layers(
+    structure: PyTreeDef, specs: tuple[jax.ShapeDtypeStruct, ...], context: tuple
+) -> Layers:
+    """Do so once for each model, by structure, shapes and settings, as `jax.jit` does."""
     objective, one = jax.tree.unflatten(structure, specs)
     program = flatten_program(objective.model_fn, objective.params, one)
     uses = find_uses(program)
@@ -132,6 +133,16 @@ def _find_layers(structure: PyTreeDef, kinds_of_leaves: tuple) -> Layers:
         )
     ]
     return Layers(program, tuple(layers), tuple(leaves))
+
+
+def _spec(array: ArrayLike | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    weak_type = getattr(array, "weak_type", False)
+    return jax.ShapeDtypeStruct(jnp.shape(array), jnp.result_type(array), weak_type=weak_type)
+
+
+def _context() -> tuple:
+    """Return the settings of JAX that a model's program depends on."""
+    return jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
 
 
 def _layout(product: Product | None, weight: Slot, bias: Slot | None = None) -> Layout:

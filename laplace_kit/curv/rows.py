@@ -60,12 +60,20 @@ class Rows:
         r"""Return the diagonal of `outer` alone."""
         return self._sum(lambda block: block.squares(block.layout.to_matrix(scale)))
 
-    def cross(self, other: "Rows", scale: Float[Array, " P"]) -> Float[Array, "B R D S"]:
-        r"""Return $J_n \operatorname{diag}(d) J_m'^\top$ between two batches of the same model."""
-        pairs = zip(self.blocks, other.blocks, strict=True)
-        return sum(a.cross(b, a.layout.to_matrix(scale)) for a, b in pairs)
+    def squared_norms(self) -> Float[Array, "B R"]:
+        r"""Return $\|J_{nr}\|^2$."""
+        return self._sum(lambda block: block.squared_norms())
 
-    def project(self, vectors: Sequence[Float[Array, "G I O K"]]) -> Float[Array, "B R K"]:
+    def cross(
+        self, other: "Rows", scale: Float[Array, ""] | Float[Array, " P"]
+    ) -> Float[Array, "B R D S"]:
+        r"""Return $J_n \operatorname{diag}(d) J_m'^\top$ between two batches of the same model."""
+        total = jnp.zeros((), scale.dtype)
+        for a, b in zip(self.blocks, other.blocks, strict=True):
+            total += a.cross(b, a.layout.to_matrix(scale) if scale.ndim else scale)
+        return total
+
+    def project(self, vectors: Sequence[Float[Array, "_ _ _ K"]]) -> Float[Array, "B R K"]:
         """Return the products of every row with K vectors, laid out as each block's matrices."""
         pairs = zip(self.blocks, vectors, strict=True)
         return sum(block.project(part) for block, part in pairs)
@@ -89,7 +97,7 @@ def assemble(
 
 
 def _rows_to_flat(
-    matrices: list[Float[Array, "n K"]], layouts: tuple[Layout, ...]
+    matrices: list[Float[Array, "_ K"]], layouts: tuple[Layout, ...]
 ) -> Float[Array, "P K"]:
     pairs = zip(layouts, matrices, strict=True)
     return to_flat(layouts, [matrix.reshape(*layout.shape, -1) for layout, matrix in pairs])

@@ -153,6 +153,8 @@ def find_uses(program: Program) -> tuple[tuple[Use, ...], ...]:
 
 def moves_entries(step: Step) -> bool:
     """Tell whether a step moves the entries of one array about, and does nothing else."""
+    if step.primitive.name == "convert_element_type":  # no gradient passes through integers
+        return jnp.issubdtype(step.params["new_dtype"], jnp.floating)
     return step.primitive.name in _MOVES and len(step.operands) == 1
 
 
@@ -177,6 +179,8 @@ def as_moves(steps: Iterable[Step], program: Program) -> tuple[Move, ...]:
     moves = []
     for step in steps:
         name = step.primitive.name
+        if name == "reshape" and step.params["dimensions"] is not None:  # the axes' order, first
+            moves.append(Move("transpose", tuple(step.params["dimensions"])))
         if name == "transpose":
             moves.append(Move("transpose", tuple(step.params["permutation"])))
         elif name == "rev":

@@ -1,0 +1,109 @@
+r"""The neural tangent kernel, $K(x, x') = J(x)\, D\, J(x')^\top$, without Jacobians."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from laplace_kit import memory, tree
+from laplace_kit.curv.blocks import Block
+from laplace_kit.curv.capture import jacobian
+from laplace_kit.curv.cost import check_fits, multiplied_out, rows_cost
+from laplace_kit.curv.objective import Objective, restrict
+from laplace_kit.data import as_data, check_batch_size, map_over
+from laplace_kit.likelihood import Gaussian
+
+
+def neural_tangent_kernel(
+    model_fn: Callable,
+    params: PyTree,
+    x: Any,
+    other: Any = None,
+    *,
+    variance: PyTree = 1.0,
+    batch_size: int | None = None,
+    memory_limit: int | None = None,
+) -> Float[Array, "N C M D"]:
+    r"""Return $J(x)\, D\, J(x')^\top$ between all outputs at two sets of inputs.
+
+    With the prior variance for $D$ it is the prior covariance of the linearised model's outputs.
+
+    Parameters
+    ----------
+    model_fn
+        `(params, x) -> (N, *event)`, pure.
+    params
+        A pytree; leaves that are not floating point are frozen.
+    x, other
+        Inputs with leading axes N and M; by default the second are the first.
+    variance
+        $D$: a scalar, a pytree prefix of the parameters, or one value per parameter.
+    batch_size
+        The number of inputs of each set held at a time; `None` chooses from the memory limit.
+    memory_limit
+        In bytes; `None` for a share of the device's memory.
+
+    Returns
+    -------
+    kernel
+        `(N, C, M, C)` over flattened outputs, in float32 or better. Cost: $C$ backward passes for
+        each input of `x`, and for each input of `other` in every chunk of `x`; then for each pair
+        of inputs and each layer $I + C^2 O$ operations where `variance` is a scalar, else
+        $I O + C^2 O$.
+
+    Raises
+    ------
+    ValueError
+        If one input with all of its outputs exceeds the memory limit.
+
+    References
+    ----------
+    Jacot, Gabriel and Hongler (2018), Neural tangent kernel: convergence and generalization in
+    neural networks.
+    """
+    check_batch_size(batch_size)
+    objective, _ = restrict(model_fn, params, Gaussian())  # the likelihood plays no part
+    x = as_data((x, ())).x
+    other = x if other is None else as_data((other, ())).x
+    dtype = jnp.promote_types(tree.dtype(objective.params), jnp.float32)
+    if tree.is_scalar(variance):
+        scale = jnp.asarray(variance, dtype)
+    else:
+        scale = tree.broadcast(variance, objective.params, name="variance").astype(dtype)
+    size = batch_size or _batch_size(objective, x, memory_limit)
+    return map_over(_KernelRows(size), (objective, scale, other), x, size)
+
+
+def _batch_size(objective: Objective, x: PyTree, memory_limit: int | None) -> int:
+    """Choose B so that the rows of two times B inputs, and what pairs of them take, fit."""
+    num_outputs = math.prod(objective.output_spec(x).shape[1:])
+    unit = memory.activation_bytes(objective.model_fn, objective.params, x)
+    cost = rows_cost(objective, x, unit, multiplied_out)
+    pairs = rows_cost(objective, x, 0, _pairs).direction * num_outputs
+    check_fits(cost, num_outputs, memory.budget(memory_limit))
+    room, one = memory.working_set(memory_limit), cost.once + num_outputs * cost.direction
+    return max(min(room // (2 * one), math.isqrt(room // pairs)), 1)
+
+
+def _pairs(block: Block) -> tuple[int, int]:
+    return 0, block.gradients.shape[-1] * block.gradients.dtype.itemsize
+
+
+class _KernelRows(NamedTuple):
+    """The kernel of a chunk of inputs with all others, some at a time; hashable."""
+
+    batch_size: int
+
+    def __call__(self, args, x):
+        objective, scale, other = args
+        rows = jacobian(objective, x)[1].astype(scale.dtype)
+        columns = map_over(_columns, (objective, rows, scale), other, self.batch_size)
+        return jnp.moveaxis(columns, 0, 2)
+
+
+def _columns(args, other):
+    objective, rows, scale = args
+    kernel = rows.cross(jacobian(objective, other)[1].astype(scale.dtype), scale)
+    return jnp.moveaxis(kernel, 2, 0)

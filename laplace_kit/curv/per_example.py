@@ -1,0 +1,135 @@
+r"""Gradients of single examples, $g_n = -\nabla_\theta \log p(y_n \mid f_n)$, and their norms."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from laplace_kit import memory, tree
+from laplace_kit.curv.capture import capture
+from laplace_kit.curv.cost import multiplied_out, plan, rows_cost
+from laplace_kit.curv.objective import Objective, restrict
+from laplace_kit.curv.operator import check_outputs
+from laplace_kit.curv.rows import Rows
+from laplace_kit.data import InMemory, as_data, batch_spec, check_batch_size, map_over
+from laplace_kit.likelihood import Likelihood, as_likelihood
+
+
+def per_example_gradients(
+    model_fn: Callable,
+    params: PyTree,
+    data: Any,
+    likelihood: Likelihood | str,
+    *,
+    batch_size: int | None = None,
+    memory_limit: int | None = None,
+) -> PyTree:
+    r"""Return the gradient of every example's loss, like the parameters with a leading axis N.
+
+    Parameters
+    ----------
+    model_fn
+        `(params, x) -> (N, *event)`, pure.
+    params
+        A pytree; leaves that are not floating point are frozen, and `None` in the result.
+    data
+        `(x, y)` in memory, or a re-iterable of such pairs.
+    likelihood
+        A likelihood object or its name.
+    batch_size
+        The number of examples held at a time; `None` chooses from the memory limit.
+    memory_limit
+        In bytes; `None` for a share of the device's memory.
+
+    Returns
+    -------
+    gradients
+        N times the size of the parameters. Cost: one forward and one backward pass.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If data, outputs, targets or likelihood do not go together.
+    """
+    objective, pieces = _map(
+        _gradients, model_fn, params, data, likelihood, batch_size, memory_limit
+    )
+    return tree.unravel(jnp.concatenate(pieces), objective.params)
+
+
+def per_example_gradient_norms(
+    model_fn: Callable,
+    params: PyTree,
+    data: Any,
+    likelihood: Likelihood | str,
+    *,
+    batch_size: int | None = None,
+    memory_limit: int | None = None,
+) -> Float[Array, " N"]:
+    r"""Return $\|g_n\|$ for every example, without its gradient.
+
+    Where a weight enters at T positions, $\|g_n\|^2 = \sum_{tu} (a_t^\top a_u)(g_t^\top g_u)$.
+
+    Parameters
+    ----------
+    model_fn, params, data, likelihood, batch_size, memory_limit
+        As for `per_example_gradients`.
+
+    Returns
+    -------
+    norms
+        In float32 or better. Cost: one forward and one backward pass, and for each layer
+        $T^2 (I + O)$ operations, or $T I O$ where that is less to hold.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `per_example_gradients`.
+
+    References
+    ----------
+    Goodfellow (2015), Efficient per-example gradient computations.
+    """
+    _, pieces = _map(_norms, model_fn, params, data, likelihood, batch_size, memory_limit)
+    return jnp.concatenate(pieces)
+
+
+def _map(
+    fn: Callable,
+    model_fn: Callable,
+    params: PyTree,
+    data: Any,
+    likelihood: Likelihood | str,
+    batch_size: int | None,
+    memory_limit: int | None,
+) -> tuple[Objective, list[Array]]:
+    check_batch_size(batch_size)
+    objective, _ = restrict(model_fn, params, as_likelihood(likelihood))
+    data = as_data(data)
+    x, y = batch_spec(data)
+    check_outputs(objective, x, y)
+    unit = memory.activation_bytes(objective.model_fn, objective.params, x)
+    size = plan(
+        rows_cost(objective, x, unit, multiplied_out), 1, batch_size, memory_limit
+    ).batch_size
+    batches = [data] if isinstance(data, InMemory) else map(as_data, map(tuple, data.batches))
+    return objective, [map_over(fn, objective, (batch.x, batch.y), size) for batch in batches]
+
+
+def _gradients(objective: Objective, batch: tuple[PyTree, PyTree]) -> Float[Array, "B P"]:
+    return _rows(objective, batch).to_dense()[:, 0]
+
+
+def _norms(objective: Objective, batch: tuple[PyTree, PyTree]) -> Float[Array, " B"]:
+    dtype = jnp.promote_types(tree.dtype(objective.params), jnp.float32)
+    with jax.default_matmul_precision("highest"):
+        return jnp.sqrt(_rows(objective, batch).astype(dtype).squared_norms()[:, 0])
+
+
+def _rows(objective: Objective, batch: tuple[PyTree, PyTree]) -> Rows:
+    x, y = batch
+    captured = capture(objective, x)
+    gradients = jax.vmap(objective.likelihood.output_gradient)(captured.outputs, y)
+    return captured.pull(gradients[:, None])
