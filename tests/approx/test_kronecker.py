@@ -1,0 +1,210 @@
+"""What only Kronecker posteriors have: layers, exact cases, priors they cannot represent."""
+
+import exact
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import twins
+
+import laplace_kit as lk
+from laplace_kit import curv
+from laplace_kit.approx.kronecker import fit_kronecker
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return jnp.asarray(RNG.normal(size=shape))
+
+
+# --- the exact posterior --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("structure", ["kron", "ekfac"])
+@pytest.mark.parametrize("prior", [0.7, {"bias": 4.0, "weight": 0.2}], ids=["one", "per_leaf"])
+def test_linear_regression_is_exact(structure, prior, x64):
+    regression = exact.regression()
+    values = [prior, prior] if isinstance(prior, float) else [prior["bias"], prior["weight"]]
+    precision = np.repeat(values, [2, 6])
+    theta, cov = regression.posterior(precision, np.zeros(8))
+    la = lk.fit(
+        exact.linear,
+        regression.unravel(theta),
+        (jnp.asarray(regression.x), jnp.asarray(regression.y)),
+        likelihood=lk.Gaussian(regression.noise_std),
+        structure=structure,
+        prior_precision=prior,
+    )
+    twins.assert_close(la.posterior.covariance(), cov)
+    evidence = regression.log_evidence(precision, np.zeros(8))
+    twins.assert_close(la.log_marginal_likelihood(), evidence)
+    x = RNG.normal(size=(4, 3))
+    design = regression.design(x).reshape(4, 2, 8)
+    twins.assert_close(
+        la.predict(jnp.asarray(x)).f_cov, np.einsum("ncp,pq,ndq->ncd", design, cov, design)
+    )
+
+
+# --- all kinds of layers --------------------------------------------------------------------------
+
+
+def several_kinds(params, batch):
+    """A table, a grouped convolution with bias, a scale, and a matrix used twice."""
+    tokens, images = batch["tokens"], batch["images"]
+    words = jnp.tanh(params["table"][tokens]).mean(axis=1)
+    z = jax.lax.conv_general_dilated(
+        images,
+        params["kernel"],
+        (2,),
+        [(1, 0)],
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        feature_group_count=2,
+    )
+    z = jnp.tanh(z + params["bias"]).mean(axis=1) * params["scale"]
+    h = jnp.concatenate([words, z], axis=1) @ params["twice"]
+    return jnp.tanh(h) @ params["twice"] @ params["out"]
+
+
+def mixture():
+    params = {
+        "bias": normal(4),
+        "kernel": normal(3, 2, 4),
+        "out": normal(6, 3),
+        "scale": normal(4),
+        "table": normal(5, 2),
+        "twice": normal(6, 6),
+    }
+    x = {"tokens": jnp.asarray(RNG.integers(0, 5, (7, 3))), "images": normal(7, 5, 4)}
+    return params, x, jnp.asarray(RNG.integers(0, 3, 7))
+
+
+@pytest.mark.parametrize("structure", ["kron", "ekfac"])
+def test_posterior_of_several_kinds_of_layers_is_that_of_its_dense_matrix(structure, x64):
+    params, x, y = mixture()
+    la = lk.fit(several_kinds, params, (x, y), likelihood="categorical", structure=structure)
+    num = la.posterior.size
+    eye = jnp.eye(num)
+    basis = np.zeros((num, num))
+    values = np.zeros(num)
+    for block in la.structure.blocks:
+        groups, width, out = block.layout.shape
+        places = np.asarray(block.layout.to_matrix(jnp.arange(float(num))), int)
+        for group in range(groups):
+            left = np.eye(width) if block.left is None else np.asarray(block.left[group])
+            right = np.eye(out) if block.right is None else np.asarray(block.right[group])
+            at = places[group].ravel()
+            basis[np.ix_(at, at)] = np.kron(left, right)
+            values[at] = block.values[group].ravel()
+    twins.assert_close(basis @ basis.T, np.eye(num))
+    operator = curv.GGNOperator(several_kinds, params, (x, y), "categorical")
+    if structure == "ekfac":  # the exact diagonal in the eigenbasis
+        ggn = np.asarray(operator.to_dense())
+        twins.assert_close(values, np.diag(basis.T @ ggn @ basis))
+    matrix = (basis * values) @ basis.T
+    prior = {"bias": 3.0, "kernel": 0.5, "out": 1.5, "scale": 0.9, "table": 2.0, "twice": 0.4}
+    precision = np.concatenate(
+        [np.full(leaf.size, prior[name]) for name, leaf in sorted(params.items())]
+    )
+    cov = np.linalg.inv(matrix + np.diag(precision))
+    la = la.with_prior(prior)
+    twins.assert_close(la.posterior.covariance(), cov)
+    twins.assert_close(la.posterior.variance(), np.diag(cov))
+    root = np.asarray(la.posterior.scale_mv(eye)).T
+    twins.assert_close(root @ root.T, cov)
+    twins.assert_close(
+        la.structure.log_det(jnp.asarray(precision)), exact.log_det(matrix + np.diag(precision))
+    )
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    jac = np.asarray(jax.jacobian(lambda t: several_kinds(unravel(t), x))(flat))
+    f_cov = np.einsum("ncp,pq,ndq->ncd", jac, cov, jac)
+    twins.assert_close(la.predict(x).f_cov, f_cov)
+    variance = la.predict(x, covariance="diagonal").f_var
+    twins.assert_close(variance, np.einsum("ncc->nc", f_cov))
+
+
+# --- priors ---------------------------------------------------------------------------------------
+
+
+def test_a_prior_within_a_layer_is_refused_with_the_remedy(x64):
+    la = exact.fitted("kron", "float64")
+    with pytest.raises(ValueError, match=r"differ within a layer \(from 1 to 16 in one of 16") as e:
+        la.with_prior(np.arange(1.0, 32.0))
+    assert "one value per leaf" in str(e.value)
+    assert "structure='diagonal'" in str(e.value)
+
+
+def test_inside_a_transformation_such_a_prior_gives_nan(x64):
+    la = exact.fitted("ekfac", "float64")
+    log_det = jax.jit(la.structure.log_det)
+    assert np.isnan(log_det(jnp.arange(1.0, 32.0)))
+    assert np.isfinite(log_det(jnp.full(31, 0.3)))
+
+
+def test_entries_of_a_table_may_have_priors_of_their_own(x64):
+    """A lookup's inputs are not rotated, so that whole rows of the table are free."""
+    params, x, y = mixture()
+    la = lk.fit(several_kinds, params, (x, y), likelihood="categorical", structure="kron")
+    rows = {name: jnp.full(leaf.shape, 0.5) for name, leaf in params.items()}
+    rows["table"] = jnp.broadcast_to(jnp.arange(1.0, 6.0)[:, None], (5, 2))
+    other = la.with_prior(rows)
+    assert np.isfinite(other.log_marginal_likelihood())
+    entries = {**rows, "table": jnp.arange(1.0, 11.0).reshape(5, 2)}
+    with pytest.raises(ValueError, match="differ within a layer"):
+        la.with_prior(entries)
+
+
+# --- use ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "name"), [("kron", "K-FAC"), ("ekfac", "EKFAC")])
+def test_is_called_by_its_name(kind, name, x64):
+    la = exact.fitted(kind, "float64")
+    assert la.structure.name == name
+    assert la.card()["structure"] == name
+
+
+def test_ekfac_is_nearer_to_the_curvature_than_kfac(x64):
+    """Its eigenvalues are the best for the basis in the Frobenius norm (George et al. 2018)."""
+    ggn = exact.curvature("full")
+    error = {kind: np.linalg.norm(exact.curvature(kind) - ggn) for kind in ("kron", "ekfac")}
+    assert error["ekfac"] < error["kron"]
+    for kind in error:
+        structure = exact.fitted(kind, "float64").structure
+        twins.assert_close(structure.spectrum().values.sum(), np.trace(exact.curvature(kind)))
+    assert np.trace(exact.curvature("ekfac")) == pytest.approx(np.trace(ggn))
+
+
+@pytest.mark.parametrize("curvature", ["empirical_fisher", "mc_fisher"])
+def test_of_fisher_matrices(curvature, x64):
+    problem = twins.problem("mlp", "float64")
+    key = jax.random.key(0)
+    la = lk.fit(
+        *problem.args[:3],
+        likelihood="categorical",
+        structure="ekfac",
+        curvature=curvature,
+        key=key,
+        num_samples=4,
+    )
+    args = problem.args
+    operator = curv.EmpiricalFisherOperator(*args)
+    if curvature == "mc_fisher":
+        operator = curv.MonteCarloFisherOperator(*args, key=key, num_samples=4)
+    expected = fit_kronecker(operator, corrected=True)
+    twins.assert_close(la.structure.spectrum().values, expected.spectrum().values)
+    assert float(la.structure.spectrum().values.sum()) == pytest.approx(float(operator.trace()))
+
+
+def test_other_layers_at_prediction_are_refused(x64):
+    params = {"first": normal(3, 4), "last": normal(2, 2), "scale": normal(2)}
+
+    def model(params, x):
+        first = params["first"] if x.shape[1] == 3 else params["first"].T
+        return jnp.tanh(x @ first)[:, :2] @ params["last"] + params["scale"]
+
+    la = lk.fit(
+        model, params, (normal(5, 3), normal(5, 2)), likelihood="gaussian", structure="kron"
+    )
+    with pytest.raises(ValueError, match="layers differ from those the posterior was fitted with"):
+        la.predict(normal(5, 4))
