@@ -6,6 +6,7 @@ records $a$ and adds a zero *probe* to $z$, and one backward pass to the probes,
 of all weights as factors, never formed. Parameters that enter otherwise get their exact rows.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from laplace_kit.curv.blocks import Block, FactoredRows, LookupRows
 from laplace_kit.curv.layers import Layer, find_layers
 from laplace_kit.curv.layout import Layout
 from laplace_kit.curv.objective import Objective
-from laplace_kit.curv.products import Lookup
+from laplace_kit.curv.products import Lookup, parts_of
 from laplace_kit.curv.rows import Rows
 from laplace_kit.curv.uses import evaluate
 
@@ -57,7 +58,8 @@ def capture(objective: Objective, x: PyTree) -> Capture:
     found = find_layers(objective, x)
     program, leaves = found.program, jax.tree.leaves(objective.params)
     frozen = jax.tree.leaves(objective.model_fn)
-    steps = tuple(dict.fromkeys(layer.product.step for layer in found.layers if layer.product))
+    parts = [parts_of(layer.product) for layer in found.layers]
+    steps = tuple(dict.fromkeys(part.step for part in itertools.chain(*parts)))
     alone = [i for i, leaf in enumerate(found.leaves) if not found.layers[leaf.layer].product]
 
     def run(probes, exact, x_n):
@@ -66,7 +68,7 @@ def capture(objective: Objective, x: PyTree) -> Capture:
             used[i] = leaf
         single = [a[None] for a in jax.tree.leaves(x_n)]
         read = evaluate(program, frozen, used, single, dict(zip(steps, probes, strict=True)))
-        operands = [la.product and jnp.asarray(read(la.product.input_value)) for la in found.layers]
+        operands = [[jnp.asarray(read(part.input_value)) for part in layer] for layer in parts]
         return read(program.output)[0], operands
 
     # Probes and lone leaves get an axis of examples, weights do not: an example's outputs depend
@@ -83,28 +85,29 @@ def capture(objective: Objective, x: PyTree) -> Capture:
     def pull(directions: Float[Array, "B R *event"]) -> Rows:
         gradients, exact = jax.vmap(pullback, in_axes=1, out_axes=1)(directions)
         at_step, lone = dict(zip(steps, gradients, strict=True)), iter(exact)
-        pulled = [at_step[la.product.step] if la.product else next(lone) for la in found.layers]
+        pulled = [[at_step[part.step] for part in layer] or [next(lone)] for layer in parts]
         blocks = map(_block, found.layers, inputs, pulled)
         return Rows(tuple(blocks))
 
     return Capture(f, tuple(layer.layout for layer in found.layers), inputs, pull)
 
 
-def _inputs(layer: Layer, operand: Array | None, num: int) -> Array:
+def _inputs(layer: Layer, operands: list[Array], num: int) -> Array:
     """Return a layer's inputs in canonical form, with a last one of ones for a bias."""
     if layer.product is None:
         return jnp.ones((num, 1, 1, 1), jnp.float32)
-    a = jax.vmap(layer.product.inputs)(operand)
+    a = jax.vmap(layer.product.inputs)(*operands)
     if layer.layout.bias is None:
         return a
     return jnp.concatenate([a, jnp.ones((*a.shape[:-1], 1), a.dtype)], axis=-1)
 
 
-def _block(layer: Layer, inputs: Array, gradients: Array) -> Block:
+def _block(layer: Layer, inputs: Array, gradients: list[Array]) -> Block:
     if layer.product is None:
-        g = gradients.reshape(*gradients.shape[:2], 1, 1, -1)
+        (g,) = gradients
+        g = g.reshape(*g.shape[:2], 1, 1, -1)
         return FactoredRows(inputs.astype(g.dtype), g, layer.layout)
-    g = jax.vmap(jax.vmap(layer.product.outputs))(gradients)
+    g = jax.vmap(jax.vmap(layer.product.outputs))(*gradients)
     if isinstance(layer.product, Lookup):
         return LookupRows(inputs, g[:, :, :, 0], layer.layout)
     return FactoredRows(inputs, g, layer.layout)

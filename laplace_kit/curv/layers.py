@@ -18,17 +18,16 @@ from jaxtyping import ArrayLike, PyTree
 from laplace_kit import tree
 from laplace_kit.curv.layout import Layout, Move, Slot
 from laplace_kit.curv.objective import Objective
-from laplace_kit.curv.products import Convolution, Lookup, MatrixProduct, Product, read_product
-from laplace_kit.curv.uses import (
-    Program,
-    Step,
-    Use,
-    as_moves,
-    find_uses,
-    flatten_program,
-    moves_entries,
-    reached_from,
+from laplace_kit.curv.pairing import find_biases
+from laplace_kit.curv.products import (
+    Convolution,
+    Lookup,
+    MatrixProduct,
+    Product,
+    Stack,
+    read_product,
 )
+from laplace_kit.curv.uses import Program, Use, find_uses, flatten_program, reached_from
 
 KINDS = {
     "dense": "a matrix product over any axes: `@`, `einsum`, linear, attention and projection "
@@ -106,16 +105,16 @@ def _find_layers(
     program = flatten_program(objective.model_fn, objective.params, one)
     uses = find_uses(program)
     active = reached_from(program, program.inputs)
+    shapes = [program.shape(value) for value in program.leaves]
     kinds, products = [], []
-    for found in uses:
-        kind, product = _recognise(program, active, found)
+    for found, shape in zip(uses, shapes, strict=True):
+        kind, product = _recognise(program, active, found, shape)
         kinds.append(kind)
         products.append(product)
-    biases = _find_biases(program, kinds, uses, products)
+    biases = find_biases(program, kinds, uses, products)
     paired = set(biases.values())
     layers: list[Layer] = []
     number = {}
-    shapes = [program.shape(value) for value in program.leaves]
     starts = np.cumsum([0, *(math.prod(shape) for shape in shapes)])
     for leaf, product in enumerate(products):
         if leaf in paired:
@@ -158,12 +157,34 @@ def _layout(product: Product | None, weight: Slot, bias: Slot | None = None) -> 
 
 
 def _recognise(
-    program: Program, active: frozenset[int], uses: tuple[Use, ...]
+    program: Program, active: frozenset[int], uses: tuple[Use, ...], shape: tuple[int, ...]
 ) -> tuple[str, Product | None]:
-    """Return the kind of a leaf, and its product if it has one."""
-    if len(uses) != 1:
-        return ("shared" if uses else "unused"), None
-    (use,) = uses
+    """Return the kind of a leaf of some shape, and its product if it has one."""
+    if not uses:
+        return "unused", None
+    num_parts = None if uses[0].part is None else shape[0]
+    parts = sorted(uses, key=lambda use: -1 if use.part is None else use.part)
+    if [use.part for use in parts] != ([None] if num_parts is None else list(range(num_parts))):
+        return "shared", None
+    found = [_recognise_one(program, active, use) for use in parts]
+    kinds, products = {kind for kind, _ in found}, [product for _, product in found]
+    if len(kinds) > 1:
+        return "other", None
+    if num_parts is None or products[0] is None:
+        return kinds.pop(), products[0]
+    alike = {(p.shape, p.moves, math.prod(_result(program, p))) for p in products}
+    if len(alike) > 1 or isinstance(products[0], Lookup):
+        return "other", None
+    return kinds.pop(), Stack(tuple(products))
+
+
+def _result(program: Program, product: Product) -> tuple[int, ...]:
+    return program.shape(program.steps[product.step].results[0])
+
+
+def _recognise_one(
+    program: Program, active: frozenset[int], use: Use
+) -> tuple[str, Product | None]:
     if use.step == len(program.steps):
         return "other", None
     step = program.steps[use.step]
@@ -180,92 +201,3 @@ def _recognise(
 
 def _is_in(operand: int | Literal, values: frozenset[int]) -> bool:
     return not isinstance(operand, Literal) and operand in values
-
-
-def _find_biases(
-    program: Program,
-    kinds: list[str],
-    uses: tuple[tuple[Use, ...], ...],
-    products: list[Product | None],
-) -> dict[int, int]:
-    """Return, by the weight's leaf, the leaf of the bias that is added to its product alone."""
-    consumers = _consumers(program)
-    added = {
-        uses[leaf][0].step: leaf
-        for leaf, kind in enumerate(kinds)
-        if kind == "bias" and program.steps[uses[leaf][0].step].primitive.name != "sub"
-    }
-    biases = {}
-    for leaf, product in enumerate(products):
-        if product is None or isinstance(product, Lookup):
-            continue
-        value, moves = program.steps[product.step].results[0], []
-        while len(consumers.get(value, ())) == 1:
-            position = consumers[value][0]
-            if position == len(program.steps):
-                break
-            if position in added:
-                bias = added[position]
-                shape = program.shape(program.leaves[bias])
-                if _matches(program, product, tuple(moves), uses[bias][0].moves, shape):
-                    biases[leaf] = bias
-                break
-            step = program.steps[position]
-            if not moves_entries(step):
-                break
-            moves.append(step)
-            value = step.results[0]
-    return biases
-
-
-def _consumers(program: Program) -> dict[int, list[int]]:
-    """Return by value the steps that read it; the end of the program reads the output."""
-    consumers: dict[int, list[int]] = {}
-    for position, step in enumerate(program.steps):
-        for operand in step.operands:
-            if not isinstance(operand, Literal):
-                consumers.setdefault(operand, []).append(position)
-    if not isinstance(program.output, Literal):
-        consumers.setdefault(program.output, []).append(len(program.steps))
-    return consumers
-
-
-def _matches(
-    program: Program,
-    product: Product,
-    moves: tuple[Step, ...],
-    bias_moves: tuple[Step, ...],
-    bias_shape: tuple[int, ...],
-) -> bool:
-    """Tell whether every output of the product meets its own entry of the bias, in order.
-
-    Decided by moving the numbers of entries as the model moves the entries themselves.
-    """
-    groups, _, out = product.shape
-    if math.prod(bias_shape) != groups * out:
-        return False
-    shape = program.shape(program.steps[product.step].results[0])
-    entries = np.arange(math.prod(shape)).reshape(shape)
-    units = np.empty(shape, int)
-    units.reshape(-1)[product.outputs(entries).reshape(-1, groups * out)] = np.arange(groups * out)
-    numbers = np.arange(groups * out).reshape(bias_shape)
-    met, moved = _replay(program, moves, units), _replay(program, bias_moves, numbers)
-    # An axis of one is repeated by the addition itself; the product's own must not be.
-    if np.broadcast_shapes(met.shape, moved.shape) != met.shape:
-        return False
-    return np.array_equal(met, np.broadcast_to(moved, met.shape))
-
-
-def _replay(program: Program, steps: tuple[Step, ...], array: np.ndarray) -> np.ndarray:
-    """Apply steps that move entries, or repeat them, to numbers."""
-    for step in steps:
-        if step.primitive.name == "broadcast_in_dim":
-            shape, places = step.params["shape"], step.params["broadcast_dimensions"]
-            grown = [1] * len(shape)
-            for axis, place in enumerate(places):
-                grown[place] = array.shape[axis]
-            array = np.broadcast_to(array.reshape(grown), shape)
-        else:
-            for move in as_moves((step,), program):
-                array = move.apply(array, array.ndim)
-    return array

@@ -22,7 +22,7 @@ class Move:
         """Rearrange the first `num_axes` axes; those that follow go along."""
         rest = array.shape[num_axes:]
         if self.kind == "reshape":
-            return array.reshape(*self.argument, *rest)
+            return array.reshape((*self.argument, *rest))
         if self.kind == "transpose":
             return array.transpose(*self.argument, *range(num_axes, array.ndim))
         reverse, keep = slice(None, None, -1), slice(None)

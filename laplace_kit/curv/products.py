@@ -120,10 +120,56 @@ class Lookup:
         return z.transpose(*positions, *self.offset_axes).reshape(-1, 1, self.shape[2])
 
 
-Product = MatrixProduct | Convolution | Lookup
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Products with slices of one leaf, one after another as in a scan over layers: its groups."""
+
+    parts: tuple[MatrixProduct | Convolution, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Groups of all parts, inputs, outputs."""
+        groups, width, out = self.parts[0].shape
+        return len(self.parts) * groups, width, out
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """The moves of the slices, each of length one, made with all of them at once."""
+        return (
+            *(_lifted(move, len(self.parts)) for move in self.parts[0].moves),
+            Move("reshape", self.shape),
+        )
+
+    def inputs(self, *operands: Array) -> Float[Array, "T G I"]:
+        """Return the parts' inputs."""
+        pairs = zip(self.parts, operands, strict=True)
+        return jnp.concatenate([part.inputs(a) for part, a in pairs], axis=1)
+
+    def outputs(self, *values: _Array) -> _Array:
+        """Return the parts' values, or gradients, as outputs `(T, G, O)`."""
+        pairs = zip(self.parts, values, strict=True)
+        return jnp.concatenate([part.outputs(z) for part, z in pairs], axis=1)
 
 
-def read_product(program: Program, use: Use) -> Product | None:
+def _lifted(move: Move, num: int) -> Move:
+    """Return what a move of one slice is for a stack of them."""
+    if move.kind == "reshape":
+        return Move("reshape", (num, *move.argument))
+    axes = tuple(axis + 1 for axis in move.argument)
+    return Move(move.kind, (0, *axes) if move.kind == "transpose" else axes)
+
+
+Product = MatrixProduct | Convolution | Lookup | Stack
+
+
+def parts_of(product: Product | None) -> tuple[MatrixProduct | Convolution | Lookup, ...]:
+    """Return the single products that one consists of."""
+    if product is None:
+        return ()
+    return product.parts if isinstance(product, Stack) else (product,)
+
+
+def read_product(program: Program, use: Use) -> MatrixProduct | Convolution | Lookup | None:
     """Return the product in which a weight is used; `None` where the use is none of these."""
     if use.repeated or use.step == len(program.steps):
         return None

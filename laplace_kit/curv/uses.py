@@ -8,6 +8,7 @@ rule of their own are left whole, so that the rule stays in force.
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -63,12 +64,16 @@ class Program(NamedTuple):
 
 
 class Use(NamedTuple):
-    """Where a leaf is consumed: the step, the operand, and the moves that brought it there."""
+    """Where a leaf is consumed: the step, the operand, and the moves that brought it there.
+
+    `part` is the index on the leaf's first axis where only that slice, of length one, is meant.
+    """
 
     step: int
     operand: int
     moves: tuple[Step, ...]
     repeated: bool
+    part: int | None = None
 
 
 def flatten_program(model_fn: jax.tree_util.Partial, params: PyTree, x: PyTree) -> Program:
@@ -85,19 +90,24 @@ def flatten_program(model_fn: jax.tree_util.Partial, params: PyTree, x: PyTree) 
     closed = jax.make_jaxpr(lambda model_fn, params, x: model_fn(params, x))(*arguments)
     builder = _Builder()
     numbers = [builder.fresh(variable.aval) for variable in closed.jaxpr.invars]
-    (output,) = builder.inline(closed, numbers)
     rest = iter(numbers)
     frozen, leaves, inputs = (
         tuple(itertools.islice(rest, len(jax.tree.leaves(part)))) for part in arguments
     )
+    builder.moved.update(leaves)
+    (output,) = builder.inline(closed, numbers)
     steps = tuple(builder.steps)
     return Program(steps, builder.constants, frozen, leaves, inputs, output, builder.avals)
 
 
 class _Builder:
-    """Collects steps while calls are inlined, giving every value a number of its own."""
+    """Collects steps while calls are inlined, giving every value a number of its own.
+
+    `moved` holds the numbers of parameters, moved about or not: a scan over these is unrolled.
+    """
 
     def __init__(self):
+        self.moved: set[int] = set()
         self.steps: list[Step] = []
         self.constants: dict[int, Any] = {}
         self.avals: dict[int, jax.core.AbstractValue] = {}
@@ -121,34 +131,84 @@ class _Builder:
             inner = equation.params.get(_CALLS.get(equation.primitive.name, ""))
             if inner is not None:
                 results = self.inline(inner, operands)
+            elif self._scans_parameters(equation.primitive, equation.params, operands):
+                results = self._unroll(equation.params, operands)
             else:
                 results = tuple(self.fresh(variable.aval) for variable in equation.outvars)
-                self.steps.append(Step(equation.primitive, equation.params, operands, results))
+                step = Step(equation.primitive, equation.params, operands, results)
+                self.steps.append(step)
+                if moves_entries(step) and self._are_moved(operands):
+                    self.moved.update(results)
             known.update(zip(equation.outvars, results, strict=True))
         return tuple(read(atom) for atom in jaxpr.outvars)
+
+    def _scans_parameters(self, primitive: Primitive, params: dict[str, Any], operands) -> bool:
+        if primitive.name != "scan":
+            return False
+        return self._are_moved(operands[params["num_consts"] + params["num_carry"] :])
+
+    def _are_moved(self, operands: Sequence[int | Literal]) -> bool:
+        """Tell whether any of these is a parameter, moved about or not."""
+        return any(not isinstance(o, Literal) and o in self.moved for o in operands)
+
+    def _unroll(self, params: dict[str, Any], operands: Sequence[int | Literal]):
+        """Inline the body of a scan once for every step; slices of what it scans come first."""
+        num_consts, num_carry = params["num_consts"], params["num_carry"]
+        consts, rest = operands[:num_consts], operands[num_consts:]
+        carry, scanned = tuple(rest[:num_carry]), rest[num_carry:]
+        stacks: list[tuple] = [()] * params["length"]
+        order = range(params["length"])
+        for i in reversed(order) if params["reverse"] else order:
+            parts = [
+                self._apply(partial(jax.lax.index_in_dim, index=i, keepdims=False), x)
+                for x in scanned
+            ]
+            results = self.inline(params["jaxpr"], (*consts, *carry, *parts))
+            carry, stacks[i] = results[:num_carry], results[num_carry:]
+        stacked = [self._apply(lambda *ys: jnp.stack(ys), *ys) for ys in zip(*stacks, strict=True)]
+        return (*carry, *stacked)
+
+    def _apply(self, fn: Callable, *operands: int | Literal) -> int | Literal:
+        """Inline a function of one result."""
+        avals = [o.aval if isinstance(o, Literal) else self.avals[o] for o in operands]
+        shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+        return self.inline(jax.make_jaxpr(fn)(*shapes), operands)[0]
 
 
 def find_uses(program: Program) -> tuple[tuple[Use, ...], ...]:
     """Return, for each leaf, the steps that consume it; a leaf that is returned counts as used."""
-    origin = {number: (leaf, (), False) for leaf, number in enumerate(program.leaves)}
+    origin = {number: (leaf, (), False, None) for leaf, number in enumerate(program.leaves)}
     uses: list[list[Use]] = [[] for _ in program.leaves]
     for position, step in enumerate(program.steps):
         for place, operand in enumerate(step.operands):
             if isinstance(operand, Literal) or operand not in origin:
                 continue
-            leaf, moves, repeated = origin[operand]
-            if moves_entries(step):
-                origin[step.results[0]] = (
-                    leaf,
-                    (*moves, step),
-                    repeated or _repeats(step, program),
-                )
+            leaf, moves, repeated, part = origin[operand]
+            taken = _part_taken(step, program) if operand == program.leaves[leaf] else None
+            if taken is not None:
+                origin[step.results[0]] = (leaf, (), False, taken)
+            elif moves_entries(step):
+                repeated = repeated or _repeats(step, program)
+                origin[step.results[0]] = (leaf, (*moves, step), repeated, part)
             else:
-                uses[leaf].append(Use(position, place, moves, repeated))
+                uses[leaf].append(Use(position, place, moves, repeated, part))
     if not isinstance(program.output, Literal) and program.output in origin:
-        leaf, moves, repeated = origin[program.output]
-        uses[leaf].append(Use(len(program.steps), 0, moves, repeated))
+        leaf, moves, repeated, part = origin[program.output]
+        uses[leaf].append(Use(len(program.steps), 0, moves, repeated, part))
     return tuple(tuple(found) for found in uses)
+
+
+def _part_taken(step: Step, program: Program) -> int | None:
+    """Return the index of the one slice along the first axis that a step takes, if it does."""
+    if step.primitive.name != "slice":
+        return None
+    start, stop = step.params["start_indices"], step.params["limit_indices"]
+    shape = program.shape(step.operands[0])
+    one = stop[0] - start[0] == 1 and (*start[1:], *stop[1:]) == (
+        *(0,) * (len(shape) - 1),
+        *shape[1:],
+    )
+    return start[0] if one and set(step.params["strides"] or ()) <= {1} else None
 
 
 def moves_entries(step: Step) -> bool:
