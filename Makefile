@@ -41,11 +41,13 @@ docs: .venv/.docs  ## build the documentation into site/
 notebooks: .venv/.dev  ## execute the notebooks into out/notebooks
 	$(python) -m nbconvert --to notebook --execute --output-dir out/notebooks notebooks/*.ipynb
 
-bench: .venv/.dev  ## measure the cost of curvature products
+bench: .venv/.dev  ## measure the cost of curvature products and of layer capture
 	$(python) -m benchmarks.products
+	$(python) -m benchmarks.capture
 
-bench-quick: .venv/.dev  ## the same on a small problem, to see that it runs
+bench-quick: .venv/.dev  ## the same on small problems, to see that it runs
 	$(python) -m benchmarks.products --quick
+	$(python) -m benchmarks.capture --quick
 
 clean:  ## remove everything these targets made
 	rm -rf .venv out site dist .hypothesis .pytest_cache .ruff_cache

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+import runpy
 from pathlib import Path
 from types import FunctionType
 
@@ -14,23 +15,29 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def python_blocks(page: Path) -> list[tuple[int, str]]:
-    """Return the fenced python blocks of a page, each with the number of its first line."""
+def python_blocks(page: Path) -> list[tuple[int, str, str | None]]:
+    """Return the fenced python blocks of a page, each with the number of its first line.
+
+    A block of text right after one is what it prints.
+    """
     text = page.read_text()
-    blocks = re.finditer(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
-    return [(text.count("\n", 0, block.start(1)) + 1, block[1]) for block in blocks]
+    pattern = r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?"
+    blocks = re.finditer(pattern, text, flags=re.DOTALL | re.MULTILINE)
+    return [(text.count("\n", 0, block.start(1)) + 1, *block.groups()) for block in blocks]
 
 
 WITH_CODE = [page for page in PAGES if python_blocks(page)]
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
-def test_examples_run_as_printed(page, tmp_path, monkeypatch):
+def test_examples_run_as_printed(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
-    for line, block in python_blocks(page):
+    for line, block, shown in python_blocks(page):
         # Blank lines in front make a traceback point to the line of the page.
         exec(compile("\n" * (line - 1) + block, page, "exec"), namespace)
+        printed = capsys.readouterr().out
+        assert shown is None or printed == shown
 
 
 def test_readme_and_quickstart_have_examples():
@@ -39,7 +46,13 @@ def test_readme_and_quickstart_have_examples():
 
 def test_landing_page_shows_the_example_of_the_readme():
     shown = re.search(r"^```py\n(.*?)^```$", (ROOT / "docs" / "index.md").read_text(), re.S | re.M)
-    assert shown[1] in [block for _, block in python_blocks(ROOT / "README.md")]
+    assert shown[1] in [block for _, block, _ in python_blocks(ROOT / "README.md")]
+
+
+def test_page_of_layer_capture_holds_the_tables_that_the_code_makes():
+    page = (ROOT / "docs" / "layer_capture.md").read_text()
+    renewed = runpy.run_path(str(ROOT / "docs" / "tables.py"))["renewed"]
+    assert page == renewed(page), "run `python docs/tables.py`"
 
 
 def test_architecture_names_every_file_once():

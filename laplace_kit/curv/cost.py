@@ -55,13 +55,17 @@ def rows_cost(
         it takes besides; only the most expensive block counts, as their turns come one by one.
     """
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
-    blocks = _blocks_of_one.eval_shape(objective, one)
-    once = [_bytes(jax.tree.leaves(block)[0]) for block in blocks]
+    found, blocks = find_layers(objective, one), _blocks_of_one.eval_shape(objective, one)
     direction = [_bytes(block.gradients) for block in blocks]
+    # A parameter in no product gets a copy of its own for each example, as large as a gradient.
+    once = [
+        _bytes(jax.tree.leaves(block)[0]) if layer.product else gradient
+        for layer, block, gradient in zip(found.layers, blocks, direction, strict=True)
+    ]
     work = [of_block(block) if of_block else (0, 0) for block in blocks]
     totals = [sum(parts) + sum(more) for *parts, more in zip(once, direction, work, strict=True)]
     worst = totals.index(max(totals))
-    leaf = next(leaf for leaf in find_layers(objective, one).leaves if leaf.layer == worst)
+    leaf = next(leaf for leaf in found.leaves if leaf.layer == worst)
     return Cost(
         _LINEARISATION * example_bytes + 2 * sum(once) + max(w for w, _ in work),
         _DIRECTION * example_bytes + 2 * sum(direction) + max(w for _, w in work),

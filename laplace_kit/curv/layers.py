@@ -164,8 +164,10 @@ def _recognise(
         return "unused", None
     num_parts = None if uses[0].part is None else shape[0]
     parts = sorted(uses, key=lambda use: -1 if use.part is None else use.part)
-    if [use.part for use in parts] != ([None] if num_parts is None else list(range(num_parts))):
-        return "shared", None
+    places = [use.part for use in parts]
+    if places != ([None] if num_parts is None else list(range(num_parts))):
+        twice = len(set(places)) < len(places) or None in places
+        return ("shared" if twice else "other"), None
     found = [_recognise_one(program, active, use) for use in parts]
     kinds, products = {kind for kind, _ in found}, [product for _, product in found]
     if len(kinds) > 1:
@@ -175,7 +177,7 @@ def _recognise(
     alike = {(p.shape, p.moves, math.prod(_result(program, p))) for p in products}
     if len(alike) > 1 or isinstance(products[0], Lookup):
         return "other", None
-    return kinds.pop(), Stack(tuple(products))
+    return kinds.pop(), Stack(tuple(products), (1, *shape[1:]))
 
 
 def _result(program: Program, product: Product) -> tuple[int, ...]:

@@ -36,11 +36,13 @@ def find_biases(
         if product is None or isinstance(product, Lookup):
             continue
         met = [_added_to(program, consumers, added, part) for part in parts_of(product)]
-        if len({bias for bias, _ in met}) > 1 or met[0][0] is None:
+        bias = met[0][0]
+        if bias is None or any(other != bias for other, _ in met):
             continue
-        # Slices of a stacked weight must meet the slices of a stacked bias, each its own.
-        if [part for _, part in met] == sorted(use.part for use in uses[leaf]):
-            biases[leaf] = met[0][0]
+        # Slices of a stacked weight must meet the slices of a stacked bias, each its own, and all.
+        own = [part for _, part in met] == sorted(use.part for use in uses[leaf])
+        if own and len(uses[bias]) == len(met):
+            biases[leaf] = bias
     return biases
 
 

@@ -122,9 +122,13 @@ class Lookup:
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Products with slices of one leaf, one after another as in a scan over layers: its groups."""
+    """Products with slices of one leaf, one after another as in a scan over layers: its groups.
+
+    `part_shape` is that of a slice, of length one along the first axis.
+    """
 
     parts: tuple[MatrixProduct | Convolution, ...]
+    part_shape: tuple[int, ...]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -134,8 +138,9 @@ class Stack:
 
     @property
     def moves(self) -> tuple[Move, ...]:
-        """The moves of the slices, each of length one, made with all of them at once."""
+        """The moves of the slices, made with all of them at once."""
         return (
+            Move("reshape", (len(self.parts), *self.part_shape)),
             *(_lifted(move, len(self.parts)) for move in self.parts[0].moves),
             Move("reshape", self.shape),
         )

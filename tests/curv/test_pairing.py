@@ -1,148 +1,161 @@
-"""Slices of stacked weights and biases meet each other, as in a scan over layers."""
+"""Which bias belongs to which weight: the one added to its product, entry to entry, and no other."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
-from flax import nnx
-from jax.flatten_util import ravel_pytree
+from architectures import kinds_of
 
-import laplace_kit as lk
-from laplace_kit import curv
 from laplace_kit.curv.capture import jacobian
 from laplace_kit.curv.layers import find_layers
 from laplace_kit.curv.objective import restrict
 from laplace_kit.likelihood import Gaussian
-from laplace_kit.model import from_nnx
 
-RNG = np.random.default_rng(0)
+X = np.linspace(-1, 2, 6).reshape(2, 3)
 
-
-def normal(*shape):
-    return jnp.asarray(RNG.normal(size=shape))
-
-
-class Residual(nnx.Module):
-    def __init__(self, rngs):
-        self.linear = nnx.Linear(4, 4, param_dtype=float, rngs=rngs)
-        self.norm = nnx.LayerNorm(4, param_dtype=float, rngs=rngs)
-
-    def __call__(self, x):
-        return x + jnp.tanh(self.linear(self.norm(x)))
-
-
-class ScanOverLayers(nnx.Module):
-    def __init__(self, num: int):
-        make = nnx.vmap(lambda key: Residual(nnx.Rngs(key)))
-        self.layers = make(jax.random.split(jax.random.key(0), num))
-
-    def __call__(self, x):
-        step = nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-        return step(x, self.layers)
-
-
-def scan_of_flax():
-    return *from_nnx(ScanOverLayers(3)), normal(3, 4)
-
-
-def scan_backwards(params, x):
-    """Einsum over positions, a convolution for the outputs, from the last layer to the first."""
-
-    def body(h, layer):
-        h = jnp.tanh(jnp.einsum("nti,oi->nto", h, layer["w"]) + layer["b"])
-        y = jax.lax.conv_general_dilated(
-            h, layer["k"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
-        )
-        return h, y.sum((1, 2))
-
-    h, ys = jax.lax.scan(body, x, params, reverse=True)
-    return jnp.concatenate([h.mean(axis=1), ys.T], axis=1)
-
-
-def loop(params, x):
-    for w, b in zip(params["w"], params["b"], strict=True):
-        x = jnp.tanh(x @ w + b)
-    return x * params["twice"][0] + params["twice"][0]
-
-
-def crossed(params, x):
-    """The biases come in another order than the weights that they are added to."""
-    for i in range(3):
-        x = jnp.tanh(x @ params["w"][i] + params["b"][2 - i])
-    return x
-
-
-def unlike(params, x):
-    """One weight of two is a matrix, the other a scale of all entries."""
-    return jnp.tanh(x @ params["w"][0]) * params["w"][1].sum()
-
-
-CASES = {
-    "flax": scan_of_flax,
-    "backwards": lambda: (
-        scan_backwards,
-        {"b": normal(3, 4), "k": normal(3, 2, 4, 2), "w": normal(3, 4, 4)},
-        normal(5, 3, 4),
+PAIRED = {
+    "after": lambda w, b, x: x @ w + b,
+    "before": lambda w, b, x: b + x @ w,
+    "as_rows": lambda w, b, x: x @ w + b[None],
+    "of_one_axis_more": lambda w, b, x: (x @ w)[:, None, :] + b,
+    "transposed_both": lambda w, b, x: ((x @ w).T + b[:, None]).T,
+    "reshaped_both": lambda w, b, x: (x @ w).reshape(-1, 2, 2) + b.reshape(2, 2),
+    "turned_both": lambda w, b, x: (x @ w).reshape(-1, 2, 2).swapaxes(1, 2) + b.reshape(2, 2).T,
+    "columns_first_both": lambda w, b, x: (
+        jax.vmap(lambda z: jnp.reshape(z, (2, 2), order="F"))(x @ w)
+        + jnp.reshape(b, (2, 2), order="F")
     ),
-    "loop": lambda: (
-        loop,
-        {"b": normal(3, 4), "twice": normal(2, 4), "w": normal(3, 4, 4)},
-        normal(5, 4),
+    "flipped_both": lambda w, b, x: (x @ w)[:, ::-1] + b[::-1],
+    "inside_calls": lambda w, b, x: jax.jit(jax.checkpoint(lambda z: z + b))(
+        jax.jit(jnp.dot)(x, w)
     ),
-    "crossed": lambda: (crossed, {"b": normal(3, 4), "w": normal(3, 4, 4)}, normal(5, 4)),
-    "unlike": lambda: (unlike, {"w": normal(2, 4, 4)}, normal(5, 4)),
+    "for_single_examples": lambda w, b, x: jax.vmap(lambda a: w.T @ a + b)(x),
+    "of_a_sequence": lambda w, b, x: jnp.stack([x, x**2], axis=1) @ w + b,
+    "of_heads": lambda w, b, x: jnp.einsum("ni,iho->nho", x, w.reshape(3, 2, 2)) + b.reshape(2, 2),
+    "of_groups": lambda w, b, x: (
+        jnp.einsum("ngi,gio->ngo", jnp.stack([x, x**2], axis=1), w.reshape(2, 3, 2))
+        + b.reshape(2, 2)
+    ),
+    "first_of_two": lambda w, b, x: x @ w + b + jnp.ones(4),
 }
-KINDS = {  # and the layer each belongs to
-    "flax": {
-        "layers/linear/bias": ("bias", 0),
-        "layers/linear/kernel": ("dense", 0),
-        "layers/norm/bias": ("bias", 1),
-        "layers/norm/scale": ("scale", 2),
-    },
-    "backwards": {"b": ("bias", 1), "k": ("convolution", 0), "w": ("dense", 1)},
-    "loop": {"b": ("bias", 1), "twice": ("shared", 0), "w": ("dense", 1)},
-    "crossed": {"b": ("bias", 0), "w": ("dense", 1)},
-    "unlike": {"w": ("other", 0)},
+
+UNPAIRED = {
+    "product_used_twice": lambda w, b, x: (lambda z: (z + b) * z)(x @ w),
+    "product_also_returned": lambda w, b, x: (lambda z: jnp.stack([z, z + b], 1))(x @ w),
+    "in_another_order": lambda w, b, x: x @ w + b[::-1],
+    "transposed": lambda w, b, x: (x @ w).reshape(-1, 2, 2) + b.reshape(2, 2).T,
+    "columns_first": lambda w, b, x: x @ w + jnp.reshape(b.reshape(2, 2), 4, order="F"),
+    "subtracted": lambda w, b, x: x @ w - b,
+    "subtracted_from": lambda w, b, x: b - x @ w,
+    "negated": lambda w, b, x: x @ w + -b,
+    "scaled_before": lambda w, b, x: 2 * (x @ w) + b,
+    "in_integers_before": lambda w, b, x: (x @ w).astype(int) + b,
+    "after_an_activation": lambda w, b, x: jnp.tanh(x @ w) + b,
+    "spread_by_the_addition": lambda w, b, x: (x @ w)[:, :, None] + b,
+    "spread_over_copies": lambda w, b, x: (x @ w)[:, None] + jnp.broadcast_to(b, (3, 4)),
+    "after_a_sum": lambda w, b, x: x @ w + x @ jnp.ones((3, 4)) + b,
+    "at_positions": lambda w, b, x: jnp.stack([x] * 4, axis=1) @ w + b[:, None],
+    "before_the_product": lambda w, b, x: (x[:, :1] + b) @ jnp.eye(4) + x @ w,
+    "of_part_of_the_product": lambda w, b, x: (x @ w)[:, :2] + b.reshape(2, 2)[:, 0],
+    "of_the_gradient_stopped": lambda w, b, x: jax.lax.stop_gradient(x @ w) + b,
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_stacked_layers_are_groups_and_their_rows_exact(name, x64):
-    model_fn, params, x = CASES[name]()
+def layouts_of(fn):
+    """Return the layouts of a model with a weight of 12 entries that follow the bias's four."""
+    params = {"b": jnp.ones(4), "w": jnp.ones((3, 4))}
+    objective, _ = restrict(lambda p, x: fn(p["w"], p["b"], x), params, Gaussian())
+    return [layer.layout for layer in find_layers(objective, X).layers]
+
+
+@pytest.mark.parametrize("fn", PAIRED.values(), ids=PAIRED)
+def test_a_bias_that_is_added_to_one_product_alone_is_its_last_row(fn):
+    (layout,) = layouts_of(fn)
+    assert (layout.weight.start, layout.bias.start) == (4, 0)
+    groups, width, out = layout.shape
+    assert (groups * (width - 1) * out, groups * out) == (12, 4)
+
+
+@pytest.mark.parametrize("fn", UNPAIRED.values(), ids=UNPAIRED)
+def test_any_other_bias_is_a_layer_of_its_own(fn):
+    layouts = layouts_of(fn)
+    assert sorted(layout.weight.start for layout in layouts) == [0, 4]
+    assert [layout.bias for layout in layouts] == [None, None]
+
+
+@pytest.mark.parametrize("forms", [PAIRED, UNPAIRED], ids=["paired", "unpaired"])
+def test_rows_of_all_these_are_the_models_jacobian(forms, x64):
+    def model_fn(params, x):
+        outputs = [
+            jnp.sin(fn(own["w"], own["b"], x)).reshape(len(x), -1)
+            for fn, own in zip(forms.values(), params, strict=True)
+        ]
+        return jnp.stack([f @ jnp.linspace(1, 2, f.shape[1]) for f in outputs], axis=1)
+
+    rng = np.random.default_rng(0)
+    params = [{"w": rng.normal(size=(3, 4)), "b": rng.normal(size=4)} for _ in forms]
     objective, _ = restrict(model_fn, params, Gaussian())
-    found = {leaf.path: (leaf.kind, leaf.layer) for leaf in find_layers(objective, x).leaves}
-    assert found == KINDS[name]
-    flat, unravel = ravel_pytree(params)
-    dense = jax.jacobian(lambda t: model_fn(unravel(t), x))(flat).reshape(len(x), -1, len(flat))
-    rows = jax.jit(jacobian)(objective, x)[1]
-    twins.assert_close(rows.to_dense(), dense)
-    twins.assert_close(rows.squared_sum(), (dense**2).sum((0, 1)))
+    dense = jax.jit(lambda objective, x: jacobian(objective, x)[1].to_dense())(objective, X)
+    jac = jax.jit(jax.jacobian(model_fn))(params, X)
+    twins.assert_close(
+        dense, np.concatenate([leaf.reshape(2, len(forms), -1) for leaf in jax.tree.leaves(jac)], 2)
+    )
 
 
-def test_every_layer_of_a_scan_has_kronecker_factors_of_its_own(x64):
-    """As the same network written without a scan has."""
-    params = {"b": normal(3, 4), "w": normal(3, 4, 4)}
-    x, y = normal(5, 4), normal(5, 4)
+def test_a_bias_is_paired_through_a_change_of_precision():
+    def model_fn(params, x):
+        return (x.astype("bfloat16") @ params["w"]).astype("float32") + params["b"]
 
-    def scanned(params, x):
-        step = lambda h, layer: (jnp.tanh(h @ layer["w"] + layer["b"]), None)  # noqa: E731
-        return jax.lax.scan(step, x, params)[0]
+    params = {"w": jnp.ones((3, 4), "bfloat16"), "b": jnp.ones(4)}
+    assert kinds_of(model_fn, params, X) == {"w": "dense", "b": "bias of w"}
 
-    def written_out(layers, x):
-        for layer in layers:
-            x = jnp.tanh(x @ layer["w"] + layer["b"])
-        return x
 
-    layers = [{"b": params["b"][i], "w": params["w"][i]} for i in range(3)]
-    (stacked,) = curv.kronecker_factors(curv.GGNOperator(scanned, params, (x, y), Gaussian()))
-    single = curv.kronecker_factors(curv.GGNOperator(written_out, layers, (x, y), Gaussian()))
-    for i, factor in enumerate(single):
-        twins.assert_close(stacked.inputs[i], factor.inputs[0])
-        twins.assert_close(stacked.gradients[i], factor.gradients[0])
-    fitted = [
-        lk.fit(model, p, (x, y), likelihood="gaussian", structure="ekfac")
-        for model, p in ((scanned, params), (written_out, layers))
-    ]
-    twins.assert_close(*(la.predict(x).f_cov for la in fitted))
-    twins.assert_close(*(la.log_marginal_likelihood() for la in fitted))
+def test_a_bias_of_one_entry_may_lose_its_axis():
+    params = {"w": jnp.ones(3), "b": jnp.ones(1)}
+    kinds = kinds_of(lambda p, x: x @ p["w"] + p["b"].squeeze(), params, X)
+    assert kinds == {"w": "dense", "b": "bias of w"}
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_bias_spread_over_outputs_is_none_of_the_products(shape):
+    params = {"w": jnp.ones((3, 4)), "b": jnp.ones(shape)}
+    kinds = kinds_of(lambda p, x: x @ p["w"] + p["b"], params, X)
+    assert kinds == {"w": "dense", "b": "bias"}
+
+
+def test_the_first_of_two_biases_is_the_products():
+    params = {"w": jnp.ones((3, 4)), "a": jnp.ones(4), "b": jnp.ones(4)}
+    kinds = kinds_of(lambda p, x: x @ p["w"] + p["b"] + p["a"], params, X)
+    assert kinds == {"w": "dense", "b": "bias of w", "a": "bias"}
+
+
+def test_a_bias_of_two_products_is_shared():
+    params = {"v": jnp.ones((3, 4)), "w": jnp.ones((3, 4)), "b": jnp.ones(4)}
+    kinds = kinds_of(
+        lambda p, x: jnp.tanh(x @ p["w"] + p["b"]) * (x @ p["v"] + p["b"]), params, X
+    )
+    assert kinds == {"v": "dense", "w": "dense", "b": "shared"}
+
+
+def test_a_bias_of_looked_up_rows_is_a_layer_of_its_own():
+    params = {"table": jnp.ones((5, 4)), "b": jnp.ones(4)}
+    kinds = kinds_of(lambda p, x: p["table"][x] + p["b"], params, np.zeros((2, 3), int))
+    assert kinds == {"table": "embedding", "b": "bias"}
+
+
+@pytest.mark.parametrize(
+    ("order", "num_biases", "paired"),
+    [((0, 1), 2, True), ((1, 0), 2, False), ((0, 0), 1, False), ((0, 1), 3, False)],
+)
+def test_stacked_biases_belong_to_stacked_weights_slice_by_slice(order, num_biases, paired):
+    def model_fn(params, x):
+        h = x
+        for w, i in zip(range(2), order, strict=True):
+            h = jnp.tanh(h @ params["w"][w] + params["b"][i])
+        return h + params["b"][2] if num_biases == 3 else h
+
+    params = {"w": jnp.ones((2, 3, 3)), "b": jnp.ones((num_biases, 3))}
+    kinds = kinds_of(model_fn, params, X)
+    assert kinds["w"] == "dense"
+    assert (kinds["b"] == "bias of w") == paired
