@@ -11,6 +11,7 @@ from laplace_kit.likelihood import Bernoulli as Bernoulli
 from laplace_kit.likelihood import Categorical as Categorical
 from laplace_kit.likelihood import FromLoss as FromLoss
 from laplace_kit.likelihood import Gaussian as Gaussian
+from laplace_kit.likelihood import HeteroscedasticGaussian as HeteroscedasticGaussian
 from laplace_kit.likelihood import Likelihood as Likelihood
 from laplace_kit.likelihood import Poisson as Poisson
 

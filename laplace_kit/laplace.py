@@ -38,6 +38,7 @@ from laplace_kit.likelihood import (
     Bernoulli,
     Categorical,
     Gaussian,
+    HeteroscedasticGaussian,
     Likelihood,
     Poisson,
     check_targets,
@@ -390,7 +391,7 @@ _STORED = {
     cls.__name__: cls
     for cls in (
         Selection,
-        *(Gaussian, Categorical, Bernoulli, Poisson),
+        *(Gaussian, HeteroscedasticGaussian, Categorical, Bernoulli, Poisson),
         *(FullStructure, DiagonalStructure, LowRankStructure, KroneckerStructure),
         *(FullPosterior, DiagonalPosterior, LowRankPosterior, KroneckerPosterior),
         *(Eigenblock, PosteriorBlock, Layout, Slot, Move),

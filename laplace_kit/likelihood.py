@@ -113,6 +113,64 @@ class Gaussian(Likelihood):
 
 
 @pytree_dataclass()
+class HeteroscedasticGaussian(Likelihood):
+    r"""Regression with noise that depends on the input: outputs hold means and log-precisions.
+
+    For outputs $f = (m, s)$ `(..., 2 C)`, the C means first, and targets `(..., C)`,
+
+    $$-\log p(y \mid f) = \tfrac12 \sum e^{s} (y - m)^2 - s + \log 2 \pi.$$
+
+    Its Hessian is indefinite, so that $L$ is the expected one, over $y \sim p(y \mid f)$:
+    $\mathrm{diag}(e^{s}, \tfrac12)$. The GGN is then the Fisher matrix, as for the others.
+
+    References
+    ----------
+    Immer et al. (2023), Effective Bayesian heteroscedastic regression with deep neural networks.
+    """
+
+    def negative_log_prob(self, f, y):
+        mean, log_precision = _halves(f)
+        squares = jnp.exp(log_precision) * (y - mean) ** 2
+        return 0.5 * jnp.sum(squares - log_precision + math.log(2 * math.pi))
+
+    def hessian_mv(self, f, y, u):
+        return self._expected(f) * u
+
+    def hessian_sqrt_mv(self, f, y, w):
+        return jnp.sqrt(self._expected(f)) * w
+
+    def sample(self, key, f):
+        mean, log_precision = _halves(f)
+        return mean + jnp.exp(-log_precision / 2) * jax.random.normal(key, mean.shape, f.dtype)
+
+    def check_shapes(self, outputs, targets):
+        expected = (*outputs[:-1], outputs[-1] // 2)
+        if len(outputs) < 2 or outputs[-1] % 2 or targets.shape != expected:
+            raise ValueError(
+                f"HeteroscedasticGaussian: found outputs of shape {outputs} and targets of shape "
+                f"{targets.shape}, expected outputs (N, 2 C), the C means before the C "
+                "log-precisions, and targets (N, C); return both from the model and reshape the "
+                "targets."
+            )
+
+    def is_valid(self, f, y):
+        return jnp.isfinite(y).all()
+
+    @property
+    def support(self):
+        return "finite numbers"
+
+    def _expected(self, f):
+        _, log_precision = _halves(f)
+        return jnp.concatenate([jnp.exp(log_precision), jnp.full_like(log_precision, 0.5)], axis=-1)
+
+
+def _halves(f: Float[Array, "*event"]) -> tuple[Array, Array]:
+    mean, log_precision = jnp.split(f, 2, axis=-1)
+    return mean, log_precision
+
+
+@pytree_dataclass()
 class Categorical(Likelihood):
     r"""Classification with logits `f` `(..., C)`, $p = \mathrm{softmax}(f)$.
 
@@ -288,6 +346,7 @@ def _check_same_shape(name: str, outputs: tuple[int, ...], targets: jax.ShapeDty
 
 _BY_NAME = {
     "gaussian": Gaussian,
+    "heteroscedastic_gaussian": HeteroscedasticGaussian,
     "categorical": Categorical,
     "bernoulli": Bernoulli,
     "poisson": Poisson,

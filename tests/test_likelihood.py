@@ -10,7 +10,14 @@ import scipy.stats
 import twins
 
 from laplace_kit import likelihood as lk
-from laplace_kit.likelihood import Bernoulli, Categorical, FromLoss, Gaussian, Poisson
+from laplace_kit.likelihood import (
+    Bernoulli,
+    Categorical,
+    FromLoss,
+    Gaussian,
+    HeteroscedasticGaussian,
+    Poisson,
+)
 
 F = np.asarray([[0.3, -1.2, 0.8], [2.0, 0.1, -0.7]])
 
@@ -109,6 +116,46 @@ def test_samples_have_the_stated_distribution(name, x64):
     for terms, expected in ((gradients, jnp.zeros_like(f)), (outer, hessian)):
         error_bar = terms.std(axis=0) / num**0.5
         assert (jnp.abs(terms.mean(axis=0) - expected) < 4.5 * error_bar + 1e-12).all()
+
+
+def heteroscedastic() -> tuple:
+    f = jnp.asarray([[0.3, -1.2, 0.8, 0.1], [1.0, 0.2, -2.0, 3.0]])
+    return HeteroscedasticGaussian(), f, jnp.asarray([[0.5, -1.0], [1.2, 0.0]])
+
+
+def test_log_probability_with_a_noise_for_each_output_is_that_of_scipy(x64):
+    likelihood, f, y = heteroscedastic()
+    density = scipy.stats.norm.logpdf(y, f[:, :2], np.exp(-np.asarray(f[:, 2:]) / 2))
+    assert likelihood.negative_log_prob(f, y) == pytest.approx(-density.sum(), rel=1e-12)
+
+
+def test_curvature_with_a_noise_for_each_output_is_the_expected_hessian(x64):
+    """By quadrature over the targets; outputs do not interact, so that one node serves all."""
+    likelihood, f, y = heteroscedastic()
+    nodes, weights = np.polynomial.hermite_e.hermegauss(5)
+    targets = f[:, :2] + jnp.exp(-f[:, 2:] / 2) * nodes[:, None, None]
+    hessians = jax.vmap(jax.hessian(likelihood.negative_log_prob), (None, 0))(f, targets)
+    expected = np.tensordot(weights / weights.sum(), hessians, 1).reshape(8, 8)
+    root = matrix(likelihood, "hessian_sqrt_mv", f, y)
+    twins.assert_close(matrix(likelihood, "hessian_mv", f, y), expected)
+    twins.assert_close(root @ root.T, expected)
+    assert np.linalg.eigvalsh(jax.hessian(likelihood.negative_log_prob)(f[0], y[0])).min() < 0
+
+
+def test_samples_with_a_noise_for_each_output_have_that_noise(x64):
+    likelihood, f, _ = heteroscedastic()
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    y = jax.vmap(likelihood.sample, (0, None))(keys, f)
+    std = np.exp(-np.asarray(f[:, 2:]) / 2)
+    assert np.abs((y.mean(axis=0) - f[:, :2]) / (std / 20_000**0.5)).max() < 4
+    assert np.abs(y.std(axis=0) / std - 1).max() < 4 / 40_000**0.5
+
+
+@pytest.mark.parametrize(("outputs", "targets"), [((5, 3), (5, 1)), ((5, 4), (5, 4)), ((4,), (2,))])
+def test_a_noise_for_each_output_wants_twice_as_many_outputs(outputs, targets):
+    spec = jax.ShapeDtypeStruct(targets, jnp.float32)
+    with pytest.raises(ValueError, match=r"expected outputs \(N, 2 C\), the C means before"):
+        HeteroscedasticGaussian().check_shapes(outputs, spec)
 
 
 def test_samples_suit_the_targets_of_several_labels():

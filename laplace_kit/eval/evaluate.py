@@ -10,7 +10,14 @@ from jaxtyping import Array, Float, Num
 from laplace_kit.eval import metrics
 from laplace_kit.eval.predictive import Predictive
 from laplace_kit.eval.report import classification_metrics, regression_metrics
-from laplace_kit.likelihood import Bernoulli, Categorical, Gaussian, Likelihood, Poisson
+from laplace_kit.likelihood import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    HeteroscedasticGaussian,
+    Likelihood,
+    Poisson,
+)
 
 
 @singledispatch
@@ -45,8 +52,9 @@ def _(likelihood, predictive, y):
     return classification_metrics(*as_classes(likelihood, predictive, y))
 
 
-@evaluate.register
-def _(likelihood: Gaussian, predictive, y):
+@evaluate.register(Gaussian)
+@evaluate.register(HeteroscedasticGaussian)
+def _(likelihood, predictive, y):
     mean, std = as_rows(predictive.mean), as_rows(jnp.sqrt(predictive.var))
     return regression_metrics(mean, std, as_rows(y))
 
@@ -84,8 +92,9 @@ def _(likelihood, predictive, y):
     return metrics.negative_log_likelihood(*as_classes(likelihood, predictive, y))
 
 
-@negative_log_likelihood.register
-def _(likelihood: Gaussian, predictive, y):
+@negative_log_likelihood.register(Gaussian)
+@negative_log_likelihood.register(HeteroscedasticGaussian)
+def _(likelihood, predictive, y):
     return metrics.gaussian_nll(as_rows(predictive.mean), as_rows(predictive.var), as_rows(y))
 
 

@@ -20,7 +20,14 @@ from laplace_kit.data import as_data, check_batch_size, map_over
 from laplace_kit.errors import check_option
 from laplace_kit.eval import link as links
 from laplace_kit.eval.moments import linearized_moments
-from laplace_kit.likelihood import Bernoulli, Categorical, Gaussian, Likelihood, Poisson
+from laplace_kit.likelihood import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    HeteroscedasticGaussian,
+    Likelihood,
+    Poisson,
+)
 from laplace_kit.tree import pytree_dataclass
 
 METHODS = ("linearized", "sampled")
@@ -35,19 +42,19 @@ class Predictive:
 
     `f_mean`, `f_var` `(N, *event)` and `f_cov` `(N, C, C)`, over flattened outputs, describe the
     model's outputs. Classification: `probs` `(N, C)`. Regression and counts: `mean`,
-    `epistemic_var` (from the weights) and `noise_var` (from the likelihood) `(N, *event)`.
+    `epistemic_var` (from the weights) and `noise_var` (from the likelihood), of the targets' shape.
     """
 
     f_mean: Float[Array, "N *event"]
     f_var: Float[Array, "N *event"]
     f_cov: Float[Array, "N C C"] | None = None
     probs: Float[Array, "N *event"] | None = None
-    mean: Float[Array, "N *event"] | None = None
-    epistemic_var: Float[Array, "N *event"] | None = None
-    noise_var: Float[Array, "N *event"] | None = None
+    mean: Float[Array, "N *target"] | None = None
+    epistemic_var: Float[Array, "N *target"] | None = None
+    noise_var: Float[Array, "N *target"] | None = None
 
     @property
-    def var(self) -> Float[Array, "N *event"] | None:
+    def var(self) -> Float[Array, "N *target"] | None:
         """The whole predictive variance of the targets, `epistemic_var + noise_var`."""
         return None if self.mean is None else self.epistemic_var + self.noise_var
 
@@ -218,6 +225,15 @@ def _(likelihood: Gaussian, f_mean, f_var, f_cov, *, link, key, num_samples):
 
 
 @from_gaussian.register
+def _(likelihood: HeteroscedasticGaussian, f_mean, f_var, f_cov, *, link, key, num_samples):
+    (mean, log_precision), (mean_var, log_precision_var) = (
+        jnp.split(part, 2, axis=-1) for part in (f_mean, f_var)
+    )
+    noise = jnp.exp(log_precision_var / 2 - log_precision)  # the mean of a log-normal
+    return Predictive(f_mean, f_var, f_cov, mean=mean, epistemic_var=mean_var, noise_var=noise)
+
+
+@from_gaussian.register
 def _(likelihood: Categorical, f_mean, f_var, f_cov, *, link, key, num_samples):
     num_classes = f_mean.shape[-1]
     logits = f_mean.reshape(-1, num_classes)
@@ -274,6 +290,13 @@ def _average(likelihood: Likelihood, samples: Array, moments: Predictive) -> Pre
 def _(likelihood: Gaussian, samples, moments):
     noise = _noise_variance(likelihood, moments.f_mean)
     return _with_moments(moments, moments.f_mean, moments.f_var, noise)
+
+
+@_average.register
+def _(likelihood: HeteroscedasticGaussian, samples, moments):
+    mean, log_precision = jnp.split(samples, 2, axis=-1)
+    noise = jnp.exp(-log_precision).mean(axis=1)
+    return _with_moments(moments, mean.mean(axis=1), mean.var(axis=1, ddof=1), noise)
 
 
 @_average.register

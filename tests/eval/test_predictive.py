@@ -10,6 +10,7 @@ import pytest
 import twins
 from scipy import integrate, stats
 
+import laplace_kit as lk
 from laplace_kit import tree
 from laplace_kit.approx import DiagonalPosterior
 from laplace_kit.curv.objective import restrict
@@ -291,3 +292,34 @@ def test_batch_size_is_a_positive_whole_number(batch_size):
     la = exact.fitted("diagonal", "float32")
     with exact.as_users_call(), pytest.raises(ValueError, match=f"batch_size={batch_size}, expec"):
         predict(la.objective, la.posterior, twins.problem("mlp").x, batch_size=batch_size)
+
+
+# --- a noise for each output ----------------------------------------------------------------------
+
+
+def test_a_noise_of_its_own_adds_to_the_variance_of_the_mean(x64):
+    """By the law of total variance; targets are drawn from outputs drawn from their Gaussian."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(30, 2)), rng.normal(size=(30, 1))
+    params = {"bias": jnp.zeros(2), "weight": jnp.asarray(rng.normal(size=(2, 2)))}
+    la = lk.fit(
+        lambda p, x: x @ p["weight"] + p["bias"],
+        params,
+        (jnp.asarray(x), jnp.asarray(y)),
+        likelihood=lk.HeteroscedasticGaussian(),
+        prior_precision=5.0,
+    )
+    new = jnp.asarray(rng.normal(size=(3, 2)))
+    found = la.predict(new)
+    num = 200_000
+    f = rng.multivariate_normal(np.zeros(2), np.eye(2), (3, num))
+    f = np.einsum("ncd,nkd->nkc", np.linalg.cholesky(found.f_cov), f) + found.f_mean[:, None]
+    targets = f[..., 0] + np.exp(-f[..., 1] / 2) * rng.normal(size=(3, num))
+    np.testing.assert_allclose(found.mean[:, 0], targets.mean(axis=1), atol=0.02)
+    np.testing.assert_allclose(found.var[:, 0], targets.var(axis=1), rtol=0.03)
+    np.testing.assert_allclose(found.epistemic_var[:, 0], found.f_var[:, 0])
+    sampled = la.predict(new, method="sampled", key=jax.random.key(0), num_samples=20_000)
+    np.testing.assert_allclose(sampled.noise_var, found.noise_var, rtol=0.05)
+    np.testing.assert_allclose(sampled.mean, found.mean, atol=0.02)
+    metrics = la.evaluate((new, found.mean))
+    assert metrics["rmse"] == pytest.approx(0, abs=1e-12)
