@@ -42,8 +42,8 @@ class Eigenblock:
         biased = self.layout.bias is not None
         axes = tuple(axis for axis, basis in ((1, self.left), (2, self.right)) if basis is not None)
         weight = given[:, :-1] if biased else given
-        shared = weight.mean(axis=axes, keepdims=True)
-        rest = given[:, -1:].mean(axis=(1, 2), keepdims=True) - shared if biased else 0 * shared
+        shared = _common(weight, axes)
+        rest = _common(given[:, -1:], (1, 2)) - shared if biased else 0 * shared
         last = jnp.arange(given.shape[1])[:, None] == given.shape[1] - 1
         error = jnp.abs(given - shared - jnp.where(last, rest, 0)).max()
         return shared, rest, error <= 8 * jnp.finfo(given.dtype).eps * jnp.abs(given).max()
@@ -57,6 +57,17 @@ class Eigenblock:
         else:
             unit = self.left[:, -1, :, None]
         return jnp.where(representable, self.values + shared, jnp.nan), unit, rest
+
+
+def _common(values: Float[Array, "G I O"], axes: tuple[int, ...]) -> Float[Array, "G i o"]:
+    """Return the value that entries along some axes share, exactly; its derivative is the mean's.
+
+    A plain mean of equal numbers differs from them by rounding.
+    """
+    first = jax.lax.stop_gradient(
+        values[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(3))]
+    )
+    return first + (values - first).mean(axis=axes, keepdims=True)
 
 
 @pytree_dataclass(static=("corrected",))

@@ -9,7 +9,9 @@ import twins
 
 import laplace_kit as lk
 from laplace_kit import curv
-from laplace_kit.approx.kronecker import fit_kronecker
+from laplace_kit.approx.kronecker import Eigenblock, KroneckerStructure, fit_kronecker
+from laplace_kit.approx.posterior import factorise
+from laplace_kit.curv.layout import Layout, Move, Slot
 
 RNG = np.random.default_rng(0)
 
@@ -139,6 +141,28 @@ def test_inside_a_transformation_such_a_prior_gives_nan(x64):
     log_det = jax.jit(la.structure.log_det)
     assert np.isnan(log_det(jnp.arange(1.0, 32.0)))
     assert np.isfinite(log_det(jnp.full(31, 0.3)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "out"), [("float32", 64, 32), ("float64", 36, 6), ("float64", 64, 32)]
+)
+def test_one_precision_is_one_whatever_its_rounding(dtype, width, out):
+    """The sum of so many equal numbers is not exact, unlike that of powers of two."""
+    with twins.precision(dtype):
+        eye = tuple(jnp.eye(n, dtype=dtype)[None] for n in (width, out))
+        weight = Slot(0, (width - 1, out), (Move("reshape", (1, width - 1, out)),))
+        bias = Slot((width - 1) * out, (out,), (Move("reshape", (1, 1, out)),))
+        layout = Layout(weight, bias, (1, width, out))
+        values = jnp.asarray(RNG.uniform(size=(1, width, out)), dtype)
+        structure = KroneckerStructure((Eigenblock(*eye, values, layout),), False)
+        for delta in (0.1, 0.8, 3.7):
+            precision = jnp.full(width * out, delta, dtype)
+            posterior, _ = factorise(structure, precision)
+            # The basis is the identity, so that variances are those of independent parameters.
+            flat = layout.pieces(1 / (values + delta))
+            expected = np.concatenate([part for _, part in sorted(flat, key=lambda p: p[0])])
+            twins.assert_close(posterior.variance(), expected, dtype=dtype)
+            assert np.isfinite(jax.jit(structure.log_det)(precision))
 
 
 def test_entries_of_a_table_may_have_priors_of_their_own(x64):
