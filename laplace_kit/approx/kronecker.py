@@ -12,6 +12,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, without_rounding
@@ -32,6 +33,17 @@ class Eigenblock:
     values: Float[Array, "G I O"]
     layout: Layout
 
+    @property
+    def _rotated(self) -> tuple[int, ...]:
+        """The axes of `(G, I, O)` that are not as they are in the parameters."""
+        return tuple(axis for axis, basis in ((1, self.left), (2, self.right)) if basis is not None)
+
+    def represents(self, precision: np.ndarray) -> bool:
+        """Tell whether a prior precision is diagonal in the eigenbasis, but for the bias's part."""
+        weight, *bias = (slot.read(precision) for slot in self.layout.slots)
+        parts = [(weight, self._rotated), *((values, (1, 2)) for values in bias)]
+        return all(np.all(v.max(axis=axes) == v.min(axis=axes)) for v, axes in parts)
+
     def prior(self, precision: Float[Array, " P"]) -> tuple[Array, Array, Array]:
         """Return the layer's prior precision, what its bias has besides, and whether that is all.
 
@@ -40,9 +52,8 @@ class Eigenblock:
         """
         given = self.layout.to_matrix(precision)
         biased = self.layout.bias is not None
-        axes = tuple(axis for axis, basis in ((1, self.left), (2, self.right)) if basis is not None)
         weight = given[:, :-1] if biased else given
-        shared = _common(weight, axes)
+        shared = _common(weight, self._rotated)
         rest = _common(given[:, -1:], (1, 2)) - shared if biased else 0 * shared
         last = jnp.arange(given.shape[1])[:, None] == given.shape[1] - 1
         error = jnp.abs(given - shared - jnp.where(last, rest, 0)).max()
@@ -90,10 +101,12 @@ class KroneckerStructure(Structure):
             If, outside of transformations, the prior precision is more than one value for each
             weight and for each bias. Inside, results are NaN.
         """
-        valid = _representable(self, precision)
-        if not is_concrete(valid) or bool(valid.all()):
+        if not is_concrete(precision):
             return
-        block = self.blocks[int(jnp.argmin(valid))]
+        values = np.asarray(precision)  # on the host, which need not compile anything for this
+        block = next((block for block in self.blocks if not block.represents(values)), None)
+        if block is None:
+            return
         matrix = block.layout.to_matrix(precision)
         raise ValueError(
             f"Found prior precisions that differ within a layer (from {float(matrix.min()):.4g} to "
@@ -119,11 +132,6 @@ class KroneckerStructure(Structure):
     def spectrum(self):
         values = jnp.concatenate([block.values.reshape(-1) for block in self.blocks])
         return Spectrum(values, values.min(), len(values))
-
-
-@jax.jit
-def _representable(structure, precision):
-    return jnp.stack([block.prior(precision)[2] for block in structure.blocks])
 
 
 @jax.jit

@@ -162,7 +162,8 @@ def _all_finite(tree):
 
 @jax.jit
 def _posterior(structure, precision, jitter=0.0):
-    return structure.posterior(precision, jitter)
+    posterior = structure.posterior(precision, jitter)
+    return posterior, _all_finite(posterior)
 
 
 def factorise(structure: Structure, precision: Float[Array, " P"]) -> tuple[Posterior, Array]:
@@ -188,9 +189,9 @@ def factorise(structure: Structure, precision: Float[Array, " P"]) -> tuple[Post
         indefinite beyond rounding: the message names the most negative curvature and the choices.
     """
     structure.check_prior(precision)
-    posterior = _posterior(structure, precision)
+    posterior, finite = _posterior(structure, precision)
     zero = jnp.zeros((), precision.dtype)
-    if not is_concrete(posterior) or posterior.is_finite():
+    if not is_concrete(finite) or bool(finite):
         return posterior, zero
     spectrum = structure.spectrum()
     lowest, highest = float(spectrum.smallest), float(jnp.abs(spectrum.values).max())
@@ -210,8 +211,8 @@ def factorise(structure: Structure, precision: Float[Array, " P"]) -> tuple[Post
         )
     for factor in (1.0, 10.0, 100.0):
         jitter = jnp.asarray(factor * rounding, precision.dtype)
-        posterior = _posterior(structure, precision, jitter)
-        if posterior.is_finite():
+        posterior, finite = _posterior(structure, precision, jitter)
+        if bool(finite):
             return posterior, jitter
     raise ValueError(
         f"Found a posterior precision that cannot be factorised in {precision.dtype} (largest "

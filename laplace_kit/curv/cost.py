@@ -1,5 +1,6 @@
 """What Jacobian rows cost in memory, and how many examples and directions that lets a pass hold."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -65,7 +66,8 @@ def rows_cost(
     work = [of_block(block) if of_block else (0, 0) for block in blocks]
     totals = [sum(parts) + sum(more) for *parts, more in zip(once, direction, work, strict=True)]
     worst = totals.index(max(totals))
-    leaf = next(leaf for leaf in found.leaves if leaf.layer == worst)
+    leaves = (leaf for leaf in found.leaves if leaf.layer == worst)
+    leaf = max(leaves, key=lambda leaf: math.prod(leaf.shape))  # the weight, not its bias
     return Cost(
         _LINEARISATION * example_bytes + 2 * sum(once) + max(w for w, _ in work),
         _DIRECTION * example_bytes + 2 * sum(direction) + max(w for _, w in work),

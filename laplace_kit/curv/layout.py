@@ -54,7 +54,7 @@ class Slot:
         """The number of entries."""
         return math.prod(self.shape)
 
-    def read(self, flat: Float[Array, "P *rest"]) -> Float[Array, "..."]:
+    def read(self, flat: Float[_Array, "P *rest"]) -> Float[_Array, "..."]:
         """Return the leaf's entries, moved."""
         shape = self.shape
         leaf = flat[self.start : self.start + self.size].reshape(*shape, *flat.shape[1:])

@@ -44,6 +44,6 @@ def test_chunks_of_inputs_and_outputs_give_the_dense_moments(kind, full, x64):
 
 def test_covariances_that_do_not_fit_name_the_remedy(x64):
     la, x = exact.fitted("diagonal", "float64"), twins.problem("mlp", "float64").x
-    with pytest.raises(ValueError, match=r"in 3 direction.*'hidden/0/bias'") as error:
+    with pytest.raises(ValueError, match=r"in 3 direction.*'hidden/0/kernel'") as error:
         linearized_moments(la.objective, la.posterior, x, full=True, memory_limit=1_000)
     assert 'covariance="diagonal"' in str(error.value)

@@ -1,0 +1,81 @@
+"""The benchmarks measure what they say: turns, budgets, verdicts, and networks of known layers."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from benchmarks import timing
+from benchmarks.timing import Job, Timing, measure, table
+from benchmarks.workloads import lenet, transformer
+from laplace_kit.curv import coverage
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time stands still but for what jobs take."""
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def job_of(seconds, **targets):
+        calls = []
+
+        def run():
+            # The first call compiles, as it were, for a second.
+            now[0] += seconds + (not calls)
+            calls.append(now[0])
+
+        return Job(f"{seconds} s", run, (), **targets), calls
+
+    return job_of
+
+
+def test_jobs_take_turns_within_their_budget(clock):
+    (yardstick, yardstick_calls), (fast, fast_calls), (slow, slow_calls) = map(
+        clock, (0.5, 0.25, 4.0)
+    )
+    timings = measure([yardstick, fast, slow], repetitions=12, budget=8.0)
+    # Twelve times half a second is within the budget. The budget has room for two turns of four
+    # seconds, but three are the fewest.
+    assert [len(calls) for calls in (yardstick_calls, fast_calls, slow_calls)] == [13, 13, 4]
+    assert [timing.first for timing in timings] == [1.5, 1.25, 5.0]
+    for found, seconds in zip(timings, (0.5, 0.25, 4.0), strict=True):
+        np.testing.assert_allclose(found.steady, seconds)
+        np.testing.assert_allclose(found.ratios, seconds / 0.5)
+        assert found.compilation == 1.0
+
+
+def test_cold_jobs_are_warmed_up_after_their_first_calls(clock):
+    jobs, calls = zip(*(clock(seconds) for seconds in (0.5, 0.25)), strict=True)
+    measure(jobs, repetitions=2, cold=True)
+    assert list(map(len, calls)) == [4, 4]
+
+
+def test_table_compares_medians_with_targets():
+    steady, ratios = np.array([0.1, 0.2, 0.6]), np.array([1.0, 2.0, 6.0])
+    jobs = [
+        Job("a", max, (), target=2.0),
+        Job("b", max, (), target=1.9),
+        Job("c", max, (), seconds=0.3),
+        Job("d", max, (), seconds=0.1),
+        Job("e", max, ()),
+    ]
+    lines = table([Timing(job, 1.0, steady, ratios) for job in jobs]).splitlines()[2:]
+    ends = ["2 gradients: met", "1.9 gradients: missed", "0.3 s: met", "0.1 s: missed", ""]
+    for job, line, end in zip(jobs, lines, ends, strict=True):
+        assert line == f"| {job.name} | 1.00 | 200.00 | 2.00 (1.50 to 4.00) | {end} |"
+
+
+@pytest.mark.parametrize(
+    ("make", "counts"),
+    [
+        (lenet, {"convolution": 2, "dense": 3, "bias": 5}),
+        (transformer, {"embedding": 2, "dense": 13, "bias": 18, "scale": 5}),
+    ],
+)
+def test_networks_are_made_of_layers_that_are_captured(make, counts):
+    workload = make(num_examples=2)
+    found = coverage(workload.model_fn, workload.params, workload.x)
+    assert Counter(leaf.kind for leaf in found) == counts
+    weights = [leaf for leaf in found if leaf.kind in ("convolution", "dense", "embedding")]
+    assert {leaf.road for leaf in weights} <= {"factors", "lookup"}
