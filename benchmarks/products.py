@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 
 import laplace_kit as lk
 from benchmarks.timing import Job, machine, measure, table
+from benchmarks.workloads import loss, mlp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +39,6 @@ FULL = Setting(
 QUICK = Setting(widths=(20, 10, 10, 10), num_examples=50, num_vectors=4, repetitions=3)
 
 
-def model_fn(params, x):
-    *hidden, last = params
-    for kernel, bias in hidden:
-        x = jnp.tanh(x @ kernel + bias)
-    return x @ last[0] + last[1]
-
-
-def loss(params, x, y):
-    log_probs = jax.nn.log_softmax(model_fn(params, x))
-    return -jnp.take_along_axis(log_probs, y[:, None], axis=1).sum()
-
-
 def multiply(operator, v):
     return operator.mv(v)
 
@@ -69,14 +59,14 @@ def jobs(setting: Setting) -> list[Job]:
     flat = jax.flatten_util.ravel_pytree(v)[0]
     vs = jax.tree.map(lambda leaf: normal(setting.num_vectors, *leaf.shape), params)
 
-    args = model_fn, params, (x, y), lk.Categorical()
+    args = mlp, params, (x, y), lk.Categorical()
     ggn, hessian = lk.curv.GGNOperator(*args), lk.curv.HessianOperator(*args)
     empirical = lk.curv.EmpiricalFisherOperator(*args)
     sampled = lk.curv.MonteCarloFisherOperator(*args, key=jax.random.key(0))
     product = jax.jit(multiply)
     several = jax.jit(lambda operator, vs: operator.matmat(vs))
     return [
-        Job("gradient", jax.jit(jax.grad(loss)), (params, x, y)),
+        Job("gradient", jax.jit(partial(jax.grad(loss, argnums=1), mlp)), (params, x, y)),
         Job("GGN product", product, (ggn, v), target=setting.ggn_target),
         Job(
             "GGN product, flat and eager",
