@@ -272,7 +272,7 @@ def select(params: PyTree, subset: Subset = None) -> tuple[PyTree, Selection]:
     Parameters
     ----------
     params
-        A pytree of arrays. Leaves that are not floating point are always frozen.
+        A pytree of arrays. Leaves that are not floating point, or empty, are always frozen.
     subset
         `None` (all), a predicate on the leaf's path such as `lambda path: "head" in path`, or a
         pytree prefix of booleans: one per leaf or group, or an array of the leaf's shape.
@@ -293,7 +293,7 @@ def select(params: PyTree, subset: Subset = None) -> tuple[PyTree, Selection]:
     masks = _leaf_masks(params, subset)
     free, frozen, indices = [], [], []
     for leaf, mask in zip(leaves, masks, strict=True):
-        floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and jnp.size(leaf) > 0
         mask = np.logical_and(mask, floating)
         leaf = jnp.asarray(leaf)
         if mask.all() and floating:

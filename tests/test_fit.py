@@ -209,6 +209,21 @@ def test_a_predicate_sees_paths():
     assert seen == ["hidden/0/bias", "hidden/0/kernel", "out/bias", "out/kernel"]
 
 
+def test_empty_leaves_are_frozen(x64):
+    """As of a layer without inputs: there is nothing about them to be uncertain of."""
+    problem = mlp()
+    params = {**problem.params, "none": jnp.zeros((0, 3))}
+    la = lk.fit(
+        lambda p, x: twins.mlp(p, x) + x[:, :0] @ p["none"],
+        params,
+        (problem.x, problem.y),
+        likelihood="categorical",
+        structure="kron",
+    )
+    leaves_close(la.predict(problem.x), exact.fitted("kron", "float64").predict(problem.x))
+    assert la.sample(jax.random.key(0), 2)["none"].shape == (2, 0, 3)
+
+
 # --- structure and memory -------------------------------------------------------------------------
 
 

@@ -85,7 +85,9 @@ class FactoredRows:
         """Return the products of every row with K vectors."""
         a, g, shape = self.single()
         groups, width, out = shape
-        hidden = _by_group(a, vectors.reshape(groups, width, -1)).reshape(len(a), groups, out, -1)
+        num = vectors.shape[-1]
+        hidden = _by_group(a, vectors.reshape(groups, width, out * num))
+        hidden = hidden.reshape(len(a), groups, out, num)
         return jnp.einsum("brgo,bgok->brk", g, hidden)
 
     def along_inputs(self, vectors: Float[Array, "G I O"]) -> Float[Array, "B R G O"]:
@@ -120,7 +122,7 @@ def _by_group(
 def _multiplied_out(block: "Block") -> _Single:
     rows = block.to_dense()
     num, size = len(rows), block.layout.size
-    rows = rows.reshape(num, -1, 1, size)
+    rows = rows.reshape(num, rows.shape[1], 1, size)
     return _Single(jnp.ones((num, 1, 1), rows.dtype), rows, (1, 1, size))
 
 
@@ -212,13 +214,14 @@ def gram(left: Block, right: Block) -> Float[Array, "P Q"]:
     other_out = h.shape[2]
     multiplied = columns * (width * out + other_width * other_out)
     if multiplied <= width * other_width + out * other_out:
-        rows = jnp.einsum("bi,bro->brio", a, g).reshape(num * columns, -1)
-        other = jnp.einsum("bj,brp->brjp", b, h).reshape(num * columns, -1)
+        rows = jnp.einsum("bi,bro->brio", a, g).reshape(num * columns, width * out)
+        other = jnp.einsum("bj,brp->brjp", b, h)
+        other = other.reshape(num * columns, other_width * other_out)
         return rows.T @ other
-    inputs = jnp.einsum("bi,bj->bij", a, b).reshape(num, -1)
-    outputs = jnp.einsum("bro,brp->bop", g, h).reshape(num, -1)
+    inputs = jnp.einsum("bi,bj->bij", a, b).reshape(num, width * other_width)
+    outputs = jnp.einsum("bro,brp->bop", g, h).reshape(num, out * other_out)
     total = (inputs.T @ outputs).reshape(width, other_width, out, other_out)
-    return jnp.transpose(total, (0, 2, 1, 3)).reshape(width * out, -1)
+    return jnp.transpose(total, (0, 2, 1, 3)).reshape(width * out, other_width * other_out)
 
 
 def _one_group(block: Block) -> tuple[Float[Array, "B I"], Float[Array, "B R O"]]:

@@ -105,7 +105,7 @@ def _inputs(layer: Layer, operands: list[Array], num: int) -> Array:
 def _block(layer: Layer, inputs: Array, gradients: list[Array]) -> Block:
     if layer.product is None:
         (g,) = gradients
-        g = g.reshape(*g.shape[:2], 1, 1, -1)
+        g = g.reshape(*g.shape[:2], 1, 1, layer.layout.size)
         return FactoredRows(inputs.astype(g.dtype), g, layer.layout)
     g = jax.vmap(jax.vmap(layer.product.outputs))(*gradients)
     if isinstance(layer.product, Lookup):

@@ -100,4 +100,6 @@ def _rows_to_flat(
     matrices: list[Float[Array, "_ K"]], layouts: tuple[Layout, ...]
 ) -> Float[Array, "P K"]:
     pairs = zip(layouts, matrices, strict=True)
-    return to_flat(layouts, [matrix.reshape(*layout.shape, -1) for layout, matrix in pairs])
+    return to_flat(
+        layouts, [matrix.reshape(*layout.shape, matrix.shape[-1]) for layout, matrix in pairs]
+    )

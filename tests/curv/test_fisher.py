@@ -74,7 +74,7 @@ def test_sampled_fisher_is_the_ggn_on_average(name, x64):
         theta, outputs = twins.flat(problem)
         f, tangent = jax.jvp(outputs, (theta,), (v,))
         chunk = Chunk(problem.x, problem.y, jnp.arange(len(f)), jnp.ones(len(f)))
-        factor = operator.output_factor(f, chunk) * num_samples**0.5
+        factor = operator.output_factor(f, chunk, jnp.arange(num_samples)) * num_samples**0.5
         return jnp.einsum("nm...,n...->nm", factor, tangent) ** 2
 
     found = np.asarray(terms(operator, v))

@@ -57,7 +57,7 @@ def test_kinds_and_pairs_are_recognised(build, x64):
     np.testing.assert_array_equal(join(flat), flat)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(chain=chains())
 def test_kinds_and_pairs_of_random_architectures_are_recognised(chain):
     with jax.enable_x64(True):

@@ -1,4 +1,4 @@
-"""Which bias belongs to which weight: the one added to its product, entry to entry, and no other."""
+"""Which bias belongs to which weight: the one added to its product alone, entry to entry."""
 
 import jax
 import jax.numpy as jnp
@@ -132,9 +132,7 @@ def test_the_first_of_two_biases_is_the_products():
 
 def test_a_bias_of_two_products_is_shared():
     params = {"v": jnp.ones((3, 4)), "w": jnp.ones((3, 4)), "b": jnp.ones(4)}
-    kinds = kinds_of(
-        lambda p, x: jnp.tanh(x @ p["w"] + p["b"]) * (x @ p["v"] + p["b"]), params, X
-    )
+    kinds = kinds_of(lambda p, x: jnp.tanh(x @ p["w"] + p["b"]) * (x @ p["v"] + p["b"]), params, X)
     assert kinds == {"v": "dense", "w": "dense", "b": "shared"}
 
 

@@ -166,6 +166,50 @@ def test_operations_on_one_array_move_entries():
     assert names == {"broadcast_in_dim", "convert_element_type", "transpose"}
 
 
+def parts_of(fn, *params):
+    _, uses = uses_of(fn, *params)
+    return [[use.part for use in found] for found in uses]
+
+
+def test_slices_along_the_first_axis_are_uses_of_parts():
+    w = jnp.ones((3, 2, 2))
+    assert parts_of(lambda w, x: jnp.sin(w[1]) + jnp.cos(w[2].T), w) == [[1, 2]]
+    assert parts_of(lambda w, x: jnp.sin(w[1:2, ::-1]) + jnp.sin(w), w) == [[1, None]]
+    assert parts_of(lambda w, x: w[:2].sum() + w[:, :1].sum(), w) == [[None, None]]
+    assert parts_of(lambda w, x: jnp.sin(w.T[1]), w) == [[None]]
+
+
+def test_scans_over_parameters_are_unrolled():
+    def fn(w, b, x):
+        def step(h, own):
+            return jnp.tanh(h @ own[0] + own[1]), h.sum()
+
+        return jax.lax.scan(step, x, (w.swapaxes(1, 2), b), reverse=True)
+
+    w, b, x = jnp.ones((3, 2, 2)), jnp.arange(3.0), jnp.ones((1, 2))
+    for part in (0, 1):
+        model = jax.tree_util.Partial(lambda p, x, part=part: fn(*p, x)[part])
+        program = flatten_program(model, (w, b), x)
+        assert "scan" not in {step.primitive.name for step in program.steps}
+        read = evaluate(program, [], [w, b], [x])
+        np.testing.assert_allclose(read(program.output), model((w, b), x), rtol=1e-6)
+        assert [use.part for use in find_uses(program)[1]] == [2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda w, x: jax.lax.scan(lambda h, _: (h + w, None), x, None, 2)[0],
+        lambda w, x: jax.lax.scan(lambda h, a: (h * a, None), w, x)[0],
+        lambda w, x: jax.lax.scan(lambda h, a: (h * a.sum(), None), x[0], 2 * w)[0],
+    ],
+)
+def test_scans_over_anything_else_are_left_whole(fn):
+    w = jnp.ones(3)
+    program = flatten_program(jax.tree_util.Partial(fn), w, X)
+    assert "scan" in {step.primitive.name for step in program.steps}
+
+
 MOVED = {
     "reshape": lambda w: w.reshape(4, 3),
     "expand": lambda w: w[:, None, :, :, None],
