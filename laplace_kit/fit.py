@@ -15,6 +15,7 @@ from laplace_kit.approx.full import fit_full
 from laplace_kit.approx.kronecker import fit_kronecker
 from laplace_kit.approx.low_rank import fit_low_rank
 from laplace_kit.approx.posterior import Structure, factorise
+from laplace_kit.approx.prior import expand_precision
 from laplace_kit.curv.coverage import of_objective
 from laplace_kit.curv.kronecker import WEIGHT_SHARING, num_entries
 from laplace_kit.curv.lanczos import check_rank
@@ -24,7 +25,7 @@ from laplace_kit.curv.objective import restrict
 from laplace_kit.curv.operator import CurvatureOperator, check_outputs
 from laplace_kit.data import as_data, batch_spec, check_batch_size
 from laplace_kit.errors import check_option
-from laplace_kit.laplace import Laplace, expand_precision
+from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Likelihood, as_likelihood
 from laplace_kit.tree import Subset, as_pytree_function
 

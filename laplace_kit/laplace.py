@@ -22,6 +22,7 @@ from laplace_kit.approx.kronecker import (
 )
 from laplace_kit.approx.low_rank import LowRankPosterior, LowRankStructure
 from laplace_kit.approx.posterior import Posterior, Structure, factorise
+from laplace_kit.approx.prior import expand_precision
 from laplace_kit.curv.coverage import Coverage, LeafCoverage
 from laplace_kit.curv.layout import Layout, Move, Slot
 from laplace_kit.curv.mode import check_values
@@ -336,6 +337,7 @@ class Laplace:
             "likelihood": type(self.likelihood).__name__,
             "structure": self.structure.name,
             "parameters": f"{tree.size(self.mode):,} of {tree.size(self.params):,}",
+            "layer capture": self.coverage.summary(),
             "training examples": f"{self.num_data:,}",
             "prior precision": f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}",
             "log marginal likelihood": f"{float(self.log_marginal_likelihood()):.2f} nats",
@@ -440,25 +442,3 @@ def load(
             "is not stored; pass lk.load(path, model_fn, likelihood=lk.FromLoss(loss))."
         )
     return Laplace(model_fn=as_pytree_function(model_fn), **fields)
-
-
-def expand_precision(
-    prior_precision: PyTree, free: PyTree, selection: Selection, dtype: jnp.dtype
-) -> Float[Array, " P"]:
-    """Return one prior precision for each free parameter.
-
-    Raises
-    ------
-    ValueError
-        If the form is none that is known, or a value is not positive and finite (where values can
-        be looked at, outside of JAX transformations).
-    """
-    precision = selection.broadcast(prior_precision, free, name="prior_precision").astype(dtype)
-    valid = jnp.all((precision > 0) & jnp.isfinite(precision))
-    if tree.is_concrete(valid) and not valid:
-        raise ValueError(
-            f"Found prior_precision with values from {float(precision.min()):.4g} to "
-            f"{float(precision.max()):.4g}, expected positive, finite numbers: the inverse prior "
-            "variances of the parameters."
-        )
-    return precision

@@ -1,6 +1,7 @@
 """What layer capture makes of each parameter: its kind, and the road that its rows take."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,6 +53,13 @@ class Coverage:
             if leaf.path == path:
                 return leaf
         raise KeyError(f"Found no parameter {path!r} among {[leaf.path for leaf in self.leaves]}.")
+
+    def summary(self) -> str:
+        """Return how many parameters take which road, in words."""
+        sizes = dict.fromkeys(ROADS, 0)
+        for leaf in self.leaves:
+            sizes[leaf.road] += math.prod(leaf.shape)
+        return ", ".join(f"{size:,} by {road}" for road, size in sizes.items() if size)
 
     def __str__(self) -> str:
         """Return a table, one line for each parameter."""

@@ -78,3 +78,10 @@ def test_of_an_objective_only_free_parameters_are_told_of(x64):
         ("gain", "scale", None),
         ("w2", "dense", None),
     ]
+
+
+def test_summary_counts_parameters_by_road():
+    model_fn = lambda params, x: jnp.tanh(x @ params["w"]) @ params["w"] @ params["out"]  # noqa: E731
+    params = {"out": jnp.ones((3, 2)), "w": jnp.ones((3, 3))}
+    found = curv.coverage(model_fn, params, jnp.ones((4, 3)))
+    assert found.summary() == "6 by factors, 9 by exact rows"

@@ -1,0 +1,29 @@
+"""The prior precision, in any of its forms, as one value for each free parameter."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from laplace_kit import tree
+from laplace_kit.tree import Selection
+
+
+def expand_precision(
+    prior_precision: PyTree, free: PyTree, selection: Selection, dtype: jnp.dtype
+) -> Float[Array, " P"]:
+    """Return one prior precision for each free parameter.
+
+    Raises
+    ------
+    ValueError
+        If the form is none that is known, or a value is not positive and finite (where values can
+        be looked at, outside of JAX transformations).
+    """
+    precision = selection.broadcast(prior_precision, free, name="prior_precision").astype(dtype)
+    valid = jnp.all((precision > 0) & jnp.isfinite(precision))
+    if tree.is_concrete(valid) and not valid:
+        raise ValueError(
+            f"Found prior_precision with values from {float(precision.min()):.4g} to "
+            f"{float(precision.max()):.4g}, expected positive, finite numbers: the inverse prior "
+            "variances of the parameters."
+        )
+    return precision
