@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from laplace_kit import curv, tree
@@ -130,7 +131,7 @@ def fit(
     precision = expand_precision(prior_precision, free, selection, dtype)
     mean = 0.0 if prior_mean is None else prior_mean
     mean = selection.broadcast(mean, free, name="prior_mean").astype(dtype)
-    if tree.is_concrete(mean) and not bool(jnp.isfinite(mean).all()):
+    if tree.is_concrete(mean) and not np.isfinite(np.asarray(mean)).all():
         raise ValueError("Found a prior_mean that is not finite, expected finite numbers.")
     x, y = batch_spec(data)
     check_outputs(objective, x, y)

@@ -8,7 +8,7 @@ bias's unit vector $e$: a rank-one matter, and still exact. EKFAC replaces
 $\lambda_A \otimes \lambda_B$ by the curvature's exact diagonal in the same basis.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,41 +44,44 @@ class Eigenblock:
         parts = [(weight, self._rotated), *((values, (1, 2)) for values in bias)]
         return all(np.all(v.max(axis=axes) == v.min(axis=axes)) for v, axes in parts)
 
-    def prior(self, precision: Float[Array, " P"]) -> tuple[Array, Array, Array]:
-        """Return the layer's prior precision, what its bias has besides, and whether that is all.
+    def prior(self, precision: Float[Array, " P"]) -> tuple[Array, Array | None]:
+        """Return the prior precision that the weight shares, and the bias's where there is one.
 
-        Each axis that is rotated shares one value, but for the bias: where the prior precision
-        says otherwise, the third is false.
+        One value for each group and for each entry of an axis that is not rotated; taken from the
+        first of those that share it.
         """
-        given = self.layout.to_matrix(precision)
-        biased = self.layout.bias is not None
-        weight = given[:, :-1] if biased else given
-        shared = _common(weight, self._rotated)
-        rest = _common(given[:, -1:], (1, 2)) - shared if biased else 0 * shared
-        last = jnp.arange(given.shape[1])[:, None] == given.shape[1] - 1
-        error = jnp.abs(given - shared - jnp.where(last, rest, 0)).max()
-        return shared, rest, error <= 8 * jnp.finfo(given.dtype).eps * jnp.abs(given).max()
+        weight, *bias = (slot.read(precision) for slot in self.layout.slots)
+        first = (slice(0, 1) if axis in self._rotated else slice(None) for axis in range(3))
+        return weight[tuple(first)], bias[0][:, :, :1] if bias else None
 
-    def precision(self, precision: Float[Array, " P"]) -> "tuple[Array, Array, Array]":
-        r"""Return $C$ `(G, I, O)`, $u$ `(G, I, 1)` and $\delta_b - \delta$ `(G, 1, 1)`."""
-        shared, rest, representable = self.prior(precision)
-        shape = self.values.shape
-        if self.layout.bias is None:
-            unit, rest = jnp.zeros((shape[0], shape[1], 1), self.values.dtype), jnp.zeros_like(rest)
-        else:
-            unit = self.left[:, -1, :, None]
-        return jnp.where(representable, self.values + shared, jnp.nan), unit, rest
+    def expand(self, weight: Array, bias: Array | None) -> Float[Array, "G I O"]:
+        """Return the prior precisions of all parameters from what `prior` takes of them."""
+        groups, width, out = self.layout.shape
+        if bias is None:
+            return jnp.broadcast_to(weight, self.layout.shape)
+        parts = (
+            jnp.broadcast_to(weight, (groups, width - 1, out)),
+            jnp.broadcast_to(bias, (groups, 1, out)),
+        )
+        return jnp.concatenate(parts, axis=1)
 
 
-def _common(values: Float[Array, "G I O"], axes: tuple[int, ...]) -> Float[Array, "G i o"]:
-    """Return the value that entries along some axes share, exactly; its derivative is the mean's.
+class _Precision(NamedTuple):
+    r"""One layer's posterior precision, $C_o + (\delta_b - \delta) u u^\top$ in its eigenbasis.
 
-    A plain mean of equal numbers differs from them by rounding.
+    `diagonal` is $C$ `(G, I, O)`; `unit` $u$ `(G, I, 1)` and `rest` $\delta_b - \delta$ `(G, 1, 1)`
+    are `None` without a bias.
     """
-    first = jax.lax.stop_gradient(
-        values[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(3))]
-    )
-    return first + (values - first).mean(axis=axes, keepdims=True)
+
+    diagonal: Array
+    unit: Array | None
+    rest: Array | None
+
+    @property
+    def growth(self) -> Float[Array, "G 1 O"]:
+        """The factor by which the bias's part multiplies the determinant."""
+        squares = jnp.sum(self.unit**2 / self.diagonal, axis=1, keepdims=True)
+        return 1 + self.rest * squares
 
 
 @pytree_dataclass(static=("corrected",))
@@ -118,16 +121,28 @@ class KroneckerStructure(Structure):
 
     def log_det(self, precision):
         total = jnp.zeros((), precision.dtype)
-        for block in self.blocks:
-            diagonal, unit, rest = block.precision(precision)
-            growth = 1 + rest * jnp.sum(unit**2 / diagonal, axis=1, keepdims=True)
-            total += jnp.sum(jnp.log(diagonal)) + jnp.sum(jnp.log(growth))
+        for part in self._precisions(precision):
+            total += jnp.sum(jnp.log(part.diagonal))
+            if part.unit is not None:
+                total += jnp.sum(jnp.log(part.growth))
         return total
 
     def posterior(self, precision, jitter=0.0):
-        return KroneckerPosterior(
-            tuple(_posterior_block(block, precision + jitter) for block in self.blocks)
-        )
+        parts = zip(self.blocks, self._precisions(precision + jitter), strict=True)
+        return KroneckerPosterior(tuple(_posterior_block(block, part) for block, part in parts))
+
+    def _precisions(self, precision: Float[Array, " P"]) -> list[_Precision]:
+        """Return the posterior precision of every layer; NaN where the prior is no layer's."""
+        priors = [block.prior(precision) for block in self.blocks]
+        expanded = [block.expand(*prior) for block, prior in zip(self.blocks, priors, strict=True)]
+        represented = to_flat([block.layout for block in self.blocks], expanded)
+        valid = jnp.all(represented == precision)
+        precisions = []
+        for block, (weight, bias) in zip(self.blocks, priors, strict=True):
+            diagonal = block.values + jnp.where(valid, weight, jnp.nan)
+            unit = None if bias is None else block.left[:, -1, :, None]
+            precisions.append(_Precision(diagonal, unit, None if bias is None else bias - weight))
+        return precisions
 
     def spectrum(self):
         values = jnp.concatenate([block.values.reshape(-1) for block in self.blocks])
@@ -195,19 +210,21 @@ class PosteriorBlock:
     r"""One layer's covariance, $Q\, (C^{-1} + \gamma w w^\top)\, Q^\top$ for each output direction.
 
     `std` is $C^{-1/2}$; `direction` $w = C^{-1} u$; `gain` $\gamma$ and `root_gain` $\beta$, with
-    the root $Q C^{-1/2} (I + \beta v v^\top)$, $v = C^{-1/2} u$.
+    the root $Q C^{-1/2} (I + \beta v v^\top)$, $v = C^{-1/2} u$; `None` without a bias.
     """
 
     left: Float[Array, "G I I"] | None
     right: Float[Array, "G O O"] | None
     std: Float[Array, "G I O"]
-    direction: Float[Array, "G I O"]
-    gain: Float[Array, "G O"]
-    root_gain: Float[Array, "G O"]
+    direction: Float[Array, "G I O"] | None
+    gain: Float[Array, "G O"] | None
+    root_gain: Float[Array, "G O"] | None
     layout: Layout
 
     def turn(self, matrix: Float[Array, "G I O K"]) -> Float[Array, "G I O K"]:
         r"""Return $(I + \beta v v^\top) m$ for each output direction."""
+        if self.direction is None:
+            return matrix
         v = self.direction / self.std
         inner = jnp.einsum("gio,giok->gok", v, matrix) * self.root_gain[..., None]
         return matrix + v[..., None] * inner[:, None]
@@ -226,32 +243,44 @@ class PosteriorBlock:
 
     def variance(self) -> Float[Array, "G I O"]:
         """Return the marginal variances."""
-        along = self.direction
-        if self.left is None:
-            variance = self.std**2
-        else:
-            variance = jnp.einsum("gij,gjo->gio", self.left**2, self.std**2)
-            along = jnp.einsum("gij,gjo->gio", self.left, along)
-        variance = variance + self.gain[:, None] * along**2
+        variance = self.std**2
+        if self.left is not None:
+            variance = jnp.einsum("gij,gjo->gio", self.left**2, variance)
+        if self.direction is not None:
+            along = jnp.einsum("gij,gjo->gio", self.left, self.direction)
+            variance = variance + self.gain[:, None] * along**2
         if self.right is None:
             return variance
         return jnp.einsum("gpo,gio->gip", self.right**2, variance)
 
+    def output_covariance(self, rows: Block) -> Float[Array, "B R R"]:
+        """Return the layer's part of the covariance of outputs."""
+        rotated = rows.rotate(self.left, self.right)
+        covariance = rotated.outer(self.std**2)
+        if self.direction is None:
+            return covariance
+        along = rotated.along_inputs(self.direction)
+        return covariance + jnp.einsum("brgo,go,bsgo->brs", along, self.gain, along)
 
-def _posterior_block(block: Eigenblock, precision: Float[Array, " P"]) -> PosteriorBlock:
-    diagonal, unit, rest = block.precision(precision)
-    direction = unit / diagonal
-    growth = 1 + (rest * jnp.sum(unit * direction, axis=1, keepdims=True))[:, 0]
-    root, rest = jnp.sqrt(growth), rest[:, 0]
-    return PosteriorBlock(
-        left=block.left,
-        right=block.right,
-        std=1 / jnp.sqrt(diagonal),
-        direction=direction,
-        gain=-rest / growth,
-        root_gain=-rest / (root * (1 + root)),
-        layout=block.layout,
-    )
+    def output_variance(self, rows: Block) -> Float[Array, "B R"]:
+        """Return its diagonals alone, at least zero."""
+        rotated = rows.rotate(self.left, self.right)
+        variance = rotated.squares(self.std**2)
+        if self.direction is None:
+            return variance
+        along = rotated.along_inputs(self.direction)
+        return jnp.maximum(variance + jnp.einsum("brgo,go->br", along**2, self.gain), 0)
+
+
+def _posterior_block(block: Eigenblock, precision: _Precision) -> PosteriorBlock:
+    direction = gain = root_gain = None
+    if precision.unit is not None:
+        direction = precision.unit / precision.diagonal
+        growth, rest = precision.growth[:, 0], precision.rest[:, 0]
+        root = jnp.sqrt(growth)
+        gain, root_gain = -rest / growth, -rest / (root * (1 + root))
+    std = 1 / jnp.sqrt(precision.diagonal)
+    return PosteriorBlock(block.left, block.right, std, direction, gain, root_gain, block.layout)
 
 
 @pytree_dataclass()
@@ -279,20 +308,10 @@ class KroneckerPosterior(Posterior):
         )
 
     def output_covariance(self, rows):
-        def covariance(block: PosteriorBlock, rotated: Block) -> Array:
-            along = rotated.along_inputs(block.direction)
-            learned = jnp.einsum("brgo,go,bsgo->brs", along, block.gain, along)
-            return rotated.outer(block.std**2) + learned
-
-        return self._over_rows(rows, covariance)
+        return self._over_rows(rows, PosteriorBlock.output_covariance)
 
     def output_variance(self, rows):
-        def variance(block: PosteriorBlock, rotated: Block) -> Array:
-            along = rotated.along_inputs(block.direction)
-            learned = jnp.einsum("brgo,go->br", along**2, block.gain)
-            return jnp.maximum(rotated.squares(block.std**2) + learned, 0)
-
-        return self._over_rows(rows, variance)
+        return self._over_rows(rows, PosteriorBlock.output_variance)
 
     def variance(self):
         with jax.default_matmul_precision("highest"):
@@ -317,4 +336,4 @@ class KroneckerPosterior(Posterior):
             )
         with jax.default_matmul_precision("highest"):
             pairs = zip(self.blocks, rows.blocks, strict=True)
-            return sum(fn(block, part.rotate(block.left, block.right)) for block, part in pairs)
+            return sum(fn(block, part) for block, part in pairs)

@@ -1,6 +1,7 @@
 """The prior precision, in any of its forms, as one value for each free parameter."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from laplace_kit import tree
@@ -19,11 +20,13 @@ def expand_precision(
         be looked at, outside of JAX transformations).
     """
     precision = selection.broadcast(prior_precision, free, name="prior_precision").astype(dtype)
-    valid = jnp.all((precision > 0) & jnp.isfinite(precision))
-    if tree.is_concrete(valid) and not valid:
+    if not tree.is_concrete(precision):
+        return precision
+    values = np.asarray(precision)
+    if not np.all((values > 0) & np.isfinite(values)):
         raise ValueError(
-            f"Found prior_precision with values from {float(precision.min()):.4g} to "
-            f"{float(precision.max()):.4g}, expected positive, finite numbers: the inverse prior "
+            f"Found prior_precision with values from {values.min():.4g} to "
+            f"{values.max():.4g}, expected positive, finite numbers: the inverse prior "
             "variances of the parameters."
         )
     return precision

@@ -87,9 +87,9 @@ def check_values(
     bad = _value_faults(anywhere, jnp.zeros(outputs.shape[1:], outputs.dtype), x, y)
     if not tree.is_concrete(bad):  # under a transformation of something else
         return
-    for what, rows in zip(_descriptions(likelihood), bad, strict=True):
-        if bool(rows.any()):
-            first = int(np.argmax(np.asarray(rows)))
+    for what, rows in zip(_descriptions(likelihood), jax.device_get(bad), strict=True):
+        if rows.any():
+            first = int(np.argmax(rows))
             raise ValueError(
                 f"Found {what}: first at example {first} ({int(rows.sum())} in all); clean or drop "
                 "these examples, and check the preprocessing."
@@ -170,10 +170,15 @@ def _describe_first_bad(objective, data, batch_size) -> str:
 
 
 def _check_params(params: PyTree) -> None:
-    for path, leaf in zip(tree.paths(params), jax.tree.leaves(params), strict=True):
-        if not bool(jnp.isfinite(leaf).all()):
-            count = int((~jnp.isfinite(leaf)).sum())
+    counts = jax.device_get(_count_not_finite(params))
+    for path, count in zip(tree.paths(params), counts, strict=True):
+        if count:
             raise ValueError(
                 f"Found {count} values that are not finite in the parameters at {path!r}, "
                 "expected finite numbers; did training diverge?"
             )
+
+
+@jax.jit
+def _count_not_finite(params: PyTree) -> list[Array]:
+    return [jnp.sum(~jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]

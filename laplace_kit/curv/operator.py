@@ -152,7 +152,8 @@ class CurvatureOperator(abc.ABC):
         batch_size = batch_size or self.batch_size or memory.chunk_size(held, self.memory_limit)
         kernel = tree.replace(self, data=None)
         total = sum_over(fn, (kernel, args), self.data, batch_size)
-        return _scaled(total, self.scale)
+        is_one = isinstance(self.scale, float | int) and self.scale == 1
+        return total if is_one else _scaled(total, self.scale)
 
 
 @partial(jax.jit, inline=True)
