@@ -23,7 +23,7 @@ FLAT = np.arange(1.0, 9.0)
 )
 def test_every_form_is_one_value_for_each_parameter(given, expected):
     free, selection = tree.select(PARAMS)
-    found = expand_precision(given, free, selection, jnp.float32)
+    found = expand_precision(given, free, selection, jnp.dtype("float32"))
     assert found.dtype == jnp.float32
     np.testing.assert_array_equal(found, expected.astype(np.float32))
 
@@ -32,10 +32,10 @@ def test_every_form_is_one_value_for_each_parameter(given, expected):
 def test_what_is_no_precision_is_refused(worst):
     free, selection = tree.select(PARAMS)
     with pytest.raises(ValueError, match="expected positive, finite numbers"):
-        expand_precision(np.append(FLAT[:-1], worst), free, selection, jnp.float32)
+        expand_precision(np.append(FLAT[:-1], worst), free, selection, jnp.dtype("float32"))
 
 
 def test_frozen_parameters_have_none():
     free, selection = tree.select(PARAMS, lambda path: path == "bias")
-    found = expand_precision({"bias": 3.0, "weight": 0.1}, free, selection, jnp.float32)
+    found = expand_precision({"bias": 3.0, "weight": 0.1}, free, selection, jnp.dtype("float32"))
     np.testing.assert_array_equal(found, np.full(2, 3.0, np.float32))
