@@ -63,7 +63,8 @@ def fit(
     data
         The training data: `(x, y)` in memory, or a re-iterable of such pairs.
     likelihood
-        A likelihood object, or `"gaussian"`, `"categorical"`, `"bernoulli"`, `"poisson"`.
+        A likelihood object, or `"gaussian"`, `"heteroscedastic_gaussian"`, `"categorical"`,
+        `"bernoulli"`, `"poisson"`.
     structure
         Of the curvature: `"full"`; `"ekfac"` or `"kron"`, Kronecker-factored by layer (not of the
         Hessian); `"low_rank"`; `"diagonal"`; or `"auto"`, the first of these that fits the memory

@@ -86,7 +86,11 @@ class _Precision(NamedTuple):
 
 @pytree_dataclass(static=("corrected",))
 class KroneckerStructure(Structure):
-    """The curvature of every layer in its eigenbasis, none between layers; EKFAC if `corrected`."""
+    """The curvature of every layer in its eigenbasis, none between layers; EKFAC if `corrected`.
+
+    Derivatives in the prior precision are those in the values that weights and biases share: of an
+    array with one entry for each parameter, the first entry of each weight receives them all.
+    """
 
     blocks: tuple[Eigenblock, ...]
     corrected: bool

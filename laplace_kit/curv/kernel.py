@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
@@ -105,5 +106,7 @@ class _KernelRows(NamedTuple):
 
 def _columns(args, other):
     objective, rows, scale = args
-    kernel = rows.cross(jacobian(objective, other)[1].astype(scale.dtype), scale)
+    others = jacobian(objective, other)[1].astype(scale.dtype)
+    with jax.default_matmul_precision("highest"):
+        kernel = rows.cross(others, scale)
     return jnp.moveaxis(kernel, 2, 0)
