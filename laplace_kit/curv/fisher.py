@@ -74,7 +74,8 @@ class MonteCarloFisherOperator(GaussNewtonOperator):
     $g_{nm}$ is the gradient of example n at a label $\hat y_{nm} \sim p(y \mid f(x_n))$. Its
     expectation over labels is the Fisher matrix, the GGN for an exponential family in natural
     parameters. The labels depend on the key and the example's number only, never on the chunks,
-    so one operator is one fixed matrix; over a stream that needs batches in a fixed order.
+    so one operator is one fixed matrix; over a stream that needs batches in a fixed order. Where
+    the observed label is missing, so is the drawn one.
 
     Parameters
     ----------
@@ -120,14 +121,14 @@ class MonteCarloFisherOperator(GaussNewtonOperator):
         return self.num_samples
 
     def output_factor(self, f, chunk, columns):
-        def one(index, f_n):
+        def one(index, f_n, y_n):
             def draw(key):
-                return self.likelihood.output_gradient(f_n, self.likelihood.sample(key, f_n))
+                return self.likelihood.sampled_gradient(key, f_n, y_n)
 
             keys = jax.random.split(jax.random.fold_in(self.key, index), self.num_samples)
             return jax.vmap(draw)(keys.at[columns].get(mode="clip"))
 
-        drawn = jax.vmap(one)(chunk.index, f)
+        drawn = jax.vmap(one)(chunk.index, f, chunk.y)
         factor = jnp.where((columns < self.num_samples).reshape(-1, *(1,) * (f.ndim - 1)), drawn, 0)
         return factor / jnp.sqrt(jnp.asarray(self.num_samples, f.dtype))
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from laplace_kit.eval.evaluate import as_classes, as_rows, two_classes
+from laplace_kit.eval.evaluate import as_classes, observed_rows, two_classes
 from laplace_kit.eval.page import Report
 from laplace_kit.eval.predictive import Predictive
 from laplace_kit.eval.report import (
@@ -16,7 +16,7 @@ from laplace_kit.eval.report import (
     classification_report,
     regression_report,
 )
-from laplace_kit.likelihood import Bernoulli, Categorical, Likelihood
+from laplace_kit.likelihood import Bernoulli, Categorical, Likelihood, unmasked
 
 Predict = Callable[[PyTree], Predictive]
 
@@ -64,7 +64,8 @@ def compare_report(
         that is not a classification.
     """
     shifted, ood = shifted or {}, ood or {}
-    if isinstance(likelihood, Categorical | Bernoulli):
+    kind, targets = unmasked(likelihood, y)
+    if isinstance(kind, Categorical | Bernoulli):
         predictions, labels = {}, {}
         for name, predict_one in predict.items():
             probs, targets = as_classes(likelihood, predict_one(x), y)
@@ -73,7 +74,7 @@ def compare_report(
                 on_shifted[where], labels[where] = as_classes(
                     likelihood, predict_one(shifted_x), shifted_y
                 )
-            on_ood = {where: _rows(likelihood, predict_one(z)) for where, z in ood.items()}
+            on_ood = {where: _rows(kind, predict_one(z)) for where, z in ood.items()}
             predictions[name] = ClassPredictions(probs, on_shifted, on_ood)
         return classification_report(
             predictions, targets, directory, shifted_labels=labels, title=title, card=card
@@ -81,15 +82,17 @@ def compare_report(
     if shifted or ood:
         raise ValueError(
             f"Found shifted or out-of-distribution sets ({[*shifted, *ood]}) for a "
-            f"{type(likelihood).__name__} likelihood, expected them for classification only; "
+            f"{type(kind).__name__} likelihood, expected them for classification only; "
             "write a report for each set instead."
         )
-    predictions = {
-        name: _regression(likelihood, predict_one(x)) for name, predict_one in predict.items()
-    }
-    inputs = x if hasattr(x, "shape") else None
+    predictions = {}
+    for name, predict_one in predict.items():
+        predictive = predict_one(x)
+        predictions[name] = _regression(likelihood, predictive, y)
+        rows = observed_rows(likelihood, predictive, y, targets)
+    inputs = x if hasattr(x, "shape") and len(rows) == len(x) else None
     return regression_report(
-        predictions, np.asarray(as_rows(y)), directory, x=inputs, title=title, card=card
+        predictions, np.asarray(rows), directory, x=inputs, title=title, card=card
     )
 
 
@@ -99,18 +102,18 @@ def _rows(likelihood: Likelihood, predictive: Predictive):
     return predictive.probs.reshape(-1, predictive.probs.shape[-1])
 
 
-def _regression(likelihood: Likelihood, predictive: Predictive) -> RegressionPredictions:
+def _regression(likelihood: Likelihood, predictive: Predictive, y: PyTree) -> RegressionPredictions:
     if predictive.mean is None:
         raise TypeError(
             f"Found a {type(likelihood).__name__} likelihood, which defines no predictive "
             "distribution of the targets, expected Gaussian, Poisson, Categorical or Bernoulli for "
             "a report; use la.evaluate for its loss."
         )
-    return RegressionPredictions(
-        as_rows(predictive.mean),
-        as_rows(jnp.sqrt(predictive.var)),
-        as_rows(jnp.sqrt(predictive.epistemic_var)),
+    mean, var, epistemic_var = (
+        observed_rows(likelihood, predictive, y, values)
+        for values in (predictive.mean, predictive.var, predictive.epistemic_var)
     )
+    return RegressionPredictions(mean, jnp.sqrt(var), jnp.sqrt(epistemic_var))
 
 
 def named_sets(ood: PyTree, x: PyTree) -> dict[str, PyTree]:

@@ -8,7 +8,7 @@ import twins
 
 from laplace_kit import curv
 from laplace_kit.data import Chunk
-from laplace_kit.likelihood import FromLoss
+from laplace_kit.likelihood import Categorical, FromLoss, Masked
 
 KEY = jax.random.key(5)
 
@@ -99,6 +99,33 @@ def test_labels_depend_neither_on_chunks_nor_on_the_form_of_the_data(x64):
         twins.assert_close(over_loader @ v, whole)
     other = curv.MonteCarloFisherOperator(*problem.args, key=jax.random.key(6)) @ v
     assert jnp.abs(other - whole).max() > 0.1 * jnp.abs(whole).max()
+
+
+@pytest.mark.parametrize("kind", ["ignore_index", "mask"])
+def test_where_no_label_was_observed_none_is_drawn(kind, x64):
+    problem = twins.problem("several_axes", "float64")
+    seen = np.asarray([[1, 1], [1, 0], [0, 0], [0, 1], [1, 1]], bool)
+    if kind == "ignore_index":
+        likelihood, y = Categorical(ignore_index=-1), jnp.where(seen, problem.y, -1)
+    else:
+        likelihood, y = Masked(Categorical()), (problem.y, jnp.asarray(seen))
+    operator = curv.MonteCarloFisherOperator(
+        problem.model_fn, problem.params, (problem.x, y), likelihood, key=KEY, num_samples=2
+    )
+    theta, outputs = twins.flat(problem)
+
+    def factor(index, f, seen):
+        keys = jax.random.split(jax.random.fold_in(KEY, index), 2)
+        labels = jax.vmap(problem.likelihood.sample, (0, None))(keys, f)
+        gradients = jax.vmap(jax.grad(problem.loss), (None, 0))(f, labels)
+        return jnp.where(seen[:, None], gradients, 0) / 2**0.5
+
+    @jax.jit
+    def matrix():
+        factors = jax.vmap(factor)(jnp.arange(5), outputs(theta), seen)
+        return twins.gauss_newton(twins.jacobian(problem), factors)
+
+    twins.assert_is(operator, np.asarray(matrix()), "float64")
 
 
 def test_symmetric_and_positive_semi_definite(x64):

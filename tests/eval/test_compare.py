@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from laplace_kit.eval.compare import compare_report
 from laplace_kit.eval.evaluate import evaluate
 from laplace_kit.eval.page import Report
 from laplace_kit.eval.predictive import Predictive
-from laplace_kit.likelihood import Bernoulli, Categorical, FromLoss, Gaussian, Poisson
+from laplace_kit.likelihood import Bernoulli, Categorical, FromLoss, Gaussian, Masked, Poisson
 
 N = 30
 RNG = np.random.default_rng(0)
@@ -41,7 +42,8 @@ def regressor(std: float):
 
 def report(predict, likelihood, y, directory="nowhere", **sets):
     options = {"title": "A title", "card": {"structure": "Full"}} | sets
-    return compare_report(predict, likelihood, X, jnp.asarray(y), directory, **options)
+    y = jax.tree.map(jnp.asarray, y)
+    return compare_report(predict, likelihood, X, y, directory, **options)
 
 
 @pytest.fixture
@@ -101,6 +103,23 @@ def test_regression_and_counts_have_deviations(likelihood, handed_over):
     np.testing.assert_array_equal(options["x"], X)
     np.testing.assert_allclose(predictions["laplace"].std, 0.6, rtol=1e-6)
     np.testing.assert_allclose(predictions["laplace"].epistemic_std, 0.3, rtol=1e-6)
+
+
+def test_what_is_missing_is_left_out(handed_over):
+    mask = RNG.integers(0, 2, X.shape).astype(bool)
+    report({"map": regressor(0.3)}, Masked(Gaussian()), (X, mask))
+    y, seen = RNG.integers(0, 2, X.shape), jnp.asarray(mask)
+
+    def predict(x):
+        return Predictive(*[jnp.asarray(x)] * 2, probs=jnp.asarray(1 / (1 + np.exp(-x))))
+
+    report({"map": predict}, Masked(Bernoulli()), (y, seen), ood={"far": 9 * X})
+    regression, classification = (args for args, _ in handed_over)
+    np.testing.assert_array_equal(regression[1][:, 0], X[mask])
+    np.testing.assert_array_equal(regression[0]["map"].mean[:, 0], X[mask])
+    assert handed_over[0][1]["x"] is None
+    np.testing.assert_array_equal(classification[1], y[mask])
+    np.testing.assert_array_equal(classification[0]["map"].probs[:, 1], predict(X).probs[mask])
 
 
 def test_the_numbers_written_are_those_of_evaluate(tmp_path):

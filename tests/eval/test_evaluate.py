@@ -7,9 +7,24 @@ import twins
 from scipy import integrate, stats
 from sklearn.metrics import log_loss
 
-from laplace_kit.eval.evaluate import as_classes, evaluate, negative_log_likelihood
+import laplace_kit as lk
+from laplace_kit.eval.evaluate import (
+    as_classes,
+    evaluate,
+    negative_log_likelihood,
+    observed_rows,
+)
 from laplace_kit.eval.predictive import Predictive
-from laplace_kit.likelihood import Bernoulli, Categorical, FromLoss, Gaussian, Poisson
+from laplace_kit.likelihood import (
+    Bernoulli,
+    Categorical,
+    FromLoss,
+    Gaussian,
+    HeteroscedasticGaussian,
+    Masked,
+    MultivariateGaussian,
+    Poisson,
+)
 
 N = 6
 RNG = np.random.default_rng(0)
@@ -56,6 +71,27 @@ def test_binary(shape, x64):
     rows, labels = as_classes(Bernoulli(), predictive, jnp.asarray(y))
     np.testing.assert_allclose(rows[:, 1], p.ravel())
     np.testing.assert_array_equal(labels, y.ravel())
+
+
+def test_binary_targets_in_between_are_not_rounded_where_it_matters(x64):
+    p, y = RNG.uniform(0.05, 0.95, (2, N, 3))
+    predictive = Predictive(jnp.log(p / (1 - p)), jnp.zeros((N, 3)), probs=jnp.asarray(p))
+    found = evaluate(Bernoulli(), predictive, jnp.asarray(y))
+    cross_entropy = -y * np.log(p) - (1 - y) * np.log(1 - p)
+    assert found["nll"] == pytest.approx(cross_entropy.mean())
+    assert found["brier"] == pytest.approx(2 * np.mean((p - y) ** 2))
+    assert found["accuracy"] == pytest.approx(np.mean(np.round(p) == np.round(y)))
+    rounded = evaluate(Bernoulli(), predictive, jnp.asarray(np.round(y).astype(int)))
+    assert found["ece"] == rounded["ece"]
+    assert found["nll"] != rounded["nll"]
+
+
+def test_smoothing_is_for_the_loss_alone(x64):
+    probs = RNG.dirichlet(np.ones(3), size=N)
+    y = jnp.asarray(RNG.integers(0, 3, N))
+    predictive = Predictive(jnp.log(probs), jnp.zeros((N, 3)), probs=jnp.asarray(probs))
+    found = evaluate(Categorical(label_smoothing=0.2), predictive, y)
+    assert found == evaluate(Categorical(), predictive, y)
 
 
 def test_regression(x64):
@@ -111,6 +147,143 @@ def test_negative_log_likelihood_is_the_one_that_is_evaluated(likelihood, x64):
         predictive = Predictive(jnp.log(probs), jnp.zeros((N, 2)), probs=jnp.asarray(probs))
     loss = negative_log_likelihood(likelihood, predictive, jnp.asarray(y))
     assert float(loss) == evaluate(likelihood, predictive, jnp.asarray(y))["nll"]
+
+
+@pytest.mark.parametrize("with_cov", [True, False])
+def test_correlated_noise_is_judged_jointly(with_cov, x64):
+    y = RNG.normal(size=(N, 2))
+    root = RNG.normal(size=(N, 2, 2))
+    f_cov = root @ np.swapaxes(root, 1, 2)
+    f_var = np.einsum("ncc->nc", f_cov)
+    noise = np.asarray([[0.5, 0.3], [0.3, 0.4]])
+    mean, var = jnp.asarray(F), jnp.asarray(f_var)
+    predictive = Predictive(
+        *(mean, var, jnp.asarray(f_cov) if with_cov else None),
+        mean=mean,
+        epistemic_var=var,
+        noise_var=jnp.broadcast_to(np.diag(noise), (N, 2)),
+    )
+    found = evaluate(MultivariateGaussian(jnp.asarray(noise)), predictive, jnp.asarray(y))
+    covs = (f_cov if with_cov else np.stack([np.diag(v) for v in f_var])) + noise
+    normals = [stats.multivariate_normal(m, cov) for m, cov in zip(F, covs, strict=True)]
+    losses = [-normal.logpdf(target) for normal, target in zip(normals, y, strict=True)]
+    assert found["nll"] == pytest.approx(np.mean(losses), rel=1e-10)
+    std = np.sqrt(np.einsum("ncc->nc", covs))
+    assert found["rmse"] == pytest.approx(np.sqrt(np.mean((F - y) ** 2)))
+    assert found["chi_squared"] == pytest.approx(np.mean(((F - y) / std) ** 2))
+
+
+# --- what is missing ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("event", [(4,), (2, 3)])
+@pytest.mark.parametrize("kind", ["ignore_index", "mask", "soft labels"])
+def test_missing_labels_drop_out(kind, event, x64):
+    """Of sequences and of images."""
+    probs = RNG.dirichlet(np.ones(3), size=(N, *event))
+    y = RNG.integers(0, 3, (N, *event))
+    seen = RNG.uniform(size=y.shape) < 0.6
+    seen[0] = True
+    predictive = Predictive(jnp.log(probs), jnp.zeros(probs.shape), probs=jnp.asarray(probs))
+    if kind == "ignore_index":
+        likelihood, targets = Categorical(ignore_index=-1), jnp.asarray(np.where(seen, y, -1))
+    else:
+        labels = np.eye(3)[y] if kind == "soft labels" else y
+        likelihood, targets = Masked(Categorical()), (jnp.asarray(labels), jnp.asarray(seen))
+    left = Predictive(*[jnp.asarray(probs[seen])] * 2, probs=jnp.asarray(probs[seen]))
+    found = evaluate(likelihood, predictive, targets)
+    assert found == pytest.approx(evaluate(Categorical(), left, jnp.asarray(y[seen])))
+    assert found["nll"] == pytest.approx(log_loss(y[seen], probs[seen], labels=[0, 1, 2]))
+
+
+def test_missing_yes_and_no(x64):
+    p, y = RNG.uniform(0.05, 0.95, (N, 3)), RNG.integers(0, 2, (N, 3))
+    seen = RNG.uniform(size=y.shape) < 0.6
+    f = jnp.log(p / (1 - p))
+    predictive = Predictive(f, jnp.zeros((N, 3)), probs=jnp.asarray(p))
+    found = evaluate(Masked(Bernoulli()), predictive, (jnp.asarray(y), jnp.asarray(seen)))
+    assert found["nll"] == pytest.approx(log_loss(y[seen], p[seen]))
+    assert found["accuracy"] == pytest.approx(np.mean((p[seen] > 0.5) == y[seen]))
+
+
+@pytest.mark.parametrize("inner", [Gaussian(), HeteroscedasticGaussian(), Poisson()])
+def test_missing_numbers_drop_out(inner, x64):
+    """Sums over an example's outputs have fewer terms; an example of nothing is none."""
+    y = jnp.asarray(RNG.poisson(2.0, size=(N, 2)).astype(float))
+    seen = np.asarray([[1, 1], [0, 1], [0, 0], [1, 0], [1, 1], [0, 0]])
+    predictive = regression_predictive()
+    if isinstance(inner, HeteroscedasticGaussian):
+        wide = jnp.zeros((N, 4))
+        predictive = lk.tree.replace(predictive, f_mean=wide, f_var=wide)
+    if isinstance(inner, Poisson):
+        predictive = lk.tree.replace(predictive, mean=jnp.exp(predictive.mean))
+    targets = (y.at[2].set(1e3), jnp.asarray(seen))
+    found = evaluate(Masked(inner), predictive, targets)
+    mean, var = np.asarray(predictive.mean), np.asarray(predictive.var)
+    where = seen.astype(bool)
+    residual = (np.asarray(y) - mean)[where]
+    assert found["rmse"] == pytest.approx(np.sqrt(np.mean(residual**2)))
+    assert found["chi_squared"] == pytest.approx(np.mean(residual**2 / var[where]))
+    if not isinstance(inner, Poisson):
+        losses = -stats.norm(mean, np.sqrt(var)).logpdf(y)
+        assert found["nll"] == pytest.approx(losses[where].sum() / 4)
+    ones = (y, jnp.ones((N, 2)))
+    assert evaluate(Masked(inner), predictive, ones) == pytest.approx(
+        evaluate(inner, predictive, y)
+    )
+    rows = observed_rows(Masked(inner), predictive, targets, y)
+    np.testing.assert_array_equal(rows[:, 0], np.asarray(y)[where])
+
+
+def test_other_masks_and_targets_do_not_compile_again(x64):
+    predictive, likelihood = regression_predictive(), Masked(Gaussian())
+    y, mask = jnp.asarray(RNG.normal(size=(N, 2))), jnp.ones((N, 2), int)
+    whole = negative_log_likelihood(likelihood, predictive, (y, mask))
+    others = (2 * y, mask.at[0, 0].set(0))
+    with twins.compilations() as compiled:
+        part = negative_log_likelihood(likelihood, predictive, others)
+    assert not compiled
+    assert part != whole
+
+
+def test_a_fit_to_what_was_observed(x64):
+    """Outputs that are missing at random: the exact posterior of those that are there."""
+    x, y = RNG.normal(size=(20, 3)), RNG.normal(size=(20, 2))
+    seen = RNG.uniform(size=y.shape) < 0.7
+    noise = np.asarray([0.5, 2.0])
+    design = np.stack([np.kron(row[:, None], np.eye(2)) for row in x])  # (N, P, C)
+    rows, std = np.moveaxis(design, 1, 2)[seen], np.broadcast_to(noise, y.shape)[seen]
+    precision = (rows / std[:, None] ** 2).T @ rows + 0.5 * np.eye(6)
+    theta = np.linalg.solve(precision, rows.T @ (y[seen] / std**2))
+    la = lk.fit(
+        lambda p, x: x @ p,
+        jnp.asarray(theta.reshape(3, 2)),
+        (x, (np.where(seen, y, -99.0), seen)),
+        likelihood=Masked(Gaussian(jnp.asarray(noise))),
+        structure="full",
+        prior_precision=0.5,
+    )
+    cov = np.diag(std**2) + rows @ rows.T / 0.5
+    evidence = stats.multivariate_normal.logpdf(y[seen], np.zeros(len(cov)), cov)
+    assert float(la.log_marginal_likelihood()) == pytest.approx(evidence, rel=1e-8)
+    predicted = la.predict(x)
+    twins.assert_close(
+        predicted.f_cov, np.einsum("npc,pq,nqd->ncd", design, np.linalg.inv(precision), design)
+    )
+    found = la.evaluate((x, (y, seen)))
+    mean, var = (np.asarray(a) for a in (predicted.mean, predicted.var))
+    losses = -stats.norm(mean, np.sqrt(var)).logpdf(y)
+    assert found["nll"] == pytest.approx(losses[seen].sum() / seen.any(axis=1).sum())
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def test_targets_that_do_not_go_with_the_outputs():
+    with pytest.raises(ValueError, match=r"Gaussian: found targets of shape \(6, 1\)"):
+        negative_log_likelihood(Gaussian(), regression_predictive(), jnp.zeros((N, 1)))
+    nan = negative_log_likelihood(Poisson(), regression_predictive(), jnp.full((N, 2), -1.0))
+    assert np.isnan(nan)
 
 
 def test_labels_out_of_range_are_refused():

@@ -1,0 +1,15 @@
+"""Likelihoods: what the model's outputs mean, and their curvature in the outputs."""
+
+from laplace_kit.likelihood.base import Factorized as Factorized
+from laplace_kit.likelihood.base import Likelihood as Likelihood
+from laplace_kit.likelihood.base import check_targets as check_targets
+from laplace_kit.likelihood.classification import Bernoulli as Bernoulli
+from laplace_kit.likelihood.classification import Categorical as Categorical
+from laplace_kit.likelihood.counts import Poisson as Poisson
+from laplace_kit.likelihood.gaussian import Gaussian as Gaussian
+from laplace_kit.likelihood.gaussian import HeteroscedasticGaussian as HeteroscedasticGaussian
+from laplace_kit.likelihood.loss import FromLoss as FromLoss
+from laplace_kit.likelihood.masked import Masked as Masked
+from laplace_kit.likelihood.masked import unmasked as unmasked
+from laplace_kit.likelihood.multivariate import MultivariateGaussian as MultivariateGaussian
+from laplace_kit.likelihood.names import as_likelihood as as_likelihood

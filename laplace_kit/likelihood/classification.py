@@ -1,0 +1,174 @@
+"""Likelihoods of labels: one of several classes, or yes and no."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from laplace_kit.likelihood.base import Factorized, check_one_array, check_same_shape
+from laplace_kit.tree import pytree_dataclass
+
+
+@pytree_dataclass(static=("label_smoothing", "ignore_index"))
+class Categorical(Factorized):
+    r"""Classification with logits `f` `(..., C)`, $p = \mathrm{softmax}(f)$.
+
+    $-\log p(y \mid f) = -\sum_c t_c \log p_c$ for the target $t$. Its Hessian
+    $L = \mathrm{diag}(p) - p p^\top$ does not depend on $t$; the root is
+    $S = \mathrm{diag}(\sqrt p) - p \sqrt p^\top$.
+
+    Targets are integer labels `(...)`, or one-hot or soft labels `(..., C)` that sum to one. Axes
+    before the classes are positions with a label each: tokens `(N, T, C)`, pixels `(N, H, W, C)`.
+
+    Parameters
+    ----------
+    label_smoothing
+        $a$ in [0, 1): the loss has the target $(1 - a) t + a / C$. Metrics have $t$ itself.
+    ignore_index
+        A label that says that there is none, as for padding, often -100 or -1: it adds nothing to
+        the loss, its curvature and the metrics.
+
+    Raises
+    ------
+    ValueError
+        If `label_smoothing` is not in [0, 1) or `ignore_index` is not an integer.
+
+    References
+    ----------
+    Szegedy et al. (2016), Rethinking the Inception architecture for computer vision.
+    """
+
+    label_smoothing: float = 0.0
+    ignore_index: int | None = None
+
+    def __post_init__(self):
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"Found label_smoothing={self.label_smoothing}, expected a number from 0 to less "
+                "than 1: the share of the target that is spread evenly over the classes."
+            )
+        if self.ignore_index is not None and self.ignore_index != int(self.ignore_index):
+            raise ValueError(
+                f"Found ignore_index={self.ignore_index}, expected an integer such as -100, or "
+                "None where every label counts."
+            )
+
+    def entry_shape(self, event):
+        return event[:-1]
+
+    def entry_losses(self, f, y):
+        log_p = jax.nn.log_softmax(f)
+        if jnp.shape(y) == f.shape:
+            losses = -jnp.sum(y * log_p, axis=-1)
+        else:
+            labels = jnp.where(self.observed(f, y), y, 0)
+            losses = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+        if self.label_smoothing:
+            uniform = -log_p.mean(axis=-1)
+            losses = (1 - self.label_smoothing) * losses + self.label_smoothing * uniform
+        return jnp.where(self.observed(f, y), losses, 0)
+
+    def valid_entries(self, f, y):
+        if jnp.shape(y) == f.shape:
+            return (y >= 0).all(axis=-1) & (jnp.abs(y.sum(axis=-1) - 1) < 1e-3)
+        return ((y >= 0) & (y < f.shape[-1])) | ~self.observed(f, y)
+
+    def observed(self, f, y):
+        if self.ignore_index is None or jnp.shape(y) == f.shape:
+            return jnp.ones(f.shape[:-1], bool)
+        return y != self.ignore_index
+
+    def to_outputs(self, entries, f):
+        return jnp.broadcast_to(entries[..., None], f.shape)
+
+    def hessian_mv(self, f, y, u):
+        p = jax.nn.softmax(f)
+        return self._where_observed(f, y, p * u - p * jnp.sum(p * u, axis=-1, keepdims=True))
+
+    def hessian_sqrt_mv(self, f, y, w):
+        root = jnp.exp(0.5 * jax.nn.log_softmax(f))
+        product = root * w - root**2 * jnp.sum(root * w, axis=-1, keepdims=True)
+        return self._where_observed(f, y, product)
+
+    def sample(self, key, f):
+        return jax.random.categorical(key, f)
+
+    def sampled_gradient(self, key, f, y):
+        # A drawn label is not smoothed: the Fisher matrix is that of p, which L is too.
+        drawn = jax.nn.one_hot(self.sample(key, f), f.shape[-1], dtype=f.dtype)
+        return self._where_observed(f, y, jax.nn.softmax(f) - drawn)
+
+    def check_shapes(self, outputs, targets):
+        check_one_array(targets)
+        if len(outputs) < 2 or outputs[-1] < 2:
+            raise ValueError(
+                f"Categorical: found outputs of shape {outputs}, expected (N, C) with a class axis "
+                "of at least two at the end; for one logit per label use lk.Bernoulli()."
+            )
+        if targets.shape == outputs:
+            return
+        if targets.shape != outputs[:-1]:
+            raise ValueError(
+                f"Categorical: found targets of shape {targets.shape} for outputs {outputs}, "
+                f"expected integer labels {outputs[:-1]} or one-hot or soft labels {outputs}; "
+                "squeeze or reshape the targets."
+            )
+        if not jnp.issubdtype(targets.dtype, jnp.integer):
+            raise ValueError(
+                f"Categorical: found labels of dtype {targets.dtype}, expected integers from 0 to "
+                f"{outputs[-1] - 1}; convert them with y.astype(int)."
+            )
+        limits = jnp.iinfo(targets.dtype)
+        if self.ignore_index is not None and not limits.min <= self.ignore_index <= limits.max:
+            raise ValueError(
+                f"Categorical: found labels of dtype {targets.dtype}, which cannot hold "
+                f"ignore_index={self.ignore_index}; convert them with y.astype(int), or pass the "
+                "value that they have where there is no label."
+            )
+
+    @property
+    def support(self):
+        words = "integer labels from 0 to C - 1, or rows of C probabilities that sum to one"
+        if self.ignore_index is None:
+            return words
+        return f"{words}; ignore_index={self.ignore_index} where there is no label"
+
+    def _where_observed(self, f, y, values: Array) -> Array:
+        if self.ignore_index is None:
+            return values
+        return jnp.where(self.to_outputs(self.observed(f, y), f), values, 0)
+
+
+@pytree_dataclass()
+class Bernoulli(Factorized):
+    r"""Binary labels in [0, 1], one logit each: $p = \sigma(f)$, $L = \mathrm{diag}(p (1 - p))$.
+
+    Outputs of several axes are several labels, each yes or no: multi-label classification.
+    """
+
+    def entry_shape(self, event):
+        return event
+
+    def entry_losses(self, f, y):
+        return jax.nn.softplus(f) - y * f
+
+    def valid_entries(self, f, y):
+        return (y >= 0) & (y <= 1)
+
+    def to_outputs(self, entries, f):
+        return entries
+
+    def hessian_mv(self, f, y, u):
+        return jax.nn.sigmoid(f) * jax.nn.sigmoid(-f) * u
+
+    def hessian_sqrt_mv(self, f, y, w):
+        return jnp.exp(-0.5 * (jax.nn.softplus(f) + jax.nn.softplus(-f))) * w
+
+    def sample(self, key, f):
+        return jax.random.bernoulli(key, jax.nn.sigmoid(f)).astype(f.dtype)
+
+    def check_shapes(self, outputs, targets):
+        check_same_shape("Bernoulli", outputs, targets)
+
+    @property
+    def support(self):
+        return "0 or 1, or probabilities in between"

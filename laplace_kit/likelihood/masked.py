@@ -1,0 +1,123 @@
+"""A likelihood of targets some of whose entries are missing."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from laplace_kit.likelihood.base import Factorized, Likelihood
+from laplace_kit.tree import pytree_dataclass
+
+
+@pytree_dataclass()
+class Masked(Factorized):
+    r"""A likelihood of the entries that a mask says were observed: $\prod_{i: m_i = 1} p(y_i | f)$.
+
+    Targets are pairs `(y, mask)`, the mask one where an entry was observed and zero where it is
+    missing: padded tokens, unlabelled pixels, missing outputs of a multi-output regression. Missing
+    entries add nothing to the loss, its normaliser, its gradient, $L$, its root and the metrics.
+
+    The mask broadcasts to the entries: the targets' shape, for `Categorical` the labels' `(N, ...)`
+    without the class axis. It has as many axes, each of the same length or of one, so that a mask
+    `(N, 1)` is for whole examples. Missing entries may hold any finite number.
+
+    Parameters
+    ----------
+    likelihood
+        Of independent entries: `Gaussian`, `HeteroscedasticGaussian`, `Categorical`, `Bernoulli`
+        or `Poisson`.
+
+    Raises
+    ------
+    TypeError
+        If the likelihood's targets are no independent entries, as of `FromLoss` and
+        `MultivariateGaussian`.
+    """
+
+    likelihood: Likelihood
+
+    def __post_init__(self):
+        found = self.likelihood
+        if not isinstance(found, Factorized) or isinstance(found, Masked):
+            raise TypeError(
+                f"Found a likelihood of type {type(found).__name__} to mask, expected one of "
+                "independent entries: lk.Gaussian, lk.HeteroscedasticGaussian, lk.Categorical, "
+                "lk.Bernoulli or lk.Poisson; a loss of your own, lk.FromLoss(loss), may take "
+                "(y, mask) as its targets."
+            )
+
+    def entry_shape(self, event):
+        return self.likelihood.entry_shape(event)
+
+    def entry_losses(self, f, y):
+        observed, f, values = self._filled(f, y)
+        return jnp.where(observed, self.likelihood.entry_losses(f, values), 0)
+
+    def valid_entries(self, f, y):
+        values, mask = y
+        valid = self.likelihood.valid_entries(f, values)
+        return (valid & (mask == 1)) | (mask == 0)
+
+    def observed(self, f, y):
+        values, mask = y
+        return self.likelihood.observed(f, values) & (mask != 0)
+
+    def to_outputs(self, entries, f):
+        return self.likelihood.to_outputs(entries, f)
+
+    def hessian_mv(self, f, y, u):
+        observed, f, values = self._filled(f, y)
+        product = self.likelihood.hessian_mv(f, values, u)
+        return jnp.where(self.to_outputs(observed, f), product, 0)
+
+    def hessian_sqrt_mv(self, f, y, w):
+        observed, f, values = self._filled(f, y)
+        product = self.likelihood.hessian_sqrt_mv(f, values, w)
+        return jnp.where(self.to_outputs(observed, f), product, 0)
+
+    def sample(self, key, f):
+        """Draw a target of which nothing is missing."""
+        return self.likelihood.sample(key, f), jnp.ones(self.entry_shape(f.shape), bool)
+
+    def sampled_gradient(self, key, f, y):
+        observed, f, values = self._filled(f, y)
+        gradient = self.likelihood.sampled_gradient(key, f, values)
+        return jnp.where(self.to_outputs(observed, f), gradient, 0)
+
+    def check_shapes(self, outputs, targets):
+        is_pair = isinstance(targets, tuple | list) and len(targets) == 2
+        if not is_pair or not all(hasattr(part, "shape") for part in targets):
+            raise ValueError(
+                f"Masked: found targets of type {type(targets).__name__}, expected a pair of "
+                "arrays (y, mask), the mask one where y was observed; pass (x, (y, mask)) as data."
+            )
+        values, mask = targets
+        self.likelihood.check_shapes(outputs, values)
+        expected = (*outputs[:1], *self.entry_shape(outputs[1:]))
+        if (
+            len(mask.shape) != len(expected)
+            or mask.shape[:1] != expected[:1]
+            or any(n not in (1, full) for n, full in zip(mask.shape, expected, strict=True))
+        ):
+            raise ValueError(
+                f"Masked: found a mask of shape {mask.shape} for targets of shape {values.shape}, "
+                f"expected one that broadcasts to {expected}, with as many axes; reshape the mask, "
+                "for example mask[:, None] for whole examples."
+            )
+
+    @property
+    def support(self):
+        return f"{self.likelihood.support}, and a mask of zeros and ones"
+
+    def _filled(self, f, y) -> tuple[Bool[Array, "*entries"], Float[Array, "*event"], Array]:
+        """Return what was observed, and outputs and targets with zeros for what was not.
+
+        A zero times a derivative is zero where the derivative is finite only.
+        """
+        observed = self.observed(f, y)
+        of_outputs, values = self.to_outputs(observed, f), y[0]
+        of_targets = of_outputs if values.shape == f.shape else observed
+        return observed, jnp.where(of_outputs, f, 0), jnp.where(of_targets, values, 0)
+
+
+def unmasked(likelihood: Likelihood, y: PyTree) -> tuple[Likelihood, PyTree]:
+    """Return the likelihood and the targets that a mask is laid over, or both as they are."""
+    return (likelihood.likelihood, y[0]) if isinstance(likelihood, Masked) else (likelihood, y)
