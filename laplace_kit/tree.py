@@ -1,8 +1,7 @@
-"""Parameters as pytrees and as flat vectors: ravel, prefix broadcast, selection by path or mask.
+"""Parameters as pytrees and as flat vectors: paths, the flat order, prefix broadcast.
 
 A *vector* of the library is a pytree like the parameters, or a flat `(P,)` array that holds the
-floating-point leaves in `jax.flatten_util.ravel_pytree` order. Leaves that are not floating point
-are frozen: they belong to the model, never to the vector.
+floating-point leaves in `jax.flatten_util.ravel_pytree` order.
 """
 
 import dataclasses
@@ -178,7 +177,8 @@ def broadcast(values: PyTree, like: PyTree, *, name: str) -> Float[Array, " P"]:
             f"Found `{name}` of shape {values.shape}, expected {_KINDS} of shape ({num},); "
             "repeat the values to parameter length or pass one per leaf."
         )
-    return ravel(_fill(values, like, name))
+    per_leaf = values_per_leaf(values, like, name=name)
+    return ravel(jax.tree.map(lambda v, leaf: jnp.broadcast_to(v, jnp.shape(leaf)), per_leaf, like))
 
 
 _KINDS = (
@@ -187,8 +187,8 @@ _KINDS = (
 )
 
 
-def _fill(values: PyTree, like: PyTree, name: str) -> PyTree:
-    """Expand a pytree prefix to arrays of the leaves' shapes."""
+def values_per_leaf(values: PyTree, like: PyTree, *, name: str) -> PyTree:
+    """Repeat a pytree prefix for every leaf, as values of shape `()` or the leaf's own."""
     try:
         full = jax.tree.broadcast(values, like)
     except ValueError as error:
@@ -198,155 +198,16 @@ def _fill(values: PyTree, like: PyTree, name: str) -> PyTree:
         ) from error
     common = jnp.promote_types(dtype(like), jnp.float32)
 
-    def fill(path, value, leaf):
+    def convert(path, value, leaf):
         value = jnp.asarray(value, common)
         if value.shape not in ((), jnp.shape(leaf)):
             raise ValueError(
                 f"Found `{name}` at {jax.tree_util.keystr(path)} of shape {value.shape}, expected "
                 f"() or {jnp.shape(leaf)}, the leaf's; reshape it or pass a scalar."
             )
-        return jnp.broadcast_to(value, jnp.shape(leaf))
+        return value
 
-    return jax.tree_util.tree_map_with_path(fill, full, like)
-
-
-# --- selection ----------------------------------------------------------------------------------
-
-
-@pytree_dataclass()
-class Selection:
-    """Which entries of a parameter tree are free, and the values of those that are not.
-
-    `frozen` is shaped like the parameters, with `None` where a whole leaf is free; `indices` has an
-    index array where only some entries of a leaf are free, and `None` elsewhere.
-    """
-
-    frozen: PyTree
-    indices: PyTree
-
-    def insert(self, free: PyTree) -> PyTree:
-        """Put free values into the frozen ones: the inverse of selecting; differentiable."""
-
-        def put(value, frozen, index):
-            if value is None:
-                return frozen
-            if index is None:
-                return value
-            return jnp.ravel(frozen).at[index].set(value).reshape(jnp.shape(frozen))
-
-        return jax.tree.map(put, free, self.frozen, self.indices, is_leaf=lambda v: v is None)
-
-    def take(self, full: PyTree) -> PyTree:
-        """Return the free entries of a pytree like all the parameters."""
-
-        def pick(frozen, index, value):
-            if frozen is None:
-                return value
-            return None if index is None else jnp.ravel(value)[index]
-
-        return jax.tree.map(pick, self.frozen, self.indices, full, is_leaf=lambda v: v is None)
-
-    def broadcast(self, values: PyTree, free: PyTree, *, name: str) -> Float[Array, " P"]:
-        """Expand values to one per free parameter, from a prefix of all or of the free ones."""
-        one = jax.tree_util.treedef_is_leaf(jax.tree.structure(values))
-        if one or not jax.tree.leaves(self.frozen) or _is_prefix(values, free):
-            return broadcast(values, free, name=name)
-        return ravel(self.take(_fill(values, self.insert(free), name)))
-
-
-def _is_prefix(values: PyTree, like: PyTree) -> bool:
-    try:
-        full = jax.tree.broadcast(values, like)
-    except ValueError:
-        return False
-    pairs = zip(jax.tree.leaves(full), jax.tree.leaves(like), strict=True)
-    return all(jnp.shape(value) in ((), jnp.shape(leaf)) for value, leaf in pairs)
-
-
-Subset = None | Callable[[str], bool] | PyTree
-
-
-def select(params: PyTree, subset: Subset = None) -> tuple[PyTree, Selection]:
-    """Split parameters into the free part and the rest.
-
-    Parameters
-    ----------
-    params
-        A pytree of arrays. Leaves that are not floating point, or empty, are always frozen.
-    subset
-        `None` (all), a predicate on the leaf's path such as `lambda path: "head" in path`, or a
-        pytree prefix of booleans: one per leaf or group, or an array of the leaf's shape.
-
-    Returns
-    -------
-    free
-        `params` with `None` for frozen leaves and `(k,)` arrays for partly free ones.
-    selection
-        What puts them back, by `selection.insert(free)`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `subset` is none of these, or selects nothing.
-    """
-    leaves, structure = jax.tree.flatten(params)
-    masks = _leaf_masks(params, subset)
-    free, frozen, indices = [], [], []
-    for leaf, mask in zip(leaves, masks, strict=True):
-        floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and jnp.size(leaf) > 0
-        mask = np.logical_and(mask, floating)
-        leaf = jnp.asarray(leaf)
-        if mask.all() and floating:
-            parts = (leaf, None, None)
-        elif not mask.any():
-            parts = (None, leaf, None)
-        else:
-            index = jnp.asarray(np.flatnonzero(mask))
-            parts = (jnp.ravel(leaf)[index], leaf, index)
-        for part, place in zip(parts, (free, frozen, indices), strict=True):
-            place.append(part)
-    if not any(part is not None for part in free):
-        listed = ", ".join(paths(params)) or "none"
-        raise ValueError(
-            "Found no free floating-point parameter, expected at least one: the parameters' "
-            f"leaves are {listed}; pass parameters with floating-point leaves, and a `subset` "
-            "that selects some of them."
-        )
-    return jax.tree.unflatten(structure, free), Selection(
-        jax.tree.unflatten(structure, frozen), jax.tree.unflatten(structure, indices)
-    )
-
-
-def _leaf_masks(params: PyTree, subset: Subset) -> list[np.ndarray]:
-    leaves = jax.tree.leaves(params)
-    if subset is None:
-        return [np.asarray(True)] * len(leaves)
-    if isinstance(subset, str):
-        raise ValueError(
-            f"Found subset={subset!r}, expected None, a predicate on the leaf's path or a pytree "
-            f"of booleans; to choose by name pass lambda path: {subset!r} in path. The parameters' "
-            f"leaves are {', '.join(paths(params))}."
-        )
-    if callable(subset):
-        return [np.asarray(bool(subset(path))) for path in paths(params)]
-    try:
-        full = jax.tree.leaves(jax.tree.broadcast(subset, params))
-    except ValueError as error:
-        raise ValueError(
-            f"`subset` has the structure {jax.tree.structure(subset)}, expected a pytree prefix of "
-            f"the parameters, whose leaves are {', '.join(paths(params))}; or pass a predicate on "
-            "the leaf's path."
-        ) from error
-    masks = []
-    for path, mask, leaf in zip(paths(params), full, leaves, strict=True):
-        mask = np.asarray(mask)
-        if mask.dtype != bool or mask.shape not in ((), jnp.shape(leaf)):
-            raise ValueError(
-                f"`subset` at {path!r} is {mask.dtype} of shape {mask.shape}, expected booleans "
-                f"of shape () or {jnp.shape(leaf)}, the leaf's."
-            )
-        masks.append(mask)
-    return masks
+    return jax.tree_util.tree_map_with_path(convert, full, like)
 
 
 def as_array(values: ArrayLike | Any) -> Array:

@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from laplace_kit import tree
-from laplace_kit.tree import Selection
+from laplace_kit.selection import Selection
 
 
 def expand_precision(

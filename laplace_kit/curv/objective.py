@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from laplace_kit import tree
+from laplace_kit.curv.entries import call_with_entries
 from laplace_kit.data import Chunk
 from laplace_kit.likelihood import Likelihood, check_targets
 from laplace_kit.memory import apply_model
-from laplace_kit.tree import Selection, Subset, as_pytree_function, pytree_dataclass
+from laplace_kit.selection import Selection, Subset, select
+from laplace_kit.tree import as_pytree_function, pytree_dataclass
 
 
 @pytree_dataclass()
@@ -43,11 +44,11 @@ def restrict(
     model_fn
         `(params, x) -> (N, *event)`.
     params, subset
-        As in `laplace_kit.tree.select`; leaves that are not floating point are frozen.
+        As in `laplace_kit.selection.select`; leaves that are not floating point are frozen.
     likelihood
         Of the outputs.
     """
-    free, selection = tree.select(params, subset)
+    free, selection = select(params, subset)
     return of_free_params(model_fn, free, selection, likelihood), selection
 
 
@@ -62,6 +63,8 @@ def of_free_params(
 
 
 def _with_frozen(model_fn, selection, free, x):
+    if jax.tree.leaves(selection.indices):
+        return call_with_entries(model_fn, selection, free, x)
     return model_fn(selection.insert(free), x)
 
 

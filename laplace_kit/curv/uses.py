@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from laplace_kit.curv.layout import Move
 
@@ -255,7 +255,7 @@ def evaluate(
     frozen: Sequence[Any],
     leaves: Sequence[Any],
     inputs: Sequence[Any],
-    probes: Mapping[int, Any] | None = None,
+    probes: Mapping[int, Array | Callable[[Callable], Array]] | None = None,
 ) -> Callable[[int | Literal], Any]:
     """Run a program and return what gives each of its values.
 
@@ -264,7 +264,8 @@ def evaluate(
     frozen, leaves, inputs
         The values of the arguments.
     probes
-        By the number of a step, what is added to its result for the steps that follow.
+        By the number of a step, what is added to its result for the steps that follow: an array, or
+        a function of what gives the values so far.
     """
     values = dict(program.constants)
     values.update(zip(program.frozen, frozen, strict=True))
@@ -279,6 +280,7 @@ def evaluate(
         results = step.primitive.bind(*map(read, step.operands), **params)
         results = results if step.primitive.multiple_results else (results,)
         if probes and position in probes:
-            results = (results[0] + probes[position],)
+            probe = probes[position]
+            results = (results[0] + (probe(read) if callable(probe) else probe),)
         values.update(zip(step.results, results, strict=True))
     return read

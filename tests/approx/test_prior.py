@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from laplace_kit import tree
 from laplace_kit.approx.prior import expand_precision
+from laplace_kit.selection import select
 
 PARAMS = {"bias": jnp.zeros(2), "weight": jnp.zeros((3, 2))}
 FLAT = np.arange(1.0, 9.0)
@@ -22,7 +22,7 @@ FLAT = np.arange(1.0, 9.0)
     ids=["scalar", "per_leaf", "pytree", "flat"],
 )
 def test_every_form_is_one_value_for_each_parameter(given, expected):
-    free, selection = tree.select(PARAMS)
+    free, selection = select(PARAMS)
     found = expand_precision(given, free, selection, jnp.dtype("float32"))
     assert found.dtype == jnp.float32
     np.testing.assert_array_equal(found, expected.astype(np.float32))
@@ -30,12 +30,12 @@ def test_every_form_is_one_value_for_each_parameter(given, expected):
 
 @pytest.mark.parametrize("worst", [0.0, -2.0, np.inf, np.nan])
 def test_what_is_no_precision_is_refused(worst):
-    free, selection = tree.select(PARAMS)
+    free, selection = select(PARAMS)
     with pytest.raises(ValueError, match="expected positive, finite numbers"):
         expand_precision(np.append(FLAT[:-1], worst), free, selection, jnp.dtype("float32"))
 
 
 def test_frozen_parameters_have_none():
-    free, selection = tree.select(PARAMS, lambda path: path == "bias")
+    free, selection = select(PARAMS, lambda path: path == "bias")
     found = expand_precision({"bias": 3.0, "weight": 0.1}, free, selection, jnp.dtype("float32"))
     np.testing.assert_array_equal(found, np.full(2, 3.0, np.float32))

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import twins
 
+from laplace_kit.curv.ggn import GGNOperator
+from laplace_kit.curv.kronecker import kronecker_factors
 from laplace_kit.curv.objective import chunk_loss, example_losses, per_example, restrict
 from laplace_kit.data import Chunk
+from laplace_kit.likelihood import Categorical
 
 
 def chunk_of(problem: twins.Problem, weight) -> Chunk:
@@ -84,3 +87,30 @@ def test_frozen_arrays_are_leaves_and_not_constants():
     objective, _ = restrict(model, params, likelihood, {"frozen": False, "free": True})
     lowered = jax.jit(lambda objective, x: objective.outputs(x)).lower(objective, jnp.ones((3, 37)))
     assert twins.constants(lowered.as_text()) == []
+
+
+@jax.jit
+def curvature(params, x, y):
+    """Return all that is computed of a model's head, from arrays that are given as arguments."""
+    objective, _ = restrict(deep, params, Categorical(), lambda path: path == "head")
+    ggn = GGNOperator(objective.model_fn, objective.params, (x, y), objective.likelihood)
+    gradient = jax.grad(chunk_loss, 1)(
+        objective, objective.params, Chunk(x, y, jnp.arange(len(y)), jnp.ones(len(y)))
+    )
+    return gradient, ggn.mv(gradient), ggn.diagonal(), kronecker_factors(ggn)
+
+
+def deep(params, x):
+    h = jnp.tanh(params["table"][x].mean(axis=1) @ params["wide"])
+    return jnp.tanh(h @ params["narrow"]) @ params["head"]
+
+
+def test_frozen_parameters_take_no_memory():
+    """A trunk of 20 million parameters, 80 MB: there is no gradient, no row, no copy of it."""
+    shapes = {"table": (20_000, 500), "wide": (500, 20_000), "narrow": (20_000, 8), "head": (8, 3)}
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    x, y = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((4, 2), (4,)))
+    memory = curvature.lower(params, x, y).compile().memory_analysis()
+    assert memory.argument_size_in_bytes > 80e6
+    assert memory.temp_size_in_bytes < 4e6
+    assert memory.output_size_in_bytes < 1e4

@@ -1,0 +1,207 @@
+"""Which parameters to make random: what `subset=` of `fit` takes, chosen by a rule.
+
+The others are frozen at the mode. A posterior over a subnetwork is smaller, so that a richer
+structure fits, and often predicts as well as a poorer one over all (Daxberger et al., 2021).
+"""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal
+from jaxtyping import ArrayLike, Float, Int, PyTree
+
+from laplace_kit import tree
+from laplace_kit.curv.layers import KINDS, Layers, find_layers
+from laplace_kit.curv.objective import restrict
+from laplace_kit.curv.products import parts_of
+from laplace_kit.curv.uses import Program, find_uses
+from laplace_kit.likelihood import Gaussian
+from laplace_kit.selection import Named, can_vary, select
+
+
+def last_layer(model_fn: Callable, params: PyTree, x: PyTree) -> PyTree:
+    """Find the last layer in the model's program: the one after which no other layer comes.
+
+    Parameters
+    ----------
+    model_fn
+        `(params, x) -> (N, *event)`, pure.
+    params
+        A pytree of arrays.
+    x
+        Inputs with a leading axis, or their `jax.ShapeDtypeStruct`s: values are not read.
+
+    Returns
+    -------
+    mask
+        Like `params`, `True` for every leaf from which the outputs are reached without passing
+        through the product of another: the weight of the last matrix product, convolution or
+        lookup, its bias, and scales and biases that come after, as in a normalisation of the
+        outputs. What has no parameters, such as an activation, may come anywhere. Heads side by
+        side are all last; a layer that another one follows is not, even if a connection bypasses
+        that other one. Cost: one trace of the model for one example.
+
+    Raises
+    ------
+    ValueError
+        If a parameter enters there in no way that layer capture knows, or is used in earlier layers
+        too (tied weights), or if nothing there is a product.
+
+    References
+    ----------
+    Snoek et al. (2015), Scalable Bayesian optimization using deep neural networks. Kristiadi et al.
+    (2020), Being Bayesian, even just a bit, fixes overconfidence in ReLU networks.
+    """
+    objective, _ = restrict(model_fn, params, Gaussian())  # the likelihood plays no part
+    last = _last_leaves(find_layers(objective, x))
+    flags = iter(last)
+    return jax.tree.map(lambda leaf: can_vary(leaf) and next(flags), params)
+
+
+def _last_leaves(found: Layers) -> list[bool]:
+    """Tell for every free leaf whether it belongs to the last layer."""
+    program = found.program
+    steps = {part.step for layer in found.layers for part in parts_of(layer.product)}
+    live = _sources(program, [program.output])
+    products = [step for i, step in enumerate(program.steps) if i in steps]
+    before = _sources(
+        program, [o for step in products if live & set(step.results) for o in step.operands]
+    )
+    last = []
+    for leaf, uses in zip(found.leaves, find_uses(program), strict=True):
+        results = set()
+        for use in uses:
+            at_end = use.step == len(program.steps)
+            results.update([program.output] if at_end else program.steps[use.step].results)
+        last.append(bool(results & live - before))
+        if last[-1] and (leaf.kind in ("shared", "other") or results & before):
+            earlier = "in earlier layers too" if results & before else KINDS[leaf.kind]
+            raise _no_last_layer(
+                f"the parameter {leaf.path!r} at the end of the model ({leaf.kind}: {earlier})",
+                found,
+            )
+    ends = [leaf for leaf, is_last in zip(found.leaves, last, strict=True) if is_last]
+    if not any(found.layers[leaf.layer].product for leaf in ends):
+        raise _no_last_layer("no product with a parameter on the way to the outputs", found)
+    return last
+
+
+def _no_last_layer(what: str, found: Layers) -> ValueError:
+    return ValueError(
+        f"Found {what}, expected a last layer whose weight enters a matrix product, a convolution "
+        "or a lookup, and nothing but biases and scales after it; name the last layer yourself, as "
+        "in subset=lambda path: 'head' in path. The parameters' leaves are "
+        f"{', '.join(leaf.path for leaf in found.leaves)}."
+    )
+
+
+def _sources(program: Program, targets: Iterable[int | Literal]) -> frozenset[int]:
+    """Return the numbers of the values that any of these depends on, themselves included."""
+    needed = {value for value in targets if not isinstance(value, Literal)}
+    for step in reversed(program.steps):
+        if needed.intersection(step.results):
+            needed.update(o for o in step.operands if not isinstance(o, Literal))
+    return frozenset(needed)
+
+
+def layers(*names: str) -> Named:
+    """Choose the layers of these names: leaves whose path has one of them as a component.
+
+    Parameters
+    ----------
+    names
+        Such as `"head"` or, for several components in a row, `"layers/0"`; or the names of adapters
+        such as `"lora_a", "lora_b"`.
+
+    Returns
+    -------
+    predicate
+        On the leaf's path. Where it is used, a name that no path has is refused by a `ValueError`
+        that lists the leaves.
+    """
+    return Named(names)
+
+
+def largest_magnitude(params: PyTree, num: int | float) -> Int[np.ndarray, " K"]:
+    r"""Choose the parameters of largest $|\theta_i|$.
+
+    Parameters
+    ----------
+    params
+        A pytree of arrays.
+    num
+        How many, or which fraction of all if it lies between 0 and 1.
+
+    Returns
+    -------
+    indices
+        Ascending, in flat order. Cost: $O(P)$, on the host.
+
+    Raises
+    ------
+    ValueError
+        If `num` is neither.
+    """
+    return _largest(np.abs(_flat(params)), num)
+
+
+def largest_variance(
+    variance: Float[ArrayLike, " P"] | PyTree, params: PyTree, num: int | float
+) -> Int[np.ndarray, " K"]:
+    r"""Choose the parameters of largest marginal posterior variance, $\Sigma_{ii}$.
+
+    Of all subnetworks of a size, this one has the posterior closest to that over all parameters, in
+    Wasserstein distance and as far as these are uncorrelated.
+
+    Parameters
+    ----------
+    variance
+        Flat `(P,)` or like the parameters, as `la.posterior.variance()` of a diagonal posterior.
+    params
+        A pytree of arrays.
+    num
+        How many, or which fraction of all if it lies between 0 and 1.
+
+    Returns
+    -------
+    indices
+        Ascending, in flat order. Cost: $O(P)$, on the host.
+
+    Raises
+    ------
+    ValueError
+        If `num` is neither, or the variances are not one for each floating-point parameter, finite
+        and not negative.
+
+    References
+    ----------
+    Daxberger et al. (2021), Bayesian deep learning via subnetwork inference.
+    """
+    size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params) if can_vary(leaf))
+    flat = _flat(variance)
+    if flat.shape != (size,) or not (np.isfinite(flat) & (flat >= 0)).all():
+        raise ValueError(
+            f"Found variances of shape {flat.shape}, the smallest of which is "
+            f"{flat.min(initial=np.inf):.4g}, expected ({size},) finite numbers that are not "
+            "negative, one for each floating-point parameter; pass la.posterior.variance() of a "
+            "posterior over all of them."
+        )
+    return _largest(flat, num)
+
+
+def _flat(params: PyTree) -> Float[np.ndarray, " P"]:
+    return np.asarray(tree.ravel(select(params)[0]), np.float64)
+
+
+def _largest(values: Float[np.ndarray, " P"], num: int | float) -> Int[np.ndarray, " K"]:
+    size = len(values)
+    fraction = not float(num).is_integer()
+    if not (0 < num < 1 if fraction else 1 <= num <= size):
+        raise ValueError(
+            f"Found num={num}, expected a number of parameters from 1 to {size}, or a fraction "
+            "between 0 and 1."
+        )
+    count = max(round(num * size), 1) if fraction else int(num)
+    return np.sort(np.argpartition(values, size - count)[size - count :])

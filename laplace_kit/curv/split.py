@@ -1,0 +1,204 @@
+r"""A model cut in two where its free parameters enter: features, computed once, and a head.
+
+What does not depend on the free parameters is the same in every pass over the data. The program of
+one example is cut there, $f(\theta, x) = h(\theta, \phi(x))$: the features $\phi(x)$ are the values
+that depend on the inputs alone and are read by steps that depend on free parameters too. Values
+that depend on neither are computed once, for all examples together.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+from jax.tree_util import Partial, PyTreeDef
+from jaxtyping import Array, Float, PyTree
+
+from laplace_kit import memory
+from laplace_kit.curv.layers import find_layers
+from laplace_kit.curv.objective import Objective
+from laplace_kit.curv.uses import Program, Step, evaluate, moves_entries, reached_from
+from laplace_kit.data import Data, InMemory, map_over
+from laplace_kit.likelihood import Gaussian
+from laplace_kit.tree import as_pytree_function, replace
+
+
+def split(model_fn: Callable, free: PyTree, x: PyTree) -> tuple[Partial, Partial]:
+    r"""Cut a model where its free parameters enter: `head(free, features(x)) = model_fn(free, x)`.
+
+    Parameters
+    ----------
+    model_fn
+        `(free, x) -> (N, *event)`, pure; the arrays that it holds as a pytree are frozen, as
+        `laplace_kit.curv.objective.restrict` makes it.
+    free
+        Its parameters.
+    x
+        Inputs with a leading axis, or their `jax.ShapeDtypeStruct`s: values are not read.
+
+    Returns
+    -------
+    features
+        `x -> phi`, a tuple of arrays with the leading axis of `x`. Steps that only move entries, or
+        repeat them, are left to the head, so that `phi` is nothing but leaves of `x` where free
+        parameters enter with the first layer.
+    head
+        `(free, phi) -> (N, *event)`. Both are pytrees of the frozen arrays that they read; their
+        structure is compared by value, so that what is compiled for one serves the next.
+    """
+    model_fn = as_pytree_function(model_fn)
+    model = _Model.of(model_fn, free, x)
+    return Partial(_Features(model), model_fn), Partial(_Head(model), _shared(model, model_fn))
+
+
+def with_features(
+    objective: Objective, data: Data, batch_size: int | None, memory_limit: int | None
+) -> tuple[Objective, Data]:
+    """Return the head's objective and data of features, computed in one pass over the inputs.
+
+    Parameters
+    ----------
+    objective
+        The model, its free parameters and the likelihood.
+    data
+        In memory; a stream is left as it is.
+    batch_size
+        The number of inputs held at a time; `None` chooses from the memory limit.
+    memory_limit
+        In bytes, for the features too; `None` for a share of the device's memory.
+
+    Returns
+    -------
+    objective, data
+        With the same outputs, derivatives and layers. As they were given for a stream, where no
+        frozen array is used before free parameters enter, as with a free first layer, and where the
+        features exceed the memory limit.
+    """
+    if not isinstance(data, InMemory):
+        return objective, data
+    cut = _Model.of(objective.model_fn, objective.params, data.x).cut()
+    num_bytes = data.num_examples * cut.bytes_per_example
+    if not cut.reads_frozen or num_bytes > memory.budget(memory_limit):
+        return objective, data
+    features, head = split(objective.model_fn, objective.params, data.x)
+    if batch_size is None:
+        unit = memory.activation_bytes(objective.model_fn, objective.params, data.x)
+        batch_size = max(memory.working_set(memory_limit) // max(unit, 1), 1)
+    phi = map_over(_apply, features, data.x, batch_size)
+    return replace(objective, model_fn=head), InMemory(phi, data.y)
+
+
+def _apply(features: Partial, x: PyTree) -> tuple[Array, ...]:
+    return features(x)
+
+
+class _Cut(NamedTuple):
+    """A program, the steps of its head, and the values that these read: by example, and shared."""
+
+    program: Program
+    head: tuple[Step, ...]
+    features: tuple[int, ...]
+    shared: tuple[int, ...]
+
+    @property
+    def bytes_per_example(self) -> int:
+        """The size of the features."""
+        avals = [self.program.avals[number] for number in self.features]
+        return sum(aval.size * aval.dtype.itemsize for aval in avals)
+
+    @property
+    def reads_frozen(self) -> bool:
+        """Whether the features are made with arrays that the model holds, not of inputs alone."""
+        held = {*self.program.frozen, *self.program.constants}
+        steps = _needed(self.program, self.features)
+        return any(held & _numbers(step.operands) for step in steps)
+
+
+class _Model(NamedTuple):
+    """A model, its free parameters and one input by structure and shapes: hashable."""
+
+    structure: PyTreeDef
+    specs: tuple[jax.ShapeDtypeStruct, ...]
+
+    @classmethod
+    def of(cls, model_fn: Partial, free: PyTree, x: PyTree) -> "_Model":
+        """Keep shapes and dtypes alone."""
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
+        objective = Objective(model_fn, free, Gaussian())  # the likelihood plays no part
+        specs, structure = jax.tree.flatten(jax.eval_shape(lambda tree: tree, (objective, one)))
+        return cls(structure, tuple(specs))
+
+    def cut(self) -> _Cut:
+        """Cut the program, from its end, before the last values that no free parameter enters."""
+        objective, one = jax.tree.unflatten(self.structure, self.specs)
+        program = find_layers(objective, one).program
+        varying = reached_from(program, program.leaves)
+        read, head = _numbers([program.output]), []
+        for step in reversed(program.steps):
+            if read.intersection(step.results) and (
+                varying.intersection(step.results) or moves_entries(step)
+            ):
+                read = read.difference(step.results) | _numbers(step.operands)
+                head.append(step)
+        read -= set(program.leaves)
+        active = reached_from(program, program.inputs)
+        features = sorted(read & active) or program.inputs  # which tell the number of examples
+        return _Cut(program, tuple(reversed(head)), tuple(features), tuple(sorted(read - active)))
+
+
+def _numbers(operands: Any) -> set[int]:
+    return {operand for operand in operands if not isinstance(operand, Literal)}
+
+
+def _needed(program: Program, targets: tuple[int, ...]) -> tuple[Step, ...]:
+    """Return the steps that lead to some values."""
+    needed, steps = set(targets), []
+    for step in reversed(program.steps):
+        if needed.intersection(step.results):
+            needed |= _numbers(step.operands)
+            steps.append(step)
+    return tuple(reversed(steps))
+
+
+def _shared(model: _Model, model_fn: Partial) -> list[Array]:
+    """Return the values that the head reads and that depend on no input."""
+    program, _, _, shared = model.cut()
+    part = program._replace(steps=_needed(program, shared), leaves=(), inputs=())
+    read = evaluate(part, jax.tree.leaves(model_fn), (), ())
+    return [read(number) for number in shared]
+
+
+class _Features(NamedTuple):
+    """The first part of a model, as a function of the model and its inputs."""
+
+    model: _Model
+
+    def __call__(self, model_fn: Partial, x: PyTree) -> tuple[Array, ...]:
+        program, _, features, _ = self.model.cut()
+        part = program._replace(steps=_needed(program, features), leaves=())
+        frozen = jax.tree.leaves(model_fn)
+
+        def of_one(x_n: PyTree) -> tuple[Array, ...]:
+            read = evaluate(part, frozen, (), [a[None] for a in jax.tree.leaves(x_n)])
+            return tuple(read(number) for number in features)
+
+        return jax.vmap(of_one)(x)
+
+
+class _Head(NamedTuple):
+    """The rest of a model, as a function of what all examples share, free parameters, features."""
+
+    model: _Model
+
+    def __call__(
+        self, shared: list[Array], free: PyTree, phi: tuple[Array, ...]
+    ) -> Float[Array, "N *event"]:
+        program, head, features, numbers = self.model.cut()
+        part = program._replace(steps=head, constants={}, frozen=numbers, inputs=features)
+
+        def of_one(phi_n: tuple[Array, ...]) -> Array:
+            read = evaluate(part, shared, jax.tree.leaves(free), phi_n)
+            return jnp.asarray(read(program.output))[0]
+
+        return jax.vmap(of_one)(phi)

@@ -1,0 +1,262 @@
+"""Which parameters are random: selected by path, by mask or by number; the others are frozen.
+
+Leaves that are not floating point, or empty, are always frozen: they belong to the model, never to
+a vector of the library.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from laplace_kit import tree
+from laplace_kit.tree import paths, pytree_dataclass
+
+# None for all; a predicate on the leaf's path; booleans or numbers of parameters, as in `select`.
+Subset = None | Callable[[str], bool] | PyTree
+
+
+@pytree_dataclass()
+class Selection:
+    """Which entries of a parameter tree are free, and the values of those that are not.
+
+    `frozen` is shaped like the parameters, with `None` where a whole leaf is free; `indices` has an
+    index array where only some entries of a leaf are free, and `None` elsewhere.
+    """
+
+    frozen: PyTree
+    indices: PyTree
+
+    def insert(self, free: PyTree) -> PyTree:
+        """Put free values into the frozen ones: the inverse of selecting; differentiable."""
+
+        def put(value, frozen, index):
+            if value is None:
+                return frozen
+            if index is None:
+                return value
+            return jnp.ravel(frozen).at[index].set(value).reshape(jnp.shape(frozen))
+
+        return jax.tree.map(put, free, self.frozen, self.indices, is_leaf=lambda v: v is None)
+
+    def take(self, full: PyTree) -> PyTree:
+        """Return the free entries of a pytree like all the parameters.
+
+        A scalar in place of an array stands for all entries of its leaf and stays one.
+        """
+
+        def pick(frozen, index, value):
+            if frozen is None:
+                return value
+            if index is None:
+                return None
+            return jnp.ravel(value)[index] if jnp.ndim(value) else value
+
+        return jax.tree.map(pick, self.frozen, self.indices, full, is_leaf=lambda v: v is None)
+
+    def broadcast(self, values: PyTree, free: PyTree, *, name: str) -> Float[Array, " P"]:
+        """Expand values to one per free parameter, from a prefix of all or of the free ones."""
+        one = jax.tree_util.treedef_is_leaf(jax.tree.structure(values))
+        if not (one or not jax.tree.leaves(self.frozen) or _is_prefix(values, free)):
+            full = jax.eval_shape(self.insert, free)  # shapes alone: nothing as large as what rests
+            values = self.take(tree.values_per_leaf(values, full, name=name))
+        return tree.broadcast(values, free, name=name)
+
+
+def _is_prefix(values: PyTree, like: PyTree) -> bool:
+    try:
+        full = jax.tree.broadcast(values, like)
+    except ValueError:
+        return False
+    pairs = zip(jax.tree.leaves(full), jax.tree.leaves(like), strict=True)
+    return all(jnp.shape(value) in ((), jnp.shape(leaf)) for value, leaf in pairs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A predicate: the path of a leaf has one of these names among its components.
+
+    A name of several components, such as `"layers/0"`, matches them in a row. `select` refuses a
+    name that no path has.
+    """
+
+    names: tuple[str, ...]
+
+    def __call__(self, path: str) -> bool:
+        return any(_has_name(path, name) for name in self.names)
+
+
+def _has_name(path: str, name: str) -> bool:
+    return f"/{name}/" in f"/{path}/"
+
+
+def select(params: PyTree, subset: Subset = None) -> tuple[PyTree, Selection]:
+    """Split parameters into the free part and the rest.
+
+    Parameters
+    ----------
+    params
+        A pytree of arrays. Leaves that are not floating point, or empty, are always frozen.
+    subset
+        `None` (all); a predicate on the leaf's path such as `lambda path: "head" in path`; a pytree
+        prefix of booleans, one per leaf or group, or an array of the leaf's shape; or one flat
+        array over the floating-point leaves in `ravel_pytree` order: booleans `(P,)`, or the
+        numbers from 0 to P - 1 of the parameters to choose, `(k,)`, in any order.
+
+    Returns
+    -------
+    free
+        `params` with `None` for frozen leaves and `(k,)` arrays for partly free ones, whose entries
+        keep their order.
+    selection
+        What puts them back, by `selection.insert(free)`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `subset` is none of these, names the same parameter twice or one that does not exist, or
+        selects nothing.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    masks = _leaf_masks(params, subset)
+    free, frozen, indices = [], [], []
+    for leaf, mask in zip(leaves, masks, strict=True):
+        mask = np.logical_and(mask, can_vary(leaf))
+        leaf = jnp.asarray(leaf)
+        if not mask.any():
+            parts = (None, leaf, None)
+        elif mask.all():
+            parts = (leaf, None, None)
+        else:
+            index = jnp.asarray(np.flatnonzero(mask))
+            parts = (jnp.ravel(leaf)[index], leaf, index)
+        for part, place in zip(parts, (free, frozen, indices), strict=True):
+            place.append(part)
+    if not any(part is not None for part in free):
+        raise ValueError(
+            "Found no free floating-point parameter, expected at least one: the parameters' "
+            f"leaves are {_listed(params)}; pass parameters with floating-point leaves, and a "
+            "`subset` that selects some of them."
+        )
+    return jax.tree.unflatten(structure, free), Selection(
+        jax.tree.unflatten(structure, frozen), jax.tree.unflatten(structure, indices)
+    )
+
+
+def can_vary(leaf: ArrayLike) -> bool:
+    """Tell whether a leaf may be free: floating point, and not empty."""
+    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating)) and jnp.size(leaf) > 0
+
+
+def _leaf_masks(params: PyTree, subset: Subset) -> list[np.ndarray]:
+    """Return for every leaf a boolean, or an array of them of the leaf's shape."""
+    if subset is None:
+        return [np.asarray(True)] * len(jax.tree.leaves(params))
+    if isinstance(subset, str):
+        raise ValueError(
+            f"Found subset={subset!r}, expected None, a predicate on the leaf's path, a pytree "
+            "of booleans or an array of indices; to choose by name pass "
+            f"lambda path: {subset!r} in path. The parameters' leaves are {_listed(params)}."
+        )
+    if callable(subset) and jax.tree.structure(subset) != jax.tree.structure(params):
+        return _masks_by_path(params, subset)  # a mask like a module may be called too
+    if _is_flat(params, subset):
+        return _masks_by_number(params, np.asarray(subset))
+    return _masks_by_prefix(params, subset)
+
+
+def _masks_by_path(params: PyTree, predicate: Callable[[str], bool]) -> list[np.ndarray]:
+    if isinstance(predicate, Named):
+        unknown = [
+            name
+            for name in predicate.names
+            if not any(_has_name(path, name) for path in paths(params))
+        ]
+        if unknown:
+            raise ValueError(
+                f"Found the layer names {unknown} in no path, expected components of the paths "
+                f"of the parameters' leaves, which are {_listed(params)}; correct the names."
+            )
+    return [np.asarray(bool(predicate(path))) for path in paths(params)]
+
+
+def _is_flat(params: PyTree, subset: PyTree) -> bool:
+    """Tell whether this is one array over all parameters: numbers, or booleans `(P,)`."""
+    if not isinstance(subset, Array | np.ndarray) or subset.ndim != 1:
+        return False
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+    return subset.dtype != bool or set(shapes) != {subset.shape} or len(shapes) == 1
+
+
+def _masks_by_number(params: PyTree, subset: np.ndarray) -> list[np.ndarray]:
+    leaves = jax.tree.leaves(params)
+    sizes = [jnp.size(leaf) if can_vary(leaf) else 0 for leaf in leaves]
+    num = sum(sizes)
+    if subset.dtype == bool:
+        if len(subset) != num:
+            raise ValueError(
+                f"Found booleans of shape ({len(subset)},) as `subset`, expected ({num},), one for "
+                "each floating-point parameter in flat order; or a pytree prefix of booleans."
+            )
+        flat = subset
+    else:
+        _check_numbers(subset, num)
+        flat = np.zeros(num, bool)
+        flat[subset] = True
+    starts = np.cumsum([0, *sizes])
+    return [
+        flat[start : start + size].reshape(jnp.shape(leaf)) if size else np.asarray(False)
+        for leaf, start, size in zip(leaves, starts, sizes, strict=False)
+    ]
+
+
+def _check_numbers(numbers: np.ndarray, num_params: int) -> None:
+    expected = (
+        f"expected the numbers of different parameters, whole and from 0 to {num_params - 1}, in "
+        "the flat order of the floating-point leaves"
+    )
+    if not np.issubdtype(numbers.dtype, np.integer):
+        raise ValueError(
+            f"Found a `subset` of {numbers.dtype} numbers, {expected}; or booleans ({num_params},)."
+        )
+    outside = numbers[(numbers < 0) | (numbers >= num_params)]
+    if len(outside):
+        raise ValueError(
+            f"Found {outside[0]} in `subset` ({len(outside)} such numbers in all), {expected}; "
+            "count from the start, and without leaves of integers."
+        )
+    unique, counts = np.unique(numbers, return_counts=True)
+    if len(unique) < len(numbers):
+        raise ValueError(
+            f"Found {unique[counts > 1][0]} more than once in `subset` "
+            f"({len(numbers) - len(unique)} repetitions in all), {expected}; pass np.unique of it."
+        )
+
+
+def _masks_by_prefix(params: PyTree, subset: PyTree) -> list[np.ndarray]:
+    try:
+        full = jax.tree.leaves(jax.tree.broadcast(subset, params))
+    except ValueError as error:
+        raise ValueError(
+            f"`subset` has the structure {jax.tree.structure(subset)}, expected a pytree prefix of "
+            f"the parameters, whose leaves are {_listed(params)}; or pass a predicate on "
+            "the leaf's path, or an array of indices."
+        ) from error
+    masks = []
+    for path, mask, leaf in zip(paths(params), full, jax.tree.leaves(params), strict=True):
+        mask = np.asarray(mask)
+        if mask.dtype != bool or mask.shape not in ((), jnp.shape(leaf)):
+            raise ValueError(
+                f"`subset` at {path!r} is {mask.dtype} of shape {mask.shape}, expected booleans "
+                f"of shape () or {jnp.shape(leaf)}, the leaf's; indices come as one array over "
+                "all parameters."
+            )
+        masks.append(mask)
+    return masks
+
+
+def _listed(params: PyTree) -> str:
+    return ", ".join(paths(params)) or "none"
