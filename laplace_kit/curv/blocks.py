@@ -71,18 +71,46 @@ class FactoredRows:
         return jnp.maximum(jnp.einsum("btug,brtug->br", a, g), 0)
 
     def cross(
-        self, other: "FactoredRows", scale: Float[Array, ""] | Float[Array, "G I O"]
+        self, other: "FactoredRows | HeadRows", scale: Float[Array, ""] | Float[Array, "G I _"]
     ) -> Float[Array, "B R D S"]:
-        r"""Return $J_n \operatorname{diag}(d) J_m'^\top$ for all pairs of two batches."""
+        r"""Return $J_n \operatorname{diag}(d) J_m'^\top$ for all pairs of two batches.
+
+        The scale is one value, one for each input `(G, I, 1)`, or one for each parameter. In the
+        last case a pair takes $I O$ operations more, and several positions are multiplied out.
+        """
+        other = other.factored() if isinstance(other, HeadRows) else other
+        if scale.ndim == 0 or scale.shape[2] == 1:
+            return self._cross_by_inputs(other, scale)
         (a, g, shape), (b, h, _) = self._alike(other)
-        if scale.ndim == 0:
-            inputs = jnp.einsum("bgi,dgi->bdg", a, b) * scale
-            return jnp.einsum("brgo,dsgo,bdg->brds", g, h, inputs)
-        weight = jnp.einsum("bgi,gio,dgi->bdgo", a, scale.reshape(shape), b)
+        scale = scale.reshape(shape)
+        if shape[1] == 1:
+            return jnp.einsum("brgo,dsgo->brds", g * (a * scale[:, 0])[:, None], h * b[:, None])
+        weight = _by_group(a[:, None] * b, scale)
         return jnp.einsum("brgo,bdgo,dsgo->brds", g, weight, h)
+
+    def _cross_by_inputs(
+        self, other: "FactoredRows", scale: Float[Array, ""] | Float[Array, "G I 1"]
+    ) -> Float[Array, "B R D S"]:
+        """Do so where outputs share their scale: over pairs of positions, if that is less."""
+        if self.pairs_multiply_out(other):
+            scale = jnp.broadcast_to(scale, self.layout.shape).reshape(-1)
+            (_, g, _), (_, h, _) = _multiplied_out(self), _multiplied_out(other)
+            return jnp.einsum("brgo,dsgo->brds", g * scale, h)
+        weighed = self.inputs * (scale if scale.ndim == 0 else scale[..., 0])
+        inputs = jnp.einsum("btgi,dugi->btdug", weighed, other.inputs)
+        return jnp.einsum("brtgo,dsugo,btdug->brds", self.gradients, other.gradients, inputs)
+
+    def pairs_multiply_out(self, other: "FactoredRows") -> bool:
+        """Tell whether pairs of positions are more than the entries of a row."""
+        num = self.inputs.shape[1] * other.inputs.shape[1]
+        return num > max(1, self.layout.shape[1] * self.layout.shape[2])
 
     def project(self, vectors: Float[Array, "G I O K"]) -> Float[Array, "B R K"]:
         """Return the products of every row with K vectors."""
+        columns, num_positions = self.gradients.shape[1:3]
+        if 1 < num_positions <= columns:  # fewer operations than to multiply out
+            hidden = jnp.einsum("btgi,giok->btgok", self.inputs, vectors)
+            return jnp.einsum("brtgo,btgok->brk", self.gradients, hidden)
         a, g, shape = self.single()
         groups, width, out = shape
         num = vectors.shape[-1]
@@ -90,10 +118,21 @@ class FactoredRows:
         hidden = hidden.reshape(len(a), groups, out, num)
         return jnp.einsum("brgo,bgok->brk", g, hidden)
 
+    def combine(self, coefficients: Float[Array, "B R K"]) -> Float[Array, "G I O K"]:
+        r"""Return $\sum_n \sum_r c_{nrk} J_{nr}$ over all rows: the transpose of `project`."""
+        outputs = jnp.einsum("brtgo,brk->btgok", self.gradients, coefficients)
+        return jnp.einsum("btgi,btgok->giok", self.inputs, outputs)
+
     def along_inputs(self, vectors: Float[Array, "G I O"]) -> Float[Array, "B R G O"]:
         """Return the products of the rows' columns with a vector of inputs for each output."""
         weight = _by_group(self.inputs, vectors)
         return jnp.einsum("brtgo,btgo->brgo", self.gradients, weight)
+
+    def squares_along(
+        self, vectors: Float[Array, "G I O"], gain: Float[Array, "G O"]
+    ) -> Float[Array, "B R"]:
+        """Return the squares of `along_inputs`, summed over outputs with weights."""
+        return jnp.einsum("brgo,go->br", self.along_inputs(vectors) ** 2, gain)
 
     def rotate(
         self, left: Float[Array, "G I J"] | None, right: Float[Array, "G O Q"] | None
@@ -163,7 +202,7 @@ class LookupRows:
         return jnp.sum(self._distinct() ** 2, axis=(2, 3))
 
     def cross(
-        self, other: "LookupRows", scale: Float[Array, ""] | Float[Array, "1 V O"]
+        self, other: "LookupRows", scale: Float[Array, ""] | Float[Array, "1 V _"]
     ) -> Float[Array, "B R D S"]:
         r"""Return $J_n \operatorname{diag}(d) J_m'^\top$ for all pairs of two batches."""
         same = self.indices[:, :, None, None] == other.indices
@@ -176,10 +215,22 @@ class LookupRows:
         """Return the products of every row with K vectors."""
         return jnp.einsum("brto,btok->brk", self.gradients, self._take(vectors[0]))
 
+    def combine(self, coefficients: Float[Array, "B R K"]) -> Float[Array, "1 V O K"]:
+        r"""Return $\sum_n \sum_r c_{nrk} J_{nr}$ over all rows: the transpose of `project`."""
+        outputs = jnp.einsum("brto,brk->btok", self.gradients, coefficients)
+        total = jnp.zeros((*self.layout.shape[1:], outputs.shape[-1]), outputs.dtype)
+        return total.at[self.indices].add(outputs, mode="drop")[None]
+
     def along_inputs(self, vectors: Float[Array, "1 V O"]) -> Float[Array, "B R 1 O"]:
         """Return the products of the rows' columns with a vector of inputs for each output."""
         found = self._take(vectors[0])
         return jnp.einsum("brto,bto->bro", self.gradients, found)[:, :, None]
+
+    def squares_along(
+        self, vectors: Float[Array, "1 V O"], gain: Float[Array, "1 O"]
+    ) -> Float[Array, "B R"]:
+        """Return the squares of `along_inputs`, summed over outputs with weights."""
+        return jnp.einsum("brgo,go->br", self.along_inputs(vectors) ** 2, gain)
 
     def rotate(self, left: None, right: Float[Array, "1 O Q"] | None) -> "LookupRows":
         """Return the rows in another basis of outputs; that of inputs stays."""
@@ -200,7 +251,109 @@ class LookupRows:
         return table.at[self.indices].get(mode="fill", fill_value=0)
 
 
-Block = FactoredRows | LookupRows
+@pytree_dataclass(static=("layout",))
+class HeadRows:
+    r"""Rows of outputs that are single values of the layer, but for a factor (see `heads.py`).
+
+    Row r is $c_r\, a_{n t_r}\, q_{o_r}^\top$, its gradient shared by all examples and never written
+    out: `places` holds $t_r O + o_r$, `factors` $c_r$, and `basis` the rows $q_o$, `None` for unit
+    vectors.
+    """
+
+    inputs: Float[Array, "B T 1 I"]
+    places: Int[Array, " R"]
+    factors: Float[Array, " R"]
+    basis: Float[Array, "O Q"] | None
+    layout: Layout
+
+    def factored(self) -> FactoredRows:
+        """Return the rows with gradients for each example."""
+        num, positions = self.inputs.shape[:2]
+        at = jax.nn.one_hot(self.places // self._out, positions, dtype=self.factors.dtype)
+        g = jnp.einsum("rt,ro->rto", at, self.shared_gradients())[:, :, None]
+        return FactoredRows(self.inputs, jnp.broadcast_to(g, (num, *g.shape)), self.layout)
+
+    def to_dense(self) -> Float[Array, "B R 1 I O"]:
+        """Return the rows themselves."""
+        return self.factored().to_dense()
+
+    def single(self) -> _Single:
+        """Return rows with one position: as they are, or multiplied out with an input of one."""
+        return self.factored().single()
+
+    def squared_sum(self) -> Float[Array, "1 I O"]:
+        r"""Return $\sum_n \sum_r J_{nr}^2$ elementwise."""
+        return self.factored().squared_sum()
+
+    def outer(self, scale: Float[Array, "1 I O"]) -> Float[Array, "B R R"]:
+        r"""Return $J_n \operatorname{diag}(d) J_n^\top$."""
+        if self.inputs.shape[1] > 1:
+            return self.factored().outer(scale)
+        weight, g = self.inputs[:, 0, 0] ** 2 @ scale[0], self.shared_gradients()
+        return (g * weight[:, None]) @ g.T
+
+    def squares(self, scale: Float[Array, "1 I O"]) -> Float[Array, "B R"]:
+        """Return the diagonal of `outer` alone."""
+        return self._squares(self.inputs[:, :, 0] ** 2 @ scale[0])
+
+    def squared_norms(self) -> Float[Array, "B R"]:
+        r"""Return $\|J_{nr}\|^2$."""
+        return self.squares(jnp.ones(self.layout.shape, self.inputs.dtype))
+
+    def cross(
+        self, other: "FactoredRows | HeadRows", scale: Float[Array, ""] | Float[Array, "1 I _"]
+    ) -> Float[Array, "B R D S"]:
+        r"""Return $J_n \operatorname{diag}(d) J_m'^\top$ for all pairs of two batches."""
+        return self.factored().cross(other, scale)
+
+    def project(self, vectors: Float[Array, "1 I O K"]) -> Float[Array, "B R K"]:
+        """Return the products of every row with K vectors."""
+        if self.inputs.shape[1] > 1 or self.basis is not None:
+            return self.factored().project(vectors)
+        columns = vectors[0][:, self.places] * self.factors[:, None]
+        return jnp.einsum("bi,irk->brk", self.inputs[:, 0, 0], columns)
+
+    def combine(self, coefficients: Float[Array, "B R K"]) -> Float[Array, "1 I O K"]:
+        r"""Return $\sum_n \sum_r c_{nrk} J_{nr}$ over all rows: the transpose of `project`."""
+        return self.factored().combine(coefficients)
+
+    def along_inputs(self, vectors: Float[Array, "1 I O"]) -> Float[Array, "B R 1 O"]:
+        """Return the products of the rows' columns with a vector of inputs for each output."""
+        return self.factored().along_inputs(vectors)
+
+    def squares_along(
+        self, vectors: Float[Array, "1 I O"], gain: Float[Array, "1 O"]
+    ) -> Float[Array, "B R"]:
+        """Return the squares of `along_inputs`, summed over outputs with weights."""
+        return self._squares((self.inputs[:, :, 0] @ vectors[0]) ** 2 * gain[0])
+
+    def rotate(
+        self, left: Float[Array, "1 I J"] | None, right: Float[Array, "1 O Q"] | None
+    ) -> "HeadRows":
+        """Return the rows in other bases of inputs and outputs; `None` is the basis they have."""
+        inputs = self.inputs if left is None else _by_group(self.inputs, left)
+        basis = self.basis
+        if right is not None:
+            basis = right[0] if basis is None else basis @ right[0]
+        return HeadRows(inputs, self.places, self.factors, basis, self.layout)
+
+    @property
+    def _out(self) -> int:
+        return self.layout.shape[2]
+
+    def shared_gradients(self) -> Float[Array, "R O"]:
+        """Return the rows' gradients at their positions, the same for every example."""
+        unit, dtype = self.places % self._out, self.factors.dtype
+        g = jax.nn.one_hot(unit, self._out, dtype=dtype) if self.basis is None else self.basis[unit]
+        return self.factors[:, None] * g
+
+    def _squares(self, weight: Float[Array, "B T O"]) -> Float[Array, "B R"]:
+        """Return the rows' squared gradients, summed with the weights at their positions."""
+        values = weight if self.basis is None else weight @ (self.basis**2).T
+        return values.reshape(len(values), -1)[:, self.places] * self.factors**2
+
+
+Block = FactoredRows | LookupRows | HeadRows
 
 
 def gram(left: Block, right: Block) -> Float[Array, "P Q"]:

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
-from laplace_kit.curv.blocks import Block, FactoredRows, LookupRows
+from laplace_kit.curv.blocks import Block, FactoredRows, HeadRows, LookupRows
+from laplace_kit.curv.heads import Head, find_head
 from laplace_kit.curv.layers import Layer, find_layers
 from laplace_kit.curv.layout import Layout
 from laplace_kit.curv.objective import Objective
@@ -30,13 +31,16 @@ class Capture(NamedTuple):
     `outputs` `(B, *event)`; for each layer its place in flat vectors, in `layouts`, and its
     `inputs`: `(B, T, G, I)`, indices `(B, T)` of a lookup, or ones. `pull` maps directions
     $s_{nr}$ `(B, R, *event)` in the outputs to the rows $J_n^\top s_{nr}$, at one backward pass for
-    each direction.
+    each direction. `pull_outputs` maps the numbers of flat outputs `(R,)` to their own rows, the
+    same for every example but for its inputs where a layer is a head: no backward pass. Beyond the
+    last output rows are zero.
     """
 
     outputs: Float[Array, "B *event"]
     layouts: tuple[Layout, ...]
     inputs: tuple[Array, ...]
     pull: Callable[[Float[Array, "B R *event"]], Rows]
+    pull_outputs: Callable[[Int[Array, " R"]], Rows]
 
 
 def capture(objective: Objective, x: PyTree) -> Capture:
@@ -59,6 +63,7 @@ def capture(objective: Objective, x: PyTree) -> Capture:
     program, leaves = found.program, jax.tree.leaves(objective.params)
     frozen = jax.tree.leaves(objective.model_fn)
     parts = [parts_of(layer.product) for layer in found.layers]
+    heads = [find_head(program, layer.product) for layer in found.layers]
     steps = tuple(dict.fromkeys(part.step for part in itertools.chain(*parts)))
     alone = [i for i, leaf in enumerate(found.leaves) if not found.layers[leaf.layer].product]
 
@@ -69,7 +74,8 @@ def capture(objective: Objective, x: PyTree) -> Capture:
         single = [a[None] for a in jax.tree.leaves(x_n)]
         read = evaluate(program, frozen, used, single, dict(zip(steps, probes, strict=True)))
         operands = [[jnp.asarray(read(part.input_value)) for part in layer] for layer in parts]
-        return read(program.output)[0], operands
+        factors = [None if head is None else head.factors(read) for head in heads]
+        return read(program.output)[0], (operands, factors)
 
     # Probes and lone leaves get an axis of examples, weights do not: an example's outputs depend
     # on its own probes only, so that one backward pass serves them all with unbatched weights.
@@ -77,8 +83,9 @@ def capture(objective: Objective, x: PyTree) -> Capture:
     results = [program.avals[program.steps[step].results[0]] for step in steps]
     probes = [jnp.zeros((num, *z.shape), z.dtype) for z in results]
     copies = [jnp.broadcast_to(leaves[i], (num, *leaves[i].shape)) for i in alone]
-    f, pullback, operands = jax.vjp(
-        lambda probes, copies: jax.vmap(run)(probes, copies, x), probes, copies, has_aux=True
+    batched = jax.vmap(run, out_axes=(0, (0, None)))  # factors of heads know no examples
+    f, pullback, (operands, factors) = jax.vjp(
+        lambda probes, copies: batched(probes, copies, x), probes, copies, has_aux=True
     )
     inputs = tuple(_inputs(layer, a, num) for layer, a in zip(found.layers, operands, strict=True))
 
@@ -89,7 +96,18 @@ def capture(objective: Objective, x: PyTree) -> Capture:
         blocks = map(_block, found.layers, inputs, pulled)
         return Rows(tuple(blocks))
 
-    return Capture(f, tuple(layer.layout for layer in found.layers), inputs, pull)
+    def pull_outputs(columns: Int[Array, " R"]) -> Rows:
+        shared = [
+            head and _head_rows(head, scale, a, layer, columns)
+            for head, scale, a, layer in zip(heads, factors, inputs, found.layers, strict=True)
+        ]
+        if None not in shared:
+            return Rows(tuple(shared))
+        units = unit_directions(f, columns)
+        pulled = pull(jnp.broadcast_to(units, (num, *units.shape))).blocks
+        return Rows(tuple(own or other for own, other in zip(shared, pulled, strict=True)))
+
+    return Capture(f, tuple(layer.layout for layer in found.layers), inputs, pull, pull_outputs)
 
 
 def _inputs(layer: Layer, operands: list[Array], num: int) -> Array:
@@ -111,6 +129,14 @@ def _block(layer: Layer, inputs: Array, gradients: list[Array]) -> Block:
     if isinstance(layer.product, Lookup):
         return LookupRows(inputs, g[:, :, :, 0], layer.layout)
     return FactoredRows(inputs, g, layer.layout)
+
+
+def _head_rows(
+    head: Head, factors: Array, inputs: Array, layer: Layer, columns: Int[Array, " R"]
+) -> HeadRows:
+    places = head.places().at[columns].get(mode="clip")
+    factors = factors.at[columns].get(mode="fill", fill_value=0)
+    return HeadRows(inputs, places, factors, None, layer.layout)
 
 
 def jacobian(objective: Objective, x: PyTree) -> tuple[Float[Array, "B *event"], Rows]:

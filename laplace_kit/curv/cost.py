@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from laplace_kit import memory
-from laplace_kit.curv.blocks import Block
+from laplace_kit.curv.blocks import Block, HeadRows
 from laplace_kit.curv.capture import capture
 from laplace_kit.curv.layers import find_layers
 from laplace_kit.curv.objective import Objective
@@ -41,7 +41,12 @@ class Plan(NamedTuple):
 
 
 def rows_cost(
-    objective: Objective, x: PyTree, example_bytes: int, of_block: Callable | None = None
+    objective: Objective,
+    x: PyTree,
+    example_bytes: int,
+    of_block: Callable | None = None,
+    *,
+    of_outputs: bool = False,
 ) -> Cost:
     """Estimate what the rows of one example take, and the work that is done with them.
 
@@ -54,10 +59,18 @@ def rows_cost(
     of_block
         From a block of one direction to the bytes `(once, for each direction)` that the work with
         it takes besides; only the most expensive block counts, as their turns come one by one.
+    of_outputs
+        Whether these are the outputs' own rows, whose gradients examples share where a layer is a
+        head, or those of any directions.
     """
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
-    found, blocks = find_layers(objective, one), _blocks_of_one.eval_shape(objective, one)
-    direction = [_bytes(block.gradients) for block in blocks]
+    blocks_of_one = _output_blocks_of_one if of_outputs else _blocks_of_one
+    found, blocks = find_layers(objective, one), blocks_of_one.eval_shape(objective, one)
+    heads = [isinstance(block, HeadRows) for block in blocks]
+    direction = [
+        _bytes(block.factors if head else block.gradients)
+        for block, head in zip(blocks, heads, strict=True)
+    ]
     # A parameter in no product gets a copy of its own for each example, as large as a gradient.
     once = [
         _bytes(jax.tree.leaves(block)[0]) if layer.product else gradient
@@ -70,7 +83,9 @@ def rows_cost(
     leaf = max(leaves, key=lambda leaf: math.prod(leaf.shape))  # the weight, not its bias
     return Cost(
         _LINEARISATION * example_bytes + 2 * sum(once) + max(w for w, _ in work),
-        _DIRECTION * example_bytes + 2 * sum(direction) + max(w for _, w in work),
+        (0 if all(heads) else _DIRECTION * example_bytes)
+        + 2 * sum(direction)
+        + max(w for _, w in work),
         f"{leaf.path!r} {leaf.shape} ({leaf.kind})",
     )
 
@@ -129,8 +144,9 @@ def check_fits(cost: Cost, num_directions: int, limit: int, remedy: str = "") ->
 
 def multiplied_out(block: Block) -> tuple[int, int]:
     """Return the bytes of work where rows with several positions are multiplied out."""
-    itemsize = block.gradients.dtype.itemsize
-    return 0, 2 * block.layout.size * itemsize if block.gradients.shape[2] > 1 else 0
+    if isinstance(block, HeadRows) or block.gradients.shape[2] == 1:
+        return 0, 0
+    return 0, 2 * block.layout.size * block.gradients.dtype.itemsize
 
 
 def products_of_pairs(block: Block, num_directions: int) -> tuple[int, int]:
@@ -141,11 +157,24 @@ def products_of_pairs(block: Block, num_directions: int) -> tuple[int, int]:
     return min(pairs, rows), multiplied_out(block)[1]
 
 
+def products_with_columns(block: HeadRows) -> tuple[int, int]:
+    """Return the bytes of work where a head's columns are multiplied in the outputs."""
+    return 0, 3 * block.layout.shape[2] * block.factors.dtype.itemsize
+
+
 def projections(block: Block, num_vectors: int) -> tuple[int, int]:
     """Return the bytes of work where rows are projected on vectors."""
-    itemsize, out = block.gradients.dtype.itemsize, block.gradients.shape[-1]
-    num = num_vectors * itemsize
+    out = block.layout.shape[2]
+    if isinstance(block, HeadRows):
+        return _projections_of_head(block, num_vectors)
+    num = num_vectors * block.gradients.dtype.itemsize
     return num * out, num + multiplied_out(block)[1]
+
+
+def _projections_of_head(block: HeadRows, num_vectors: int) -> tuple[int, int]:
+    itemsize, values = block.factors.dtype.itemsize, block.inputs.shape[1] * block.layout.shape[2]
+    multiplied = 0 if block.inputs.shape[1] == 1 or num_vectors == 1 else block.layout.size + values
+    return 2 * values * itemsize, (num_vectors + 2 * multiplied) * itemsize
 
 
 def _bytes(array: jax.ShapeDtypeStruct) -> int:
@@ -157,3 +186,8 @@ def _blocks_of_one(objective, x):
     captured = capture(objective, x)
     f = captured.outputs
     return captured.pull(jnp.zeros((1, 1, *f.shape[1:]), f.dtype)).blocks
+
+
+@jax.jit
+def _output_blocks_of_one(objective, x):
+    return capture(objective, x).pull_outputs(jnp.arange(1)).blocks

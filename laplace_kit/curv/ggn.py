@@ -16,15 +16,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Num, PyTree
 
+from laplace_kit.curv.blocks import HeadRows
 from laplace_kit.curv.capture import Capture, capture, unit_directions
-from laplace_kit.curv.cost import multiplied_out, plan, products_of_pairs, rows_cost
-from laplace_kit.curv.layers import find_layers
+from laplace_kit.curv.cost import (
+    multiplied_out,
+    plan,
+    products_of_pairs,
+    products_with_columns,
+    rows_cost,
+)
+from laplace_kit.curv.heads import sole_head
+from laplace_kit.curv.layers import Layer, find_layers
+from laplace_kit.curv.layout import to_flat
 from laplace_kit.curv.objective import per_example
 from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind
 from laplace_kit.curv.rows import Rows, assemble
 from laplace_kit.data import Chunk, DataLike, as_data, batch_spec
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.tree import pytree_dataclass
+
+# Columns of a head to multiply at a time: with many examples each, their sums stay in the caches.
+_COLUMNS_AT_A_TIME = 8
 
 
 class GaussNewtonOperator(CurvatureOperator):
@@ -62,11 +74,16 @@ class GaussNewtonOperator(CurvatureOperator):
     def diagonal(self):
         r"""Return $\sum_n \sum_r (J_n^\top s_{nr})^2$ exactly, `(P,)`, at R backward passes.
 
+        Where a head is all that is free, at R products with $L_n$ and no backward pass.
+
         Raises
         ------
         ValueError
             If one example with one direction exceeds the memory limit.
         """
+        if self.has_closed_head:
+            (moments,) = self.sum_columns(SumOfHeadSquares, ((None, None),))
+            return to_flat([layer.layout for layer in self._layers], [moments])
         return self.sum_rows(
             partial(_SumOfRows, Rows.squared_sum), multiplied_out, sum_bytes=4 * self.shape[0]
         )
@@ -82,11 +99,10 @@ class GaussNewtonOperator(CurvatureOperator):
             If one example with one direction exceeds the memory limit.
         """
         work = partial(products_of_pairs, num_directions=self._num_columns)
-        layers = find_layers(self.objective, batch_spec(self.data)[0]).layers
         grams = self.sum_rows(
             partial(_SumOfRows, Rows.gram), work, sum_bytes=4 * self.shape[0] ** 2
         )
-        return assemble(grams, tuple(layer.layout for layer in layers))
+        return assemble(grams, tuple(layer.layout for layer in self._layers))
 
     def sum_rows(
         self,
@@ -114,6 +130,35 @@ class GaussNewtonOperator(CurvatureOperator):
         held = plan(cost, self._num_columns, self.batch_size, self.memory_limit, sum_bytes)
         fn = fn_of_width(held.num_directions)
         return self.sum_over(fn, args, batch_size=held.batch_size)
+
+    def sum_columns(self, fn_of_width: Callable[[int], Callable], args: PyTree = None) -> PyTree:
+        """Sum a function of products with the columns of a head over examples; see `sum_rows`.
+
+        Few columns at a time and many examples: sums over examples are what these are for.
+        """
+        objective, (x, _), num = self.objective, batch_spec(self.data), self._num_columns
+        cost = rows_cost(objective, x, self.example_bytes, products_with_columns, of_outputs=True)
+        at_once = min(num, _COLUMNS_AT_A_TIME)
+        held = plan(cost, at_once, self.batch_size, self.memory_limit, sum_bytes=4 * num**2)
+        return self.sum_over(fn_of_width(held.num_directions), args, batch_size=held.batch_size)
+
+    @property
+    def has_closed_head(self) -> bool:
+        r"""Whether a head is all that is free, and $S_n$ has as many columns as there are outputs.
+
+        Rows are then $a_n \otimes M$ with one M for all examples, and what is summed over them
+        needs products $L_n u$ with the columns of M alone: $C^2$ operations for each example
+        where $S_n$ would take $C^3$.
+        """
+        objective, (x, _) = self.objective, batch_spec(self.data)
+        if sole_head(find_layers(objective, x)) is None:
+            return False
+        event = objective.output_spec(x).shape[1:]
+        return self.num_columns(event) == math.prod(event)
+
+    @property
+    def _layers(self) -> tuple[Layer, ...]:
+        return find_layers(self.objective, batch_spec(self.data)[0]).layers
 
     @property
     def _num_columns(self) -> int:
@@ -161,6 +206,75 @@ def sum_directions(
         return jax.tree.map(jnp.add, total, of_block(block)), None
 
     return jax.lax.scan(body, zeros, columns)[0]
+
+
+def map_columns(
+    operator: GaussNewtonOperator,
+    captured: Capture,
+    chunk: Chunk,
+    num_columns: int,
+    columns: Float[Array, "C Q"],
+    of_products: Callable[[Float[Array, "U C"], Float[Array, "U B C"]], Array],
+) -> Float[Array, "Q *rest"]:
+    r"""Return a function of products $L_n u$ with vectors in the outputs, stacked over vectors.
+
+    Parameters
+    ----------
+    operator, captured, chunk
+        The curvatures $L_n$; the model, captured at the chunk; examples without weight count for
+        nothing.
+    num_columns
+        How many to hold at a time.
+    columns
+        The vectors $u$.
+    of_products
+        From some vectors and their products, zero for examples without weight, to an array of as
+        many entries.
+    """
+    f, num = captured.outputs, columns.shape[1]
+    # Where a loss is not convex in the outputs there is no root, and the result is to be NaN.
+    root = operator.output_factor(f, chunk, jnp.arange(1))
+    weight = chunk.weight.astype(f.dtype)[:, None] + 0 * root.sum()
+
+    def of_block(u: Float[Array, "U C"]) -> Array:
+        def product(vector):
+            # L is linear: to weigh what it is applied to lets the compiler fuse sums of products.
+            vectors = (vector.astype(f.dtype) * weight).reshape(f.shape)
+            return operator.output_mv(f, chunk, vectors).reshape(len(f), -1)
+
+        with jax.default_matmul_precision("highest"):
+            return of_products(u, jax.vmap(product)(u).astype(u.dtype))
+
+    pad = -num % num_columns
+    blocks = jnp.pad(columns, ((0, 0), (0, pad))).T.reshape(-1, num_columns, len(columns))
+    mapped = jax.lax.map(of_block, blocks)
+    return mapped.reshape(-1, *mapped.shape[2:])[:num]
+
+
+class SumOfHeadSquares(NamedTuple):
+    """What one chunk adds to the squares of a head's rows in given bases; hashable."""
+
+    num_columns: int
+
+    def __call__(self, operator_and_bases, chunk):
+        operator, (basis,) = operator_and_bases
+        captured = capture(operator.objective, chunk.x)
+        rows = head_rows(operator, captured).rotate(*basis)
+        squares = rows.inputs[:, 0, 0] ** 2
+
+        def of_products(u, products):
+            return jnp.einsum("ubc,uc->ub", products, u) @ squares
+
+        columns = rows.shared_gradients()
+        moments = map_columns(operator, captured, chunk, self.num_columns, columns, of_products)
+        return (moments.T[None],)
+
+
+def head_rows(operator: GaussNewtonOperator, captured: Capture) -> HeadRows:
+    """Return the rows of all outputs of a head, in float32 or better."""
+    num = math.prod(captured.outputs.shape[1:])
+    rows = captured.pull_outputs(jnp.arange(num))
+    return rows.astype(jnp.promote_types(operator.dtype, jnp.float32)).blocks[0]
 
 
 class _SumOfRows(NamedTuple):

@@ -16,7 +16,13 @@ from jaxtyping import Array, Float, PyTree
 from laplace_kit.curv.blocks import Block, LookupRows
 from laplace_kit.curv.capture import capture
 from laplace_kit.curv.cost import multiplied_out
-from laplace_kit.curv.ggn import GaussNewtonOperator, sum_directions
+from laplace_kit.curv.ggn import (
+    GaussNewtonOperator,
+    SumOfHeadSquares,
+    head_rows,
+    map_columns,
+    sum_directions,
+)
 from laplace_kit.curv.layers import Layer, Layers, find_layers
 from laplace_kit.curv.layout import Layout
 from laplace_kit.curv.products import Lookup
@@ -71,7 +77,8 @@ def kronecker_factors(
     -------
     factors
         For each layer of the model. Cost: one forward pass, R backward passes without those of the
-        weights, and $N T (I^2 + R O^2)$ operations for each layer.
+        weights, and $N T (I^2 + R O^2)$ operations for each layer; $N (I^2 + O^2)$ and no backward
+        pass where a head is all that is free (see `heads.py`).
 
     Raises
     ------
@@ -85,6 +92,8 @@ def kronecker_factors(
     network architectures.
     """
     check_option("weight_sharing", weight_sharing, WEIGHT_SHARING)
+    if operator.has_closed_head:  # the one position is shared with none
+        return _normalised(operator.sum_columns(_SumOfHeadFactors))
     layers = find_layers(operator.objective, batch_spec(operator.data)[0])
     sums = operator.sum_rows(
         partial(_SumOfFactors, weight_sharing), _nothing, sum_bytes=4 * num_entries(layers)
@@ -120,6 +129,8 @@ def second_moments(
     George et al. (2018), Fast approximate natural gradient descent in a Kronecker-factored
     eigenbasis.
     """
+    if operator.has_closed_head:
+        return operator.sum_columns(SumOfHeadSquares, bases)
     return operator.sum_rows(_SumOfMoments, _rotated, bases, sum_bytes=4 * operator.shape[0])
 
 
@@ -161,20 +172,10 @@ class _SumOfFactors(NamedTuple):
         )
         factors = []
         for a, g, layout in zip(captured.inputs, gradients, captured.layouts, strict=True):
-            factors.append(KroneckerFactors(self._of_inputs(a, chunk, layout, dtype), g, layout))
+            if self.weight_sharing == "reduce" and not jnp.issubdtype(a.dtype, jnp.integer):
+                a = a.astype(dtype).mean(axis=1, keepdims=True)
+            factors.append(KroneckerFactors(_of_inputs(a, chunk, layout, dtype), g, layout))
         return tuple(factors), chunk.weight.sum()
-
-    def _of_inputs(self, a: Array, chunk: Chunk, layout: Layout, dtype: jnp.dtype) -> Array:
-        weight = chunk.weight.astype(dtype)
-        if jnp.issubdtype(a.dtype, jnp.integer):
-            counts = jnp.zeros((1, layout.shape[1]), dtype)
-            return counts.at[0, a].add(weight[:, None] / a.shape[1], mode="drop")
-        a = a.astype(dtype)
-        if self.weight_sharing == "reduce":
-            a = a.mean(axis=1, keepdims=True)
-        with jax.default_matmul_precision("highest"):
-            weighted = a * (weight / a.shape[1])[:, None, None, None]
-            return jnp.einsum("btgi,btgj->gij", weighted, a)
 
     def _sum_of_gradients(self, rows: Rows) -> PyTree:
         return tuple(self._of_gradients(block) for block in rows.blocks)
@@ -189,6 +190,43 @@ class _SumOfFactors(NamedTuple):
         if width == 1 and out > LARGEST_EXACT_BLOCK:
             return jnp.einsum("brtgo,brtgo->go", g, g)
         return jnp.einsum("brtgo,brtgp->gop", g, g)
+
+
+def _of_inputs(a: Array, chunk: Chunk, layout: Layout, dtype: jnp.dtype) -> Array:
+    r"""Return the weighted sum of $a a^\top$ over examples, and its mean over positions."""
+    weight = chunk.weight.astype(dtype)
+    if jnp.issubdtype(a.dtype, jnp.integer):
+        counts = jnp.zeros((1, layout.shape[1]), dtype)
+        return counts.at[0, a].add(weight[:, None] / a.shape[1], mode="drop")
+    a = a.astype(dtype)
+    with jax.default_matmul_precision("highest"):
+        weighted = a * (weight / a.shape[1])[:, None, None, None]
+        return jnp.einsum("btgi,btgj->gij", weighted, a)
+
+
+class _SumOfHeadFactors(NamedTuple):
+    """What one chunk adds to the factors of a head, and the number of its examples; hashable."""
+
+    num_columns: int
+
+    def __call__(self, operator_and_nothing, chunk: Chunk):
+        operator = operator_and_nothing[0]
+        captured = capture(operator.objective, chunk.x)
+        rows = head_rows(operator, captured)
+
+        columns = rows.shared_gradients()
+        products = map_columns(
+            operator, captured, chunk, self.num_columns, columns, _sum_of_products
+        )
+        g = (products * rows.factors)[:, jnp.argsort(rows.places)]  # back from outputs to values
+        a = _of_inputs(rows.inputs, chunk, rows.layout, g.dtype)
+        return (KroneckerFactors(a, g[None], rows.layout),), chunk.weight.sum()
+
+
+def _sum_of_products(
+    u: Float[Array, "U C"], products: Float[Array, "U B C"]
+) -> Float[Array, "U C"]:
+    return products.sum(axis=1)
 
 
 class _SumOfMoments(NamedTuple):

@@ -78,6 +78,10 @@ class Rows:
         pairs = zip(self.blocks, vectors, strict=True)
         return sum(block.project(part) for block, part in pairs)
 
+    def combine(self, coefficients: Float[Array, "B R K"]) -> Float[Array, "P K"]:
+        r"""Return $\sum_n \sum_r c_{nrk} J_{nr}$ over all rows: the transpose of `project`."""
+        return to_flat(self.layouts, [block.combine(coefficients) for block in self.blocks])
+
     def _sum(self, of_block: Callable[[Block], Array]) -> Array:
         return sum(of_block(block) for block in self.blocks)
 

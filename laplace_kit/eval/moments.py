@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from laplace_kit import memory
 from laplace_kit.approx.posterior import Posterior
-from laplace_kit.curv.capture import capture, unit_directions
+from laplace_kit.curv.capture import capture
 from laplace_kit.curv.cost import check_fits, plan, projections, rows_cost
 from laplace_kit.curv.layers import find_layers
 from laplace_kit.curv.objective import Objective
@@ -57,7 +57,7 @@ def linearized_moments(
     posterior = posterior.for_prediction(layouts)
     unit = memory.activation_bytes(objective.model_fn, objective.params, x)
     work = partial(projections, num_vectors=posterior.num_projections)
-    cost = rows_cost(objective, x, unit, work)
+    cost = rows_cost(objective, x, unit, work, of_outputs=not full)
     num_outputs = math.prod(objective.output_spec(x).shape[1:])
     if full:
         remedy = 'pass covariance="diagonal", '
@@ -104,6 +104,4 @@ def _full_moments(args, x):
 
 
 def _unit_rows(captured, columns, dtype):
-    f = captured.outputs
-    directions = unit_directions(f, columns)
-    return captured.pull(jnp.broadcast_to(directions, (len(f), *directions.shape))).astype(dtype)
+    return captured.pull_outputs(columns).astype(dtype)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import twins
 
-from laplace_kit.curv.blocks import FactoredRows, LookupRows, gram
+from laplace_kit.curv.blocks import FactoredRows, HeadRows, LookupRows, gram
 from laplace_kit.curv.layout import Layout, Move, Slot
 
 # Positions T, groups G, inputs I and outputs O. With T^2 against I O two ways to norms are chosen.
@@ -19,7 +19,8 @@ SHAPES = {
     "groups_at_positions": (3, 2, 2, 2),
 }
 LOOKUP = (4, 5, 3)  # positions, entries, outputs
-KINDS = (*SHAPES, "lookup")
+HEADS = {"head": 1, "head_at_positions": 3, "turned_head": 1, "turned_at_positions": 3}
+KINDS = (*SHAPES, "lookup", *HEADS)
 
 
 def layout_of(*shape):
@@ -35,6 +36,13 @@ def make(kind, num, directions, seed=0):
         indices[0] = (2, entries, 2, 0)
         gradients = jnp.asarray(rng.normal(size=(num, directions, positions, out)))
         return LookupRows(jnp.asarray(indices), gradients, layout_of(1, entries, out))
+    if kind in HEADS:
+        positions, width, out = HEADS[kind], 2, 4
+        inputs = jnp.asarray(rng.normal(size=(num, positions, 1, width)))
+        places = jnp.asarray(rng.integers(0, positions * out, directions))
+        basis = jnp.asarray(rng.normal(size=(out, out))) if kind.startswith("turned") else None
+        factors = jnp.asarray(rng.normal(size=directions))
+        return HeadRows(inputs, places, factors, basis, layout_of(1, width, out))
     positions, groups, width, out = SHAPES[kind]
     inputs = jnp.asarray(rng.normal(size=(num, positions, groups, width)))
     gradients = jnp.asarray(rng.normal(size=(num, directions, positions, groups, out)))
@@ -43,6 +51,12 @@ def make(kind, num, directions, seed=0):
 
 def by_hand(block):
     """Return the rows `(B, R, G, I, O)`."""
+    if isinstance(block, HeadRows):
+        out = block.layout.shape[2]
+        units = np.eye(out) if block.basis is None else np.asarray(block.basis)
+        g = np.asarray(block.factors)[:, None] * units[np.asarray(block.places) % out]
+        a = np.asarray(block.inputs)[:, np.asarray(block.places) // out, 0]
+        return np.einsum("bri,ro->brio", a, g)[:, :, None]
     g = np.asarray(block.gradients)
     if isinstance(block, FactoredRows):
         return np.einsum("btgi,brtgo->brgio", block.inputs, g)
@@ -65,6 +79,7 @@ def test_contractions_are_those_of_the_rows_multiplied_out(kind, x64):
 
     @jax.jit
     def found(block, other, vector, scale, factor, vectors):
+        gain = scale[:, 0]
         return (
             block.to_dense(),
             block.squared_sum(),
@@ -75,6 +90,7 @@ def test_contractions_are_those_of_the_rows_multiplied_out(kind, x64):
             block.cross(other, factor),
             block.project(vectors),
             block.along_inputs(vector),
+            block.squares_along(vector, gain),
             gram(block, block),
         )
 
@@ -89,6 +105,7 @@ def test_contractions_are_those_of_the_rows_multiplied_out(kind, x64):
         0.7 * np.einsum("brgio,dsgio->brds", rows, others),
         np.einsum("brgio,giok->brk", rows, vectors),
         np.einsum("brgio,gio->brgo", rows, vector),
+        np.einsum("brgo,go->br", np.einsum("brgio,gio->brgo", rows, vector) ** 2, scale[:, 0]),
         flat.T @ flat,
     )
     products = found(block, other, vector, scale, factor, vectors)
@@ -161,3 +178,26 @@ def test_layers_with_one_position_are_never_multiplied_out():
     program = jax.make_jaxpr(all_of_them)(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes))
     sizes = [variable.aval.size for step in program.eqns for variable in step.outvars]
     assert max(sizes) <= num * directions * size
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scale_that_outputs_share_and_sums_of_rows(kind, x64):
+    block, other = make(kind, 3, 5), make(kind, 2, 3, seed=1)  # as many directions as positions
+    rows, others = by_hand(block), by_hand(other)
+    groups, width, out = block.layout.shape
+    rng = np.random.default_rng(2)
+    scale, coefficients = rng.uniform(size=(groups, width, 1)), rng.normal(size=(3, 5, 2))
+    vectors = rng.normal(size=(groups, width, out, 2))
+
+    @jax.jit
+    def found(block, other, scale, coefficients, vectors):
+        return block.cross(other, scale), block.combine(coefficients), block.project(vectors)
+
+    expected = (
+        np.einsum("brgio,gil,dsgio->brds", rows, scale, others),
+        np.einsum("brgio,brk->giok", rows, coefficients),
+        np.einsum("brgio,giok->brk", rows, vectors),
+    )
+    products = found(block, other, scale, coefficients, vectors)
+    for product, twin in zip(products, expected, strict=True):
+        twins.assert_close(product, twin)

@@ -120,3 +120,10 @@ def test_astype_changes_every_factor_and_no_index(dtype):
     factors = (matrix.inputs, matrix.gradients, table.gradients)
     assert [leaf.dtype for leaf in factors] == [dtype] * 3
     assert table.indices.dtype == jnp.int32
+
+
+def test_combining_is_the_transpose_of_projecting(x64):
+    rows, rng = two_blocks("float64"), np.random.default_rng(4)
+    coefficients = rng.normal(size=(2, 2, 3))
+    expected = np.einsum("nrp,nrk->pk", rows.to_dense(), coefficients)
+    twins.assert_close(jax.jit(Rows.combine)(rows, coefficients), expected)

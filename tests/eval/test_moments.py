@@ -3,22 +3,32 @@
 from functools import partial
 
 import exact
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
 from exact import KINDS
 
 from laplace_kit import memory
+from laplace_kit.approx import low_rank
+from laplace_kit.approx.diagonal import DiagonalStructure
+from laplace_kit.approx.full import FullStructure
+from laplace_kit.approx.kronecker import Eigenblock, KroneckerStructure
+from laplace_kit.approx.low_rank import LowRankStructure
+from laplace_kit.approx.posterior import factorise
 from laplace_kit.curv.cost import plan, projections, rows_cost
+from laplace_kit.curv.layers import find_layers
+from laplace_kit.curv.objective import restrict
 from laplace_kit.eval.moments import linearized_moments
+from laplace_kit.likelihood import Gaussian
 
 
 def one_direction(la, x) -> int:
-    """Return the bytes of one input with one direction."""
+    """Return the bytes of one input with one of its outputs."""
     objective = la.objective
     unit = memory.activation_bytes(objective.model_fn, objective.params, x)
     work = partial(projections, num_vectors=la.posterior.num_projections)
-    cost = rows_cost(objective, x, unit, work)
+    cost = rows_cost(objective, x, unit, work, of_outputs=True)
     assert plan(cost, 3, 2, 2 * (cost.once + cost.direction)).num_directions == 1
     return cost.once + cost.direction
 
@@ -47,3 +57,86 @@ def test_covariances_that_do_not_fit_name_the_remedy(x64):
     with pytest.raises(ValueError, match=r"in 3 direction.*'hidden/0/kernel'") as error:
         linearized_moments(la.objective, la.posterior, x, full=True, memory_limit=1_000)
     assert 'covariance="diagonal"' in str(error.value)
+
+
+# --- heads --------------------------------------------------------------------------------------
+
+
+def temperature(params, x):
+    """A head of one position behind moves and factors."""
+    z = (jnp.tanh(x[:, 0]) @ params["kernel"] + params["bias"]).reshape(-1, 2, 2)
+    return z.transpose(0, 2, 1) / jnp.asarray([[2.0, -3.0], [0.5, 1.0]], z.dtype)
+
+
+def sequence(params, x):
+    return -(jnp.tanh(x) @ params["kernel"] + params["bias"])
+
+
+def as_any_layer(model_fn):
+    """Return the same function, so written that its layer is no head."""
+
+    def same(params, x):
+        f = model_fn(params, x)
+        return f + 0 * jnp.sin(f)
+
+    return same
+
+
+def structure_of(kind, layout):
+    """Return a random structure for one layer of 3 inputs, a bias and 4 outputs."""
+    rng = np.random.default_rng(1)
+
+    def orthogonal(n):
+        return jnp.asarray(np.linalg.qr(rng.normal(size=(n, n)))[0])
+
+    if kind == "full":
+        root = jnp.asarray(rng.normal(size=(16, 16)))
+        return FullStructure(root @ root.T)
+    if kind == "diagonal":
+        return DiagonalStructure(jnp.asarray(rng.uniform(size=16)))
+    if kind == "low_rank":
+        zero = jnp.zeros(3)
+        return LowRankStructure(
+            jnp.asarray([1.0, 2.0, 3.0]), orthogonal(16)[:3], zero, jnp.zeros(())
+        )
+    values = jnp.asarray(rng.uniform(size=(1, 4, 4)))
+    block = Eigenblock(orthogonal(4)[None], orthogonal(4)[None], values, layout)
+    return KroneckerStructure((block,), corrected=True)
+
+
+@pytest.mark.parametrize("model_fn", [temperature, sequence])
+@pytest.mark.parametrize("kind", ["full", "diagonal", "low_rank", "ekfac"])
+def test_heads_have_the_moments_of_any_layer(kind, model_fn, x64, monkeypatch):
+    monkeypatch.setattr(low_rank, "_DIRECTIONS_THAT_MATTER", 0)
+    rng = np.random.default_rng(0)
+    params = {"kernel": jnp.asarray(rng.normal(size=(3, 4))), "bias": jnp.ones(4)}
+    x = jnp.asarray(rng.normal(size=(3, 2, 3)))
+    objectives = [restrict(fn, params, Gaussian())[0] for fn in (model_fn, as_any_layer(model_fn))]
+    (layer,) = find_layers(objectives[0], x).layers
+    precision = jnp.repeat(jnp.asarray([0.3, 2.0]), jnp.asarray([4, 12]), total_repeat_length=16)
+    posterior, _ = factorise(structure_of(kind, layer.layout), precision)
+    for full in (True, False):
+        found, expected = (
+            linearized_moments(objective, posterior, x, full=full) for objective in objectives
+        )
+        for moment, twin in zip(found[: 2 + full], expected[: 2 + full], strict=True):
+            twins.assert_close(moment, twin)
+
+
+def test_thousands_of_outputs_of_a_head_are_held_together(x64):
+    params = {"kernel": jnp.zeros((128, 3100)), "bias": jnp.zeros(3100)}
+    x = jnp.zeros((2, 1, 128))
+
+    def model_fn(params, x):
+        return x[:, 0] @ params["kernel"] + params["bias"]
+
+    plans = []
+    for fn in (model_fn, as_any_layer(model_fn)):
+        objective, _ = restrict(fn, params, Gaussian())
+        unit = memory.activation_bytes(objective.model_fn, objective.params, x)
+        work = partial(projections, num_vectors=1)
+        cost = rows_cost(objective, x, unit, work, of_outputs=True)
+        plans.append(plan(cost, 3100, None, 2**30))
+    assert plans[0].num_directions == 3100
+    assert plans[0].batch_size >= 16
+    assert plans[1].num_directions < 100
