@@ -1,5 +1,6 @@
 """The diagonal posterior: independent parameters."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -14,11 +15,17 @@ class DiagonalStructure(Structure):
 
     diagonal: Float[Array, " P"]
 
-    def log_det(self, precision):
-        return jnp.sum(jnp.log(self.diagonal + precision))
+    def mv(self, vector):
+        return self.diagonal * vector
+
+    def log_det(self, precision, jitter=0.0):
+        return jnp.sum(jnp.log((self.diagonal + precision) * (1 + jitter)))
 
     def posterior(self, precision, jitter=0.0):
-        return DiagonalPosterior(1 / jnp.sqrt(self.diagonal + precision + jitter))
+        return DiagonalPosterior(1 / jnp.sqrt((self.diagonal + precision) * (1 + jitter)))
+
+    def scaled(self, factor):
+        return DiagonalStructure(self.diagonal * factor)
 
     def spectrum(self):
         return Spectrum(self.diagonal, self.diagonal.min(), len(self.diagonal))
@@ -54,6 +61,10 @@ class DiagonalPosterior(Posterior):
 
     def output_variance(self, rows):
         return rows.squares(self.std**2)
+
+    def cross_covariance(self, rows, other):
+        with jax.default_matmul_precision("highest"):
+            return rows.cross(other, self.std**2)
 
     def variance(self):
         return self.std**2

@@ -13,6 +13,7 @@ def log_evidence(
     structure: Structure,
     precision: Float[Array, " P"],
     deviation: Float[Array, " P"],
+    jitter: float | Float[Array, ""] = 0.0,
 ) -> Float[Array, ""]:
     r"""Return the Laplace approximation of the log marginal likelihood.
 
@@ -31,6 +32,8 @@ def log_evidence(
         The prior precision $d$, `(P,)`.
     deviation
         $\theta^* - \theta_0$, the mode less the prior mean, `(P,)`.
+    jitter
+        The share by which the factorised matrix's diagonal is raised; see `factorise`.
 
     Returns
     -------
@@ -43,7 +46,7 @@ def log_evidence(
     Scalable marginal likelihood estimation for model selection in deep learning.
     """
     fit = jnp.sum(jnp.log(precision)) - jnp.sum(precision * deviation**2)
-    return log_likelihood + 0.5 * (fit - structure.log_det(precision))
+    return log_likelihood + 0.5 * (fit - structure.log_det(precision, jitter))
 
 
 @jax.jit

@@ -18,16 +18,23 @@ class FullStructure(Structure):
 
     matrix: Float[Array, "P P"]
 
-    def log_det(self, precision):
+    def mv(self, vector):
         with jax.default_matmul_precision("highest"):
-            factor = jnp.linalg.cholesky(_add_to_diagonal(self.matrix, precision))
-        return 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
+            return self.matrix @ vector
+
+    def log_det(self, precision, jitter=0.0):
+        return 2 * jnp.sum(jnp.log(jnp.diagonal(self._factor(precision, jitter))))
 
     def posterior(self, precision, jitter=0.0):
+        return FullPosterior(self._factor(precision, jitter))
+
+    def _factor(self, precision, jitter):
+        raised = precision + jitter * (jnp.diagonal(self.matrix) + precision)
         with jax.default_matmul_precision("highest"):
-            return FullPosterior(
-                jnp.linalg.cholesky(_add_to_diagonal(self.matrix, precision + jitter))
-            )
+            return jnp.linalg.cholesky(_add_to_diagonal(self.matrix, raised))
+
+    def scaled(self, factor):
+        return FullStructure(self.matrix * factor)
 
     def spectrum(self):
         """Return all P eigenvalues, by one symmetric decomposition without vectors.
@@ -108,6 +115,11 @@ class FullPosterior(Posterior):
     def output_variance(self, rows):
         with jax.default_matmul_precision("highest"):
             return jnp.sum(rows.project(self.for_prediction(rows.layouts).root) ** 2, axis=-1)
+
+    def cross_covariance(self, rows, other):
+        with jax.default_matmul_precision("highest"):
+            root = self.for_prediction(rows.layouts).root
+            return jnp.einsum("brp,dsp->brds", rows.project(root), other.project(root))
 
     def variance(self):
         return jnp.sum(self.scale_mv(jnp.eye(self.size, dtype=self.dtype)) ** 2, axis=0)

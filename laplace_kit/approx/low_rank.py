@@ -36,13 +36,17 @@ class LowRankStructure(Structure):
     residuals: Float[Array, " R"]
     smallest: Float[Array, ""]
 
-    def log_det(self, precision):
-        _, factor = self._rows_and_factor(self._definite(precision))
+    def mv(self, vector):
+        with jax.default_matmul_precision("highest"):
+            return (self.values * (self.vectors @ vector)) @ self.vectors
+
+    def log_det(self, precision, jitter=0.0):
+        _, factor = self._rows_and_factor(self._definite(precision), jitter)
         return jnp.sum(jnp.log(precision)) + 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
 
     def posterior(self, precision, jitter=0.0):
-        precision = self._definite(precision + jitter)
-        rows, factor = self._rows_and_factor(precision)
+        precision = self._definite(precision)
+        rows, factor = self._rows_and_factor(precision, jitter)
         identity = jnp.eye(len(factor), dtype=factor.dtype)
         with jax.default_matmul_precision("highest"):
             inverse = solve_triangular(factor + identity, identity, lower=True)
@@ -50,17 +54,24 @@ class LowRankStructure(Structure):
             shrinkage = solve_triangular(factor, identity, lower=True)
         return LowRankPosterior(1 / jnp.sqrt(precision), rows, inner, shrinkage)
 
+    def scaled(self, factor):
+        values, residuals, smallest = (
+            part * factor for part in (self.values, self.residuals, self.smallest)
+        )
+        return LowRankStructure(values, self.vectors, residuals, smallest)
+
     def spectrum(self):
         return Spectrum(self.values, self.smallest, self.vectors.shape[1])
 
     def _definite(self, precision):
         return jnp.where(self.smallest + precision.min() > 0, precision, jnp.nan)
 
-    def _rows_and_factor(self, precision):
+    def _rows_and_factor(self, precision, jitter):
         rows = jnp.sqrt(self.values)[:, None] * self.vectors / jnp.sqrt(precision)
         with jax.default_matmul_precision("highest"):
             gram = rows @ rows.T
-            return rows, jnp.linalg.cholesky(jnp.eye(len(rows), dtype=rows.dtype) + gram)
+            matrix = jnp.eye(len(rows), dtype=rows.dtype) + gram
+            return rows, jnp.linalg.cholesky(matrix + jitter * jnp.diag(jnp.diagonal(matrix)))
 
 
 def fit_low_rank(
@@ -122,6 +133,14 @@ class LowRankPosterior(Posterior):
                 return jnp.sum(self.scale_rmv(rows.to_dense()) ** 2, axis=-1)
             correction = jnp.sum(self._learned(rows) ** 2, axis=-1)
             return jnp.maximum(rows.squares(self.prior_std**2) - correction, 0)
+
+    def cross_covariance(self, rows, other):
+        if self._multiplies_out:
+            return super().cross_covariance(rows, other)
+        with jax.default_matmul_precision("highest"):
+            learned, others = self._learned(rows), self._learned(other)
+            correction = jnp.einsum("brk,dsk->brds", learned, others)
+            return rows.cross(other, self.prior_std**2) - correction
 
     def for_prediction(self, layouts):
         if self.laid_out is not None or self._multiplies_out:

@@ -39,6 +39,12 @@ class Posterior(abc.ABC):
     def output_variance(self, rows: Rows) -> Float[Array, "B R"]:
         """Return the diagonals of `output_covariance` alone, at least zero."""
 
+    def cross_covariance(self, rows: Rows, other: Rows) -> Float[Array, "B R D S"]:
+        r"""Return $J_n \Sigma J_m'^\top$ for all pairs of two batches of rows of the same model."""
+        with jax.default_matmul_precision("highest"):
+            left, right = (self.scale_rmv(part.to_dense()) for part in (rows, other))
+            return jnp.einsum("brp,dsp->brds", left, right)
+
     @property
     def num_projections(self) -> int:
         """How many vectors a row is projected on for its output covariance; tells memory."""
@@ -101,18 +107,32 @@ class Structure(abc.ABC):
         return type(self).__name__.removesuffix("Structure")
 
     @abc.abstractmethod
-    def log_det(self, precision: Float[Array, " P"]) -> Float[Array, ""]:
+    def mv(self, vector: Float[Array, " P"]) -> Float[Array, " P"]:
+        """Return the product $H v$ with a flat vector."""
+
+    @abc.abstractmethod
+    def log_det(
+        self, precision: Float[Array, " P"], jitter: float | Float[Array, ""] = 0.0
+    ) -> Float[Array, ""]:
         r"""Return $\log |H + d|$, differentiable in the prior precision `(P,)`."""
 
     @abc.abstractmethod
     def posterior(
         self, precision: Float[Array, " P"], jitter: float | Float[Array, ""] = 0.0
     ) -> Posterior:
-        """Return the Gaussian of precision $H + d + $ jitter."""
+        """Return the Gaussian of precision $H + d$.
+
+        What is factorised for it has each entry of its diagonal raised by the share `jitter`: where
+        scales differ by orders of magnitude, as they do, rounding follows them.
+        """
 
     @abc.abstractmethod
     def spectrum(self) -> "Spectrum":
         """Return the eigenvalues of $H$."""
+
+    @abc.abstractmethod
+    def scaled(self, factor: float | Float[Array, ""]) -> "Structure":
+        """Return the structure of the curvature times a positive number."""
 
     def check_prior(self, precision: Float[Array, " P"]) -> None:  # noqa: B027 - any by default
         """Raise a `ValueError` where the structure cannot be combined with a prior precision."""
@@ -133,7 +153,7 @@ class Spectrum:
     @property
     def rounding(self) -> Float[Array, ""]:
         """The size below which an eigenvalue cannot be told from zero."""
-        return _rounding(self.values, self.size)
+        return _rounding(self.values, len(self.values))
 
     def log_det(self, delta: Float[Array, ""]) -> Float[Array, ""]:
         r"""Return $\log |H + \delta I|$; NaN where that matrix is indefinite."""
@@ -166,7 +186,11 @@ def _posterior(structure, precision, jitter=0.0):
     return posterior, _all_finite(posterior)
 
 
-def factorise(structure: Structure, precision: Float[Array, " P"]) -> tuple[Posterior, Array]:
+def factorise(
+    structure: Structure,
+    precision: Float[Array, " P"],
+    temperature: float | Float[Array, ""] = 1.0,
+) -> tuple[Posterior, Array]:
     """Make the posterior, adding jitter only where rounding demands it.
 
     Parameters
@@ -175,11 +199,13 @@ def factorise(structure: Structure, precision: Float[Array, " P"]) -> tuple[Post
         The curvature.
     precision
         The prior precision, `(P,)`.
+    temperature
+        T > 0: the covariance is T times the inverse of $H + d$.
 
     Returns
     -------
     posterior, jitter
-        The jitter that was added to the diagonal, zero unless the first attempt failed. Inside a
+        The share by which the diagonal was raised, zero unless the first attempt failed. Inside a
         JAX transformation values cannot be looked at: no jitter is tried.
 
     Raises
@@ -189,6 +215,8 @@ def factorise(structure: Structure, precision: Float[Array, " P"]) -> tuple[Post
         indefinite beyond rounding: the message names the most negative curvature and the choices.
     """
     structure.check_prior(precision)
+    if not is_concrete(temperature) or float(temperature) != 1:
+        structure, precision = structure.scaled(1 / temperature), precision / temperature
     posterior, finite = _posterior(structure, precision)
     zero = jnp.zeros((), precision.dtype)
     if not is_concrete(finite) or bool(finite):
@@ -209,11 +237,13 @@ def factorise(structure: Structure, precision: Float[Array, " P"]) -> tuple[Post
             f"{float(precision.min()):.4g}); train to a minimum, raise prior_precision above "
             f"{-lowest:.4g}, or use curvature='ggn', which is never indefinite."
         )
-    for factor in (1.0, 10.0, 100.0):
-        jitter = jnp.asarray(factor * rounding, precision.dtype)
+    held = False
+    for power in range(1, 6):
+        jitter = jnp.asarray(10.0**power * jnp.finfo(precision.dtype).eps, precision.dtype)
         posterior, finite = _posterior(structure, precision, jitter)
-        if bool(finite):
+        if held and bool(finite):  # the first to succeed may have done so by a hair
             return posterior, jitter
+        held = bool(finite)
     raise ValueError(
         f"Found a posterior precision that cannot be factorised in {precision.dtype} (largest "
         f"curvature {highest:.4g}, smallest prior precision {float(precision.min()):.4g}); raise "

@@ -4,14 +4,14 @@ Linearised: $f(x) \sim \mathcal N(f(x; \theta^*),\ J(x) \Sigma J(x)^\top)$, then
 makes of a Gaussian over its outputs. Sampled: weights from the posterior, pushed through the model.
 """
 
+import dataclasses
 import math
-from functools import singledispatch
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from laplace_kit import memory, tree
 from laplace_kit.approx.posterior import Posterior
@@ -19,16 +19,10 @@ from laplace_kit.curv.objective import Objective
 from laplace_kit.data import as_data, check_batch_size, map_over
 from laplace_kit.errors import check_option
 from laplace_kit.eval import link as links
+from laplace_kit.eval.joint import joint_moments, marginal_moments
 from laplace_kit.eval.moments import linearized_moments
-from laplace_kit.likelihood import (
-    Bernoulli,
-    Categorical,
-    Gaussian,
-    HeteroscedasticGaussian,
-    Likelihood,
-    Poisson,
-)
-from laplace_kit.tree import pytree_dataclass
+from laplace_kit.eval.outputs import Predictive as Predictive
+from laplace_kit.eval.outputs import from_gaussian, from_samples
 
 METHODS = ("linearized", "sampled")
 COVARIANCES = ("auto", "full", "diagonal")
@@ -36,27 +30,29 @@ COVARIANCES = ("auto", "full", "diagonal")
 _COVARIANCE_SHARE = 4
 
 
-@pytree_dataclass()
-class Predictive:
-    """What the posterior says about inputs; what a likelihood does not define is `None`.
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """How predictions are made: one configuration that `tune` judges and `predict` uses.
 
-    `f_mean`, `f_var` `(N, *event)` and `f_cov` `(N, C, C)`, over flattened outputs, describe the
-    model's outputs. Classification: `probs` `(N, C)`. Regression and counts: `mean`,
-    `epistemic_var` (from the weights) and `noise_var` (from the likelihood), of the targets' shape.
+    `method`, `link`, `covariance` and `num_samples` as `predict` takes them.
+
+    Raises
+    ------
+    ValueError
+        If one of them is unknown.
     """
 
-    f_mean: Float[Array, "N *event"]
-    f_var: Float[Array, "N *event"]
-    f_cov: Float[Array, "N C C"] | None = None
-    probs: Float[Array, "N *event"] | None = None
-    mean: Float[Array, "N *target"] | None = None
-    epistemic_var: Float[Array, "N *target"] | None = None
-    noise_var: Float[Array, "N *target"] | None = None
+    method: Literal["linearized", "sampled"] = "linearized"
+    link: str = "probit"
+    covariance: Literal["auto", "full", "diagonal"] = "auto"
+    num_samples: int | None = None
 
-    @property
-    def var(self) -> Float[Array, "N *target"] | None:
-        """The whole predictive variance of the targets, `epistemic_var + noise_var`."""
-        return None if self.mean is None else self.epistemic_var + self.noise_var
+    def __post_init__(self):
+        check_option("method", self.method, METHODS)
+        check_option("covariance", self.covariance, COVARIANCES)
+        check_option("link", self.link, links.LINKS)
+        if self.num_samples is not None and self.num_samples < 2:
+            raise ValueError(f"Found num_samples={self.num_samples}, expected at least 2 draws.")
 
 
 def predict(
@@ -69,6 +65,7 @@ def predict(
     covariance: Literal["auto", "full", "diagonal"] = "auto",
     key: PRNGKeyArray | None = None,
     num_samples: int | None = None,
+    joint: bool = False,
     batch_size: int | None = None,
     memory_limit: int | None = None,
 ) -> Predictive:
@@ -94,6 +91,8 @@ def predict(
         For `"sampled"` and the link `"monte_carlo"`.
     num_samples
         Draws: by default 100 weights for `"sampled"`, 1000 logits for `"monte_carlo"`.
+    joint
+        Whether to return the covariance between all inputs besides, `joint_cov`.
     batch_size
         The number of inputs held at a time; `None` chooses from the memory limit.
     memory_limit
@@ -116,17 +115,28 @@ def predict(
     Immer, Korzepa and Bauer (2021), Improving predictions of Bayesian neural nets via local
     linearization.
     """
-    check_option("method", method, METHODS)
-    check_option("covariance", covariance, COVARIANCES)
-    check_option("link", link, links.LINKS)
+    Prediction(method, link, covariance, num_samples)  # checks them
     check_batch_size(batch_size)
     if key is None and (method == "sampled" or link == "monte_carlo"):
         what = 'method="sampled"' if method == "sampled" else 'link="monte_carlo"'
         raise ValueError(f"Found no key, expected one for {what}; pass key=jax.random.key(0).")
-    if num_samples is not None and num_samples < 2:
-        raise ValueError(f"Found num_samples={num_samples}, expected at least 2 draws.")
+    if joint and method != "linearized":
+        raise ValueError(
+            f"Found joint=True with method={method!r}, expected 'linearized', whose covariance "
+            "between inputs is known; for the other take la.sample_functions(key, n, "
+            "method='sampled')."
+        )
     x = _checked_inputs(x)
     f = objective.output_spec(x)
+    if joint:
+        mean, joint_cov = joint_moments(
+            objective, posterior, x, batch_size=batch_size, memory_limit=memory_limit
+        )
+        moments = (mean, *marginal_moments(mean, joint_cov))
+        predictive = from_gaussian(
+            objective.likelihood, *moments, link=link, key=key, num_samples=num_samples or 1000
+        )
+        return tree.replace(predictive, joint_cov=joint_cov)
     full = _wants_full(covariance, f, memory_limit)
     if method == "linearized":
         moments = linearized_moments(
@@ -191,147 +201,7 @@ def _sampled_outputs(args, x):
     return jnp.moveaxis(jax.lax.map(at_draw, keys), 0, 1)
 
 
-# --- what a likelihood makes of them --------------------------------------------------------------
-
-
-@singledispatch
-def from_gaussian(
-    likelihood: Likelihood,
-    f_mean: Float[Array, "N *event"],
-    f_var: Float[Array, "N *event"],
-    f_cov: Float[Array, "N C C"] | None,
-    *,
-    link: str,
-    key: PRNGKeyArray | None,
-    num_samples: int,
-) -> Predictive:
-    """Return what a likelihood predicts where its outputs are Gaussian; open to registration.
-
-    A likelihood that is not registered, such as `FromLoss`, gets the outputs' moments alone.
-    """
-    return Predictive(f_mean, f_var, f_cov)
-
-
-@from_gaussian.register
-def _(likelihood: Gaussian, f_mean, f_var, f_cov, *, link, key, num_samples):
-    return Predictive(
-        f_mean,
-        f_var,
-        f_cov,
-        mean=f_mean,
-        epistemic_var=f_var,
-        noise_var=_noise_variance(likelihood, f_mean),
-    )
-
-
-@from_gaussian.register
-def _(likelihood: HeteroscedasticGaussian, f_mean, f_var, f_cov, *, link, key, num_samples):
-    (mean, log_precision), (mean_var, log_precision_var) = (
-        jnp.split(part, 2, axis=-1) for part in (f_mean, f_var)
-    )
-    noise = jnp.exp(log_precision_var / 2 - log_precision)  # the mean of a log-normal
-    return Predictive(f_mean, f_var, f_cov, mean=mean, epistemic_var=mean_var, noise_var=noise)
-
-
-@from_gaussian.register
-def _(likelihood: Categorical, f_mean, f_var, f_cov, *, link, key, num_samples):
-    num_classes = f_mean.shape[-1]
-    logits = f_mean.reshape(-1, num_classes)
-    spread = f_var.reshape(-1, num_classes)
-    if f_cov is not None:  # of each position, where outputs have axes besides the classes
-        num_positions = math.prod(f_mean.shape[1:-1])
-        blocks = f_cov.reshape(-1, num_positions, num_classes, num_positions, num_classes)
-        spread = jnp.einsum("ntctd->ntcd", blocks).reshape(-1, num_classes, num_classes)
-    probs = links.class_probabilities(link, logits, spread, key=key, num_samples=num_samples)
-    return Predictive(f_mean, f_var, f_cov, probs=probs.reshape(f_mean.shape))
-
-
-@from_gaussian.register
-def _(likelihood: Bernoulli, f_mean, f_var, f_cov, *, link, key, num_samples):
-    probs = links.bernoulli_probabilities(link, f_mean, f_var, key=key, num_samples=num_samples)
-    return Predictive(f_mean, f_var, f_cov, probs=probs)
-
-
-@from_gaussian.register
-def _(likelihood: Poisson, f_mean, f_var, f_cov, *, link, key, num_samples):
-    # The rate exp(f) is log-normal; the counts add its mean to its variance.
-    rate = jnp.exp(f_mean + f_var / 2)
-    return Predictive(
-        f_mean,
-        f_var,
-        f_cov,
-        mean=rate,
-        epistemic_var=rate**2 * jnp.expm1(f_var),
-        noise_var=rate,
-    )
-
-
-def from_samples(
-    likelihood: Likelihood, samples: Float[Array, "N K *event"], full: bool
-) -> Predictive:
-    """Return the predictive from outputs at K weight draws; moments are the draws' own."""
-    f_mean = samples.mean(axis=1)
-    flat = (samples - f_mean[:, None]).reshape(*samples.shape[:2], -1)
-    f_var = jnp.sum(flat**2, axis=1).reshape(f_mean.shape) / (samples.shape[1] - 1)
-    f_cov = None
-    if full:
-        with jax.default_matmul_precision("highest"):
-            f_cov = jnp.einsum("nkc,nkd->ncd", flat, flat) / (samples.shape[1] - 1)
-    moments = Predictive(f_mean, f_var, f_cov)
-    return _average(likelihood, samples, moments)
-
-
-@singledispatch
-def _average(likelihood: Likelihood, samples: Array, moments: Predictive) -> Predictive:
-    return moments
-
-
-@_average.register
-def _(likelihood: Gaussian, samples, moments):
-    noise = _noise_variance(likelihood, moments.f_mean)
-    return _with_moments(moments, moments.f_mean, moments.f_var, noise)
-
-
-@_average.register
-def _(likelihood: HeteroscedasticGaussian, samples, moments):
-    mean, log_precision = jnp.split(samples, 2, axis=-1)
-    noise = jnp.exp(-log_precision).mean(axis=1)
-    return _with_moments(moments, mean.mean(axis=1), mean.var(axis=1, ddof=1), noise)
-
-
-@_average.register
-def _(likelihood: Categorical, samples, moments):
-    return _with_probs(moments, jax.nn.softmax(samples).mean(axis=1))
-
-
-@_average.register
-def _(likelihood: Bernoulli, samples, moments):
-    return _with_probs(moments, jax.nn.sigmoid(samples).mean(axis=1))
-
-
-@_average.register
-def _(likelihood: Poisson, samples, moments):
-    rates = jnp.exp(samples)
-    return _with_moments(moments, rates.mean(axis=1), rates.var(axis=1, ddof=1), rates.mean(axis=1))
-
-
-def _with_probs(moments, probs):
-    return Predictive(moments.f_mean, moments.f_var, moments.f_cov, probs=probs)
-
-
-def _with_moments(moments, mean, epistemic_var, noise_var):
-    return Predictive(
-        moments.f_mean,
-        moments.f_var,
-        moments.f_cov,
-        mean=mean,
-        epistemic_var=epistemic_var,
-        noise_var=noise_var,
-    )
-
-
-def _noise_variance(likelihood: Gaussian, f: Array) -> Array:
-    return jnp.broadcast_to(jnp.asarray(likelihood.noise_std, f.dtype) ** 2, f.shape)
+# --- at the mode ----------------------------------------------------------------------------------
 
 
 def predict_at_mode(

@@ -1,0 +1,298 @@
+r"""Continual learning: an old posterior meets new data, without the old data.
+
+The log-likelihood of the old data is known by its expansion about the old mode $\theta_1$: its
+value, its gradient and its curvature $H_1$. With the same of the new data, measured at the same
+parameters, the posterior of both is Gaussian with precision $H_1 + H_2 + d$ about
+$\theta_1 + \Delta$, $\Delta = -(H_1 + H_2 + d)^{-1} g_2$: exact for linear models with Gaussian
+noise, one Newton step for others.
+"""
+
+from functools import singledispatch
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from laplace_kit.approx.choice import DEFAULT_RANK
+from laplace_kit.approx.diagonal import DiagonalStructure
+from laplace_kit.approx.dual import DualStructure
+from laplace_kit.approx.full import FullStructure
+from laplace_kit.approx.kronecker import Eigenblock, KroneckerStructure
+from laplace_kit.approx.low_rank import LowRankStructure
+from laplace_kit.approx.posterior import Posterior, Structure, factorise
+from laplace_kit.tree import pytree_dataclass, replace
+
+
+@pytree_dataclass()
+class Expansion:
+    r"""What is kept of data: their log-likelihood about some parameters, to second order.
+
+    $\log p(D \mid \theta + \Delta) \approx \ell - g^\top \Delta - \tfrac12 \Delta^\top H \Delta$,
+    with `log_likelihood` $\ell$, `gradient` $g$ `(P,)` of the summed loss, and `structure` $H$.
+    """
+
+    log_likelihood: Float[Array, ""]
+    gradient: Float[Array, " P"]
+    structure: Structure
+
+    def moved(self, step: Float[Array, " P"]) -> "Expansion":
+        r"""Return the same expansion about $\theta + \Delta$; the curvature stays.
+
+        Parameters
+        ----------
+        step
+            $\Delta$, `(P,)`.
+        """
+        turned = self.structure.mv(step)
+        with jax.default_matmul_precision("highest"):
+            change = jnp.vdot(self.gradient, step) + 0.5 * jnp.vdot(step, turned)
+        return Expansion(self.log_likelihood - change, self.gradient + turned, self.structure)
+
+    def joined(self, other: "Expansion") -> "Expansion":
+        """Return the expansion of both sets of data, about the same parameters.
+
+        Parameters
+        ----------
+        other
+            With a structure of the same kind; see `combine`.
+        """
+        return Expansion(
+            self.log_likelihood + other.log_likelihood,
+            self.gradient + other.gradient,
+            combine(self.structure, other.structure),
+        )
+
+
+@pytree_dataclass()
+class Update:
+    r"""The posterior of old and new data together.
+
+    `step` `(P,)` leads from the old mode to the new one; `expansion` is that of all data about the
+    new mode; `posterior` is the Gaussian of precision $H_1 + H_2 + d + $ `jitter` about it.
+    """
+
+    step: Float[Array, " P"]
+    expansion: Expansion
+    posterior: Posterior
+    jitter: Float[Array, ""]
+
+
+def updated(old: Expansion, new: Expansion, precision: Float[Array, " P"]) -> Update:
+    r"""Return the posterior of old and new data, from expansions about the old mode.
+
+    The old posterior is the prior of the new data, so that the mode moves by
+    $\Delta = -(H_1 + H_2 + d)^{-1} g_2$: that the old parameters were a mode of the old data is
+    taken for granted, whatever the prior mean. For a linear model with a Gaussian likelihood two
+    parts of the data in sequence give the very posterior and evidence of all at once. Otherwise
+    the step is as good as the expansion; with parameters trained further on the new data by a
+    method of one's own, take `old.moved(step).joined(new)` with the new data's expansion there.
+
+    Parameters
+    ----------
+    old
+        Of the data that the posterior was fitted to, about its mode.
+    new
+        Of the new data, about the same parameters, in a structure of the same kind.
+    precision
+        The prior precision $d$, `(P,)`, counted once.
+
+    Returns
+    -------
+    update
+        Cost: that of `combine` and of the structure's posterior; no pass over any data.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the structures do not go together, or the posterior precision is indefinite.
+
+    References
+    ----------
+    Ritter, Botev and Barber (2018), Online structured Laplace approximations for overcoming
+    catastrophic forgetting. Kirkpatrick et al. (2017), Overcoming catastrophic forgetting in neural
+    networks. Huszár (2018), Note on the quadratic penalties in elastic weight consolidation.
+    """
+    together = old.joined(new)
+    posterior, jitter = factorise(together.structure, precision)
+    step = newton_step(posterior, new.gradient)
+    return Update(step, together.moved(step), posterior, jitter)
+
+
+def newton_step(posterior: Posterior, gradient: Float[Array, " P"]) -> Float[Array, " P"]:
+    r"""Return $-\Sigma g$, the way from the mode to that of the posterior with one more term.
+
+    Parameters
+    ----------
+    posterior
+        Of all terms, the new one's curvature included.
+    gradient
+        Of the new term, `(P,)`.
+
+    Returns
+    -------
+    step
+        Flat, `(P,)`. Cost: the posterior's root applied twice.
+    """
+    return -posterior.scale_mv(posterior.scale_rmv(gradient.astype(posterior.dtype)))
+
+
+# --- the sum of two curvatures --------------------------------------------------------------------
+
+
+def combine(old: Structure, new: Structure) -> Structure:
+    r"""Return $H_1 + H_2$ in the structure that both have.
+
+    Full and diagonal curvatures add up exactly. Duals put their rows together as long as these are
+    no more than the parameters, and are multiplied out else or to meet a full matrix. Of two of low
+    rank the leading eigenpairs of the sum are kept, as many as the larger one has, or 50 if that is
+    more; their `residuals` are bounds on $\|(H_1 + H_2) u - s u\|$, with what both had left out. Of
+    two Kronecker structures the sum is an EKFAC one: its basis is that of the sum's partial traces
+    over inputs and over outputs, known exactly, and its values the sum's diagonal in that basis,
+    the best in the Frobenius norm.
+
+    Parameters
+    ----------
+    old, new
+        Curvatures at the same parameters, in structures of the same kind.
+
+    Returns
+    -------
+    structure
+        Cost: low rank, a QR decomposition of `(P, 2R)`; Kronecker, an eigendecomposition of every
+        layer's factors; else the sum.
+
+    Raises
+    ------
+    TypeError
+        If the structures differ in kind, or are of one that cannot be added.
+    ValueError
+        If they are not of the same parameters.
+
+    References
+    ----------
+    Ritter, Botev and Barber (2018), Online structured Laplace approximations for overcoming
+    catastrophic forgetting. George et al. (2018), Fast approximate natural gradient descent in a
+    Kronecker-factored eigenbasis.
+    """
+    kinds = {type(old), type(new)}
+    if len(kinds) > 1 and kinds != {FullStructure, DualStructure}:
+        raise TypeError(
+            f"Found curvatures of the structures {old.name} and {new.name}, expected two of the "
+            "same kind; fit the new data with the structure that the old posterior has."
+        )
+    return _combine(old, new)
+
+
+@jax.jit
+def _combine(old, new):
+    with jax.default_matmul_precision("highest"):
+        if type(old) is not type(new):
+            old, new = _to_full(old), _to_full(new)
+        return sum_of_curvatures(old, new)
+
+
+@singledispatch
+def sum_of_curvatures(old: Structure, new: Structure) -> Structure:
+    """Return $H_1 + H_2$ for structures of one kind; open to registration."""
+    raise TypeError(
+        f"Found a curvature of the structure {old.name}, which cannot be added to another, "
+        "expected one that is full, diagonal, of low rank or Kronecker-factored."
+    )
+
+
+def _check_same(what: str, old: object, new: object) -> None:
+    if old != new:
+        found = f" ({old} and {new})" if isinstance(old, int) else ""
+        raise ValueError(
+            f"Found two curvatures that differ in the {what}{found}, expected the same; fit the "
+            "new data with the model, the subset and the kind of inputs of the old posterior."
+        )
+
+
+@sum_of_curvatures.register
+def _(old: FullStructure, new):
+    _check_same("number of parameters", len(old.matrix), len(new.matrix))
+    return FullStructure(old.matrix + new.matrix)
+
+
+@sum_of_curvatures.register
+def _(old: DiagonalStructure, new):
+    _check_same("number of parameters", len(old.diagonal), len(new.diagonal))
+    return DiagonalStructure(old.diagonal + new.diagonal)
+
+
+@sum_of_curvatures.register
+def _(old: DualStructure, new):
+    parts = [part.design.rows for part in (old, new)]
+    shapes = ([leaf.shape[1:] for leaf in jax.tree.leaves(rows)] for rows in parts)
+    _check_same("layers", *(rows.layouts for rows in parts))
+    _check_same("shapes of their rows", *shapes)
+    (num, size), (num_new, _) = old.design.shape, new.design.shape
+    if num + num_new > size:
+        return sum_of_curvatures(_to_full(old), _to_full(new))
+    rows = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    return DualStructure(replace(old.design, rows=rows))
+
+
+def _to_full(structure: Structure) -> Structure:
+    """Return a dual curvature as a dense matrix; any other as it is."""
+    if not isinstance(structure, DualStructure):
+        return structure
+    rows = structure.design.rows.to_dense().reshape(structure.design.shape)
+    return FullStructure(rows.T @ rows)
+
+
+@sum_of_curvatures.register
+def _(old: LowRankStructure, new):
+    _check_same("number of parameters", old.vectors.shape[1], new.vectors.shape[1])
+    parts = [jnp.sqrt(part.values)[:, None] * part.vectors for part in (old, new)]
+    basis, triangle = jnp.linalg.qr(jnp.concatenate(parts).T)
+    vectors, roots, _ = jnp.linalg.svd(triangle, full_matrices=False)
+    rank = max(len(old.values), len(new.values), DEFAULT_RANK)
+    kept = (basis @ vectors[:, :rank]).T
+    bound = _residual_bound(old, kept) + _residual_bound(new, kept)
+    # Weyl: no eigenvalue of the sum is less than the sum of the smallest.
+    return LowRankStructure(roots[:rank] ** 2, kept, bound, old.smallest + new.smallest)
+
+
+def _residual_bound(structure, vectors):
+    r"""Bound $\|E u\|$ for unit vectors u, E being what the structure leaves out of its curvature.
+
+    On an eigenvector E is as large as its residual; elsewhere, as the least eigenvalue kept.
+    """
+    inside = vectors @ structure.vectors.T
+    outside = jnp.linalg.norm(vectors - inside @ structure.vectors, axis=1)
+    return jnp.abs(inside) @ structure.residuals + outside * structure.values.min()
+
+
+@sum_of_curvatures.register
+def _(old: KroneckerStructure, new):
+    _check_same("layers", *([block.layout for block in part.blocks] for part in (old, new)))
+    pairs = zip(old.blocks, new.blocks, strict=True)
+    return KroneckerStructure(tuple(_sum_of_blocks(*pair) for pair in pairs), corrected=True)
+
+
+def _sum_of_blocks(*blocks: Eigenblock) -> Eigenblock:
+    left = _common_basis((block.left, block.values.sum(axis=2)) for block in blocks)
+    right = _common_basis((block.right, block.values.sum(axis=1)) for block in blocks)
+    values = sum(_diagonal_in(left, right, block) for block in blocks)
+    return Eigenblock(left, right, values, blocks[0].layout)
+
+
+def _common_basis(factors):
+    r"""Return the eigenvectors of $\sum Q \operatorname{diag}(s) Q^\top$; `None` for no basis."""
+    factors = tuple(factors)
+    if any(basis is None for basis, _ in factors):
+        return None
+    total = sum(jnp.einsum("gij,gj,gkj->gik", basis, part, basis) for basis, part in factors)
+    return jnp.linalg.eigh(total)[1]
+
+
+def _diagonal_in(left, right, block: Eigenblock) -> Float[Array, "G I O"]:
+    """Return a layer's diagonal in another basis: the squared cosines take the values along."""
+    values = block.values
+    if left is not None:
+        values = jnp.einsum("gij,gjo->gio", (left.mT @ block.left) ** 2, values)
+    if right is not None:
+        values = jnp.einsum("gpo,gio->gip", (right.mT @ block.right) ** 2, values)
+    return values

@@ -1,0 +1,200 @@
+r"""Joint moments of the linearised outputs at several inputs, $J(x)\, \Sigma\, J(x')^\top$."""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from laplace_kit import memory
+from laplace_kit.approx.posterior import Posterior
+from laplace_kit.curv.blocks import Block, LookupRows
+from laplace_kit.curv.capture import jacobian
+from laplace_kit.curv.cost import check_fits, projections, rows_cost
+from laplace_kit.curv.layers import find_layers
+from laplace_kit.curv.objective import Objective
+from laplace_kit.data import as_data, check_batch_size, map_over
+
+# Every chunk repeats the passes of all inputs, which costs more than to leave the caches.
+_PASSES_TO_SAVE = 16
+
+
+def joint_moments(
+    objective: Objective,
+    posterior: Posterior,
+    x: PyTree,
+    *,
+    batch_size: int | None = None,
+    memory_limit: int | None = None,
+) -> tuple[Float[Array, "N *event"], Float[Array, "N C N C"]]:
+    r"""Return the mean of the outputs at N inputs and the covariance between all pairs.
+
+    $$f(x_n) = f(x_n; \theta^*), \quad
+    \operatorname{cov}(f(x_n), f(x_m)) = J(x_n)\, \Sigma\, J(x_m)^\top$$
+
+    Parameters
+    ----------
+    objective, posterior
+        The model at its mode, and the Gaussian over its free parameters.
+    x
+        Inputs with a leading axis N.
+    batch_size
+        The number of inputs held at a time, B, on each side of a pair; `None` chooses from the
+        memory limit.
+    memory_limit
+        In bytes; `None` for a share of the device's memory.
+
+    Returns
+    -------
+    f_mean, joint_cov
+        Over flattened outputs the covariance is `(N, C, N, C)`, symmetric and positive
+        semi-definite but for rounding; `linearized_moments` has its blocks for n = m. Cost:
+        $C N$ backward passes and the posterior's root applied to as many rows, once more for each
+        chunk of B inputs where these are not all, and the products of all pairs.
+
+    Raises
+    ------
+    ValueError
+        If the covariance itself, or one input with all of its outputs, exceeds the memory limit.
+
+    References
+    ----------
+    Immer, Korzepa and Bauer (2021), Improving predictions of Bayesian neural nets via local
+    linearization. Wang et al. (2021), Beyond marginal uncertainty: how accurately can Bayesian
+    regression models estimate posterior predictive correlations?
+    """
+    check_batch_size(batch_size)
+    x = as_data((x, ())).x
+    outputs = objective.output_spec(x)
+    _check_result_fits(outputs, memory_limit)
+    layouts = tuple(layer.layout for layer in find_layers(objective, x).layers)
+    posterior = posterior.for_prediction(layouts)
+    size = batch_size or _batch_size(objective, posterior, x, memory_limit)
+    if size >= outputs.shape[0]:
+        return map_over(_all_pairs, (objective, posterior), x, size)
+    f_mean, covariance = map_over(_Pairs(size), (objective, posterior, x), x, size)
+    return f_mean, covariance
+
+
+def _check_result_fits(outputs: jax.ShapeDtypeStruct, memory_limit: int | None) -> None:
+    num, num_outputs = outputs.shape[0], math.prod(outputs.shape[1:])
+    needed = (num * num_outputs) ** 2 * outputs.dtype.itemsize
+    limit = memory.budget(memory_limit)
+    if needed > limit:
+        raise ValueError(
+            f"Found that the joint covariance of {num} inputs with {num_outputs} output(s) each "
+            f"takes {memory.readable(needed)}, expected at most the memory limit of "
+            f"{memory.readable(limit)}; pass fewer inputs at a time, draw functions with "
+            "sample_functions, or raise memory_limit=."
+        )
+
+
+def _batch_size(
+    objective: Objective, posterior: Posterior, x: PyTree, memory_limit: int | None
+) -> int:
+    """Choose B so that the rows of two times B inputs, and what pairs of them take, fit."""
+    num_outputs = math.prod(objective.output_spec(x).shape[1:])
+    unit = memory.activation_bytes(objective.model_fn, objective.params, x)
+    work = partial(projections, num_vectors=posterior.num_projections)
+    cost = rows_cost(objective, x, unit, work)
+    products = partial(_products_of_pairs, num_outputs=num_outputs)
+    pairs = rows_cost(objective, x, 0, products).direction * num_outputs
+    check_fits(cost, num_outputs, memory.budget(memory_limit))
+    room = min(_PASSES_TO_SAVE * memory.working_set(memory_limit), memory.budget(memory_limit))
+    one = cost.once + num_outputs * cost.direction
+    return max(min(room // (2 * one), math.isqrt(room // pairs)), 1)
+
+
+def _products_of_pairs(block: Block, num_outputs: int) -> tuple[int, int]:
+    """Return the bytes that one direction of a pair of inputs takes in `cross`."""
+    itemsize, num_positions = block.gradients.dtype.itemsize, block.gradients.shape[2]
+    if isinstance(block, LookupRows):
+        return 0, num_positions**2 * num_outputs * itemsize
+    if num_positions > 1:  # multiplied out for each input alone
+        return 0, 0
+    return 0, block.gradients.shape[3] * block.gradients.shape[4] * itemsize
+
+
+def _all_pairs(args, x):
+    """Return the moments of inputs that are all held at once."""
+    objective, posterior = args
+    f, rows = jacobian(objective, x)
+    rows = rows.astype(posterior.dtype)
+    return f, posterior.cross_covariance(rows, rows).astype(f.dtype)
+
+
+class _Pairs(NamedTuple):
+    """The moments of a chunk of inputs with all, some at a time; hashable."""
+
+    batch_size: int
+
+    def __call__(self, args, x):
+        objective, posterior, every = args
+        f, rows = jacobian(objective, x)
+        rows = rows.astype(posterior.dtype)
+        columns = map_over(_columns, (objective, posterior, rows), every, self.batch_size)
+        return f, jnp.moveaxis(columns, 0, 2).astype(f.dtype)
+
+
+def _columns(args, other):
+    objective, posterior, rows = args
+    others = jacobian(objective, other)[1].astype(posterior.dtype)
+    return jnp.moveaxis(posterior.cross_covariance(rows, others), 2, 0)
+
+
+# --- what follows from joint moments --------------------------------------------------------------
+
+
+def marginal_moments(
+    f_mean: Float[Array, "N *event"], joint_cov: Float[Array, "N C N C"]
+) -> tuple[Float[Array, "N *event"], Float[Array, "N C C"]]:
+    """Return variances and covariances of each input alone, as `linearized_moments` does.
+
+    Parameters
+    ----------
+    f_mean, joint_cov
+        What `joint_moments` returns.
+
+    Returns
+    -------
+    f_var, f_cov
+        The variances at least zero.
+    """
+    f_cov = jnp.einsum("ncnd->ncd", joint_cov)
+    f_var = jnp.maximum(jnp.einsum("ncc->nc", f_cov), 0)
+    return f_var.reshape(f_mean.shape), f_cov
+
+
+@partial(jax.jit, static_argnames="num_samples")
+def sample_joint(
+    key: PRNGKeyArray,
+    f_mean: Float[Array, "N *event"],
+    joint_cov: Float[Array, "N C N C"],
+    num_samples: int,
+) -> Float[Array, "K N *event"]:
+    r"""Draw the outputs at all inputs together from $\mathcal N(f, \Sigma_f)$.
+
+    Parameters
+    ----------
+    key
+        For the draws.
+    f_mean, joint_cov
+        What `joint_moments` returns. The covariance may be singular, as it is with more outputs
+        than parameters: the root is the symmetric one.
+    num_samples
+        How many, K.
+
+    Returns
+    -------
+    samples
+        Cost: $O((N C)^3)$ once and $O(K (N C)^2)$. For functions that can be evaluated elsewhere
+        too, see `laplace_kit.eval.functions.sample_functions`.
+    """
+    mean = f_mean.reshape(-1)
+    with jax.default_matmul_precision("highest"):
+        values, vectors = jnp.linalg.eigh(joint_cov.reshape(mean.size, mean.size))
+        eps = jax.random.normal(key, (num_samples, mean.size), mean.dtype)
+        draws = mean + ((eps * jnp.sqrt(jnp.maximum(values, 0))) @ vectors.T)
+    return draws.reshape(num_samples, *f_mean.shape)
