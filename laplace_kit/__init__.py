@@ -5,14 +5,17 @@ from laplace_kit import curv as curv
 from laplace_kit import eval as eval
 from laplace_kit import model as model
 from laplace_kit.fit import fit as fit
+from laplace_kit.fit import load as load
 from laplace_kit.laplace import Laplace as Laplace
-from laplace_kit.laplace import load as load
 from laplace_kit.likelihood import Bernoulli as Bernoulli
 from laplace_kit.likelihood import Categorical as Categorical
 from laplace_kit.likelihood import FromLoss as FromLoss
 from laplace_kit.likelihood import Gaussian as Gaussian
 from laplace_kit.likelihood import HeteroscedasticGaussian as HeteroscedasticGaussian
 from laplace_kit.likelihood import Likelihood as Likelihood
+from laplace_kit.likelihood import Masked as Masked
+from laplace_kit.likelihood import MultivariateGaussian as MultivariateGaussian
 from laplace_kit.likelihood import Poisson as Poisson
+from laplace_kit.train import train_with_evidence as train_with_evidence
 
 __version__ = "0.1.0"

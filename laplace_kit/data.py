@@ -179,6 +179,24 @@ def gather(data: DataLike) -> tuple[PyTree, PyTree]:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pairs)
 
 
+def first_examples(data: Data, num: int) -> tuple[PyTree, PyTree]:
+    """Return some examples: in memory evenly spread over all, of a stream the first that come."""
+    if isinstance(data, InMemory):
+        total = data.num_examples
+        if total <= num:
+            return data.x, data.y
+        rows = np.arange(num) * total // num
+        return jax.tree.map(lambda leaf: leaf[rows], (data.x, data.y))
+    pairs, found = [], 0
+    for item in data.batches:
+        batch = _as_batch(item)
+        pairs.append(_take(batch, np.arange(min(batch.num_examples, num - found))))
+        found += batch.num_examples
+        if found >= num:
+            break
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pairs)
+
+
 # --- sums over examples -------------------------------------------------------------------------
 
 

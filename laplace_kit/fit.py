@@ -1,36 +1,47 @@
 """From a trained model and its data to a posterior."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from laplace_kit import curv, tree
-from laplace_kit.approx.choice import DEFAULT_RANK, KRONECKER, STRUCTURES, Sizes, choose_structure
-from laplace_kit.approx.diagonal import fit_diagonal
-from laplace_kit.approx.full import fit_full
-from laplace_kit.approx.kronecker import fit_kronecker
-from laplace_kit.approx.low_rank import fit_low_rank
-from laplace_kit.approx.posterior import Structure, factorise
+from laplace_kit import storage, stored, tree
+from laplace_kit.approx.choice import (
+    DEFAULT_RANK,
+    STRUCTURES,
+    Choice,
+    Chosen,
+    Sizes,
+    choose_structure,
+)
+from laplace_kit.approx.named import CURVATURES, named_operator, named_structure
+from laplace_kit.approx.posterior import factorise
 from laplace_kit.approx.prior import expand_precision
+from laplace_kit.approx.subset import last_layer
+from laplace_kit.curv import design
 from laplace_kit.curv.coverage import of_objective
 from laplace_kit.curv.kronecker import WEIGHT_SHARING, num_entries
 from laplace_kit.curv.lanczos import check_rank
 from laplace_kit.curv.layers import find_layers
 from laplace_kit.curv.mode import examine_mode
-from laplace_kit.curv.objective import restrict
-from laplace_kit.curv.operator import CurvatureOperator, check_outputs
-from laplace_kit.data import as_data, batch_spec, check_batch_size
+from laplace_kit.curv.objective import Objective, restrict
+from laplace_kit.curv.operator import check_outputs
+from laplace_kit.curv.split import with_features
+from laplace_kit.data import Data, InMemory, as_data, batch_spec, check_batch_size, first_examples
 from laplace_kit.errors import check_option
+from laplace_kit.eval.predictive import Prediction
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Likelihood, as_likelihood
-from laplace_kit.tree import Subset, as_pytree_function
+from laplace_kit.selection import Selection, Subset, select
+from laplace_kit.tree import as_pytree_function
 
-CURVATURES = ("ggn", "hessian", "empirical_fisher", "mc_fisher")
+# Kept with the posterior, for what is judged on training data after the fit.
+_NUM_EXAMPLES = 256
 
 
 def fit(
@@ -68,7 +79,8 @@ def fit(
     structure
         Of the curvature: `"full"`; `"ekfac"` or `"kron"`, Kronecker-factored by layer (not of the
         Hessian); `"low_rank"`; `"diagonal"`; or `"auto"`, the first of these that fits the memory
-        limit.
+        limit, of the last layer where neither of the first three fits all parameters; `la.choice`
+        says what and why.
     curvature
         `"ggn"`, `"hessian"`, `"empirical_fisher"`, or `"mc_fisher"`, which needs a key.
     prior_precision
@@ -76,8 +88,10 @@ def fit(
     prior_mean
         $\theta_0$, in any of the same forms; `None` for zero.
     subset
-        Which parameters are random: `None` for all, a predicate on the leaf's path, or a pytree
-        prefix of booleans, per leaf or per element. The others are frozen.
+        Which parameters are random: `None` for all, `"last_layer"`, a predicate on the leaf's path,
+        a pytree prefix of booleans, per leaf or per element, or indices into the flat parameters;
+        see `laplace_kit.approx.subset`. The others are frozen, and what depends on them alone is
+        computed once.
     rank
         Of `"low_rank"`; 50, or P if that is less, by default.
     weight_sharing
@@ -124,34 +138,50 @@ def fit(
             "key=jax.random.key(0)."
         )
     data = as_data(data, progress=progress)
-    objective, selection = restrict(model_fn, params, as_likelihood(likelihood), subset)
+    of_outputs = as_likelihood(likelihood)
+    ask = _Asked(structure, curvature, rank, num_samples, memory_limit)
+    if not _is_last_layer(subset):  # wrong options are refused before the model is traced
+        free, selection = select(params, subset)
+        _prior(prior_precision, prior_mean, free, selection)
+        if rank is not None:
+            check_rank(rank, tree.size(free))
+    plan = _plan(model_fn, params, of_outputs, subset, data, ask)
+    objective, selection, sizes = plan.objective, plan.selection, plan.sizes
     free = objective.params
-    num_params = tree.size(free)
-    dtype = jnp.promote_types(tree.dtype(free), jnp.float32)
-    rank = min(DEFAULT_RANK, num_params) if rank is None else check_rank(rank, num_params)
-    precision = expand_precision(prior_precision, free, selection, dtype)
-    mean = 0.0 if prior_mean is None else prior_mean
-    mean = selection.broadcast(mean, free, name="prior_mean").astype(dtype)
-    if tree.is_concrete(mean) and not np.isfinite(np.asarray(mean)).all():
-        raise ValueError("Found a prior_mean that is not finite, expected finite numbers.")
-    x, y = batch_spec(data)
-    check_outputs(objective, x, y)
-    sizes = Sizes(num_params, rank, num_entries(find_layers(objective, x)), dtype.itemsize)
-    chosen = choose_structure(structure, curvature, sizes, memory_limit)
+    precision, mean = _prior(prior_precision, prior_mean, free, selection)
+    dtype = precision.dtype
+    x, _ = batch_spec(data)
 
     with _stages(progress) as enter:
         enter("checking the mode")
-        mode = examine_mode(objective, data, batch_size=batch_size, memory_limit=memory_limit)
-        enter(f"fitting the {chosen} {curvature}")
-        operator = _operator(objective, data, curvature, key, num_samples, batch_size, memory_limit)
-        fitted = _structure(operator, chosen, rank, key, weight_sharing)
+        cached, features = with_features(objective, data, batch_size, memory_limit)
+        mode = examine_mode(cached, features, batch_size=batch_size, memory_limit=memory_limit)
+        chosen = plan.chosen
+        if not isinstance(data, InMemory):  # only now the examples are counted
+            sizes = _with_rows(sizes, mode.num_data, objective, x, ask)
+            chosen = choose_structure(structure, curvature, sizes, memory_limit)
+        choice = Choice(
+            structure=chosen.structure,
+            form=chosen.form,
+            curvature=curvature,
+            subset=plan.subset,
+            rank=sizes.rank,
+            weight_sharing=weight_sharing,
+            num_samples=num_samples,
+            batch_size=batch_size,
+            memory_limit=memory_limit,
+            event=objective.output_spec(x).shape[1:],
+            because=chosen.because + plan.why,
+        )
+        enter(f"fitting the {choice.structure} {curvature}")
+        fitted = named_structure(named_operator(cached, features, choice, key), choice, key)
         enter("factorising the posterior")
         posterior, jitter = factorise(fitted, precision)
     return Laplace(
         model_fn=as_pytree_function(model_fn),
         mode=free,
         selection=selection,
-        likelihood=objective.likelihood,
+        likelihood=of_outputs,
         structure=fitted,
         posterior=posterior,
         prior_precision=jax.tree.map(jnp.asarray, prior_precision),
@@ -159,11 +189,143 @@ def fit(
         log_likelihood=mode.log_likelihood,
         gradient=mode.gradient.astype(dtype),
         jitter=jitter,
+        temperature=jnp.ones((), dtype),
+        examples=first_examples(data, _NUM_EXAMPLES),
+        tuning=None,
         coverage=of_objective(objective, x),
+        choice=choice,
+        prediction=Prediction(),
         num_data=mode.num_data,
-        batch_size=batch_size,
-        memory_limit=memory_limit,
+        knows_noise=likelihood != "gaussian",
     )
+
+
+def load(
+    path: str | os.PathLike, model_fn: Callable, *, likelihood: Likelihood | None = None
+) -> Laplace:
+    """Read a posterior that `Laplace.save` wrote.
+
+    Parameters
+    ----------
+    path
+        The file.
+    model_fn
+        The same function that was given to `fit`: functions are not stored.
+    likelihood
+        Needed where it was `FromLoss`, which is a function too; otherwise it is in the file.
+
+    Returns
+    -------
+    la
+        A `Laplace` with the arrays that were saved; training examples are not among them.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened, as where there is none (`FileNotFoundError`).
+    ValueError
+        If the file is damaged, foreign or of a later version, or lacks a likelihood.
+    """
+    fields = storage.read(path, stored.CLASSES)
+    if not isinstance(fields, dict) or set(fields) != stored.stored_names(Laplace):
+        raise ValueError(
+            f"Found {os.fspath(path)!r}, which holds something other than a posterior; expected a "
+            "file written by la.save(path)."
+        )
+    fields["likelihood"] = likelihood or fields["likelihood"]
+    if fields["likelihood"] is None:
+        raise ValueError(
+            f"Found no likelihood in {os.fspath(path)!r}, expected one: it was a function, which "
+            "is not stored; pass lk.load(path, model_fn, likelihood=lk.FromLoss(loss))."
+        )
+    return Laplace(model_fn=as_pytree_function(model_fn), examples=None, **fields)
+
+
+# --- what to fit ----------------------------------------------------------------------------------
+
+
+def _prior(precision: PyTree, mean: PyTree, free: PyTree, selection: Selection):
+    """Return prior precision and mean of each free parameter."""
+    dtype = jnp.promote_types(tree.dtype(free), jnp.float32)
+    precision = expand_precision(precision, free, selection, dtype)
+    mean = 0.0 if mean is None else mean
+    mean = selection.broadcast(mean, free, name="prior_mean").astype(dtype)
+    if tree.is_concrete(mean) and not np.isfinite(np.asarray(mean)).all():
+        raise ValueError("Found a prior_mean that is not finite, expected finite numbers.")
+    return precision, mean
+
+
+class _Asked(NamedTuple):
+    """The options that decide on the structure."""
+
+    structure: str
+    curvature: str
+    rank: int | None
+    num_samples: int
+    memory_limit: int | None
+
+
+class _Plan(NamedTuple):
+    """The model as a function of the parameters chosen, and the structure that fits them.
+
+    `subset` says in words which they are, `why` the reason for them if nobody asked for these.
+    """
+
+    objective: Objective
+    selection: Selection
+    subset: str
+    sizes: Sizes
+    chosen: Chosen
+    why: str = ""
+
+
+def _plan(model_fn, params, likelihood, subset, data: Data, ask: _Asked) -> _Plan:
+    """Choose subset and structure: for `"auto"` the last layer where no richer one fits all."""
+    x, y = batch_spec(data)
+    words = "all of them" if subset is None else "a subset"
+    if _is_last_layer(subset):
+        subset, words = last_layer(model_fn, params, x), "the last layer"
+    objective, selection = restrict(model_fn, params, likelihood, subset)
+    check_outputs(objective, x, y)
+    sizes = _sizes(objective, x, ask)
+    if isinstance(data, InMemory):
+        sizes = _with_rows(sizes, data.num_examples, objective, x, ask)
+    chosen = choose_structure(ask.structure, ask.curvature, sizes, ask.memory_limit)
+    poor = chosen.structure in ("low_rank", "diagonal") and ask.curvature != "hessian"
+    if ask.structure == "auto" and subset is None and poor:
+        try:
+            mask = last_layer(model_fn, params, x)
+        except ValueError:  # there is none, and all parameters it is
+            return _Plan(objective, selection, words, sizes, chosen)
+        last = _plan(model_fn, params, likelihood, mask, data, ask)
+        if last.chosen.structure not in ("low_rank", "diagonal"):
+            why = f"; of all {sizes.num_params:,} parameters only {chosen.structure} fits"
+            return last._replace(subset="the last layer", why=why)
+    return _Plan(objective, selection, words, sizes, chosen)
+
+
+def _is_last_layer(subset: Subset) -> bool:
+    return isinstance(subset, str) and subset == "last_layer"
+
+
+def _sizes(objective: Objective, x: PyTree, ask: _Asked) -> Sizes:
+    num_params = tree.size(objective.params)
+    rank = min(DEFAULT_RANK, num_params) if ask.rank is None else check_rank(ask.rank, num_params)
+    itemsize = jnp.promote_types(tree.dtype(objective.params), jnp.float32).itemsize
+    return Sizes(num_params, rank, num_entries(find_layers(objective, x)), itemsize)
+
+
+def _with_rows(sizes: Sizes, num_data: int, objective: Objective, x: PyTree, ask: _Asked) -> Sizes:
+    """Add what the dual form of the full structure takes; the Hessian has none."""
+    columns = {
+        "ggn": int(np.prod(objective.output_spec(x).shape[1:])),
+        "empirical_fisher": 1,
+        "mc_fisher": ask.num_samples,
+    }.get(ask.curvature)
+    if columns is None or ask.structure not in ("auto", "full"):
+        return sizes
+    entries = num_data * design.num_entries(objective, x, columns)
+    return sizes._replace(num_rows=num_data * columns, design_entries=entries)
 
 
 @contextlib.contextmanager
@@ -181,33 +343,3 @@ def _stages(progress: bool) -> Iterator[Callable[[str], None]]:
             bar.set_description_str(stage)
 
         yield enter
-
-
-def _operator(
-    objective, data, curvature, key, num_samples, batch_size, memory_limit
-) -> CurvatureOperator:
-    bound = (objective.model_fn, objective.params, data, objective.likelihood)
-    if curvature == "mc_fisher":
-        return curv.MonteCarloFisherOperator(
-            *bound,
-            key=key,
-            num_samples=num_samples,
-            batch_size=batch_size,
-            memory_limit=memory_limit,
-        )
-    operators = {
-        "ggn": curv.GGNOperator,
-        "hessian": curv.HessianOperator,
-        "empirical_fisher": curv.EmpiricalFisherOperator,
-    }
-    return operators[curvature](*bound, batch_size=batch_size, memory_limit=memory_limit)
-
-
-def _structure(operator, chosen, rank, key, weight_sharing) -> Structure:
-    if chosen == "full":
-        return fit_full(operator)
-    if chosen in KRONECKER:
-        return fit_kronecker(operator, corrected=chosen == "ekfac", weight_sharing=weight_sharing)
-    if chosen == "diagonal":
-        return fit_diagonal(operator)
-    return fit_low_rank(operator, rank, key=key)

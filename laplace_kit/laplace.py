@@ -7,54 +7,40 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from laplace_kit import storage, tree
+from laplace_kit import card, storage, stored, tree, tuning
+from laplace_kit.approx.choice import Choice
 from laplace_kit.approx.diagnostics import Diagnostics, diagnose
-from laplace_kit.approx.diagonal import DiagonalPosterior, DiagonalStructure
-from laplace_kit.approx.evidence import log_evidence, log_evidence_isotropic
-from laplace_kit.approx.full import FullPosterior, FullStructure
-from laplace_kit.approx.kronecker import (
-    Eigenblock,
-    KroneckerPosterior,
-    KroneckerStructure,
-    PosteriorBlock,
-)
-from laplace_kit.approx.low_rank import LowRankPosterior, LowRankStructure
 from laplace_kit.approx.posterior import Posterior, Structure, factorise
 from laplace_kit.approx.prior import expand_precision
-from laplace_kit.curv.coverage import Coverage, LeafCoverage
-from laplace_kit.curv.layout import Layout, Move, Slot
-from laplace_kit.curv.mode import check_values
+from laplace_kit.continual import update
+from laplace_kit.curv.coverage import Coverage
+from laplace_kit.curv.mode import labelled
 from laplace_kit.curv.objective import Objective, of_free_params
-from laplace_kit.data import gather
-from laplace_kit.errors import check_option
-from laplace_kit.eval import predictive
+from laplace_kit.eval import functions, predictive
 from laplace_kit.eval.compare import compare_report, named_sets
-from laplace_kit.eval.evaluate import evaluate, negative_log_likelihood
+from laplace_kit.eval.evaluate import evaluate
 from laplace_kit.eval.page import Report
-from laplace_kit.eval.predictive import Predictive
-from laplace_kit.eval.tune import tune_evidence, tune_validation
-from laplace_kit.likelihood import (
-    Bernoulli,
-    Categorical,
-    Gaussian,
-    HeteroscedasticGaussian,
-    Likelihood,
-    Poisson,
-    check_targets,
-)
-from laplace_kit.tree import Selection, as_pytree_function, pytree_dataclass
+from laplace_kit.eval.predictive import Prediction, Predictive
+from laplace_kit.eval.tune import Tuning
+from laplace_kit.likelihood import Likelihood
+from laplace_kit.selection import Selection
+from laplace_kit.tree import pytree_dataclass
+
+Link = Literal["probit", "bridge", "mean_field_1", "mean_field_2", "monte_carlo"]
 
 
-@pytree_dataclass(static=("coverage", "num_data", "batch_size", "memory_limit"))
+@pytree_dataclass(static=("coverage", "choice", "prediction", "num_data", "knows_noise"))
 class Laplace:
-    r"""A Gaussian over a model's parameters, $\mathcal N(\theta^*, (H + d)^{-1})$; made by `fit`.
+    r"""A Gaussian over a model's parameters, $\mathcal N(\theta^*, T (H + d)^{-1})$; made by `fit`.
 
-    A frozen pytree: `with_prior` and `tune` return new objects. `mode` holds the free parameters,
-    `structure` the curvature $H$ free of the prior, `posterior` the zero-mean Gaussian about the
-    mode; `log_likelihood` and `gradient` are sums over the training data at the mode; `coverage`
-    lists how layer capture treats each parameter.
+    A frozen pytree: `with_prior`, `tune` and `update` return new objects. `mode` holds the free
+    parameters, `structure` the curvature $H$ free of the prior, `posterior` the zero-mean Gaussian
+    about the mode, `temperature` T (one, unless it was tuned); `log_likelihood` and `gradient` are
+    sums over the training data at the mode, some of which are kept as `examples`. `coverage` lists
+    how layer capture treats each parameter, `choice` what `fit` chose and why, `prediction` how
+    `predict` does it, and `tuning` the way to the prior precision.
     """
 
     model_fn: jax.tree_util.Partial
@@ -68,10 +54,14 @@ class Laplace:
     log_likelihood: Float[Array, ""]
     gradient: Float[Array, " P"]
     jitter: Float[Array, ""]
+    temperature: Float[Array, ""]
+    examples: tuple[PyTree, PyTree] | None
+    tuning: Tuning | None
     coverage: Coverage
+    choice: Choice
+    prediction: Prediction
     num_data: int
-    batch_size: int | None
-    memory_limit: int | None
+    knows_noise: bool
 
     @property
     def params(self) -> PyTree:
@@ -98,22 +88,82 @@ class Laplace:
         ValueError
             If it has another form, is not positive, or leaves the posterior precision indefinite.
         """
-        precision = self._expand(prior_precision)
-        posterior, jitter = factorise(self.structure, precision)
-        return tree.replace(
-            self,
-            posterior=posterior,
-            jitter=jitter,
-            prior_precision=jax.tree.map(jnp.asarray, prior_precision),
-        )
+        changed = jax.tree.map(jnp.asarray, prior_precision)
+        return tree.replace(self, prior_precision=changed, tuning=None).refactorised()
 
-    def log_marginal_likelihood(self, prior_precision: PyTree = None) -> Float[Array, ""]:
-        """Return the evidence at the mode in nats, differentiable in the prior precision.
+    def with_temperature(self, temperature: float | Float[Array, ""]) -> "Laplace":
+        r"""Return the posterior $\mathcal N(\theta^*, T (H + d)^{-1})$; the evidence knows no T.
+
+        Parameters
+        ----------
+        temperature
+            T > 0; below one, a cold posterior.
+
+        """
+        if tree.is_concrete(temperature) and not 0 < float(temperature) < float("inf"):
+            raise ValueError(
+                f"Found temperature={float(temperature)}, expected a positive, finite number."
+            )
+        changed = jnp.asarray(temperature, self.posterior.dtype)
+        return tree.replace(self, temperature=changed).refactorised()
+
+    def with_noise(self, noise_std: ArrayLike) -> "Laplace":
+        """Return the posterior for another noise of a Gaussian likelihood, without a pass.
+
+        Parameters
+        ----------
+        noise_std
+            The standard deviation: as many values as the likelihood has, all in one proportion to
+            those it has, as every sum over the data scales with that.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the likelihood is not Gaussian, or the noise is not positive and in proportion.
+        """
+        return tuning.with_noise(self, noise_std)
+
+    def with_prediction(
+        self,
+        *,
+        method: Literal["linearized", "sampled"] = "linearized",
+        link: Link = "probit",
+        covariance: Literal["auto", "full", "diagonal"] = "auto",
+        num_samples: int | None = None,
+    ) -> "Laplace":
+        """Return the posterior with other defaults of `predict`, which `tune` judges by too.
+
+        Parameters
+        ----------
+        method, link, covariance, num_samples
+            As in `laplace_kit.eval.predictive.predict`.
+
+        """
+        return tree.replace(self, prediction=Prediction(method, link, covariance, num_samples))
+
+    def update(self, data: Any, *, key: PRNGKeyArray | None = None) -> "Laplace":
+        """Return the posterior of the old data and new ones; see `laplace_kit.continual.update`.
+
+        Parameters
+        ----------
+        data
+            The new data: `(x, y)` in memory, or a re-iterable of such pairs.
+        key
+            For the curvature `"mc_fisher"`.
+        """
+        return update(self, data, key=key)
+
+    def log_marginal_likelihood(
+        self, prior_precision: PyTree = None, *, noise_std: ArrayLike | None = None
+    ) -> Float[Array, ""]:
+        """Return the evidence at the mode in nats, differentiable in prior precision and noise.
 
         Parameters
         ----------
         prior_precision
             As in `with_prior`; `None` for the posterior's own.
+        noise_std
+            As in `with_noise`; `None` for the likelihood's own.
 
         Returns
         -------
@@ -122,77 +172,77 @@ class Laplace:
 
         Raises
         ------
-        ValueError
-            If the prior precision has another form or is not positive.
+        TypeError, ValueError
+            If either has another form or is not positive, or there is no noise.
         """
-        if prior_precision is None:
-            prior_precision = self.prior_precision
-        precision, deviation = self._expand(prior_precision), self._deviation
-        if tree.is_scalar(prior_precision):  # the spectrum does, and does not mind small values
-            delta = jnp.asarray(prior_precision, precision.dtype) + self.jitter
-            return log_evidence_isotropic(
-                self.log_likelihood, self.structure.spectrum(), delta, jnp.sum(deviation**2)
-            )
-        return log_evidence(self.log_likelihood, self.structure, precision + self.jitter, deviation)
+        return tuning.log_marginal_likelihood(self, prior_precision, noise_std)
 
     def tune(
         self,
         *,
-        method: Literal["evidence", "validation"] = "evidence",
+        method: Literal["evidence", "validation", "cross_validation"] | None = None,
         data: Any = None,
-        link: Literal["probit", "bridge", "mean_field_1", "mean_field_2"] = "probit",
+        objective: Literal["nll", "ece", "brier", "crps"] | Callable = "nll",
         per_leaf: bool = False,
+        noise: Literal["keep", "residuals", "evidence"] | None = None,
+        temperature: bool | None = None,
+        link: Link | None = None,
+        num_folds: int = 5,
         bounds: tuple[float, float] = (1e-4, 1e6),
+        key: PRNGKeyArray | None = None,
     ) -> "Laplace":
-        """Return the posterior with a prior precision that evidence or held-out data choose.
+        """Return the posterior with a prior precision that the evidence, or labelled data, choose.
 
         Parameters
         ----------
         method
-            `"evidence"` maximises the marginal likelihood of the training data;
-            `"validation"` minimises the negative log-likelihood of `data` under the linearised
-            predictive. Evidence needs no data set aside, and trusts model and mode; held-out data
-            are the safer judge where networks fit their training data almost perfectly.
+            `"evidence"` maximises the marginal likelihood of the training data; `"validation"`
+            minimises the loss of held-out data under the very predictive that `predict` will make,
+            `"cross_validation"` that of folds of the training data, each predicted without itself
+            by the linearised model. `None`: validation if data are given, else the evidence.
         data
-            Of `"validation"`: `(x, y)` that were neither trained on nor are used for testing, or
-            a re-iterable of such pairs.
-        link
-            Of `"validation"`: the link that `predict` will be called with.
+            Of `"validation"`: `(x, y)` that were neither trained on nor are used for testing, or a
+            re-iterable of such pairs. Of `"cross_validation"`: the training data.
+        objective
+            Of both: `"nll"`, `"ece"`, `"brier"`, `"crps"`, or a function of a `Predictive` and
+            targets that returns a number, smaller being better.
         per_leaf
-            Of `"evidence"`: one precision for every leaf instead of one for all parameters.
+            Of the evidence: one precision for every leaf instead of one for all parameters.
+        noise
+            Of a Gaussian likelihood: `"residuals"` takes the noise of greatest likelihood at the
+            mode, before the prior is tuned; `"evidence"` maximises over both together, which is
+            known to mislead where the mode is that of another noise; `"keep"` neither. `None`:
+            residuals where `fit` was given `"gaussian"` by name and so knows no noise, else keep.
+        temperature
+            Whether to tune the posterior's temperature too: by the variational bound of the
+            evidence, or by the loss of the labelled data. `None`: with the evidence, except for
+            Gaussian likelihoods, whose evidence is exact.
+        link
+            The link that `predict` takes from here on; `None` leaves it as it is.
+        num_folds
+            Of `"cross_validation"`.
         bounds
             The smallest and the largest precision to consider.
+        key
+            For predictives that draw samples.
 
         Raises
         ------
-        ValueError
+        TypeError, ValueError
             If an option is unknown or does not go with the method, or the objective has no optimum
             within the bounds, as the evidence where the curvature is indefinite.
 
         Warns
         -----
         UserWarning
-            If the best precision lies at a bound.
+            If the best precision lies at a bound, or the evidence is flat.
         """
-        check_option("method", method, ("evidence", "validation"))
-        if (method == "validation") != (data is not None) or (per_leaf and method != "evidence"):
-            raise ValueError(
-                f"Found method={method!r} with data={'None' if data is None else 'given'} and "
-                f"per_leaf={per_leaf}, expected method='validation' with held-out data and one "
-                "precision for all, or method='evidence' without data."
-            )
-        if method == "evidence":
-            tuning = tune_evidence(
-                self.structure, self._deviation, self.mode, per_leaf=per_leaf, bounds=bounds
-            )
-            return self.with_prior(tuning.prior_precision)
-        x, y = self._labelled(data)
-
-        def held_out_loss(prior_precision: float) -> float:
-            predicted = self.with_prior(prior_precision).predict(x, link=link)
-            return float(negative_log_likelihood(self.likelihood, predicted, y))
-
-        return self.with_prior(tune_validation(held_out_loss, bounds=bounds).prior_precision)
+        if link is not None:
+            self = tree.replace(self, prediction=dataclasses.replace(self.prediction, link=link))
+        request = tuning.Request(
+            method, objective, per_leaf, noise, temperature, num_folds, bounds, key
+        )
+        return tuning.tune(self, request, data)
 
     # --- draws and predictions ---
 
@@ -214,11 +264,12 @@ class Laplace:
         self,
         x: PyTree,
         *,
-        method: Literal["linearized", "sampled"] = "linearized",
-        link: Literal["probit", "bridge", "mean_field_1", "mean_field_2", "monte_carlo"] = "probit",
-        covariance: Literal["auto", "full", "diagonal"] = "auto",
+        method: Literal["linearized", "sampled"] | None = None,
+        link: Link | None = None,
+        covariance: Literal["auto", "full", "diagonal"] | None = None,
         key: PRNGKeyArray | None = None,
         num_samples: int | None = None,
+        joint: bool = False,
         batch_size: int | None = None,
     ) -> Predictive:
         """Return the predictive distribution at inputs; see `laplace_kit.eval.predictive.predict`.
@@ -227,41 +278,70 @@ class Laplace:
         ----------
         x
             Inputs with a leading axis N.
-        method, link, covariance, key, num_samples
-            As there.
+        method, link, covariance, num_samples, key, joint
+            As there; `None` for what `self.prediction` says.
         batch_size
             The number of inputs held at a time; by default that of `fit`.
         """
+        default = self.prediction
         return predictive.predict(
             self.objective,
             self.posterior,
             x,
-            method=method,
-            link=link,
-            covariance=covariance,
+            method=method or default.method,
+            link=link or default.link,
+            covariance=covariance or default.covariance,
             key=key,
-            num_samples=num_samples,
-            batch_size=batch_size or self.batch_size,
-            memory_limit=self.memory_limit,
+            num_samples=num_samples or default.num_samples,
+            joint=joint,
+            batch_size=batch_size or self.choice.batch_size,
+            memory_limit=self.choice.memory_limit,
+        )
+
+    def sample_functions(
+        self,
+        key: PRNGKeyArray,
+        num_samples: int,
+        *,
+        method: Literal["linearized", "sampled"] = "linearized",
+    ) -> functions.FunctionSamples:
+        """Return functions drawn from the posterior, to be evaluated anywhere, again and again.
+
+        Parameters
+        ----------
+        key, num_samples, method
+            As in `laplace_kit.eval.functions.sample_functions`: `samples(x)` is `(K, N, *event)`,
+            `samples[k]` one function, differentiable in `x`.
+        """
+        return functions.sample_functions(
+            self.objective,
+            self.posterior,
+            key,
+            num_samples,
+            method=method,
+            batch_size=self.choice.batch_size,
+            memory_limit=self.choice.memory_limit,
         )
 
     # --- quality ---
 
-    def evaluate(self, data: Any) -> dict[str, float]:
+    def evaluate(self, data: Any, *, key: PRNGKeyArray | None = None) -> dict[str, float]:
         """Return the metrics of the default predictive on labelled data.
 
         Parameters
         ----------
         data
             `(x, y)` in memory, or a re-iterable of such pairs.
+        key
+            Where `self.prediction` draws samples.
 
         Returns
         -------
         metrics
             By name; see `laplace_kit.eval.evaluate.evaluate`.
         """
-        x, y = self._labelled(data)
-        return evaluate(self.likelihood, self.predict(x), y)
+        x, y = labelled(self.objective, data)
+        return evaluate(self.likelihood, self.predict(x, key=key), y)
 
     def report(
         self,
@@ -280,24 +360,17 @@ class Laplace:
             The test set: `(x, y)`, or a re-iterable of such pairs.
         directory
             Where `index.html`, `metrics.json` and the plots go; made if it is missing.
-        shifted
-            Further labelled sets by name, such as `{"rotated": (x, y)}` (classification).
-        ood
-            Out-of-distribution inputs (classification): one set, or several by name.
+        shifted, ood
+            Of classification: labelled sets by name, and unlabelled inputs, one set or by name.
         title
             The heading of the page.
 
         Returns
         -------
         report
-            The numbers and the files; `print(report)` is the table.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If targets and outputs do not go together, or the directory cannot be written.
+            The numbers and the files; see `laplace_kit.eval.compare.compare_report`.
         """
-        x, y = self._labelled(data)
+        x, y = labelled(self.objective, data)
         predictors = {"map": self.predict_at_mode, "laplace": self.predict}
         return compare_report(
             predictors,
@@ -305,7 +378,9 @@ class Laplace:
             x,
             y,
             directory,
-            shifted={name: self._labelled(value) for name, value in (shifted or {}).items()},
+            shifted={
+                name: labelled(self.objective, value) for name, value in (shifted or {}).items()
+            },
             ood=named_sets(ood, x),
             title=title,
             card=self.card(),
@@ -314,7 +389,10 @@ class Laplace:
     def predict_at_mode(self, x: PyTree) -> Predictive:
         """Return the predictive of the mode alone, without weight uncertainty: the MAP's."""
         return predictive.predict_at_mode(
-            self.objective, x, batch_size=self.batch_size, memory_limit=self.memory_limit
+            self.objective,
+            x,
+            batch_size=self.choice.batch_size,
+            memory_limit=self.choice.memory_limit,
         )
 
     def diagnostics(self) -> Diagnostics:
@@ -323,38 +401,22 @@ class Laplace:
             self.structure,
             self.posterior,
             gradient=self.gradient,
-            precision=self._expand(self.prior_precision),
-            deviation=self._deviation,
+            precision=self.expand(self.prior_precision),
+            deviation=self.deviation,
             jitter=self.jitter,
+            temperature=self.temperature,
         )
 
     def card(self) -> dict[str, str]:
         """Return the posterior's facts in words, by name: what the report and `print` show."""
-        found = self.diagnostics()
-        precision = self._expand(self.prior_precision)
-        low, high = float(precision.min()), float(precision.max())
-        return {
-            "likelihood": type(self.likelihood).__name__,
-            "structure": self.structure.name,
-            "parameters": f"{tree.size(self.mode):,} of {tree.size(self.params):,}",
-            "layer capture": self.coverage.summary(),
-            "training examples": f"{self.num_data:,}",
-            "prior precision": f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}",
-            "log marginal likelihood": f"{float(self.log_marginal_likelihood()):.2f} nats",
-            "effective parameters": f"{float(found.effective_parameters):.1f}",
-            "gradient norm at the mode": f"{float(found.gradient_norm):.3g}",
-            "smallest eigenvalue": f"{float(found.smallest_eigenvalue):.3g}",
-            "largest relative residual": f"{float(found.largest_residual):.2g}",
-            "jitter": f"{float(found.jitter):.2g}",
-        }
+        return card.facts(self)
 
     def __str__(self) -> str:
-        """Return the card as lines of text."""
-        width = max(map(len, self.card()))
-        return "\n".join(f"{name:<{width}}  {text}" for name, text in self.card().items())
+        """Return the card as lines of text, warnings last."""
+        return card.as_text(self)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write everything but the model to one file of arrays and JSON; `load` reads it.
+        """Write everything but functions and data to one file of arrays and JSON; `load` reads it.
 
         Parameters
         ----------
@@ -366,79 +428,21 @@ class Laplace:
         TypeError
             If the parameters are not nested dictionaries, lists and tuples of arrays.
         """
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del fields["model_fn"]
-        if type(self.likelihood) not in _STORED.values():  # a function of the user's, as the model
-            fields["likelihood"] = None
-        storage.write(path, fields, _STORED)
+        storage.write(path, stored.fields(self), stored.CLASSES)
 
     # --- shared parts ---
 
     @property
-    def _deviation(self) -> Float[Array, " P"]:
+    def deviation(self) -> Float[Array, " P"]:
+        r"""The mode less the prior mean, $\theta^* - \theta_0$, flat."""
         return tree.ravel(self.mode).astype(self.prior_mean.dtype) - self.prior_mean
 
-    def _expand(self, prior_precision: PyTree) -> Float[Array, " P"]:
+    def expand(self, prior_precision: PyTree) -> Float[Array, " P"]:
+        """Return one prior precision for each free parameter, from any form that `fit` takes."""
         return expand_precision(prior_precision, self.mode, self.selection, self.posterior.dtype)
 
-    def _labelled(self, data: Any) -> tuple[PyTree, PyTree]:
-        x, y = gather(data)
-        outputs = self.objective.output_spec(x)
-        check_targets(self.likelihood, outputs, y)
-        check_values(self.likelihood, outputs, x, y)
-        return x, y
-
-
-_STORED = {
-    cls.__name__: cls
-    for cls in (
-        Selection,
-        *(Gaussian, HeteroscedasticGaussian, Categorical, Bernoulli, Poisson),
-        *(FullStructure, DiagonalStructure, LowRankStructure, KroneckerStructure),
-        *(FullPosterior, DiagonalPosterior, LowRankPosterior, KroneckerPosterior),
-        *(Eigenblock, PosteriorBlock, Layout, Slot, Move),
-        *(Coverage, LeafCoverage),
-    )
-}
-
-
-def load(
-    path: str | os.PathLike, model_fn: Callable, *, likelihood: Likelihood | None = None
-) -> Laplace:
-    """Read a posterior that `Laplace.save` wrote.
-
-    Parameters
-    ----------
-    path
-        The file.
-    model_fn
-        The same function that was given to `fit`: functions are not stored.
-    likelihood
-        Needed where it was `FromLoss`, which is a function too; otherwise it is in the file.
-
-    Returns
-    -------
-    la
-        A `Laplace` with the arrays that were saved.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be opened, as where there is none (`FileNotFoundError`).
-    ValueError
-        If the file is damaged, foreign or of a later version, or lacks a likelihood.
-    """
-    fields = storage.read(path, _STORED)
-    names = {f.name for f in dataclasses.fields(Laplace)} - {"model_fn"}
-    if not isinstance(fields, dict) or set(fields) != names:
-        raise ValueError(
-            f"Found {os.fspath(path)!r}, which holds something other than a posterior; expected a "
-            "file written by la.save(path)."
-        )
-    fields["likelihood"] = likelihood or fields["likelihood"]
-    if fields["likelihood"] is None:
-        raise ValueError(
-            f"Found no likelihood in {os.fspath(path)!r}, expected one: it was a function, which "
-            "is not stored; pass lk.load(path, model_fn, likelihood=lk.FromLoss(loss))."
-        )
-    return Laplace(model_fn=as_pytree_function(model_fn), **fields)
+    def refactorised(self) -> "Laplace":
+        """Return the same with the posterior that its structure, prior and temperature make."""
+        precision = self.expand(self.prior_precision)
+        posterior, jitter = factorise(self.structure, precision, self.temperature)
+        return tree.replace(self, posterior=posterior, jitter=jitter)

@@ -1,8 +1,11 @@
-"""Gaussian posteriors from curvature and a prior."""
+"""Gaussian posteriors from curvature and a prior; which parameters, and which structure."""
 
+from laplace_kit.approx.choice import Choice as Choice
 from laplace_kit.approx.diagnostics import Diagnostics as Diagnostics
 from laplace_kit.approx.diagonal import DiagonalPosterior as DiagonalPosterior
 from laplace_kit.approx.diagonal import DiagonalStructure as DiagonalStructure
+from laplace_kit.approx.dual import DualPosterior as DualPosterior
+from laplace_kit.approx.dual import DualStructure as DualStructure
 from laplace_kit.approx.evidence import log_evidence as log_evidence
 from laplace_kit.approx.full import FullPosterior as FullPosterior
 from laplace_kit.approx.full import FullStructure as FullStructure
@@ -13,3 +16,10 @@ from laplace_kit.approx.low_rank import LowRankStructure as LowRankStructure
 from laplace_kit.approx.posterior import Posterior as Posterior
 from laplace_kit.approx.posterior import Spectrum as Spectrum
 from laplace_kit.approx.posterior import Structure as Structure
+from laplace_kit.approx.subset import largest_magnitude as largest_magnitude
+from laplace_kit.approx.subset import largest_variance as largest_variance
+from laplace_kit.approx.subset import last_layer as last_layer
+from laplace_kit.approx.subset import layers as layers
+from laplace_kit.approx.update import Expansion as Expansion
+from laplace_kit.approx.update import Update as Update
+from laplace_kit.approx.update import updated as updated

@@ -14,7 +14,11 @@ class Diagnostics:
     `gradient_norm`, of the log posterior at the mode: zero at the maximum a posteriori of this
     prior. `smallest_eigenvalue` of the curvature, as far as it is known. `largest_residual` of the
     eigenpairs relative to the largest eigenvalue (low rank; else zero). `effective_parameters`,
-    $\operatorname{tr} H (H + d)^{-1}$. `jitter` that was added to the precision's diagonal.
+    $\operatorname{tr} H (H + d)^{-1}$. `jitter`, the share by which the factorised matrix's
+    diagonal was raised. `condition_number` of the posterior precision, bounded from the extreme
+    eigenvalues of its two parts. `mode_distance` $\sqrt{g^\top (H + d)^{-1} g}$ with g that
+    gradient: how many standard deviations of the posterior the parameters are from the mode of this
+    prior, as far as the curvature tells.
     """
 
     gradient_norm: Float[Array, ""]
@@ -22,6 +26,8 @@ class Diagnostics:
     largest_residual: Float[Array, ""]
     effective_parameters: Float[Array, ""]
     jitter: Float[Array, ""]
+    condition_number: Float[Array, ""]
+    mode_distance: Float[Array, ""]
 
 
 def diagnose(
@@ -32,6 +38,7 @@ def diagnose(
     precision: Float[Array, " P"],
     deviation: Float[Array, " P"],
     jitter: Float[Array, ""],
+    temperature: Float[Array, ""],
 ) -> Diagnostics:
     r"""Measure a posterior.
 
@@ -44,7 +51,9 @@ def diagnose(
     precision, deviation
         The prior precision $d$, and the mode less the prior mean, `(P,)` each.
     jitter
-        What was added to the precision's diagonal.
+        The share by which the diagonal was raised.
+    temperature
+        By which the posterior's covariance was multiplied.
 
     Returns
     -------
@@ -58,10 +67,14 @@ def diagnose(
     spectrum = structure.spectrum()
     largest = jnp.abs(spectrum.values).max()
     residuals = getattr(structure, "residuals", jnp.zeros(1, largest.dtype))
+    pull = gradient + precision * deviation
+    lowest = jnp.maximum(spectrum.smallest, 0) + precision.min()
     return Diagnostics(
-        gradient_norm=jnp.linalg.norm(gradient + precision * deviation),
+        gradient_norm=jnp.linalg.norm(pull),
         smallest_eigenvalue=spectrum.smallest,
         largest_residual=residuals.max() / jnp.maximum(largest, jnp.finfo(largest.dtype).tiny),
-        effective_parameters=jnp.sum(1 - precision * posterior.variance()),
+        effective_parameters=jnp.sum(1 - precision * posterior.variance() / temperature),
         jitter=jitter,
+        condition_number=(largest + precision.max()) / lowest,
+        mode_distance=jnp.linalg.norm(posterior.scale_rmv(pull)) / jnp.sqrt(temperature),
     )

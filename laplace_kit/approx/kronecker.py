@@ -38,6 +38,11 @@ class Eigenblock:
         """The axes of `(G, I, O)` that are not as they are in the parameters."""
         return tuple(axis for axis, basis in ((1, self.left), (2, self.right)) if basis is not None)
 
+    def mv(self, matrix: Float[Array, "G I O"]) -> Float[Array, "G I O"]:
+        r"""Return $Q \operatorname{diag}(s) Q^\top m$."""
+        rotated = _to_basis(self, matrix[..., None])
+        return _from_basis(self, self.values[..., None] * rotated)[..., 0]
+
     def represents(self, precision: np.ndarray) -> bool:
         """Tell whether a prior precision is diagonal in the eigenbasis, but for the bias's part."""
         weight, *bias = (slot.read(precision) for slot in self.layout.slots)
@@ -123,7 +128,13 @@ class KroneckerStructure(Structure):
             "structure='diagonal', 'low_rank' or 'full'."
         )
 
-    def log_det(self, precision):
+    def mv(self, vector):
+        layouts = [block.layout for block in self.blocks]
+        with jax.default_matmul_precision("highest"):
+            matrices = [block.mv(block.layout.to_matrix(vector)) for block in self.blocks]
+        return to_flat(layouts, matrices)
+
+    def log_det(self, precision, jitter=0.0):
         total = jnp.zeros((), precision.dtype)
         for part in self._precisions(precision):
             total += jnp.sum(jnp.log(part.diagonal))
@@ -132,7 +143,7 @@ class KroneckerStructure(Structure):
         return total
 
     def posterior(self, precision, jitter=0.0):
-        parts = zip(self.blocks, self._precisions(precision + jitter), strict=True)
+        parts = zip(self.blocks, self._precisions(precision * (1 + jitter)), strict=True)
         return KroneckerPosterior(tuple(_posterior_block(block, part) for block, part in parts))
 
     def _precisions(self, precision: Float[Array, " P"]) -> list[_Precision]:
@@ -147,6 +158,10 @@ class KroneckerStructure(Structure):
             unit = None if bias is None else block.left[:, -1, :, None]
             precisions.append(_Precision(diagonal, unit, None if bias is None else bias - weight))
         return precisions
+
+    def scaled(self, factor):
+        blocks = tuple(replace(block, values=block.values * factor) for block in self.blocks)
+        return replace(self, blocks=blocks)
 
     def spectrum(self):
         values = jnp.concatenate([block.values.reshape(-1) for block in self.blocks])
@@ -233,18 +248,6 @@ class PosteriorBlock:
         inner = jnp.einsum("gio,giok->gok", v, matrix) * self.root_gain[..., None]
         return matrix + v[..., None] * inner[:, None]
 
-    def from_basis(self, matrix: Float[Array, "G I O K"]) -> Float[Array, "G I O K"]:
-        """Return $Q m$."""
-        if self.left is not None:
-            matrix = jnp.einsum("gij,gjok->giok", self.left, matrix)
-        return matrix if self.right is None else jnp.einsum("gop,gipk->giok", self.right, matrix)
-
-    def to_basis(self, matrix: Float[Array, "G I O K"]) -> Float[Array, "G I O K"]:
-        r"""Return $Q^\top m$."""
-        if self.left is not None:
-            matrix = jnp.einsum("gji,gjok->giok", self.left, matrix)
-        return matrix if self.right is None else jnp.einsum("gpo,gipk->giok", self.right, matrix)
-
     def variance(self) -> Float[Array, "G I O"]:
         """Return the marginal variances."""
         variance = self.std**2
@@ -266,14 +269,22 @@ class PosteriorBlock:
         along = rotated.along_inputs(self.direction)
         return covariance + jnp.einsum("brgo,go,bsgo->brs", along, self.gain, along)
 
+    def cross_covariance(self, rows: Block, other: Block) -> Float[Array, "B R D S"]:
+        """Return the layer's part of the covariance between two batches of outputs."""
+        rotated, others = (part.rotate(self.left, self.right) for part in (rows, other))
+        covariance = rotated.cross(others, self.std**2)
+        if self.direction is None:
+            return covariance
+        along, across = (part.along_inputs(self.direction) for part in (rotated, others))
+        return covariance + jnp.einsum("brgo,go,dsgo->brds", along, self.gain, across)
+
     def output_variance(self, rows: Block) -> Float[Array, "B R"]:
         """Return its diagonals alone, at least zero."""
         rotated = rows.rotate(self.left, self.right)
         variance = rotated.squares(self.std**2)
         if self.direction is None:
             return variance
-        along = rotated.along_inputs(self.direction)
-        return jnp.maximum(variance + jnp.einsum("brgo,go->br", along**2, self.gain), 0)
+        return jnp.maximum(variance + rotated.squares_along(self.direction, self.gain), 0)
 
 
 def _posterior_block(block: Eigenblock, precision: _Precision) -> PosteriorBlock:
@@ -285,6 +296,24 @@ def _posterior_block(block: Eigenblock, precision: _Precision) -> PosteriorBlock
         gain, root_gain = -rest / growth, -rest / (root * (1 + root))
     std = 1 / jnp.sqrt(precision.diagonal)
     return PosteriorBlock(block.left, block.right, std, direction, gain, root_gain, block.layout)
+
+
+def _to_basis(
+    block: Eigenblock | PosteriorBlock, matrix: Float[Array, "G I O K"]
+) -> Float[Array, "G I O K"]:
+    r"""Return $Q^\top m$."""
+    if block.left is not None:
+        matrix = jnp.einsum("gji,gjok->giok", block.left, matrix)
+    return matrix if block.right is None else jnp.einsum("gpo,gipk->giok", block.right, matrix)
+
+
+def _from_basis(
+    block: Eigenblock | PosteriorBlock, matrix: Float[Array, "G I O K"]
+) -> Float[Array, "G I O K"]:
+    """Return $Q m$."""
+    if block.left is not None:
+        matrix = jnp.einsum("gij,gjok->giok", block.left, matrix)
+    return matrix if block.right is None else jnp.einsum("gop,gipk->giok", block.right, matrix)
 
 
 @pytree_dataclass()
@@ -303,19 +332,22 @@ class KroneckerPosterior(Posterior):
 
     def scale_mv(self, eps):
         return self._by_block(
-            eps, lambda block, m: block.from_basis(block.std[..., None] * block.turn(m))
+            eps, lambda block, m: _from_basis(block, block.std[..., None] * block.turn(m))
         )
 
     def scale_rmv(self, rows):
         return self._by_block(
-            rows, lambda block, m: block.turn(block.std[..., None] * block.to_basis(m))
+            rows, lambda block, m: block.turn(block.std[..., None] * _to_basis(block, m))
         )
 
     def output_covariance(self, rows):
-        return self._over_rows(rows, PosteriorBlock.output_covariance)
+        return self._over_rows(PosteriorBlock.output_covariance, rows)
 
     def output_variance(self, rows):
-        return self._over_rows(rows, PosteriorBlock.output_variance)
+        return self._over_rows(PosteriorBlock.output_variance, rows)
+
+    def cross_covariance(self, rows, other):
+        return self._over_rows(PosteriorBlock.cross_covariance, rows, other)
 
     def variance(self):
         with jax.default_matmul_precision("highest"):
@@ -331,13 +363,13 @@ class KroneckerPosterior(Posterior):
             matrices = [fn(block, block.layout.to_matrix(columns)) for block in self.blocks]
         return to_flat(self._layouts, matrices).T.reshape(vectors.shape)
 
-    def _over_rows(self, rows: Rows, fn) -> Array:
-        if rows.layouts != self._layouts:
+    def _over_rows(self, fn, *batches: Rows) -> Array:
+        if any(rows.layouts != self._layouts for rows in batches):
             raise ValueError(
                 "Found inputs for which the model's layers differ from those the posterior was "
                 "fitted with, expected the same layers; fit and predict with inputs of the same "
                 "kind, or use structure='diagonal' or 'low_rank', which do not know layers."
             )
         with jax.default_matmul_precision("highest"):
-            pairs = zip(self.blocks, rows.blocks, strict=True)
-            return sum(fn(block, part) for block, part in pairs)
+            layers = zip(self.blocks, *(rows.blocks for rows in batches), strict=True)
+            return sum(fn(block, *parts) for block, *parts in layers)

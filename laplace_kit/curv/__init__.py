@@ -2,6 +2,8 @@
 
 from laplace_kit.curv.coverage import Coverage as Coverage
 from laplace_kit.curv.coverage import coverage as coverage
+from laplace_kit.curv.design import Design as Design
+from laplace_kit.curv.design import design_matrix as design_matrix
 from laplace_kit.curv.fisher import EmpiricalFisherOperator as EmpiricalFisherOperator
 from laplace_kit.curv.fisher import MonteCarloFisherOperator as MonteCarloFisherOperator
 from laplace_kit.curv.fisher import empirical_fisher_mv as empirical_fisher_mv

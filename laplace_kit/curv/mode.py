@@ -1,5 +1,7 @@
 """One pass over the data at the mode: log-likelihood, gradient, count, and what is not finite."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,8 @@ from jaxtyping import Array, Float, PyTree
 from laplace_kit import data as data_module
 from laplace_kit import memory, tree
 from laplace_kit.curv.objective import Objective, chunk_loss
-from laplace_kit.data import Data, InMemory, batch_spec, sum_over
-from laplace_kit.likelihood import FromLoss, Likelihood
+from laplace_kit.data import Data, InMemory, batch_spec, gather, sum_over
+from laplace_kit.likelihood import FromLoss, Likelihood, check_targets
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -60,6 +62,28 @@ def examine_mode(
         for leaf in jax.tree.leaves(gradient)
     ]
     return Mode(-loss, tree.ravel(accumulated), int(num_data))
+
+
+def labelled(objective: Objective, data: Any) -> tuple[PyTree, PyTree]:
+    """Return inputs and targets as whole arrays, after checking that they suit the model.
+
+    Parameters
+    ----------
+    objective
+        The model and the likelihood.
+    data
+        `(x, y)` in memory, or a re-iterable of such pairs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes or values do not.
+    """
+    x, y = gather(data)
+    outputs = objective.output_spec(x)
+    check_targets(objective.likelihood, outputs, y)
+    check_values(objective.likelihood, outputs, x, y)
+    return x, y
 
 
 def check_values(

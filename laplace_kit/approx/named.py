@@ -1,0 +1,74 @@
+"""Operators and structures by their names: what `fit` is asked for becomes objects."""
+
+from jaxtyping import PRNGKeyArray
+
+from laplace_kit import curv
+from laplace_kit.approx.choice import KRONECKER, Choice
+from laplace_kit.approx.diagonal import fit_diagonal
+from laplace_kit.approx.dual import fit_dual
+from laplace_kit.approx.full import fit_full
+from laplace_kit.approx.kronecker import fit_kronecker
+from laplace_kit.approx.low_rank import fit_low_rank
+from laplace_kit.approx.posterior import Structure
+from laplace_kit.curv.objective import Objective
+from laplace_kit.curv.operator import CurvatureOperator
+from laplace_kit.data import Data
+
+CURVATURES = ("ggn", "hessian", "empirical_fisher", "mc_fisher")
+
+
+def named_operator(
+    objective: Objective, data: Data, choice: Choice, key: PRNGKeyArray | None
+) -> CurvatureOperator:
+    """Return the curvature operator that was chosen, bound to a model and data.
+
+    Parameters
+    ----------
+    objective, data
+        The model at its mode with its likelihood, and the data to sum over.
+    choice
+        Names the curvature, and what bounds the memory.
+    key
+        For `"mc_fisher"`.
+    """
+    bound = (objective.model_fn, objective.params, data, objective.likelihood)
+    batch_size, memory_limit = choice.batch_size, choice.memory_limit
+    if choice.curvature == "mc_fisher":
+        return curv.MonteCarloFisherOperator(
+            *bound,
+            key=key,
+            num_samples=choice.num_samples,
+            batch_size=batch_size,
+            memory_limit=memory_limit,
+        )
+    operators = {
+        "ggn": curv.GGNOperator,
+        "hessian": curv.HessianOperator,
+        "empirical_fisher": curv.EmpiricalFisherOperator,
+    }
+    operator = operators[choice.curvature]
+    return operator(*bound, batch_size=batch_size, memory_limit=memory_limit)
+
+
+def named_structure(
+    operator: CurvatureOperator, choice: Choice, key: PRNGKeyArray | None
+) -> Structure:
+    """Return the structure that was chosen, fitted to an operator.
+
+    Parameters
+    ----------
+    operator
+        The curvature.
+    choice
+        Names the structure and its form, its rank or its weight sharing.
+    key
+        For the start vector of Lanczos; by default a fixed one.
+    """
+    if choice.structure == "full":
+        return fit_dual(operator) if choice.form == "dual" else fit_full(operator)
+    if choice.structure in KRONECKER:
+        corrected = choice.structure == "ekfac"
+        return fit_kronecker(operator, corrected=corrected, weight_sharing=choice.weight_sharing)
+    if choice.structure == "diagonal":
+        return fit_diagonal(operator)
+    return fit_low_rank(operator, choice.rank, key=key)

@@ -1,0 +1,75 @@
+"""`update`: an old posterior and new data make a new posterior, without the old data."""
+
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import PRNGKeyArray
+
+from laplace_kit import tree
+from laplace_kit.approx.named import named_operator, named_structure
+from laplace_kit.approx.update import Expansion, updated
+from laplace_kit.curv.mode import examine_mode
+from laplace_kit.curv.operator import check_outputs
+from laplace_kit.data import as_data, batch_spec
+
+if TYPE_CHECKING:
+    from laplace_kit.laplace import Laplace
+
+
+def update(la: "Laplace", data: Any, *, key: PRNGKeyArray | None = None) -> "Laplace":
+    r"""Return the posterior of old and new data; see `laplace_kit.approx.update`.
+
+    The old posterior is the prior of the new data: the mode moves by
+    $-(H_1 + H_2 + d)^{-1} \nabla \mathcal L_2$, one Newton step, and the log-likelihood of the old
+    data follows by its expansion to second order.
+
+    Parameters
+    ----------
+    la
+        The posterior of the old data.
+    data
+        The new data, as for `fit`.
+    key
+        For the curvature `"mc_fisher"`.
+
+    Returns
+    -------
+    la
+        With the structure, the prior and the temperature of the old one. Cost: a gradient and a
+        curvature of the new data.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the data do not suit the model, or a key is missing.
+
+    References
+    ----------
+    Ritter, Botev and Barber (2018), Online structured Laplace approximations for overcoming
+    catastrophic forgetting.
+    """
+    data, objective, choice = as_data(data), la.objective, la.choice
+    if choice.curvature == "mc_fisher" and key is None:
+        raise ValueError(
+            "Found no key, expected one for curvature='mc_fisher', which draws labels; pass "
+            "key=jax.random.key(0)."
+        )
+    x, y = batch_spec(data)
+    check_outputs(objective, x, y)
+    mode = examine_mode(
+        objective, data, batch_size=choice.batch_size, memory_limit=choice.memory_limit
+    )
+    structure = named_structure(named_operator(objective, data, choice, key), choice, key)
+    old = Expansion(la.log_likelihood, la.gradient, la.structure)
+    new = Expansion(mode.log_likelihood, mode.gradient.astype(la.gradient.dtype), structure)
+    found = updated(old, new, la.expand(la.prior_precision))
+    theta = tree.ravel(la.mode)
+    moved = tree.replace(
+        la,
+        mode=tree.unravel((theta + found.step).astype(theta.dtype), la.mode),
+        structure=found.expansion.structure,
+        log_likelihood=found.expansion.log_likelihood,
+        gradient=found.expansion.gradient,
+        tuning=None,
+        num_data=la.num_data + mode.num_data,
+    )
+    return moved.refactorised()
