@@ -37,7 +37,7 @@ from laplace_kit.errors import check_option
 from laplace_kit.eval.predictive import Prediction
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Likelihood, as_likelihood
-from laplace_kit.selection import Selection, Subset, select
+from laplace_kit.selection import Selection, Subset, can_vary, select
 from laplace_kit.tree import as_pytree_function
 
 # Kept with the posterior, for what is judged on training data after the fit.
@@ -282,10 +282,12 @@ class _Plan(NamedTuple):
 def _plan(model_fn, params, likelihood, subset, data: Data, ask: _Asked) -> _Plan:
     """Choose subset and structure: for `"auto"` the last layer where no richer one fits all."""
     x, y = batch_spec(data)
-    words = "all of them" if subset is None else "a subset"
+    words = "a subset"
     if _is_last_layer(subset):
         subset, words = last_layer(model_fn, params, x), "the last layer"
     objective, selection = restrict(model_fn, params, likelihood, subset)
+    if tree.size(objective.params) == sum(map(jnp.size, filter(can_vary, jax.tree.leaves(params)))):
+        words = "all of them"
     check_outputs(objective, x, y)
     sizes = _sizes(objective, x, ask)
     if isinstance(data, InMemory):

@@ -13,7 +13,7 @@ from laplace_kit import card, storage, stored, tree, tuning
 from laplace_kit.approx.choice import Choice
 from laplace_kit.approx.diagnostics import Diagnostics, diagnose
 from laplace_kit.approx.posterior import Posterior, Structure, factorise
-from laplace_kit.approx.prior import expand_precision
+from laplace_kit.approx.prior import expand_precision, structure_for
 from laplace_kit.continual import update
 from laplace_kit.curv.coverage import Coverage
 from laplace_kit.curv.mode import labelled
@@ -444,5 +444,6 @@ class Laplace:
     def refactorised(self) -> "Laplace":
         """Return the same with the posterior that its structure, prior and temperature make."""
         precision = self.expand(self.prior_precision)
-        posterior, jitter = factorise(self.structure, precision, self.temperature)
+        structure = structure_for(self.structure, self.prior_precision, precision)
+        posterior, jitter = factorise(structure, precision, self.temperature)
         return tree.replace(self, posterior=posterior, jitter=jitter)

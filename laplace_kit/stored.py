@@ -4,15 +4,12 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from laplace_kit.approx.choice import Choice
+from laplace_kit.approx.dense_block import DenseBlock
 from laplace_kit.approx.diagonal import DiagonalPosterior, DiagonalStructure
 from laplace_kit.approx.dual import DualPosterior, DualStructure
+from laplace_kit.approx.eigenblock import Eigenblock, PosteriorBlock
 from laplace_kit.approx.full import FullPosterior, FullStructure
-from laplace_kit.approx.kronecker import (
-    Eigenblock,
-    KroneckerPosterior,
-    KroneckerStructure,
-    PosteriorBlock,
-)
+from laplace_kit.approx.kronecker import KroneckerPosterior, KroneckerStructure
 from laplace_kit.approx.low_rank import LowRankPosterior, LowRankStructure
 from laplace_kit.curv.blocks import FactoredRows, LookupRows
 from laplace_kit.curv.coverage import Coverage, LeafCoverage
@@ -46,7 +43,7 @@ CLASSES = {
         *_LIKELIHOODS,
         *(FullStructure, DualStructure, DiagonalStructure, LowRankStructure, KroneckerStructure),
         *(FullPosterior, DualPosterior, DiagonalPosterior, LowRankPosterior, KroneckerPosterior),
-        *(Eigenblock, PosteriorBlock, Layout, Slot, Move),
+        *(Eigenblock, PosteriorBlock, DenseBlock, Layout, Slot, Move),
         *(Design, Rows, FactoredRows, LookupRows),
         *(Selection, Coverage, LeafCoverage, Choice, Prediction, Tuning),
     )

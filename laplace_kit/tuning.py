@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 from laplace_kit import tree
 from laplace_kit.approx.evidence import log_evidence, log_evidence_isotropic
 from laplace_kit.approx.named import named_operator, named_structure
+from laplace_kit.approx.prior import structure_for
 from laplace_kit.curv.mode import examine_mode, labelled
 from laplace_kit.data import InMemory
 from laplace_kit.errors import check_option
@@ -90,6 +91,7 @@ def _by_evidence(la: "Laplace", request: Request, noise: str) -> "Laplace":
         bounds=request.bounds,
         residuals=_telling_residuals(la) if joint else None,
         noise_power=_noise_power(la),
+        jitter=la.jitter,
     )
     if joint:
         la = scale_noise(la, found.noise_scale)
@@ -199,7 +201,8 @@ def log_marginal_likelihood(
         delta = jnp.asarray(prior_precision, precision.dtype)
         squared = jnp.sum(deviation**2)
         return log_evidence_isotropic(la.log_likelihood, la.structure.spectrum(), delta, squared)
-    return log_evidence(la.log_likelihood, la.structure, precision, deviation, la.jitter)
+    structure = structure_for(la.structure, prior_precision, precision)
+    return log_evidence(la.log_likelihood, structure, precision, deviation, la.jitter)
 
 
 # --- the noise of a Gaussian likelihood -----------------------------------------------------------

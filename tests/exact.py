@@ -17,9 +17,9 @@ from scipy.stats import multivariate_normal
 
 import laplace_kit as lk
 
-# Of these three, every parameter may have a prior precision of its own; of all, every leaf.
-ANY_PRIOR = ("full", "diagonal", "low_rank")
-KINDS = (*ANY_PRIOR, "kron", "ekfac")
+# Of these three, the curvature may be indefinite.
+ANY_CURVATURE = ("full", "diagonal", "low_rank")
+KINDS = (*ANY_CURVATURE, "kron", "ekfac")
 RANK = 6  # of "low_rank": fewer than the 14 directions that the data of `twins.mlp` determine
 
 

@@ -134,8 +134,13 @@ class Structure(abc.ABC):
     def scaled(self, factor: float | Float[Array, ""]) -> "Structure":
         """Return the structure of the curvature times a positive number."""
 
-    def check_prior(self, precision: Float[Array, " P"]) -> None:  # noqa: B027 - any by default
-        """Raise a `ValueError` where the structure cannot be combined with a prior precision."""
+    def for_prior(self, precision: Float[Array, " P"]) -> "Structure":
+        """Return the structure in the form that a prior precision needs, which may differ anywhere.
+
+        Raises a `ValueError` where it has none; inside of transformations, where values cannot be
+        looked at, it is one for all values.
+        """
+        return self
 
 
 @pytree_dataclass(static=("size",))
@@ -205,8 +210,8 @@ def factorise(
     Returns
     -------
     posterior, jitter
-        The share by which the diagonal was raised, zero unless the first attempt failed. Inside a
-        JAX transformation values cannot be looked at: no jitter is tried.
+        The share by which the diagonal was raised, of its own entries or, where that does not help,
+        of the largest curvature; zero unless the first attempt failed. Inside a JAX transformation values cannot be looked at: no jitter is tried.
 
     Raises
     ------
@@ -214,7 +219,8 @@ def factorise(
         If the structure cannot be combined with this prior precision, or the posterior precision is
         indefinite beyond rounding: the message names the most negative curvature and the choices.
     """
-    structure.check_prior(precision)
+    if is_concrete(precision):
+        structure = structure.for_prior(precision)
     if not is_concrete(temperature) or float(temperature) != 1:
         structure, precision = structure.scaled(1 / temperature), precision / temperature
     posterior, finite = _posterior(structure, precision)
@@ -244,6 +250,11 @@ def factorise(
         if held and bool(finite):  # the first to succeed may have done so by a hair
             return posterior, jitter
         held = bool(finite)
+    for factor in (1.0, 10.0, 100.0):  # entries of the diagonal are themselves lost in rounding
+        raised = factor * rounding
+        posterior, finite = _posterior(structure, precision + raised)
+        if bool(finite):
+            return posterior, jnp.asarray(raised / highest, precision.dtype)
     raise ValueError(
         f"Found a posterior precision that cannot be factorised in {precision.dtype} (largest "
         f"curvature {highest:.4g}, smallest prior precision {float(precision.min()):.4g}); raise "

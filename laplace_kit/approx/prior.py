@@ -1,10 +1,12 @@
 """The prior precision, in any of its forms, as one value for each free parameter."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from laplace_kit import tree
+from laplace_kit.approx.posterior import Structure
 from laplace_kit.selection import Selection
 
 
@@ -30,3 +32,27 @@ def expand_precision(
             "variances of the parameters."
         )
     return precision
+
+
+def structure_for(
+    structure: Structure, prior_precision: PyTree, precision: Float[Array, " P"]
+) -> Structure:
+    """Return the structure in the form that a prior precision of this form needs.
+
+    A form with one value for each leaf is known to share it, even inside of transformations, where
+    values cannot be looked at.
+
+    Parameters
+    ----------
+    structure
+        The curvature.
+    prior_precision, precision
+        The prior precision as it was given, and what `expand_precision` makes of it.
+
+    Raises
+    ------
+    ValueError
+        If the structure cannot be combined with this prior precision.
+    """
+    shared = all(jnp.ndim(value) == 0 for value in jax.tree.leaves(prior_precision))
+    return structure if shared else structure.for_prior(precision)

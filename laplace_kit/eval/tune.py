@@ -83,6 +83,7 @@ def tune_evidence(
     bounds: tuple[float, float] = (1e-4, 1e6),
     residuals: Residuals | None = None,
     noise_power: int = 1,
+    jitter: float | Float[Array, ""] = 0.0,
 ) -> Tuning:
     r"""Maximise the evidence over the prior precision, and the noise if residuals are given.
 
@@ -102,6 +103,9 @@ def tune_evidence(
         Of a Gaussian likelihood whose noise is to be chosen too, at the mode.
     noise_power
         The power of $1/s^2$ that the curvature goes with: 1, or 2 for the empirical Fisher matrix.
+    jitter
+        What the factorisation needed at the present prior; see `factorise`. One precision for all
+        needs no factorisation, one for each leaf takes at least a hundred units in the last place.
 
     Returns
     -------
@@ -142,7 +146,8 @@ def tune_evidence(
     flat = _is_flat(spectrum, terms, best)
     visited, values = _joined(grid, climb)
     if per_leaf:
-        args = (structure, params)
+        least = 100 * jnp.finfo(deviation.dtype).eps
+        args = (structure, params, jnp.maximum(jnp.asarray(jitter, deviation.dtype), least))
         terms = terms._replace(squares=_squares(deviation, params))
         start = best._replace(z=jnp.broadcast_to(best.z, terms.squares.shape))
         climb, best = _climb(_by_leaf, args, terms, start, box)
@@ -242,12 +247,12 @@ def _isotropic(spectrum, ratio):
 
 def _by_leaf(args, ratio):
     """Take gamma by the derivative, whose cancellation is then parameter by parameter."""
-    structure, params = args
+    structure, params, jitter = args
 
     def complexity(ratio):
         per_leaf = jax.tree.unflatten(jax.tree.structure(params), list(ratio))
         each = tree.broadcast(per_leaf, params, name="prior_precision").astype(ratio.dtype)
-        return structure.log_det(jnp.exp(each)) - jnp.sum(each)
+        return structure.log_det(jnp.exp(each), jitter) - jnp.sum(each)
 
     value, slope = jax.value_and_grad(complexity)(ratio)
     return value, -slope

@@ -1,4 +1,4 @@
-"""What only Kronecker posteriors have: layers, exact cases, priors they cannot represent."""
+"""What only Kronecker posteriors have: layers, exact cases, priors that differ within a layer."""
 
 import exact
 import jax
@@ -9,7 +9,10 @@ import twins
 
 import laplace_kit as lk
 from laplace_kit import curv
-from laplace_kit.approx.kronecker import Eigenblock, KroneckerStructure, fit_kronecker
+from laplace_kit.approx import eigenblock
+from laplace_kit.approx.dense_block import DenseBlock
+from laplace_kit.approx.eigenblock import Eigenblock, PosteriorBlock
+from laplace_kit.approx.kronecker import KroneckerStructure, fit_kronecker
 from laplace_kit.approx.posterior import factorise
 from laplace_kit.curv.layout import Layout, Move, Slot
 
@@ -128,19 +131,109 @@ def test_posterior_of_several_kinds_of_layers_is_that_of_its_dense_matrix(struct
 # --- priors ---------------------------------------------------------------------------------------
 
 
-def test_a_prior_within_a_layer_is_refused_with_the_remedy(x64):
+def own_priors(params):
+    """Return a prior precision for every parameter, and the vector that it means."""
+    priors = {name: jnp.exp(normal(*leaf.shape)) for name, leaf in params.items()}
+    return priors, np.asarray(jax.flatten_util.ravel_pytree(priors)[0])
+
+
+@jax.jit
+def facts(la, priors, x):
+    """Return what follows from a prior precision whose values cannot be looked at."""
+    fn = la.log_marginal_likelihood
+    gradients = [jax.grad(fn)(prior) for prior in (priors, jax.tree.map(jnp.ones_like, priors))]
+    posterior = la.with_prior(priors).posterior
+    root = posterior.scale_mv(jnp.eye(posterior.size)).T
+    variance = la.with_prior(priors).predict(x, covariance="diagonal").f_var
+    return gradients, root, posterior.variance(), variance
+
+
+def test_every_parameter_may_have_a_prior_of_its_own(x64, tmp_path):
+    params, x, y = mixture()
+    la = lk.fit(several_kinds, params, (x, y), likelihood="categorical", structure="ekfac")
+    priors, precision = own_priors(params)
+    curvature = np.asarray(jax.vmap(la.structure.mv)(jnp.eye(la.posterior.size)))
+    cov = np.linalg.inv(curvature + np.diag(precision))
+    theta, unravel = jax.flatten_util.ravel_pytree(params)
+    theta, log_likelihood = np.asarray(theta), float(la.log_likelihood)
+
+    other = la.with_prior(priors)
+    twins.assert_close(other.posterior.covariance(), cov)
+    expected = exact.evidence(log_likelihood, curvature, precision, theta)
+    twins.assert_close(other.log_marginal_likelihood(), expected)
+    jac = np.asarray(jax.jacobian(lambda t: several_kinds(unravel(t), x))(jnp.asarray(theta)))
+    f_cov = np.einsum("ncp,pq,mdq->ncmd", jac, cov, jac)
+    twins.assert_close(other.predict(x, joint=True).joint_cov, f_cov)
+    twins.assert_close(other.predict(x).f_cov, np.einsum("ncnd->ncd", f_cov))
+    twins.assert_close(other.with_temperature(2.0).posterior.covariance(), 2 * cov)
+
+    other.save(tmp_path / "la.npz")
+    loaded = lk.load(tmp_path / "la.npz", several_kinds)
+    np.testing.assert_array_equal(loaded.predict(x).f_cov, other.predict(x).f_cov)
+
+    # Inside of a transformation the same, and derivatives in every entry: of entries that happen
+    # to be equal too.
+    gradients, root, variance, f_var = facts(la, priors, x)
+    twins.assert_close(np.asarray(root) @ np.asarray(root).T, cov)
+    twins.assert_close(variance, np.diag(cov))
+    twins.assert_close(f_var, np.einsum("ncnc->nc", f_cov))
+    for gradient, d in zip(gradients, (precision, np.ones_like(precision)), strict=True):
+        own = np.diag(np.linalg.inv(curvature + np.diag(d)))
+        found = jax.flatten_util.ravel_pytree(gradient)[0]
+        twins.assert_close(found, 0.5 * (1 / d - theta**2 - own))
+
+
+def test_only_layers_within_which_the_prior_differs_are_multiplied_out(x64):
+    la = exact.fitted("ekfac", "float64")
+    rng = np.random.default_rng(3)
+    kernel = jnp.asarray(np.exp(rng.normal(size=(4, 3))))
+    prior = {"hidden": 2.0, "out": {"bias": 5.0, "kernel": kernel}}
+    precision = np.concatenate([np.full(16, 2.0), np.full(3, 5.0), np.ravel(kernel)])
+    mixed, shared = la.with_prior(prior), la.with_prior({"hidden": 2.0, "out": 5.0})
+    kinds = [type(block) for block in mixed.posterior.blocks]
+    assert kinds == [PosteriorBlock, DenseBlock]
+    twins.assert_close(mixed.posterior.covariance(), exact.covariance("ekfac", precision))
+    jax.tree.map(
+        np.testing.assert_array_equal, mixed.posterior.blocks[0], shared.posterior.blocks[0]
+    )
+    la.log_marginal_likelihood(prior)
+    another = {"hidden": 3.0, "out": {"bias": 1.0, "kernel": kernel + 1}}
+    with twins.compilations() as compiled:
+        la.with_prior(another)
+        la.log_marginal_likelihood(another)
+    assert not [name for name in compiled if "posterior" in name or "evidence" in name]
+
+
+def test_a_prior_within_a_large_layer_is_refused_with_the_remedy(x64, monkeypatch):
+    monkeypatch.setattr(eigenblock, "MOST_ENTRIES", 15**2)  # of two layers with 16 and 15
     la = exact.fitted("kron", "float64")
     with pytest.raises(ValueError, match=r"differ within a layer \(from 1 to 16 in one of 16") as e:
         la.with_prior(np.arange(1.0, 32.0))
     assert "one value per leaf" in str(e.value)
     assert "structure='diagonal'" in str(e.value)
+    la.with_prior(np.append(np.full(16, 3.0), np.arange(1.0, 16.0)))
 
 
-def test_inside_a_transformation_such_a_prior_gives_nan(x64):
+def test_inside_a_transformation_such_a_prior_gives_nan(x64, monkeypatch):
+    monkeypatch.setattr(eigenblock, "MOST_ENTRIES", 15**2)
     la = exact.fitted("ekfac", "float64")
-    log_det = jax.jit(la.structure.log_det)
-    assert np.isnan(log_det(jnp.arange(1.0, 32.0)))
-    assert np.isfinite(log_det(jnp.full(31, 0.3)))
+    evidence = jax.jit(jax.value_and_grad(lambda d: la.log_marginal_likelihood(d)))
+    assert np.isnan(evidence(jnp.arange(1.0, 32.0))[0])
+    precision = np.append(np.full(16, 3.0), np.arange(1.0, 16.0))
+    value, gradient = evidence(jnp.asarray(precision))
+    theta = np.asarray(jax.flatten_util.ravel_pytree(la.params)[0])
+    twins.assert_close(
+        value, exact.evidence(float(la.log_likelihood), exact.curvature("ekfac"), precision, theta)
+    )
+    own = np.diag(exact.covariance("ekfac", precision))
+    twins.assert_close(gradient, 0.5 * (1 / precision - theta**2 - own))
+
+
+def test_a_prior_that_leaves_share_by_its_form_multiplies_nothing_out(x64):
+    la = exact.fitted("kron", "float64")
+    per_leaf = jax.tree.map(lambda _: jnp.asarray(0.5), la.params)
+    traced = jax.eval_shape(lambda prior: la.with_prior(prior).posterior, per_leaf)
+    assert {type(block) for block in traced.blocks} == {PosteriorBlock}
 
 
 @pytest.mark.parametrize(
@@ -173,9 +266,10 @@ def test_entries_of_a_table_may_have_priors_of_their_own(x64):
     rows["table"] = jnp.broadcast_to(jnp.arange(1.0, 6.0)[:, None], (5, 2))
     other = la.with_prior(rows)
     assert np.isfinite(other.log_marginal_likelihood())
+    assert not any(isinstance(block, DenseBlock) for block in other.posterior.blocks)
     entries = {**rows, "table": jnp.arange(1.0, 11.0).reshape(5, 2)}
-    with pytest.raises(ValueError, match="differ within a layer"):
-        la.with_prior(entries)
+    (table,) = (b for b in la.with_prior(entries).posterior.blocks if isinstance(b, DenseBlock))
+    assert table.root.shape == (5, 2, 2)
 
 
 # --- use ------------------------------------------------------------------------------------------

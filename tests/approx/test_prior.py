@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from laplace_kit.approx.prior import expand_precision
+from laplace_kit.approx.kronecker import KroneckerStructure
+from laplace_kit.approx.prior import expand_precision, structure_for
 from laplace_kit.selection import select
 
 PARAMS = {"bias": jnp.zeros(2), "weight": jnp.zeros((3, 2))}
@@ -39,3 +40,19 @@ def test_frozen_parameters_have_none():
     free, selection = select(PARAMS, lambda path: path == "bias")
     found = expand_precision({"bias": 3.0, "weight": 0.1}, free, selection, jnp.dtype("float32"))
     np.testing.assert_array_equal(found, np.full(2, 3.0, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("given", "shared"),
+    [
+        (0.5, True),
+        ({"bias": 2.0, "weight": np.float32(0.1)}, True),
+        ({"bias": jnp.ones(2), "weight": 0.1}, False),
+        (FLAT, False),
+    ],
+    ids=["scalar", "per_leaf", "pytree", "flat"],
+)
+def test_the_form_tells_whether_leaves_share_their_precision(given, shared):
+    structure = KroneckerStructure((), corrected=False)
+    found = structure_for(structure, given, jnp.ones(8))
+    assert (found is structure) == shared

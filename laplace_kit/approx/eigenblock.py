@@ -1,0 +1,249 @@
+r"""One layer in its Kronecker eigenbasis: the curvature, and the posterior that it makes.
+
+With $A \otimes B = Q (\lambda_A \otimes \lambda_B) Q^\top$, $Q = Q_A \otimes Q_B$, a prior
+precision $\delta$ shared by a layer is added to the eigenvalues. Where its bias has another,
+$\delta_b$, the precision for output direction o is $C_o + (\delta_b - \delta) u u^\top$ in the
+eigenbasis, with $C_o = \operatorname{diag}(s_{\cdot o} + \delta)$ and $u = Q_A^\top e$ of the
+bias's unit vector $e$: a rank-one matter, and still exact. For precisions that differ within a
+weight see `dense_block.py`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from laplace_kit.approx.dense_block import MOST_ENTRIES
+from laplace_kit.curv.blocks import Block
+from laplace_kit.curv.layout import Layout, Slot
+from laplace_kit.tree import pytree_dataclass
+
+
+@pytree_dataclass(static=("layout",))
+class Eigenblock:
+    """One layer's curvature: eigenvalues, in bases of inputs and outputs (`None`: as they are)."""
+
+    left: Float[Array, "G I I"] | None
+    right: Float[Array, "G O O"] | None
+    values: Float[Array, "G I O"]
+    layout: Layout
+
+    def mv(self, matrix: Float[Array, "G I O"]) -> Float[Array, "G I O"]:
+        r"""Return $Q \operatorname{diag}(s) Q^\top m$."""
+        return self._mv(matrix[..., None])[..., 0]
+
+    def to_dense(self) -> Float[Array, "M n n"]:
+        """Return the curvature as matrices, one for each set of parameters that are coupled."""
+        num, size = self._coupling
+        eye = jnp.eye(size, dtype=self.values.dtype).reshape(-1, self.layout.shape[2], size)
+        with jax.default_matmul_precision("highest"):
+            columns = self._mv(jnp.broadcast_to(eye, (*self.layout.shape, size)))
+        return columns.reshape(num, size, size)
+
+    @property
+    def can_be_dense(self) -> bool:
+        """Whether the layer is small enough to be multiplied out."""
+        num, size = self._coupling
+        return num * size**2 <= MOST_ENTRIES
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether the curvature is diagonal as it is, and every prior precision with it."""
+        return self.left is None and self.right is None
+
+    def represents(self, precision: np.ndarray) -> bool:
+        """Tell whether a prior precision is diagonal in the eigenbasis, but for the bias's part."""
+        parts = ((slot.read(precision), axes) for slot, axes in self._mixed_axes)
+        return all(np.all(v.max(axis=axes) == v.min(axis=axes)) for v, axes in parts)
+
+    def plus(
+        self, precision: Float[Array, " P"], *, every_derivative: bool = False
+    ) -> "EigenPrecision":
+        r"""Return the posterior precision; NaN where the prior's is not diagonal in the eigenbasis.
+
+        Derivatives go to the first of the entries that share a prior precision; or to all of them
+        in proportion to their variances, which are computed for it. That is right for what only
+        depends on the log-determinant, as $\partial \log |H + d| / \partial d_i = \Sigma_{ii}$.
+        """
+        found = self._add(*self._shared(precision))
+        if not every_derivative:
+            return found
+        with jax.default_matmul_precision("highest"):
+            variance = jax.lax.stop_gradient(found.posterior().variance())
+        parts = [variance] if self.layout.bias is None else [variance[:, :-1], variance[:, -1:]]
+        return self._add(*self._shared(precision, parts))
+
+    def _shared(self, precision: Array, variances: list[Array] | None = None) -> list[Array]:
+        """Return the prior precision that the weight shares, and the bias's where there is one.
+
+        One value for each group and for each entry of an axis that is not rotated.
+        """
+        shared = []
+        for index, (slot, axes) in enumerate(self._mixed_axes):
+            values = slot.read(precision)
+            first = values[tuple(slice(0, 1 if axis in axes else None) for axis in range(3))]
+            value = first
+            if variances is not None:
+                share = variances[index] / variances[index].sum(axis=axes, keepdims=True)
+                value = first + jnp.sum(share * (values - first), axis=axes, keepdims=True)
+            shared.append(jnp.where(jnp.all(values == first), value, jnp.nan))
+        return shared
+
+    def _add(self, weight: Array, bias: Array | None = None) -> "EigenPrecision":
+        diagonal = self.values + weight
+        if bias is None:
+            return EigenPrecision(self, diagonal, None, None)
+        return EigenPrecision(self, diagonal, self.left[:, -1, :, None], bias - weight)
+
+    def _mv(self, matrix: Float[Array, "G I O K"]) -> Float[Array, "G I O K"]:
+        return _from_basis(self, self.values[..., None] * _to_basis(self, matrix))
+
+    @property
+    def _coupling(self) -> tuple[int, int]:
+        """How many sets of parameters the curvature does not couple, and their size."""
+        size = self.layout.shape[2] * (1 if self.left is None else self.layout.shape[1])
+        return self.layout.size // size, size
+
+    @property
+    def _mixed_axes(self) -> list[tuple[Slot, tuple[int, ...]]]:
+        """The weight, and the bias where there is one, with the axes `(G, I, O)` that are mixed."""
+        bases = ((1, self.left), (2, self.right))
+        rotated = tuple(axis for axis, basis in bases if basis is not None)
+        return list(zip(self.layout.slots, (rotated, (1, 2)), strict=False))
+
+
+class EigenPrecision(NamedTuple):
+    r"""One layer's posterior precision, $C_o + (\delta_b - \delta) u u^\top$ in its eigenbasis.
+
+    `diagonal` is $C$ `(G, I, O)`; `unit` $u$ `(G, I, 1)` and `rest` $\delta_b - \delta$ `(G, 1, 1)`
+    are `None` without a bias.
+    """
+
+    block: Eigenblock
+    diagonal: Array
+    unit: Array | None
+    rest: Array | None
+
+    @property
+    def growth(self) -> Float[Array, "G 1 O"]:
+        """The factor by which the bias's part multiplies the determinant."""
+        squares = jnp.sum(self.unit**2 / self.diagonal, axis=1, keepdims=True)
+        return 1 + self.rest * squares
+
+    def log_det_terms(self) -> tuple[Float[Array, ""], ...]:
+        """Return what adds up to the log-determinant."""
+        diagonal = jnp.sum(jnp.log(self.diagonal))
+        return (diagonal,) if self.unit is None else (diagonal, jnp.sum(jnp.log(self.growth)))
+
+    def posterior(self) -> "PosteriorBlock":
+        """Return the covariance."""
+        direction = gain = root_gain = None
+        if self.unit is not None:
+            direction = self.unit / self.diagonal
+            growth, rest = self.growth[:, 0], self.rest[:, 0]
+            root = jnp.sqrt(growth)
+            gain, root_gain = -rest / growth, -rest / (root * (1 + root))
+        left, right, layout = self.block.left, self.block.right, self.block.layout
+        std = 1 / jnp.sqrt(self.diagonal)
+        return PosteriorBlock(left, right, std, direction, gain, root_gain, layout)
+
+
+@pytree_dataclass(static=("layout",))
+class PosteriorBlock:
+    r"""One layer's covariance, $Q\, (C^{-1} + \gamma w w^\top)\, Q^\top$ for each output direction.
+
+    `std` is $C^{-1/2}$; `direction` $w = C^{-1} u$; `gain` $\gamma$ and `root_gain` $\beta$, with
+    the root $Q C^{-1/2} (I + \beta v v^\top)$, $v = C^{-1/2} u$; `None` without a bias.
+    """
+
+    left: Float[Array, "G I I"] | None
+    right: Float[Array, "G O O"] | None
+    std: Float[Array, "G I O"]
+    direction: Float[Array, "G I O"] | None
+    gain: Float[Array, "G O"] | None
+    root_gain: Float[Array, "G O"] | None
+    layout: Layout
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the covariance."""
+        return self.std.dtype
+
+    @property
+    def num_projections(self) -> int:
+        """How many vectors a row is projected on for its output covariance."""
+        return 1
+
+    def scale_mv(self, matrix: Float[Array, "G I O K"]) -> Float[Array, "G I O K"]:
+        r"""Return $A m$ with the root $A$."""
+        return _from_basis(self, self.std[..., None] * self.turn(matrix))
+
+    def scale_rmv(self, matrix: Float[Array, "G I O K"]) -> Float[Array, "G I O K"]:
+        r"""Return $A^\top m$."""
+        return self.turn(self.std[..., None] * _to_basis(self, matrix))
+
+    def turn(self, matrix: Float[Array, "G I O K"]) -> Float[Array, "G I O K"]:
+        r"""Return $(I + \beta v v^\top) m$ for each output direction."""
+        if self.direction is None:
+            return matrix
+        v = self.direction / self.std
+        inner = jnp.einsum("gio,giok->gok", v, matrix) * self.root_gain[..., None]
+        return matrix + v[..., None] * inner[:, None]
+
+    def variance(self) -> Float[Array, "G I O"]:
+        """Return the marginal variances."""
+        variance = self.std**2
+        if self.left is not None:
+            variance = jnp.einsum("gij,gjo->gio", self.left**2, variance)
+        if self.direction is not None:
+            along = jnp.einsum("gij,gjo->gio", self.left, self.direction)
+            variance = variance + self.gain[:, None] * along**2
+        if self.right is None:
+            return variance
+        return jnp.einsum("gpo,gio->gip", self.right**2, variance)
+
+    def output_covariance(self, rows: Block) -> Float[Array, "B R R"]:
+        """Return the layer's part of the covariance of outputs."""
+        rotated = rows.rotate(self.left, self.right)
+        covariance = rotated.outer(self.std**2)
+        if self.direction is None:
+            return covariance
+        along = rotated.along_inputs(self.direction)
+        return covariance + jnp.einsum("brgo,go,bsgo->brs", along, self.gain, along)
+
+    def cross_covariance(self, rows: Block, other: Block) -> Float[Array, "B R D S"]:
+        """Return the layer's part of the covariance between two batches of outputs."""
+        rotated, others = (part.rotate(self.left, self.right) for part in (rows, other))
+        covariance = rotated.cross(others, self.std**2)
+        if self.direction is None:
+            return covariance
+        along, across = (part.along_inputs(self.direction) for part in (rotated, others))
+        return covariance + jnp.einsum("brgo,go,dsgo->brds", along, self.gain, across)
+
+    def output_variance(self, rows: Block) -> Float[Array, "B R"]:
+        """Return its diagonals alone, at least zero."""
+        rotated = rows.rotate(self.left, self.right)
+        variance = rotated.squares(self.std**2)
+        if self.direction is None:
+            return variance
+        return jnp.maximum(variance + rotated.squares_along(self.direction, self.gain), 0)
+
+
+def _to_basis(
+    block: Eigenblock | PosteriorBlock, matrix: Float[Array, "G I O K"]
+) -> Float[Array, "G I O K"]:
+    r"""Return $Q^\top m$."""
+    if block.left is not None:
+        matrix = jnp.einsum("gji,gjok->giok", block.left, matrix)
+    return matrix if block.right is None else jnp.einsum("gpo,gipk->giok", block.right, matrix)
+
+
+def _from_basis(
+    block: Eigenblock | PosteriorBlock, matrix: Float[Array, "G I O K"]
+) -> Float[Array, "G I O K"]:
+    """Return $Q m$."""
+    if block.left is not None:
+        matrix = jnp.einsum("gij,gjok->giok", block.left, matrix)
+    return matrix if block.right is None else jnp.einsum("gop,gipk->giok", block.right, matrix)
