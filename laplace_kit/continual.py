@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from laplace_kit import tree
@@ -9,7 +11,7 @@ from laplace_kit.approx.named import named_operator, named_structure
 from laplace_kit.approx.update import Expansion, updated
 from laplace_kit.curv.mode import examine_mode
 from laplace_kit.curv.operator import check_outputs
-from laplace_kit.data import as_data, batch_spec
+from laplace_kit.data import NUM_EXAMPLES, as_data, batch_spec, first_examples
 
 if TYPE_CHECKING:
     from laplace_kit.laplace import Laplace
@@ -70,6 +72,12 @@ def update(la: "Laplace", data: Any, *, key: PRNGKeyArray | None = None) -> "Lap
         log_likelihood=found.expansion.log_likelihood,
         gradient=found.expansion.gradient,
         tuning=None,
+        examples=_joined(la.examples, first_examples(data, NUM_EXAMPLES)),
         num_data=la.num_data + mode.num_data,
     )
     return moved.refactorised()
+
+
+def _joined(old: Any, new: Any) -> Any:
+    """Return the examples of both, as long as any of the old ones are known."""
+    return old and jax.tree.map(lambda *leaves: jnp.concatenate(leaves), old, new)

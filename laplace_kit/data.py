@@ -17,6 +17,9 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from laplace_kit.tree import as_array, pytree_dataclass
 
+# Kept with a posterior, for what is judged on training data after the fit.
+NUM_EXAMPLES = 256
+
 
 @pytree_dataclass()
 class Chunk:

@@ -32,16 +32,21 @@ from laplace_kit.curv.mode import examine_mode
 from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.curv.operator import check_outputs
 from laplace_kit.curv.split import with_features
-from laplace_kit.data import Data, InMemory, as_data, batch_spec, check_batch_size, first_examples
+from laplace_kit.data import (
+    NUM_EXAMPLES,
+    Data,
+    InMemory,
+    as_data,
+    batch_spec,
+    check_batch_size,
+    first_examples,
+)
 from laplace_kit.errors import check_option
 from laplace_kit.eval.predictive import Prediction
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Likelihood, as_likelihood
 from laplace_kit.selection import Selection, Subset, can_vary, select
 from laplace_kit.tree import as_pytree_function
-
-# Kept with the posterior, for what is judged on training data after the fit.
-_NUM_EXAMPLES = 256
 
 
 def fit(
@@ -190,7 +195,7 @@ def fit(
         gradient=mode.gradient.astype(dtype),
         jitter=jitter,
         temperature=jnp.ones((), dtype),
-        examples=first_examples(data, _NUM_EXAMPLES),
+        examples=first_examples(data, NUM_EXAMPLES),
         tuning=None,
         coverage=of_objective(objective, x),
         choice=choice,

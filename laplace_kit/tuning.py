@@ -1,6 +1,7 @@
 """`tune`: noise, prior precision and temperature of a posterior, one after the other."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -96,8 +97,14 @@ def _by_evidence(la: "Laplace", request: Request, noise: str) -> "Laplace":
     if joint:
         la = scale_noise(la, found.noise_scale)
     la = tree.replace(la, prior_precision=found.prior_precision).refactorised()
-    wanted = request.temperature
-    if wanted or (wanted is None and la.examples is not None and not _is_gaussian(la)):
+    wanted = not _is_gaussian(la) if request.temperature is None else request.temperature
+    if wanted and la.examples is None:
+        warnings.warn(
+            "Found no training examples in this posterior, which was loaded from a file: its "
+            "temperature stays one. Tune before saving, or pass temperature=False.",
+            stacklevel=4,
+        )
+    elif wanted:
         la = la.with_temperature(_variational(la))
     return _noted(la, found)
 

@@ -1,4 +1,6 @@
-"""From a model and data to a posterior: every road to the same answer, every wrong turn refused."""
+"""From a model and data to a posterior: every road to the same answer."""
+
+import re
 
 import exact
 import jax
@@ -11,8 +13,13 @@ from jax.flatten_util import ravel_pytree
 
 import laplace_kit as lk
 from laplace_kit.approx.choice import Sizes, structure_bytes
+from laplace_kit.eval.predictive import Prediction
 
 N = 7
+
+
+def linear(params, x):
+    return x @ params["weight"]
 
 
 def mlp(dtype="float64"):
@@ -52,7 +59,7 @@ def test_the_batch_size_does_not_show(batch_size, x64):
     found, whole = fit(mlp(), batch_size=batch_size), exact.fitted("full", "float64")
     leaves_close(found.structure, whole.structure)
     leaves_close(found.log_likelihood, whole.log_likelihood)
-    assert found.batch_size == batch_size
+    assert found.choice.batch_size == batch_size
 
 
 def test_dictionaries_of_inputs_and_numpy_arrays(x64):
@@ -142,6 +149,7 @@ SUBSETS = {
         ELEMENTS,
         np.concatenate([np.arange(4) % 2 == 0, np.zeros(12), np.ones(3), np.arange(12) > 5]) > 0,
     ),
+    "indices": (np.array([30, 2, 17, 9, 3]), np.isin(np.arange(31), [2, 3, 9, 17, 30])),
 }
 
 
@@ -164,7 +172,31 @@ def test_a_subset_is_the_dense_submatrix(name, x64):
     jax.tree.map(np.testing.assert_array_equal, la.params, problem.params)
 
 
-@pytest.mark.parametrize("name", ["predicate", "elements"])
+def test_flat_booleans_are_the_indices_where_they_are_true(x64):
+    problem, (indices, chosen) = mlp(), SUBSETS["indices"]
+    found, expected = (fit(problem, subset=s, prior_precision=2.0) for s in (chosen, indices))
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("kind", ["full", "ekfac"])
+def test_the_last_layer_is_the_subset_of_that_name(kind, x64):
+    """Exactly: the same program on the same features."""
+    problem = mlp()
+    found = fit(problem, subset="last_layer", structure=kind)
+    named = fit(problem, subset=lambda path: path.startswith("out/"), structure=kind)
+    assert found.choice.subset == "the last layer"
+    assert named.choice.subset == "a subset"
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        *((la.structure, la.posterior, la.predict(problem.x)) for la in (found, named)),
+    )
+    evidence = found.log_marginal_likelihood()
+    np.testing.assert_array_equal(evidence, named.log_marginal_likelihood())
+    jax.tree.map(np.testing.assert_array_equal, found.params, problem.params)
+
+
+@pytest.mark.parametrize("name", ["predicate", "elements", "indices"])
 def test_what_is_frozen_never_moves(name, x64):
     problem, (subset, chosen) = mlp(), SUBSETS[name]
     draws = fit(problem, subset=subset).sample(jax.random.key(0), 4)
@@ -206,7 +238,12 @@ def test_a_predicate_sees_paths():
         return "kernel" in path
 
     fit(mlp("float32"), subset=predicate, structure="diagonal")
-    assert seen == ["hidden/0/bias", "hidden/0/kernel", "out/bias", "out/kernel"]
+    assert list(dict.fromkeys(seen)) == [
+        "hidden/0/bias",
+        "hidden/0/kernel",
+        "out/bias",
+        "out/kernel",
+    ]
 
 
 def test_empty_leaves_are_frozen(x64):
@@ -234,7 +271,8 @@ def test_auto_takes_the_richest_that_fits_the_memory(kind, name):
     factors = 4**2 + 4**2 + 5**2 + 3**2
     limit = structure_bytes(kind, Sizes(31, 1, factors, 4))
     limit = max(limit, 1100)  # one example's rows in one direction
-    la = fit(mlp("float32"), structure="auto", rank=1, memory_limit=limit)
+    everything = {"hidden": True, "out": True}  # as it is asked for, "auto" keeps to it
+    la = fit(mlp("float32"), structure="auto", rank=1, memory_limit=limit, subset=everything)
     assert la.structure.name == name
     matrix = exact.curvature(kind)  # found in chunks of few examples
     values = np.diag(matrix) if kind == "diagonal" else np.linalg.eigvalsh(matrix)
@@ -243,9 +281,98 @@ def test_auto_takes_the_richest_that_fits_the_memory(kind, name):
     twins.assert_close(found, values, dtype="float32")
 
 
+def wide(num=40) -> twins.Problem:
+    """A network of 179 parameters, of which 15 belong to the last layer."""
+    rng = np.random.default_rng(11)
+
+    def normal(*shape):
+        return jnp.asarray(0.3 * rng.normal(size=shape), jnp.float32)
+
+    params = {
+        "hidden": [{"kernel": normal(40, 4), "bias": normal(4)}],
+        "out": {"kernel": normal(4, 3), "bias": normal(3)},
+    }
+    x, y = normal(num, 40), jnp.asarray(rng.integers(0, 3, num))
+    return twins.Problem(twins.mlp, params, x, y, lk.Categorical(), twins.categorical_loss)
+
+
+# Of wide(): three matrices of 179 rows, four kernels of 120, EKFAC of 41 and 4, 5 and 3 rows.
+FULL, DUAL, EKFAC = 12 * 179**2, 290_000, 4 * (4 * (41**2 + 4**2 + 5**2 + 3**2) + 6 * 179)
+
+
+@pytest.mark.parametrize(
+    ("limit", "structure", "form", "because"),
+    [
+        (FULL, "full", "primal", r"exact, and its primal matrix of 179 rows takes about"),
+        (DUAL, "full", "dual", r"exact, and its dual matrix of 120 rows takes about"),
+        (EKFAC, "ekfac", None, r"the richest that takes about .* matrix having 120 rows"),
+    ],
+)
+def test_auto_goes_by_the_memory_limit_and_says_why(limit, structure, form, because):
+    la = fit(wide(), structure="auto", memory_limit=limit)
+    assert (la.choice.structure, la.choice.form) == (structure, form)
+    assert la.choice.subset == "all of them"
+    assert re.match(because, la.choice.because)
+    assert la.card()["chosen because"] == la.choice.because
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_auto_takes_the_last_layer_where_nothing_rich_fits_all(stream):
+    """As if it had been asked for; the examples of a stream are counted later."""
+    problem = wide()
+    data = twins.batches(problem.x, problem.y, 20, 20) if stream else None
+    la = fit(problem, data, structure="auto", memory_limit=EKFAC - 1)
+    assert (la.choice.structure, la.choice.form) == ("full", "primal")
+    assert la.choice.subset == "the last layer"
+    reason = r"exact, and its primal matrix of 15 rows takes about 2\.637 KiB of 31\.24 KiB"
+    assert re.fullmatch(f"{reason}; of all 179 parameters only diagonal fits", la.choice.because)
+    asked = fit(problem, data, subset="last_layer", memory_limit=EKFAC - 1)
+    assert asked.choice.because.startswith("it was asked for")
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(la), jax.tree.leaves(asked))
+
+
+def test_auto_takes_what_fits_of_all_parameters_where_there_is_no_last_layer():
+    """Here the two uses of the weight, in both layers."""
+    problem = wide()
+    weight = jnp.full((40, 40), 0.1)
+
+    def tied(params, x):
+        return jnp.tanh(x @ params["weight"]) @ params["weight"]
+
+    with pytest.raises(ValueError, match="expected a last layer"):
+        lk.fit(
+            tied, {"weight": weight}, (problem.x, problem.x), likelihood="gaussian",
+            subset="last_layer",
+        )  # fmt: skip
+    la = lk.fit(
+        tied,
+        {"weight": weight},
+        (problem.x, problem.x),
+        likelihood="gaussian",
+        memory_limit=structure_bytes("diagonal", Sizes(1600, 50, 0, 4)),
+    )
+    assert (la.choice.structure, la.choice.subset) == ("diagonal", "all of them")
+
+
+def test_a_structure_that_cannot_fit_names_the_estimate_and_what_would():
+    message = (
+        r"structure='full' for P=179 parameters, which needs about 375\.5 KiB, expected at most"
+    )
+    with pytest.raises(ValueError, match=message) as error:
+        fit(wide(num=50), rank=2, memory_limit=200_000)
+    assert "memory limit of 195.3 KiB" in str(error.value)
+    fitting = " or ".join(
+        f"structure={name!r}" for name in ("ekfac", "kron", "low_rank", "diagonal")
+    )
+    assert f"what would fit: {fitting}" in str(error.value)
+
+
 def test_defaults_are_full_at_this_size():
     la = lk.fit(*mlp("float32").args[:3], likelihood="categorical")
     assert type(la.structure).__name__ == "FullStructure"
+    assert la.prediction == Prediction()
+    assert la.temperature == 1
+    assert la.tuning is None
     assert float(la.prior_precision) == 1
     assert not la.prior_mean.any()
 
@@ -258,7 +385,7 @@ def test_half_precision_parameters_are_fitted_in_single():
         problem.model_fn, half, (x, problem.y), likelihood="categorical", prior_precision=0.1
     )
     assert la.posterior.dtype == la.prior_mean.dtype == la.log_likelihood.dtype == "float32"
-    np.testing.assert_array_equal(la._expand(la.prior_precision), np.full(31, 0.1, np.float32))
+    np.testing.assert_array_equal(la.expand(la.prior_precision), np.full(31, 0.1, np.float32))
     assert jax.tree.leaves(la.sample(jax.random.key(0), 2))[0].dtype == jnp.bfloat16
     reference = exact.fitted("full", "float32").with_prior(0.1)
     found, expected = la.predict(x).f_var, reference.predict(problem.x).f_var
@@ -276,130 +403,3 @@ def test_progress_is_shown_on_request_and_changes_nothing(stream, capsys):
     assert out == ""
     assert "fitting the diagonal ggn" in err
     jax.tree.map(np.testing.assert_array_equal, shown.structure, quiet.structure)
-
-
-# --- what is refused ------------------------------------------------------------------------------
-
-
-def linear(params, x):
-    return x @ params["weight"]
-
-
-def refused(error, message, **changes):
-    """Fit a small regression with something changed and expect an error that says so."""
-    arguments = {"params": {"weight": jnp.ones((3, 1))}, "x": np.ones((N, 3), np.float32)}
-    arguments |= {"y": np.zeros((N, 1), np.float32), "likelihood": "gaussian"} | changes
-    params, x, y = (arguments.pop(name) for name in ("params", "x", "y"))
-    data = arguments.pop("data", (x, y))
-    with exact.as_users_call(), pytest.raises(error, match=message) as caught:
-        lk.fit(linear, params, data, **arguments)
-    return str(caught.value)
-
-
-def test_targets_without_the_output_axis():
-    message = (
-        r"Gaussian: found targets of shape \(7,\) for outputs \(7, 1\), expected the same shape"
-    )
-    assert "y.reshape((7, 1))" in refused(ValueError, message, y=np.zeros(N))
-
-
-def test_labels_out_of_range_name_the_example_and_the_batch():
-    params = {"weight": jnp.ones((3, 2))}
-    y, x = np.asarray([0, 1, 0, 1, 2, 0, 1]), np.ones((N, 3), np.float32)
-    changes = {"params": params, "likelihood": "categorical"}
-    message = r"targets out of range; expected integer labels from 0 to C - 1.*first at example 4 "
-    refused(ValueError, message, y=y, **changes)
-    message = r"targets out of range.*first at example 1 of batch 1"
-    refused(ValueError, message, data=twins.batches(x, y, 3, 3, 1), **changes)
-
-
-def test_numbers_that_are_not_finite():
-    x, bad = np.ones((N, 3), np.float32), np.ones((N, 3), np.float32)
-    bad[2, 1] = np.nan
-    refused(ValueError, r"inputs that are not finite.*first at example 2.*clean or drop", x=bad)
-    y = np.where(np.arange(N) == 5, np.inf, 0.0)[:, None]
-    refused(ValueError, r"targets that are not finite.*first at example 5", y=y)
-    params = {"weight": jnp.full((3, 1), jnp.nan)}
-    refused(
-        ValueError, r"3 values that are not finite in the parameters at 'weight'", params=params
-    )
-    params = {"weight": jnp.full((3, 1), 3e38)}
-    refused(ValueError, r"model outputs that are not finite; expected finite", params=params, x=x)
-
-
-def test_data_that_are_no_data():
-    refused(
-        ValueError,
-        r"empty data \(shapes \(0, 3\), \(0, 1\)\)",
-        x=np.ones((0, 3)),
-        y=np.ones((0, 1)),
-    )
-    refused(ValueError, r"empty data: no batch came", data=[])
-    one_shot = ((np.ones((2, 3)), np.ones((2, 1))) for _ in range(2))
-    refused(TypeError, r"one-shot iterator \(generator\).*wrap it as list\(data\)", data=one_shot)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"structure": "diagnal"},
-            r"structure='diagnal', expected one of.*Did you mean 'diagonal'",
-        ),
-        ({"curvature": "gnn"}, r"curvature='gnn', expected one of.*Did you mean 'ggn'"),
-        ({"likelihood": "gausian"}, r"likelihood='gausian', expected.*Did you mean 'gaussian'"),
-        ({"curvature": "mc_fisher"}, r"no key, expected one.*pass key=jax\.random\.key\(0\)"),
-        ({"subset": "weights"}, r"subset='weights', expected None, a predicate.*leaves are weight"),
-        ({"subset": lambda path: False}, r"no free floating-point parameter.*leaves are weight"),
-        ({"subset": {"bias": True}}, r"`subset` has the structure.*whose leaves are weight"),
-        ({"prior_precision": 0.0}, r"prior_precision with values from 0 to 0, expected positive"),
-        ({"prior_precision": {"weight": -1.0}}, r"values from -1 to -1, expected positive"),
-        ({"prior_precision": np.ones(2)}, r"`prior_precision` of shape \(2,\), expected a scalar"),
-        ({"prior_mean": {"bias": 0.0}}, r"`prior_mean` with the structure.*leaves are weight"),
-        ({"rank": 0}, r"rank=0, expected a number from 1 to P=3"),
-        ({"rank": 4, "structure": "low_rank"}, r"rank=4, expected a number from 1 to P=3"),
-        ({"batch_size": 0}, r"batch_size=0, expected a positive number"),
-        ({"memory_limit": -1}, r"memory_limit=-1, expected a positive number of bytes"),
-        ({"params": {"weight": jnp.ones((3, 1), int)}}, r"no free floating-point parameter"),
-    ],
-)
-def test_options_that_cannot_be_right(changes, message):
-    refused(ValueError, message, **changes)
-
-
-def test_a_misspelt_keyword_is_refused_by_python_itself():
-    with pytest.raises(TypeError, match="struture"):
-        lk.fit(*mlp("float32").args[:3], likelihood="categorical", struture="full")
-
-
-def test_a_structure_that_cannot_fit_names_the_estimate_and_what_would():
-    message = (
-        r"structure='full' for P=31 parameters, which needs about 11\.26 KiB, expected at most"
-    )
-    with pytest.raises(ValueError, match=message) as error:
-        fit(mlp("float32"), rank=2, memory_limit=10_000)
-    assert "memory limit of 9.766 KiB" in str(error.value)
-    fitting = " or ".join(
-        f"structure={name!r}" for name in ("ekfac", "kron", "low_rank", "diagonal")
-    )
-    assert f"what would fit: {fitting}" in str(error.value)
-
-
-def test_a_model_of_single_examples():
-    with pytest.raises(ValueError, match=r"expected a leading axis.*lk\.model\.batched\(fn\)"):
-        lk.fit(
-            lambda params, x: jnp.sum(x * params),
-            jnp.ones(3),
-            (np.ones((N, 3), np.float32), np.zeros((N, 1), np.float32)),
-            likelihood="gaussian",
-        )
-
-
-def test_nothing_is_computed_before_the_options_are_checked():
-    def untouched(params, x):
-        raise AssertionError("the model was called")
-
-    for changes in ({"structure": "diagnal"}, {"rank": 0}, {"prior_precision": -1.0}):
-        options = {"likelihood": "gaussian"} | changes
-        with exact.as_users_call(), pytest.raises(ValueError, match="Found"):
-            lk.fit(untouched, jnp.ones(3), (np.ones((N, 3)), np.ones((N, 1))), **options)

@@ -1,7 +1,8 @@
-"""The posterior as an object: frozen, a pytree, and nothing but a thin cover of the parts."""
+"""The posterior as an object: frozen, and nothing but a thin cover of the parts."""
 
 import dataclasses
 import json
+import warnings
 
 import exact
 import jax
@@ -12,6 +13,7 @@ import twins
 from exact import KINDS
 
 import laplace_kit as lk
+from laplace_kit import tree
 
 
 def model(params, x):
@@ -31,63 +33,7 @@ def fitted(seed=0, **options) -> lk.Laplace:
     return lk.fit(model, params, (x, y), **options)
 
 
-# --- a pytree, and an argument of compiled functions ----------------------------------------------
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_as_argument_and_result_of_a_compiled_function(kind, x64):
-    la, x = exact.fitted(kind, "float64"), twins.problem("mlp", "float64").x
-
-    @jax.jit
-    def everything(la, x, delta, key):
-        other = la.with_prior(delta)
-        return other, other.predict(x), other.sample(key, 2), la.log_marginal_likelihood(delta)
-
-    delta, key = jnp.asarray(3.0), jax.random.key(0)
-    other, predictive, draws, evidence = everything(la, x, delta, key)
-    expected = la.with_prior(3.0)
-    jax.tree.map(twins.assert_close, predictive, expected.predict(x))
-    jax.tree.map(twins.assert_close, draws, expected.sample(key, 2))
-    twins.assert_close(evidence, expected.log_marginal_likelihood())
-    twins.assert_close(other.posterior.variance(), expected.posterior.variance())
-    assert jax.tree.structure(other) == jax.tree.structure(expected)
-
-
-def test_derivative_of_a_prediction_in_the_prior(x64):
-    """Inside of a transformation nothing is looked at, not even what is concrete there."""
-    la, x = exact.fitted("low_rank", "float64"), twins.problem("mlp", "float64").x[:2]
-    ones = jnp.ones(31)
-
-    @jax.jit
-    def derivative(delta):
-        la.with_prior(ones)
-        return jax.jacobian(lambda d: la.with_prior(d).predict(x).f_var)(delta)
-
-    jac = twins.dense(twins.jacobian, "mlp")[:2]
-    cov = exact.covariance("low_rank", np.full(31, 1.5))
-    expected = -np.einsum("ncp,pq,qr,ncr->nc", jac, cov, cov, jac)
-    twins.assert_close(derivative(1.5), expected, rtol=1e-9)
-
-
-def test_other_values_of_the_same_shapes_compile_nothing():
-    def run(seed):
-        x = problem(seed)[1]
-        la = fitted(seed, structure="full").tune(bounds=(1e-6, 1e6))
-        predictive = la.predict(x)
-        draws = la.sample(jax.random.key(seed), 3)
-        return predictive.probs, draws, la.log_marginal_likelihood(), la.predict_at_mode(x).probs
-
-    first = run(0)
-    with twins.compilations() as programs:
-        second = run(1)
-    assert programs == []
-    assert not np.allclose(first[0], second[0])
-
-
-def test_no_array_is_a_constant_of_the_program():
-    la, x = fitted(), problem()[1]
-    lowered = jax.jit(lambda la, x: la.predict(x)).lower(la, x)
-    assert twins.constants(lowered.as_text()) == []
+# --- a frozen object ------------------------------------------------------------------------------
 
 
 def test_frozen_and_unchanged_by_what_is_asked_of_it(tmp_path):
@@ -190,7 +136,10 @@ def test_tuned_by_held_out_data_is_no_worse_there_than_any_decade():
             {"method": "validation"},
             "data=None and per_leaf=False, expected method='validation' with",
         ),
-        ({"data": "given"}, "method='evidence' with data=given.*or method='evidence' without data"),
+        (
+            {"method": "evidence", "data": "given"},
+            "method='evidence' with data=given.*or method='evidence' without data",
+        ),
         ({"method": "validation", "data": "given", "per_leaf": True}, "per_leaf=True"),
     ],
 )
@@ -198,6 +147,69 @@ def test_tuning_options_that_cannot_be_right(options, message):
     options = {k: problem()[1:] if v == "given" else v for k, v in options.items()}
     with exact.as_users_call(), pytest.raises(ValueError, match=message):
         fitted().tune(**options)
+
+
+def test_a_prior_set_by_hand_is_not_a_tuned_one():
+    tuned = fitted().tune(bounds=(1e-6, 1e6))
+    assert tuned.tuning.prior_precision == tuned.prior_precision
+    assert tuned.with_prior(2.0).tuning is None
+    assert tuned.with_temperature(0.5).tuning is not None
+
+
+# --- the temperature ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_temperature_multiplies_the_covariance(kind, x64):
+    la, x = exact.fitted(kind, "float64"), twins.problem("mlp", "float64").x
+    warm = la.with_temperature(0.3)
+    cov = 0.3 * exact.covariance(kind, np.ones(31))
+    twins.assert_close(warm.posterior.covariance(), cov, rtol=1e-9)
+    twins.assert_close(warm.posterior.variance(), np.diag(cov), rtol=1e-9)
+    jac = twins.dense(twins.jacobian, "mlp")
+    f_cov = np.einsum("ncp,pq,ndq->ncd", jac, cov, jac)
+    twins.assert_close(warm.predict(x).f_cov, f_cov, rtol=1e-9)
+    other = warm.with_prior(2.0)
+    cov = 0.3 * exact.covariance(kind, np.full(31, 2.0))
+    twins.assert_close(other.posterior.covariance(), cov, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_spread_with_the_root_of_the_temperature(kind, x64):
+    la, key = exact.fitted(kind, "float64"), jax.random.key(1)
+
+    def away(la):
+        return jax.tree.map(lambda draws, mode: draws - mode, la.sample(key, 3), la.params)
+
+    cold, one = away(la.with_temperature(0.09)), away(la)
+    jax.tree.map(lambda a, b: twins.assert_close(a, 0.3 * b, rtol=1e-8), cold, one)
+
+
+def test_covariance_of_many_draws(x64):
+    la = exact.fitted("full", "float64").with_temperature(0.3)
+    draws = tree.ravel(la.sample(jax.random.key(0), 20_000), num_leading=1)
+    cov = 0.3 * exact.covariance("full", np.ones(31))
+    np.testing.assert_allclose(draws.mean(axis=0), tree.ravel(la.params), atol=0.02)
+    np.testing.assert_allclose(np.cov(draws.T), cov, atol=5 * 0.3 / np.sqrt(20_000))
+
+
+@pytest.mark.parametrize("kind", ["full", "ekfac"])
+def test_the_evidence_and_the_effective_parameters_know_no_temperature(kind, x64):
+    la = exact.fitted(kind, "float64")
+    cold = la.with_temperature(0.2)
+    assert cold.log_marginal_likelihood() == la.log_marginal_likelihood()
+    for found, expected in zip(
+        jax.tree.leaves(cold.diagnostics()), jax.tree.leaves(la.diagnostics()), strict=True
+    ):
+        twins.assert_close(found, expected)
+    again = cold.with_temperature(1.0)
+    jax.tree.map(np.testing.assert_array_equal, again, la)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
+def test_a_temperature_that_is_not_positive_and_finite(value):
+    with pytest.raises(ValueError, match=r"temperature=.*, expected a positive, finite number"):
+        fitted().with_temperature(value)
 
 
 # --- what it tells --------------------------------------------------------------------------------
@@ -234,13 +246,89 @@ def test_card_and_print():
     card = la.card()
     assert card["structure"] == "Diagonal"
     assert card["likelihood"] == "Categorical"
-    assert card["parameters"] == "6 of 12"
+    assert card["parameters"] == "6 of 12, a subset"
     assert card["training examples"] == "9"
     assert card["prior precision"] == "2.5"
     assert card["log marginal likelihood"] == f"{float(la.log_marginal_likelihood()):.2f} nats"
     assert all(name in str(la) and text in str(la) for name, text in card.items())
     many = la.with_prior(jnp.asarray([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
     assert many.card()["prior precision"] == "1 to 6"
+
+
+# --- how it predicts ------------------------------------------------------------------------------
+
+
+def test_the_defaults_of_predict_can_be_others():
+    la, (_, x, _) = fitted(), problem()
+    other = la.with_prediction(link="mean_field_1", covariance="diagonal")
+    found, expected = (
+        other.predict(x),
+        la.predict(x, link="mean_field_1", covariance="diagonal"),
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert found.f_cov is None
+    assert not np.allclose(found.probs, la.predict(x).probs)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        other.predict(x, link="probit", covariance="auto"),
+        la.predict(x),
+    )
+    sampled, key = la.with_prediction(method="sampled", num_samples=7), jax.random.key(0)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        sampled.predict(x, key=key),
+        la.predict(x, method="sampled", num_samples=7, key=key),
+    )
+    with pytest.raises(ValueError, match='no key, expected one for method="sampled"'):
+        sampled.predict(x)
+    with exact.as_users_call(), pytest.raises(ValueError, match=r"link='probbit'.*'probit'"):
+        la.with_prediction(link="probbit")
+    with pytest.raises(ValueError, match="num_samples=1, expected at least 2 draws"):
+        la.with_prediction(num_samples=1)
+
+
+def test_tuning_judges_by_the_very_predictive_that_is_used_later():
+    la, (_, x, y) = fitted(), problem(3)
+    options = {"data": (x, y), "bounds": (1e-3, 1e3), "objective": "brier"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # these labels are noise
+        by_default = la.with_prediction(link="mean_field_2").tune(**options)
+        by_option = la.tune(link="mean_field_2", **options)
+    assert by_default.prediction == by_option.prediction
+    for tuned in (by_default, by_option):
+        probs = np.asarray(
+            la.with_prior(tuned.prior_precision).predict(x, link="mean_field_2").probs
+        )
+        brier = np.mean(np.sum((probs - np.eye(2)[y]) ** 2, axis=1))
+        assert float(tuned.tuning.objective.max()) == pytest.approx(-brier, rel=1e-4)
+        np.testing.assert_allclose(tuned.predict(x).probs, probs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["full", "ekfac"])
+def test_jointly_over_inputs(kind, x64):
+    la, x = exact.fitted(kind, "float64"), twins.problem("mlp", "float64").x
+    jac = twins.dense(twins.jacobian, "mlp")
+    cov = 0.5 * exact.covariance(kind, np.ones(31))
+    found = la.with_temperature(0.5).predict(x, joint=True)
+    expected = np.einsum("ncp,pq,mdq->ncmd", jac, cov, jac)
+    twins.assert_close(found.joint_cov, expected, rtol=1e-9)
+    twins.assert_close(found.f_var, np.einsum("ncnc->nc", expected), rtol=1e-9)
+    assert la.predict(x).joint_cov is None
+
+
+@pytest.mark.parametrize("method", ["linearized", "sampled"])
+def test_functions_are_the_model_at_the_draws(method, x64):
+    la, problem = exact.fitted("full", "float64"), twins.problem("mlp", "float64")
+    functions = la.sample_functions(jax.random.key(2), 3, method=method)
+    draws = la.sample(jax.random.key(2), 3)
+    for k in range(3):
+        theta = jax.tree.map(lambda leaf, k=k: leaf[k], draws)
+        expected = twins.mlp(theta, problem.x)
+        if method == "linearized":
+            step = np.asarray(tree.ravel(theta) - tree.ravel(la.params))
+            mean = twins.mlp(problem.params, problem.x)
+            expected = mean + twins.dense(twins.jacobian, "mlp") @ step
+        twins.assert_close(functions[k](problem.x), expected, rtol=1e-9)
 
 
 # --- draws, quality, reports ----------------------------------------------------------------------

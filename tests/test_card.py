@@ -1,0 +1,186 @@
+"""The card tells facts, and what to beware of where there is something to beware of."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import laplace_kit as lk
+from laplace_kit import card
+from laplace_kit.likelihood import MultivariateGaussian
+
+N = 20
+
+
+def linear(params, x):
+    return x @ params["weight"]
+
+
+def regression(*, delta=2.0, noise_std=0.5, scale=1.0, dtype="float32", **options) -> lk.Laplace:
+    """Return the posterior of two weights at their exact mode."""
+    rng = np.random.default_rng(0)
+    x = scale * rng.normal(size=(N, 2))
+    y = x @ [[0.8 / scale], [-0.5 / scale]] + noise_std * rng.normal(size=(N, 1))
+    return at(mode(x, y, delta, noise_std), x, y, delta, noise_std, dtype, **options)
+
+
+def mode(x, y, delta, noise_std):
+    return np.linalg.solve(x.T @ x + delta * noise_std**2 * np.eye(x.shape[1]), x.T @ y)
+
+
+def at(weight, x, y, delta, noise_std, dtype="float32", **options):
+    x, y, weight = (jnp.asarray(part, dtype) for part in (x, y, weight))
+    options = {"structure": "full", "prior_precision": delta} | options
+    likelihood = lk.Gaussian(noise_std)
+    return lk.fit(linear, {"weight": weight}, (x, y), likelihood=likelihood, **options)
+
+
+def bewares(la, words: str) -> bool:
+    """Tell whether exactly this warning is on the card, in every form of it."""
+    said = card.warnings(la)
+    shown = card.facts(la).get("beware", "")
+    assert shown == "; ".join(said)
+    assert ("beware" in str(la)) == bool(said)
+    return len(said) == 1 and words in said[0]
+
+
+# --- facts ----------------------------------------------------------------------------------------
+
+
+def test_facts_are_those_of_the_posterior():
+    la = regression()
+    found, facts = la.diagnostics(), la.card()
+    assert facts == card.facts(la)
+    assert facts["likelihood"] == "Gaussian"
+    assert facts["structure"] == "Full"
+    assert facts["chosen because"] == la.choice.because
+    assert facts["parameters"] == "2 of 2, all of them"
+    assert facts["layer capture"] == la.coverage.summary()
+    assert facts["training examples"] == "20"
+    assert facts["prior precision"] == "2"
+    assert facts["noise standard deviation"] == "0.5"
+    assert facts["temperature"] == "1"
+    assert facts["log marginal likelihood"] == f"{float(la.log_marginal_likelihood()):.2f} nats"
+    assert facts["effective parameters"] == f"{float(found.effective_parameters):.1f}"
+    assert float(facts["condition number"]) == pytest.approx(float(found.condition_number), 0.01)
+    assert float(facts["smallest eigenvalue"]) == pytest.approx(
+        float(found.smallest_eigenvalue), 0.01
+    )
+    assert float(facts["distance from this prior's mode"].split()[0]) < 0.01
+    assert facts["jitter"] == "0 of the diagonal"
+    assert "beware" not in facts
+
+
+def test_text_has_a_line_for_every_fact_in_one_column():
+    la = regression()
+    lines, facts = str(la).splitlines(), la.card()
+    assert [line.split("  ")[0] for line in lines] == list(facts)
+    columns = {line.index(text) for line, text in zip(lines, facts.values(), strict=True)}
+    assert len(columns) == 1
+
+
+def test_facts_follow_what_is_changed():
+    la = regression().with_temperature(0.25).with_prior(np.array([1.0, 3.0], np.float32))
+    assert la.card()["prior precision"] == "1 to 3"
+    assert la.card()["temperature"] == "0.25"
+    several = dataclasses.replace(la, likelihood=lk.Gaussian(np.array([0.25, 0.5])))
+    assert several.card()["noise standard deviation"] == "0.25 to 0.5"
+
+
+def test_what_a_likelihood_has_not_is_not_listed():
+    x, y = np.ones((4, 2), np.float32), np.zeros((4, 2), np.float32)
+    params = {"weight": jnp.eye(2)}
+    options = {"structure": "diagonal"}
+    masked = lk.Masked(lk.Bernoulli())
+    la = lk.fit(linear, params, (x, (y, np.ones((4, 1)))), likelihood=masked, **options)
+    assert la.card()["likelihood"] == "Bernoulli, masked"
+    assert "noise standard deviation" not in la.card()
+    masked = lk.Masked(lk.Gaussian(0.5))
+    la = lk.fit(linear, params, (x, (y, np.ones((4, 1)))), likelihood=masked, **options)
+    assert la.card()["noise standard deviation"] == "0.5"
+    noise = MultivariateGaussian(jnp.eye(2))
+    la = lk.fit(linear, params, (x, y), likelihood=noise, **options)
+    assert la.card()["likelihood"] == "MultivariateGaussian"
+    assert "noise standard deviation" not in la.card()
+
+
+# --- what to beware of ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("deviations", "said"), [(0.9, False), (1.1, True)])
+def test_parameters_that_are_no_mode_of_this_prior(deviations, said):
+    """More than one standard deviation away, where two parameters are free."""
+    rng = np.random.default_rng(1)
+    x, delta, noise_std = rng.normal(size=(N, 2)), 2.0, 0.5
+    y = x @ [[0.8], [-0.5]]
+    weight = mode(x, y, delta, noise_std)
+    precision = x.T @ x / noise_std**2 + delta * np.eye(2)
+    weight[0, 0] += deviations / np.sqrt(precision[0, 0])
+    la = at(weight, x, y, delta, noise_std)
+    assert float(la.diagnostics().mode_distance) == pytest.approx(deviations, rel=1e-3)
+    assert bewares(la, "these parameters are not the mode of this prior") == said
+    assert bool(card.warnings(la)) == said
+
+
+def test_a_mode_of_another_prior():
+    """As where nobody tuned: the same parameters suit the prior they were trained with."""
+    la = regression(delta=2.0)
+    assert card.warnings(la) == []
+    other = la.with_prior(1e4)
+    assert bewares(other, "train with this prior as weight decay")
+
+
+def test_tuned_to_a_bound():
+    la = regression()
+    inside = la.tune()
+    assert card.warnings(inside) == []
+    best = float(inside.prior_precision)
+    with pytest.warns(UserWarning, match="at a bound"):
+        tuned = la.tune(bounds=(1.2 * best, 1e6))
+    assert bewares(tuned, "tuned to a bound; widen bounds=")
+    assert card.warnings(tuned.with_prior(2.0)) == []  # set by hand, it is nobody's bound
+
+
+def test_an_evidence_that_is_flat():
+    """Four observations of one weight, under noise six hundred times as large."""
+    x, y = np.ones((4, 1)), np.full((4, 1), 0.1)
+    la = at(np.array([[0.1]]), x, y, 1.0, 60.0)
+    with pytest.warns(UserWarning, match="evidence is flat"):
+        tuned = la.tune()
+    assert not tuned.tuning.at_bound
+    assert bewares(tuned, "hardly depends on the prior precision; set it from what you know")
+    assert not regression().tune().tuning.flat
+
+
+def test_an_ill_conditioned_precision_is_one_of_single_precision(x64):
+    x = np.ones((N, 2)) * [1.0, 3e4]
+    single, double = (
+        at(np.zeros((2, 1)), x, np.zeros((N, 1)), 0.1, 1.0, d) for d in ("float32", "float64")
+    )
+    assert float(double.diagnostics().condition_number) > 1e9
+    assert bewares(single, "ill-conditioned for this dtype; use float64")
+    assert card.warnings(double) == []
+    assert card.warnings(at(np.zeros((2, 1)), x, np.zeros((N, 1)), 1e4, 1.0)) == []
+
+
+def test_jitter_where_rounding_made_the_precision_singular():
+    """Two features that are one, and next to no prior."""
+    x = np.full((N, 2), 1e3)
+    la = at(np.zeros((2, 1)), x, np.zeros((N, 1)), 1e-6, 1.0)
+    assert la.jitter > 0
+    said = card.warnings(la)
+    assert "had to be raised to be factorised in this dtype" in said[-1]
+    assert la.card()["jitter"] == f"{float(la.jitter):.2g} of the diagonal"
+    better = la.with_prior(100.0)
+    assert better.jitter == 0
+    assert not any("had to be raised" in warning for warning in card.warnings(better))
+
+
+def test_several_at_once_are_all_said():
+    x = np.full((N, 2), 1e3)
+    la = at(np.ones((2, 1)), x, np.zeros((N, 1)), 1e-6, 1.0)
+    said = card.warnings(la)
+    assert len(said) == 3
+    assert la.card()["beware"].split("; ")[0] == said[0].split("; ")[0]
+    assert str(la).splitlines()[-1].startswith("beware")

@@ -1,0 +1,122 @@
+"""Every wrong turn of a fit is refused before work is done, with what was found and the remedy."""
+
+import exact
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import twins
+
+import laplace_kit as lk
+
+N = 7
+
+
+def linear(params, x):
+    return x @ params["weight"]
+
+
+def refused(error, message, **changes):
+    """Fit a small regression with something changed and expect an error that says so."""
+    arguments = {"params": {"weight": jnp.ones((3, 1))}, "x": np.ones((N, 3), np.float32)}
+    arguments |= {"y": np.zeros((N, 1), np.float32), "likelihood": "gaussian"} | changes
+    params, x, y = (arguments.pop(name) for name in ("params", "x", "y"))
+    data = arguments.pop("data", (x, y))
+    with exact.as_users_call(), pytest.raises(error, match=message) as caught:
+        lk.fit(linear, params, data, **arguments)
+    return str(caught.value)
+
+
+def test_targets_without_the_output_axis():
+    message = (
+        r"Gaussian: found targets of shape \(7,\) for outputs \(7, 1\), expected the same shape"
+    )
+    assert "y.reshape((7, 1))" in refused(ValueError, message, y=np.zeros(N))
+
+
+def test_labels_out_of_range_name_the_example_and_the_batch():
+    params = {"weight": jnp.ones((3, 2))}
+    y, x = np.asarray([0, 1, 0, 1, 2, 0, 1]), np.ones((N, 3), np.float32)
+    changes = {"params": params, "likelihood": "categorical"}
+    message = r"targets out of range; expected integer labels from 0 to C - 1.*first at example 4 "
+    refused(ValueError, message, y=y, **changes)
+    message = r"targets out of range.*first at example 1 of batch 1"
+    refused(ValueError, message, data=twins.batches(x, y, 3, 3, 1), **changes)
+
+
+def test_numbers_that_are_not_finite():
+    x, bad = np.ones((N, 3), np.float32), np.ones((N, 3), np.float32)
+    bad[2, 1] = np.nan
+    refused(ValueError, r"inputs that are not finite.*first at example 2.*clean or drop", x=bad)
+    y = np.where(np.arange(N) == 5, np.inf, 0.0)[:, None]
+    refused(ValueError, r"targets that are not finite.*first at example 5", y=y)
+    params = {"weight": jnp.full((3, 1), jnp.nan)}
+    refused(
+        ValueError, r"3 values that are not finite in the parameters at 'weight'", params=params
+    )
+    params = {"weight": jnp.full((3, 1), 3e38)}
+    refused(ValueError, r"model outputs that are not finite; expected finite", params=params, x=x)
+
+
+def test_data_that_are_no_data():
+    refused(
+        ValueError,
+        r"empty data \(shapes \(0, 3\), \(0, 1\)\)",
+        x=np.ones((0, 3)),
+        y=np.ones((0, 1)),
+    )
+    refused(ValueError, r"empty data: no batch came", data=[])
+    one_shot = ((np.ones((2, 3)), np.ones((2, 1))) for _ in range(2))
+    refused(TypeError, r"one-shot iterator \(generator\).*wrap it as list\(data\)", data=one_shot)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"structure": "diagnal"},
+            r"structure='diagnal', expected one of.*Did you mean 'diagonal'",
+        ),
+        ({"curvature": "gnn"}, r"curvature='gnn', expected one of.*Did you mean 'ggn'"),
+        ({"likelihood": "gausian"}, r"likelihood='gausian', expected.*Did you mean 'gaussian'"),
+        ({"curvature": "mc_fisher"}, r"no key, expected one.*pass key=jax\.random\.key\(0\)"),
+        ({"subset": "weights"}, r"subset='weights', expected None, a predicate.*leaves are weight"),
+        ({"subset": lambda path: False}, r"no free floating-point parameter.*leaves are weight"),
+        ({"subset": {"bias": True}}, r"`subset` has the structure.*whose leaves are weight"),
+        ({"prior_precision": 0.0}, r"prior_precision with values from 0 to 0, expected positive"),
+        ({"prior_precision": {"weight": -1.0}}, r"values from -1 to -1, expected positive"),
+        ({"prior_precision": np.ones(2)}, r"`prior_precision` of shape \(2,\), expected a scalar"),
+        ({"prior_mean": {"bias": 0.0}}, r"`prior_mean` with the structure.*leaves are weight"),
+        ({"rank": 0}, r"rank=0, expected a number from 1 to P=3"),
+        ({"rank": 4, "structure": "low_rank"}, r"rank=4, expected a number from 1 to P=3"),
+        ({"batch_size": 0}, r"batch_size=0, expected a positive number"),
+        ({"memory_limit": -1}, r"memory_limit=-1, expected a positive number of bytes"),
+        ({"params": {"weight": jnp.ones((3, 1), int)}}, r"no free floating-point parameter"),
+    ],
+)
+def test_options_that_cannot_be_right(changes, message):
+    refused(ValueError, message, **changes)
+
+
+def test_a_misspelt_keyword_is_refused_by_python_itself():
+    with pytest.raises(TypeError, match="struture"):
+        lk.fit(*twins.problem("mlp").args[:3], likelihood="categorical", struture="full")
+
+
+def test_a_model_of_single_examples():
+    with pytest.raises(ValueError, match=r"expected a leading axis.*lk\.model\.batched\(fn\)"):
+        lk.fit(
+            lambda params, x: jnp.sum(x * params),
+            jnp.ones(3),
+            (np.ones((N, 3), np.float32), np.zeros((N, 1), np.float32)),
+            likelihood="gaussian",
+        )
+
+
+def test_nothing_is_computed_before_the_options_are_checked():
+    def untouched(params, x):
+        raise AssertionError("the model was called")
+
+    for changes in ({"structure": "diagnal"}, {"rank": 0}, {"prior_precision": -1.0}):
+        options = {"likelihood": "gaussian"} | changes
+        with exact.as_users_call(), pytest.raises(ValueError, match="Found"):
+            lk.fit(untouched, jnp.ones(3), (np.ones((N, 3)), np.ones((N, 1))), **options)

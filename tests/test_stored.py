@@ -1,0 +1,221 @@
+"""What a saved posterior is made of: everything but functions and data, bit by bit."""
+
+import zipfile
+from io import BytesIO
+
+import exact
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import twins
+
+import laplace_kit as lk
+from laplace_kit import stored
+from laplace_kit.approx.posterior import Posterior, Structure
+from laplace_kit.eval.predictive import Prediction
+from laplace_kit.likelihood import Factorized, Likelihood, MultivariateGaussian
+from laplace_kit.tree import replace
+
+N = 6
+
+
+def linear(params, x):
+    return x @ params["weight"] + params["bias"]
+
+
+def parameters(num_outputs=2):
+    rng = np.random.default_rng(1)
+    weight, bias = rng.normal(size=(3, num_outputs)), rng.normal(size=num_outputs)
+    return {"weight": jnp.asarray(weight, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
+
+
+def data(kind="classes", num_outputs=2):
+    rng = np.random.default_rng(2)
+    x, real = rng.normal(size=(N, 3)), rng.normal(size=(N, num_outputs))
+    y = {
+        "real": real.astype(np.float32),
+        "classes": rng.integers(0, num_outputs, N),
+        "binary": (real > 0).astype(np.float32),
+        "counts": rng.poisson(2, real.shape).astype(np.float32),
+    }[kind]
+    return x.astype(np.float32), y
+
+
+def again(la, path, model_fn=linear, **options) -> lk.Laplace:
+    la.save(path / "la.npz")
+    return lk.load(path / "la.npz", model_fn, **options)
+
+
+def assert_same(loaded, la):
+    """Compare all fields but the examples, which are not stored; what is static, by equality."""
+    assert loaded.examples is None
+    expected = replace(la, examples=None)
+    assert jax.tree.structure(loaded) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(expected), strict=True):
+        assert jnp.asarray(a).dtype == jnp.asarray(b).dtype
+        np.testing.assert_array_equal(a, b)
+
+
+# --- structures -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["full", "ekfac", "kron", "low_rank", "diagonal"])
+def test_structures(kind, tmp_path):
+    la = exact.fitted(kind, "float32")
+    loaded, x = again(la, tmp_path, twins.mlp), twins.problem("mlp").x
+    assert_same(loaded, la)
+    found, expected = (la.with_prior(2.0).predict(x) for la in (loaded, la))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_the_dual_form_of_the_full_structure(tmp_path):
+    """Of a lookup and a product: the design matrix has rows of both kinds."""
+
+    def model(params, x):
+        return jnp.tanh(params["table"][x]) @ params["head"]
+
+    rng = np.random.default_rng(0)
+    table, head = rng.normal(size=(300, 4)), rng.normal(size=(4, 2))
+    params = {"table": jnp.asarray(table, jnp.float32), "head": jnp.asarray(head, jnp.float32)}
+    x, y = rng.integers(0, 300, N), rng.integers(0, 2, N)
+    la = lk.fit(model, params, (x, y), likelihood="categorical", memory_limit=10**6)
+    assert la.choice.form == "dual"
+    loaded = again(la, tmp_path, model)
+    assert_same(loaded, la)
+    jax.tree.map(np.testing.assert_array_equal, loaded.predict(x), la.predict(x))
+    evidence = loaded.log_marginal_likelihood(0.3)
+    np.testing.assert_array_equal(evidence, la.log_marginal_likelihood(0.3))
+
+
+# --- likelihoods ----------------------------------------------------------------------------------
+
+LIKELIHOODS = {
+    "gaussian": (lk.Gaussian(0.3), "real"),
+    "gaussian_per_output": (lk.Gaussian(np.array([0.3, 2.0], np.float32)), "real"),
+    "multivariate": (MultivariateGaussian(jnp.array([[1.0, 0.4], [0.4, 2.0]])), "real"),
+    "categorical": (lk.Categorical(), "classes"),
+    "bernoulli": (lk.Bernoulli(), "binary"),
+    "poisson": (lk.Poisson(), "counts"),
+}
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_likelihoods(name, tmp_path):
+    likelihood, kind = LIKELIHOODS[name]
+    la = lk.fit(linear, parameters(), data(kind), likelihood=likelihood, structure="diagonal")
+    loaded = again(la, tmp_path)
+    assert type(loaded.likelihood) is type(likelihood)
+    assert_same(loaded, la)
+
+
+def test_masked_likelihoods(tmp_path):
+    x, y = data("real")
+    mask = np.arange(2 * N).reshape(N, 2) % 3 > 0
+    likelihood = lk.Masked(lk.Gaussian(np.array([0.3, 2.0], np.float32)))
+    la = lk.fit(linear, parameters(), (x, (y, mask)), likelihood=likelihood, structure="diagonal")
+    loaded = again(la, tmp_path)
+    np.testing.assert_array_equal(loaded.likelihood.likelihood.noise_std, np.float32([0.3, 2.0]))
+    assert_same(loaded, la)
+
+
+def test_heteroscedastic_outputs(tmp_path):
+    x, y = data("real")
+    likelihood = lk.HeteroscedasticGaussian()
+
+    def model(params, x):
+        f = linear(params, x)
+        return jnp.concatenate([f, -jnp.exp(0.1 * f)], axis=-1)
+
+    la = lk.fit(model, parameters(), (x, y), likelihood=likelihood, structure="diagonal")
+    assert_same(again(la, tmp_path, model), la)
+
+
+def test_a_likelihood_that_is_a_function_is_left_out(tmp_path):
+    likelihood = lk.FromLoss(twins.gaussian_loss)
+    la = lk.fit(linear, parameters(), data("real"), likelihood=likelihood, structure="diagonal")
+    assert stored.fields(la)["likelihood"] is None
+    with pytest.raises(ValueError, match="Found no likelihood in"):
+        again(la, tmp_path)
+    assert_same(again(la, tmp_path, likelihood=likelihood), la)
+
+
+# --- what was done to it --------------------------------------------------------------------------
+
+
+def test_tuning_temperature_choice_and_prediction_come_back(tmp_path):
+    la = lk.fit(linear, parameters(), data(), likelihood="categorical", batch_size=4)
+    la = la.tune(bounds=(1e-6, 1e6)).with_prediction(link="mean_field_1", covariance="diagonal")
+    assert 0 < la.temperature < 1
+    loaded = again(la, tmp_path)
+    assert_same(loaded, la)
+    assert loaded.prediction == Prediction(link="mean_field_1", covariance="diagonal")
+    assert loaded.choice == la.choice
+    assert loaded.choice.batch_size == 4
+    assert loaded.tuning.method == "evidence"
+    assert loaded.tuning.temperature == loaded.temperature == la.temperature
+    np.testing.assert_array_equal(loaded.tuning.visited, la.tuning.visited)
+    assert loaded.card() == la.card()
+
+
+def test_one_precision_for_each_leaf(tmp_path):
+    la = lk.fit(linear, parameters(), data("real"), likelihood="gaussian", structure="diagonal")
+    la = la.tune(per_leaf=True, bounds=(1e-8, 1e8))
+    loaded = again(la, tmp_path)
+    assert_same(loaded, la)
+    assert set(loaded.tuning.prior_precision) == {"weight", "bias"}
+    assert not loaded.knows_noise
+
+
+def test_subsets(tmp_path):
+    x, y = data()
+    subsets = ("last_layer", np.array([0, 5]), {"weight": True, "bias": np.array([True, False])})
+    for subset in subsets:
+        la = lk.fit(linear, parameters(), (x, y), likelihood="categorical", subset=subset)
+        loaded = again(la, tmp_path)
+        assert_same(loaded, la)
+        jax.tree.map(np.testing.assert_array_equal, loaded.params, parameters())
+
+
+def test_what_was_loaded_goes_on_working(tmp_path):
+    """Everything but what needs the training examples."""
+    (x, y), (_, other) = data(), data("binary")
+    la = lk.fit(linear, parameters(), (x, y), likelihood="categorical", structure="full")
+    loaded = again(la, tmp_path)
+    updated, expected = (posterior.update((x, 1 - y)) for posterior in (loaded, la))
+    np.testing.assert_array_equal(updated.structure.matrix, expected.structure.matrix)
+    validated = {"data": (x, other[:, 0].astype(int)), "bounds": (1e-6, 1e6)}
+    tuned, expected = (posterior.tune(**validated) for posterior in (loaded, la))
+    np.testing.assert_array_equal(tuned.prior_precision, expected.prior_precision)
+    np.testing.assert_array_equal(tuned.temperature, 1)
+    with pytest.raises(ValueError, match="no training examples in this posterior, which was load"):
+        loaded.tune(temperature=True, bounds=(1e-6, 1e6))
+
+
+# --- what a file holds ----------------------------------------------------------------------------
+
+
+def test_no_training_example_is_written(tmp_path):
+    la = lk.fit(linear, parameters(), data(), likelihood="categorical", structure="diagonal")
+    la.save(tmp_path / "la.npz")
+    x, y = data()
+    with zipfile.ZipFile(tmp_path / "la.npz") as file:
+        contents = [np.load(BytesIO(file.read(name))) for name in file.namelist()]
+    assert not any(array.shape in (x.shape, y.shape) for array in contents)
+    assert la.examples[0].shape == x.shape
+    assert stored.stored_names(lk.Laplace) == set(stored.fields(la))
+    assert not {"examples", "model_fn"} & stored.stored_names(lk.Laplace)
+
+
+def subclasses(cls: type) -> set[type]:
+    """Return the concrete ones that the package has."""
+    below = set().union(*(subclasses(child) for child in cls.__subclasses__()))
+    ours = cls.__module__.startswith("laplace_kit") and not cls.__abstractmethods__
+    return below | {cls} if ours else below
+
+
+def test_every_structure_posterior_and_likelihood_may_be_stored():
+    expected = subclasses(Structure) | subclasses(Posterior) | subclasses(Likelihood)
+    assert len(expected) > 15
+    missing = expected - set(stored.CLASSES.values()) - {lk.FromLoss, Factorized}
+    assert not missing
