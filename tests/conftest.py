@@ -1,6 +1,7 @@
 """What every test shares: reproducible hypothesis examples and double precision on request."""
 
 import os
+from pathlib import Path
 
 import jax
 import pytest
@@ -20,3 +21,17 @@ def x64():
     """Compute in float64 for the length of one test."""
     with jax.enable_x64(True):
         yield
+
+
+# Linux gives a process some 65,000 memory mappings, and each compiled program takes a few: past
+# that, compiling is a segmentation fault.
+_MANY_MAPPINGS = 25_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Forget compiled programs before there are too many of them for the operating system."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > _MANY_MAPPINGS:
+        jax.clear_caches()

@@ -32,7 +32,7 @@ X = np.random.default_rng(1).normal(size=(4, 3))
 # --- exact ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["full", "ekfac"])
+@pytest.mark.parametrize("kind", ["full", pytest.param("ekfac", marks=pytest.mark.slow)])
 def test_two_halves_are_one_pass(kind, x64):
     """For EKFAC too, which is exact here; the prior's mean is not zero."""
     everything, first, second = halves()
@@ -146,6 +146,7 @@ def test_what_is_frozen_stays():
     assert not np.allclose(found.params["head"], la.params["head"])
 
 
+@pytest.mark.slow
 def test_the_dual_form_keeps_its_rows():
     """Eighteen and then thirty-six of them, for 179 parameters."""
     rng = np.random.default_rng(0)

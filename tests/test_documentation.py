@@ -29,7 +29,14 @@ def python_blocks(page: Path) -> list[tuple[int, str, str | None]]:
 WITH_CODE = [page for page in PAGES if python_blocks(page)]
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
+def as_case(page: Path):
+    """Return a test's parameter; what a new user reads first is run every time."""
+    first = {"README.md", "docs/index.md", "docs/quickstart.md"}
+    name = str(page.relative_to(ROOT))
+    return pytest.param(page, id=name, marks=() if name in first else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("page", [as_case(page) for page in WITH_CODE])
 def test_examples_run_as_printed(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}

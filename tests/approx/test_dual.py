@@ -62,6 +62,7 @@ def test_primal_and_dual_agree_for_every_curvature(kind, x64):
     assert_forms_agree(make(*twins.problem("mlp", "float64").args, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["conv_1d", "nnx_transformer"])
 def test_primal_and_dual_agree_at_several_positions(name, x64):
     model = ZOO[name]()
@@ -119,6 +120,7 @@ def variances(structure, precision, rows):
     return posterior.output_variance(rows), posterior.output_covariance(rows)
 
 
+@pytest.mark.slow
 def test_a_quarter_of_a_million_parameters_by_the_kernel_formula():
     operator = wide(500, 20)
     size = operator.shape[0]
@@ -140,6 +142,7 @@ def test_a_quarter_of_a_million_parameters_by_the_kernel_formula():
     twins.assert_close(found, expected, dtype="float32")
 
 
+@pytest.mark.slow
 def test_single_precision_where_the_data_outweigh_the_prior():
     """Variances at the data fall by 1e7 there; a difference would be noise altogether."""
     found = {}

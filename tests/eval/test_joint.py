@@ -103,6 +103,7 @@ def structures(layers, num) -> list[Structure]:
     ]
 
 
+@pytest.mark.slow
 def test_of_several_kinds_of_layers(x64):
     params, x = mixture()
     flat, unravel = jax.flatten_util.ravel_pytree(params)
