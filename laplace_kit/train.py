@@ -5,7 +5,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -182,7 +182,9 @@ def train_with_evidence(
 
     la = refit(params, _with_array_noise(likelihood, params), prior_precision)  # checks all input
     optimizer = optimizer or _default_optimizer(num_epochs * -(-la.num_data // size))
-    state = (la.mode, optimizer.init(la.mode))
+    # Some optimisers start from weakly typed numbers, for which the epoch would compile once more.
+    start = jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(a)), optimizer.init(la.mode))
+    state = (la.mode, start)
     loss = _TrainingLoss.at(la, size)
     losses, refits, best, stale = [], [], None, 0
     with _bar(num_epochs, progress) as (epochs, show):
@@ -334,6 +336,7 @@ def _step(loss, optimizer, state, chunk):
     return (optax.apply_updates(params, updates), optimizer_state), value
 
 
+@cache  # one object for one number of steps: what was compiled with it serves the next run
 def _default_optimizer(num_steps: int):
     import optax
 

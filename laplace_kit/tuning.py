@@ -167,10 +167,12 @@ def _variational(la: "Laplace") -> jax.Array:
 def _of_folds(la: "Laplace", x: Any, y: Any, loss: Callable, request: Request) -> Callable:
     """Fit every fold's complement and return the mean loss as a function of the precision."""
     objective, folds = la.objective, []
+    batch_size, memory_limit = la.choice.batch_size, la.choice.memory_limit
     for rest, (fold_x, fold_y) in split_folds(x, y, request.num_folds):
         others = InMemory(*rest)
-        limits = {"batch_size": la.choice.batch_size, "memory_limit": la.choice.memory_limit}
-        gradient = examine_mode(objective, others, **limits).gradient
+        gradient = examine_mode(
+            objective, others, batch_size=batch_size, memory_limit=memory_limit
+        ).gradient
         operator = named_operator(objective, others, la.choice, request.key)
         structure = named_structure(operator, la.choice, request.key)
         folds.append(Fold(fold_x, fold_y, structure, gradient.astype(la.gradient.dtype)))
@@ -186,7 +188,8 @@ def _of_folds(la: "Laplace", x: Any, y: Any, loss: Callable, request: Request) -
             covariance=default.covariance,
             num_samples=default.num_samples,
             key=request.key,
-            **limits,
+            batch_size=batch_size,
+            memory_limit=memory_limit,
         )
 
     return cross_validated(folds, objective, la.deviation, la.expand, predict_fold, loss)
