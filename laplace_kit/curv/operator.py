@@ -1,25 +1,21 @@
-"""What every curvature operator can do: products, diagonal, trace, dense and SciPy forms."""
+"""Curvature of a summed loss as an operator: products in one pass over the data."""
 
 import abc
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from laplace_kit import memory, tree
+from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.mode import check_values
 from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.curv.vector import read_vectors
 from laplace_kit.data import Chunk, InMemory, as_data, batch_spec, check_batch_size, sum_over
 from laplace_kit.likelihood import as_likelihood, check_targets
 from laplace_kit.tree import as_pytree_function
-
-if TYPE_CHECKING:
-    from scipy.sparse.linalg import LinearOperator
 
 # What lives at once in a product, in units of one example's activations: the linearised pass with
 # its inputs, and for each vector a tangent and a cotangent.
@@ -28,7 +24,7 @@ _LINEARISATION, _VECTOR = 2, 2
 STATIC = ("batch_size", "memory_limit", "example_bytes")
 
 
-class CurvatureOperator(abc.ABC):
+class CurvatureOperator(SelfAdjointOperator):
     """A self-adjoint `(P, P)` curvature matrix of the summed loss, as a pytree.
 
     Subclasses are final dataclasses with the fields `model_fn, params, data, likelihood,
@@ -39,14 +35,6 @@ class CurvatureOperator(abc.ABC):
     @abc.abstractmethod
     def linear_map(self, chunk: Chunk) -> Callable[[PyTree], PyTree]:
         """Linearise at one chunk and return `v -> H_chunk v` on pytrees of free parameters."""
-
-    @abc.abstractmethod
-    def diagonal(self) -> Float[Array, " P"]:
-        """Return the exact diagonal in flat order, `(P,)`, in float32 or better."""
-
-    @abc.abstractmethod
-    def to_dense(self) -> Float[Array, "P P"]:
-        """Return the matrix in flat order, `(P, P)`, in float32 or better."""
 
     @property
     def objective(self) -> Objective:
@@ -63,6 +51,11 @@ class CurvatureOperator(abc.ABC):
     def dtype(self) -> jnp.dtype:
         """The dtype of flat vectors: the parameters' common one."""
         return tree.dtype(self.objective.params)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the data are arrays in memory, rather than a stream of batches."""
+        return isinstance(self.data, InMemory)
 
     def mv(self, v: PyTree) -> PyTree:
         """Return the product with one vector, in one pass over the data.
@@ -82,7 +75,7 @@ class CurvatureOperator(abc.ABC):
         ValueError
             If `v` has neither form.
         """
-        return (_compiled_mv if isinstance(self.data, InMemory) else _mv)(self, v)
+        return (_compiled_mv if self.in_memory else _mv)(self, v)
 
     def matmat(self, vs: PyTree) -> PyTree:
         """Return the products with K vectors, in one pass over the data.
@@ -102,29 +95,7 @@ class CurvatureOperator(abc.ABC):
         ValueError
             If `vs` has neither form.
         """
-        return (_compiled_matmat if isinstance(self.data, InMemory) else _matmat)(self, vs)
-
-    def __matmul__(self, v: PyTree) -> PyTree:
-        """Return the product with one vector, `op.mv(v)`."""
-        return self.mv(v)
-
-    def trace(self) -> Float[Array, ""]:
-        """Return the exact trace, at the cost of the diagonal."""
-        return self.diagonal().sum()
-
-    def to_scipy(self) -> "LinearOperator":
-        """Return a SciPy `LinearOperator` on flat NumPy vectors, for `eigsh` and its like."""
-        from scipy.sparse.linalg import LinearOperator
-
-        def matvec(v):
-            return np.asarray(self.mv(jnp.asarray(v.reshape(-1), self.dtype)))
-
-        def matmat(vs):
-            return np.asarray(self.matmat(jnp.asarray(vs.T, self.dtype))).T
-
-        return LinearOperator(
-            self.shape, matvec=matvec, rmatvec=matvec, matmat=matmat, dtype=np.dtype(self.dtype)
-        )
+        return (_compiled_matmat if self.in_memory else _matmat)(self, vs)
 
     def sum_over(
         self,
