@@ -28,11 +28,12 @@ from laplace_kit.curv.cost import (
 from laplace_kit.curv.heads import sole_head
 from laplace_kit.curv.layers import Layer, find_layers
 from laplace_kit.curv.layout import to_flat
+from laplace_kit.curv.linear import known_nonnegative
 from laplace_kit.curv.objective import per_example
 from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind
 from laplace_kit.curv.rows import Rows, assemble
 from laplace_kit.data import Chunk, DataLike, as_data, batch_spec
-from laplace_kit.likelihood import Likelihood
+from laplace_kit.likelihood import FromLoss, Likelihood
 from laplace_kit.tree import pytree_dataclass
 
 # Columns of a head to multiply at a time: with many examples each, their sums stay in the caches.
@@ -41,6 +42,10 @@ _COLUMNS_AT_A_TIME = 8
 
 class GaussNewtonOperator(CurvatureOperator):
     """A curvature operator given by factors in the outputs; positive semi-definite."""
+
+    @property
+    def is_positive_semidefinite(self):
+        return known_nonnegative(self.scale)
 
     @abc.abstractmethod
     def num_columns(self, event: tuple[int, ...]) -> int:
@@ -336,6 +341,12 @@ class GGNOperator(GaussNewtonOperator):
 
     def __post_init__(self):
         bind(self)
+
+    @property
+    def is_positive_semidefinite(self):
+        # Whether a loss of the user's own is convex in the outputs is not known.
+        is_convex = not isinstance(self.likelihood, FromLoss)
+        return is_convex and super().is_positive_semidefinite
 
     def num_columns(self, event):
         return math.prod(event)

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
-from scipy.sparse.linalg import eigsh
 
 from laplace_kit import curv
 from laplace_kit.data import InMemory, as_data
@@ -72,32 +71,6 @@ def test_wrong_sets_of_vectors_are_named(vs):
     operator = curv.GGNOperator(*twins.problem("mlp").args)
     with pytest.raises(ValueError, match=r"Found as vector .*op\.matmat with a leading axis K"):
         operator.matmat(vs)
-
-
-@families
-def test_trace_is_the_sum_of_the_diagonal(kind, x64):
-    operator = small(kind)
-    twins.assert_close(operator.trace(), jnp.trace(operator.to_dense()))
-
-
-def test_scipy_finds_the_leading_eigenvalues(x64):
-    operator = small("hessian").to_scipy()
-    matrix = twins.dense(twins.hessian, "mlp")
-    assert operator.dtype == np.float64
-    found = eigsh(operator, k=3, v0=np.ones(31), return_eigenvectors=False)
-    expected = np.linalg.eigvalsh(matrix)
-    expected = expected[np.argsort(-np.abs(expected))[:3]]
-    twins.assert_close(np.sort(found), np.sort(expected))
-    vs = np.random.default_rng(0).normal(size=(31, 4))
-    twins.assert_close(operator.matmat(vs), matrix @ vs)
-    twins.assert_close(operator.rmatvec(vs[:, 0]), matrix @ vs[:, 0])
-
-
-def test_scipy_in_single_precision():
-    operator = curv.GGNOperator(*twins.problem("mlp").args).to_scipy()
-    v = np.linspace(-1, 1, 31)  # float64, as SciPy's algorithms may send
-    assert operator.dtype == np.float32
-    twins.assert_close(operator.matvec(v), twins.dense(twins.ggn, "mlp") @ v, dtype="float32")
 
 
 # --- data ---------------------------------------------------------------------------------------
