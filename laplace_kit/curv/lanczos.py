@@ -5,13 +5,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matfree.decomp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from laplace_kit.curv.ggn import GaussNewtonOperator
-from laplace_kit.curv.operator import CurvatureOperator
-from laplace_kit.data import InMemory
+from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.curv.linearized import linearized
 from laplace_kit.tree import pytree_dataclass
 
 _CHECK_DEPTH = 10  # products spent on asking whether a larger eigenvalue was missed
@@ -35,21 +33,22 @@ class Eigenpairs:
 
 
 def leading_eigenpairs(
-    operator: CurvatureOperator, rank: int, *, key: PRNGKeyArray | None = None
+    operator: SelfAdjointOperator, rank: int, *, key: PRNGKeyArray | None = None
 ) -> Eigenpairs:
     r"""Return the algebraically largest eigenpairs of an operator.
 
     What has not converged starts the next run. Lanczos finds one copy of each eigenvalue, so runs
     are repeated on the operator deflated by what was found, until a short run shows nothing larger
-    than the smallest value kept. A last block of
-    products turns the basis to Ritz vectors and measures the residuals. Where the Krylov space
-    would reach the whole space, the dense matrix is decomposed instead: exact, and cheaper. Over a
-    stream the recurrence is ARPACK's, which asks the host for each product.
+    than the smallest value kept. A last block of products turns the basis to Ritz vectors and
+    measures the residuals. All products of all runs share one linearisation, where memory allows.
+    Where the Krylov space would reach the whole space, the dense matrix is decomposed instead:
+    exact, and cheaper. Over a stream the recurrence is ARPACK's, which asks the host for each
+    product.
 
     Parameters
     ----------
     operator
-        Any curvature operator, in memory or over a stream. Not inside a JAX transformation: how
+        Any self-adjoint operator, in memory or over a stream. Not inside a JAX transformation: how
         many rounds are run depends on values.
     rank
         How many pairs are wanted, from 1 to P. Fewer come back where the matrix has lower rank.
@@ -78,7 +77,8 @@ def leading_eigenpairs(
     if depth >= num:
         return _dense(operator, rank)
 
-    find = _krylov_rounds if isinstance(operator.data, InMemory) else _krylov_on_host
+    operator = linearized(operator)
+    find = _krylov_rounds if operator.in_memory else _krylov_on_host
     basis, smallest = find(operator, rank, depth, key)
     return _rayleigh_ritz(operator, basis, smallest)
 
@@ -112,7 +112,7 @@ def _start_vector(num, round_number, key):
 
 
 def _krylov_rounds(operator, rank, depth, key):
-    """Return a basis of the leading eigenvectors and the smallest Ritz value, by matfree."""
+    """Return a basis of the leading eigenvectors and the smallest Ritz value."""
     num = operator.shape[0]
     dtype = jnp.promote_types(operator.dtype, jnp.float32)
     eps = float(jnp.finfo(dtype).eps)
@@ -122,7 +122,7 @@ def _krylov_rounds(operator, rank, depth, key):
         start = _start_vector(num, round_number, key).astype(dtype) if restart is None else restart
         checking = len(values) == rank
         for steps in (_CHECK_DEPTH, depth) if checking else (depth,):
-            ritz = _ritz_pairs(*_lanczos(operator, start, basis, steps), np.sqrt(num) * eps)
+            ritz = _ritz_pairs(*tridiagonalize(operator, start, basis, steps), np.sqrt(num) * eps)
             smallest = min(smallest, ritz.values[-1])
             size = max([*values, *np.abs(ritz.values)])
             if checking and ritz.values[0] <= values[-1] + num * eps * size:
@@ -151,20 +151,63 @@ def _krylov_rounds(operator, rank, depth, key):
 
 
 @partial(jax.jit, static_argnames="depth")
-def _lanczos(operator, start, locked, depth):
-    """Tridiagonalise the operator deflated by `locked`; return Krylov rows, T and the remainder."""
+def tridiagonalize(
+    operator: SelfAdjointOperator,
+    start: Float[Array, " P"],
+    locked: Float[Array, "R P"],
+    depth: int,
+) -> tuple[Float[Array, "K P"], Float[Array, " K"], Float[Array, " K"]]:
+    r"""Tridiagonalise an operator, deflated, by Lanczos with full reorthogonalisation.
 
-    def deflate(v):
-        return v - locked.T @ (locked @ v)
+    $(I - L^\top L) H (I - L^\top L) Q^\top = Q^\top T + \beta_K r e_K^\top$ with orthonormal rows
+    Q and a unit vector r. Rows, where `matfree.decomp.tridiag_sym` has columns: on a CPU, to
+    orthogonalise against columns takes longer than the products themselves.
 
-    def product(v):
-        v = deflate(v)
-        return deflate(operator.mv(v.astype(operator.dtype)).astype(v.dtype))
+    Parameters
+    ----------
+    operator
+        In memory.
+    start
+        Where the Krylov space starts; of any length but zero, and not in the span of `locked`.
+    locked
+        Orthonormal rows L, or rows of zeros, which deflate nothing.
+    depth
+        K, the number of products.
 
+    Returns
+    -------
+    rows, alphas, betas
+        Q, the diagonal of T, and the norms of what each product adds to the space: all but the last
+        are next to the diagonal of T. Beyond one that is zero nothing has a meaning.
+
+    References
+    ----------
+    Golub and Van Loan (2013), Matrix computations, chapter 10.
+    """
+
+    def project(v, rows):
+        for basis in (locked, rows):
+            v = v - (basis @ v) @ basis
+        return v
+
+    def step(i, state):
+        rows, alphas, betas, v, previous, beta = state
+        rows = rows.at[i].set(v)
+        image = operator.mv(v.astype(operator.dtype)).astype(v.dtype)
+        alpha = jnp.vdot(v, image)
+        # By the recurrence little is left along the rows, so that to project once is enough.
+        rest = project(image - alpha * v - beta * previous, rows)
+        beta = jnp.linalg.norm(rest)
+        following = rest / jnp.where(beta > 0, beta, 1)
+        return rows, alphas.at[i].set(alpha), betas.at[i].set(beta), following, v, beta
+
+    num, dtype = len(start), start.dtype
+    rows, diagonal, zero = jnp.zeros((depth, num), dtype), jnp.zeros(depth, dtype), 0 * start
     with jax.default_matmul_precision("highest"):
-        tridiagonalise = matfree.decomp.tridiag_sym(depth, reortho="full", materialize=True)
-        result = tridiagonalise(product, deflate(deflate(start)))
-    return result.Q_tall, result.J_small, jnp.linalg.norm(result.residual)
+        first = project(project(start, rows), rows)
+        first = first / jnp.linalg.norm(first)
+        state = rows, diagonal, diagonal, first, zero, jnp.zeros((), dtype)
+        return jax.lax.fori_loop(0, depth, step, state)[:3]
 
 
 def _krylov_on_host(operator, rank, depth, key):
@@ -193,7 +236,7 @@ def _krylov_on_host(operator, rank, depth, key):
     values, vectors = extreme(rank, "LA", np.sqrt(eps))
     rounding = num * eps * np.abs(values).max(initial=0.0)
     keep = values > rounding if (values > rounding).any() else np.arange(len(values)) == 0
-    if isinstance(operator, GaussNewtonOperator):
+    if operator.is_positive_semidefinite:
         smallest = 0.0
     else:
         smallest = min(extreme(1, "SA", 1e-2)[0], default=np.inf)
@@ -209,16 +252,16 @@ class _Ritz(NamedTuple):
     residuals: np.ndarray
 
 
-def _ritz_pairs(krylov, matrix, remainder, precision):
+def _ritz_pairs(krylov, alphas, betas, precision):
     """Decompose the tridiagonal matrix up to its breakdown, where the Krylov space is exhausted."""
-    matrix = np.asarray(matrix, np.float64)
-    beta = np.append(np.abs(np.diag(matrix, 1)), float(remainder))
-    with np.errstate(invalid="ignore"):
-        alive = beta > 10 * precision * np.nanmax(np.abs(np.diag(matrix)), initial=0.0)
-    steps = len(matrix) if alive.all() else int(np.argmin(alive)) + 1
-    values, coordinates = np.linalg.eigh(matrix[:steps, :steps])
+    alphas, betas = np.asarray(alphas, np.float64), np.asarray(betas, np.float64)
+    alive = betas > 10 * precision * np.abs(alphas).max()
+    steps = len(alphas) if alive.all() else int(np.argmin(alive)) + 1
+    matrix = np.diag(alphas[:steps])
+    matrix += np.diag(betas[: steps - 1], 1) + np.diag(betas[: steps - 1], -1)
+    values, coordinates = np.linalg.eigh(matrix)
     values, coordinates = values[::-1], coordinates[:, ::-1]
-    residuals = beta[steps - 1] * np.abs(coordinates[-1])
+    residuals = betas[steps - 1] * np.abs(coordinates[-1])
     return _Ritz(values, coordinates, krylov[:steps], residuals)
 
 

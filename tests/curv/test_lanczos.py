@@ -9,8 +9,11 @@ import pytest
 import twins
 
 from laplace_kit import curv
-from laplace_kit.curv.lanczos import leading_eigenpairs
+from laplace_kit.curv import lanczos as module
+from laplace_kit.curv.lanczos import leading_eigenpairs, tridiagonalize
+from laplace_kit.curv.linearized import LinearizedOperator
 from laplace_kit.likelihood import FromLoss
+from laplace_kit.tree import replace
 
 P, RANK = 40, 8  # the Krylov space, 2 * 8 + 10, stays below P: nothing is decomposed densely
 
@@ -129,6 +132,52 @@ def test_half_precision_parameters_give_single_precision_pairs(batches):
     pairs = leading_eigenpairs(operator_of(spectrum, "bfloat16", batches=batches), 5)
     assert all(leaf.dtype == "float32" for leaf in jax.tree.leaves(pairs))
     np.testing.assert_allclose(pairs.values, spectrum[:5], rtol=2e-2)
+
+
+def test_every_product_reads_one_linearisation(monkeypatch):
+    """And new values of the same shapes compile nothing."""
+    seen = []
+
+    def spy(operator, *args):
+        seen.append(operator)
+        return tridiagonalize(operator, *args)
+
+    monkeypatch.setattr(module, "tridiagonalize", spy)
+    leading_eigenpairs(operator_of(SPECTRA["triples"], "float32"), RANK)
+    assert len(seen) > 1
+    assert isinstance(seen[0], LinearizedOperator)
+    assert all(operator is seen[0] for operator in seen)
+    with twins.compilations() as names:
+        leading_eigenpairs(operator_of(2 * SPECTRA["triples"], "float32"), RANK)
+    assert not names
+
+
+def test_tridiagonal_form_of_the_deflated_matrix(x64):
+    spectrum = SPECTRA["indefinite"]
+    start = jnp.linspace(-1.0, 2.0, P)
+    locked = jnp.asarray(rotation()[:3])
+    krylov, alphas, betas = map(
+        np.asarray, tridiagonalize(operator_of(spectrum), start, locked, depth=6)
+    )
+    np.testing.assert_allclose(krylov @ krylov.T, np.eye(6), atol=1e-13)
+    np.testing.assert_allclose(krylov @ locked.T, 0, atol=1e-13)
+    rest = np.eye(P) - locked.T @ locked
+    image = krylov @ rest @ rotation().T @ (spectrum[:, None] * rotation()) @ rest
+    matrix = np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1)
+    remainder = image - matrix @ krylov
+    np.testing.assert_allclose(remainder[:-1], 0, atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(remainder[-1]), betas[-1])
+
+
+def test_where_no_linearisation_fits_the_memory_limit(x64):
+    operator = replace(operator_of(SPECTRA["decaying"]), memory_limit=1)
+    check(leading_eigenpairs(operator, RANK), SPECTRA["decaying"], rtol=1e-7)
+
+
+def test_of_a_sum_of_operators(x64):
+    spectrum = SPECTRA["indefinite"]
+    operator = operator_of(np.abs(spectrum)) - operator_of(np.abs(spectrum) - spectrum)
+    check(leading_eigenpairs(operator, RANK), spectrum, rtol=1e-7)
 
 
 @pytest.mark.parametrize("rank", [0, -1, P + 1])

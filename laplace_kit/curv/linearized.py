@@ -1,0 +1,181 @@
+r"""Curvature linearised once, so that every product with the same data reuses the forward pass.
+
+A product $H v$ is linear in $v$: what of it does not depend on $v$, the activations, the softmax,
+drawn labels, is computed here and kept in arrays. What remains to be computed for each vector are
+tangents and cotangents.
+"""
+
+from functools import partial, singledispatch
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial, PyTreeDef
+from jaxtyping import Array, Float, PyTree
+
+from laplace_kit import memory, tree
+from laplace_kit.curv.algebra import DampedOperator, ScaledOperator, SumOperator
+from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.curv.operator import CurvatureOperator
+from laplace_kit.curv.vector import read_vectors
+from laplace_kit.tree import pytree_dataclass
+
+_VECTOR = 2  # a tangent and a cotangent, in units of one example's activations
+
+
+@pytree_dataclass()
+class LinearizedOperator(SelfAdjointOperator):
+    """The same matrix as `operator`, with all that its products have in common computed.
+
+    Made by `linearized`. `product`, of the operator and a flat vector, is a pytree of the arrays
+    that it reads and that `operator` does not hold already: the residuals.
+    """
+
+    operator: CurvatureOperator
+    product: Partial
+
+    @property
+    def params(self) -> PyTree:
+        """The parameters that vectors are like."""
+        return self.operator.params
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The matrix's shape, `(P, P)`."""
+        return self.operator.shape
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of flat vectors: the parameters' common one."""
+        return self.operator.dtype
+
+    @property
+    def in_memory(self) -> bool:
+        """Always: the residuals are arrays."""
+        return True
+
+    @property
+    def is_positive_semidefinite(self) -> bool:
+        """Whether the operator is known to be."""
+        return self.operator.is_positive_semidefinite
+
+    def mv(self, v: PyTree) -> PyTree:
+        """Return the product with one vector, in its form; see `CurvatureOperator.mv`.
+
+        Cost: one tangent and one cotangent pass, and no forward pass.
+        """
+        return _mv(self, v)
+
+    def matmat(self, vs: PyTree) -> PyTree:
+        """Return the products with K vectors; see `CurvatureOperator.matmat`.
+
+        As many at a time as fit the memory limit, on a CPU the caches: few, as there the tangents
+        of many take longer to write and to read than to compute.
+        """
+        return _matmat(self, vs)
+
+    def diagonal(self) -> Float[Array, " P"]:
+        """Return the operator's exact diagonal, `(P,)`."""
+        return self.operator.diagonal()
+
+    def to_dense(self) -> Float[Array, "P P"]:
+        """Return the operator's dense form, `(P, P)`."""
+        return self.operator.to_dense()
+
+
+@singledispatch
+def linearized(operator: SelfAdjointOperator) -> SelfAdjointOperator:
+    r"""Return the same matrix, with the forward pass made once and kept for all products.
+
+    $H v = \sum_n J_n^\top L_n J_n v$ is taken apart, by partial evaluation, into what is known
+    before $v$ is, the residuals of $J_n$ and $L_n$ (of the linearised gradient, for a Hessian), and
+    the linear map that remains. Data in several chunks keep the residuals of all chunks.
+
+    Parameters
+    ----------
+    operator
+        A curvature operator, or a sum, multiple or damped form of such: their parts are linearised.
+
+    Returns
+    -------
+    operator
+        A `LinearizedOperator`, to be passed through `jit` like any other; a second one for new
+        values of the same shapes compiles nothing. The operator itself, as it is, where the data
+        are a stream, where the residuals exceed its memory limit, and where it is of any other
+        kind. Residuals are counted exactly, from shapes: about the activations of all examples, for
+        a Hessian some three times as much. Cost: one forward pass, and for a Hessian one backward
+        pass.
+
+    References
+    ----------
+    Schraudolph (2002), Fast curvature matrix-vector products for second-order gradient descent.
+    """
+    return operator
+
+
+@linearized.register
+def _of_curvature(operator: CurvatureOperator) -> CurvatureOperator | LinearizedOperator:
+    if not operator.in_memory:
+        return operator
+    residuals = jax.tree.leaves(_linearize.eval_shape(operator))
+    num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in residuals)
+    if num_bytes > memory.budget(operator.memory_limit):
+        return operator
+    return LinearizedOperator(operator, _linearize(operator))
+
+
+@linearized.register
+def _of_composed(operator: SumOperator | ScaledOperator | DampedOperator) -> SelfAdjointOperator:
+    def is_part(node):
+        return isinstance(node, SelfAdjointOperator) and node is not operator
+
+    return jax.tree.map(
+        lambda node: linearized(node) if is_part(node) else node, operator, is_leaf=is_part
+    )
+
+
+@jax.jit
+def _linearize(operator):
+    zeros = jnp.zeros(operator.shape[0], operator.dtype)
+    leaves, structure = jax.tree.flatten(jax.linearize(operator.mv, zeros)[1])
+    # Parameters and inputs are among what the product reads: no copy is made of them.
+    places = {id(leaf): place for place, leaf in enumerate(jax.tree.leaves(operator))}
+    sources = tuple(places.get(id(leaf)) for leaf in leaves)
+    residuals = [leaf for leaf, place in zip(leaves, sources, strict=True) if place is None]
+    return Partial(_Product(structure, sources), residuals)
+
+
+class _Product(NamedTuple):
+    """A linear map as a pytree, and which leaf of the operator each of its leaves is.
+
+    `None` in `sources` stands for the next residual.
+    """
+
+    structure: PyTreeDef
+    sources: tuple[int | None, ...]
+
+    def __call__(self, residuals, operator, v):
+        own, others = jax.tree.leaves(operator), iter(residuals)
+        leaves = [next(others) if place is None else own[place] for place in self.sources]
+        return jax.tree.unflatten(self.structure, leaves)(v)
+
+
+@jax.jit
+def _mv(linear, v):
+    operator = linear.operator
+    free, restore = read_vectors(v, operator.params, operator.objective.params, ())
+    return restore(tree.unravel(linear.product(operator, tree.ravel(free)), free))
+
+
+@jax.jit
+def _matmat(linear, vs):
+    operator, product = linear.operator, partial(linear.product, linear.operator)
+    like = operator.objective.params
+    first = next(iter(jax.tree.leaves(vs)), 0.0)
+    num = jnp.shape(first)[0] if jnp.ndim(first) else 0
+    free, restore = read_vectors(vs, operator.params, like, (num,))
+    held = min(operator.batch_size or operator.data.num_examples, operator.data.num_examples)
+    num_bytes = _VECTOR * operator.example_bytes * held
+    at_once = max(memory.working_set(operator.memory_limit) // num_bytes, 1)
+    products = jax.lax.map(product, tree.ravel(free, num_leading=1), batch_size=at_once)
+    return restore(tree.unravel(products, like))
