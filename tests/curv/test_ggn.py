@@ -8,6 +8,7 @@ import twins
 
 from laplace_kit import curv
 from laplace_kit.likelihood import Gaussian, Likelihood
+from laplace_kit.model import batched
 
 
 @pytest.mark.parametrize(("name", "dtype"), twins.CASES)
@@ -85,6 +86,46 @@ def test_pure_function_with_the_batch_as_argument(form, x64):
         np.testing.assert_array_equal(found["columns"], 0)  # frozen: no part of the matrix
         found = jnp.append(found["kernel"].ravel(), found["power"])
     twins.assert_close(found, expected)
+
+
+PURE = {
+    "ggn": (curv.GGNOperator, curv.ggn_mv),
+    "hessian": (curv.HessianOperator, curv.hessian_mv),
+    "empirical": (curv.EmpiricalFisherOperator, curv.empirical_fisher_mv),
+    "monte_carlo": tuple(
+        jax.tree_util.Partial(of, key=jax.random.key(0))
+        for of in (curv.MonteCarloFisherOperator, curv.mc_fisher_mv)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PURE)
+def test_pure_functions_map_and_differentiate(kind, x64):
+    """For a model of single examples, and part of the data in place of all."""
+    problem = twins.problem("mlp", "float64")
+    of, product = PURE[kind]
+    theta, unravel = jax.flatten_util.ravel_pytree(problem.params)
+    v, u, direction = problem.vectors(3)
+    model_fn = batched(lambda params, x: twins.mlp(params, x[None])[0])
+    num_total, batch = 70, (problem.x, problem.y)
+
+    def one(theta, v):
+        params, scale = unravel(theta), num_total / problem.num_examples
+        return product(model_fn, params, batch, v, problem.likelihood, scale=scale)
+
+    @jax.jit
+    def found(theta):
+        several = jax.vmap(one, (None, 0))(theta, jnp.stack([v, u]))
+        around = jax.vmap(one, (0, None))(theta + jnp.asarray([[1e-5], [-1e-5]]) * direction, v)
+        change = jax.jvp(lambda theta: one(theta, v), (theta,), (direction,))[1]
+        gradient = jax.grad(lambda theta: u @ one(theta, v))(theta)
+        return several, around, change, gradient
+
+    several, (up, down), change, gradient = found(theta)
+    matrix = of(*problem.args, scale=10.0)
+    twins.assert_close(several, matrix.matmat(jnp.stack([v, u])))
+    twins.assert_close(change, (up - down) / 2e-5, rtol=1e-8)
+    twins.assert_close(gradient @ direction, u @ change)
 
 
 class SoftPlusLoss(Likelihood):

@@ -1,0 +1,87 @@
+"""Principal submatrices: the curvature of some of the parameters, at a cost that goes with them."""
+
+import functools
+
+from laplace_kit import memory, tree
+from laplace_kit.curv.algebra import DampedOperator, ScaledOperator, SumOperator
+from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.curv.linearized import LinearizedOperator, linearized
+from laplace_kit.curv.objective import restrict
+from laplace_kit.curv.operator import CurvatureOperator
+from laplace_kit.curv.split import with_features
+from laplace_kit.data import batch_spec
+from laplace_kit.selection import Subset, select
+
+
+@functools.singledispatch
+def submatrix(operator: SelfAdjointOperator, subset: Subset) -> SelfAdjointOperator:
+    r"""Return the principal submatrix of some parameters, $H_{SS} = E_S^\top H E_S$.
+
+    It is an operator of the same kind on the model in which all other parameters are frozen, and
+    not a product with zeros filled in: vectors, backward passes and derivatives are of the size of
+    the subset, and what depends on frozen parameters alone is computed once, here. A Monte-Carlo
+    Fisher matrix keeps its labels.
+
+    Parameters
+    ----------
+    operator
+        Of P free parameters.
+    subset
+        Of the operator's parameters, as in `laplace_kit.selection.select`: a predicate on the
+        leaf's path, a pytree prefix of booleans, per leaf or per element, or one flat array,
+        booleans `(P,)` or the numbers of k parameters in any order.
+
+    Returns
+    -------
+    operator
+        Of shape `(k, k)`, with the parameters in the order that they have in `operator`: its dense
+        form is that of `operator` in these rows and columns. Its vectors are flat `(k,)`, or
+        pytrees with `None` for a frozen leaf and `(j,)` for the j free entries of a leaf. Cost: one
+        forward pass over inputs in memory, none over a stream.
+
+    Raises
+    ------
+    TypeError
+        If this is not known for an operator of this type.
+    ValueError
+        If `subset` selects nothing, or what does not exist.
+    """
+    raise TypeError(
+        f"Found an operator of type {type(operator).__name__}, expected a curvature operator or "
+        "what is composed of them; teach this function others by `submatrix.register`."
+    )
+
+
+@submatrix.register
+def _of_curvature(operator: CurvatureOperator, subset: Subset) -> CurvatureOperator:
+    objective, _ = restrict(operator.model_fn, operator.params, operator.likelihood, subset)
+    limits = operator.batch_size, operator.memory_limit
+    objective, data = with_features(objective, operator.data, *limits)
+    model_fn, params = objective.model_fn, objective.params
+    example_bytes = memory.activation_bytes(model_fn, params, batch_spec(data)[0])
+    return tree.replace(
+        operator, model_fn=model_fn, params=params, data=data, example_bytes=example_bytes
+    )
+
+
+@submatrix.register
+def _of_sum(operator: SumOperator, subset: Subset) -> SumOperator:
+    return SumOperator(tuple(submatrix(term, subset) for term in operator.terms))
+
+
+@submatrix.register
+def _of_multiple(operator: ScaledOperator, subset: Subset) -> ScaledOperator:
+    return ScaledOperator(submatrix(operator.operator, subset), operator.factor)
+
+
+@submatrix.register
+def _of_damped(operator: DampedOperator, subset: Subset) -> DampedOperator:
+    _, selection = select(operator.params, subset)
+    damping = tree.unravel(operator.damping_vector(), select(operator.params)[0])
+    part = submatrix(operator.operator, subset)
+    return DampedOperator(part, tree.ravel(selection.take(damping)))
+
+
+@submatrix.register
+def _of_linearized(operator: LinearizedOperator, subset: Subset) -> SelfAdjointOperator:
+    return linearized(submatrix(operator.operator, subset))
