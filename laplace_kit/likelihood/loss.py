@@ -1,17 +1,25 @@
-"""A likelihood from any loss."""
+"""A likelihood from any loss, with derivatives by autodiff or of the user's own."""
 
+import inspect
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from laplace_kit.likelihood.base import Likelihood
 from laplace_kit.tree import pytree_dataclass
 
 
-@pytree_dataclass(static=("loss", "sampler"))
+@pytree_dataclass(static=("loss", "sampler", "gradient", "product"))
 class FromLoss(Likelihood):
-    r"""A likelihood from any twice-differentiable loss: $-\log p(y \mid f) = \mathrm{loss}(f, y)$.
+    r"""A likelihood from any loss of one example: $-\log p(y \mid f) = \mathrm{loss}(f, y)$.
+
+    Derivatives in the outputs are those of autodiff, or the user's own where autodiff has none that
+    are of use: at a kink, behind a callback, or for a Gauss-Newton surrogate of a loss that is not
+    convex. Own derivatives take the place of the loss's everywhere: in gradients, all curvature
+    matrices and the Hessian of the parameters, and in whatever is differentiated through them.
 
     Parameters
     ----------
@@ -21,13 +29,56 @@ class FromLoss(Likelihood):
         and sampled curvature): the root of an indefinite Hessian is NaN, never a clipped one.
     sampler
         `(key, f) -> y` for one example; only the Monte-Carlo Fisher needs it.
+    gradient
+        `(f, y) -> g`, the gradient in `f`, of its shape.
+    hessian_mv
+        `(f, y, u) -> L u`, the Hessian in `f` times a vector, of its shape; linear in `u` and
+        symmetric. By default it is the derivative of the gradient.
+
+    Raises
+    ------
+    TypeError
+        If one of them is no function of so many arguments, or where derivatives in the targets are
+        asked of a loss with derivatives of the user's own.
+    ValueError
+        If what `gradient` or `hessian_mv` return does not have the shape of `f`, when first called.
+
+    References
+    ----------
+    Schraudolph (2002), Fast curvature matrix-vector products for second-order gradient descent.
     """
 
     loss: Callable
-    sampler: Callable | None = None
+    sampler: Callable | None
+    gradient: Callable | None
+    product: Callable | None  # what is given as `hessian_mv`, the name of a method
+
+    def __init__(
+        self,
+        loss: Callable,
+        sampler: Callable | None = None,
+        *,
+        gradient: Callable | None = None,
+        hessian_mv: Callable | None = None,
+    ):
+        _check_signature("loss", loss, "(f, y)")
+        for name, fn, arguments in (
+            ("sampler", sampler, "(key, f)"),
+            ("gradient", gradient, "(f, y)"),
+            ("hessian_mv", hessian_mv, "(f, y, u)"),
+        ):
+            if fn is not None:
+                _check_signature(name, fn, arguments)
+        put = object.__setattr__  # frozen for everybody else
+        put(self, "loss", loss)
+        put(self, "sampler", sampler)
+        put(self, "gradient", gradient)
+        put(self, "product", hessian_mv)
 
     def negative_log_prob(self, f, y):
-        return jnp.asarray(self.loss(f, y))
+        if self.gradient is None and self.product is None:
+            return jnp.asarray(self.loss(f, y))
+        return _loss(self, f, y)
 
     def hessian_mv(self, f, y, u):
         return jax.jvp(lambda z: self.output_gradient(z, y), (f,), (u,))[1]
@@ -64,3 +115,76 @@ class FromLoss(Likelihood):
     @property
     def support(self):
         return "targets for which the loss is finite"
+
+
+# --- own derivatives ------------------------------------------------------------------------------
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _loss(of: FromLoss, f, y):
+    return jnp.asarray(of.loss(f, y))
+
+
+@partial(_loss.defjvp, symbolic_zeros=True)
+def _loss_jvp(of, primals, tangents):
+    f, y = primals
+    _refuse_targets(tangents[1])
+    return _loss(of, f, y), jnp.vdot(_gradient(of, f, y), tangents[0])
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _gradient_with_product(of: FromLoss, f, y):
+    return _own_gradient(of, f, y)
+
+
+@partial(_gradient_with_product.defjvp, symbolic_zeros=True)
+def _gradient_jvp(of, primals, tangents):
+    f, y = primals
+    _refuse_targets(tangents[1])
+    product = _shaped("hessian_mv", of.product(f, y, tangents[0]), f)
+    return _gradient_with_product(of, f, y), product
+
+
+def _gradient(of: FromLoss, f, y):
+    return (_own_gradient if of.product is None else _gradient_with_product)(of, f, y)
+
+
+def _own_gradient(of: FromLoss, f, y):
+    if of.gradient is None:
+        return jax.grad(of.loss)(f, y)
+    return _shaped("gradient", of.gradient(f, y), f)
+
+
+def _shaped(name: str, found, f):
+    if jnp.shape(found) != f.shape:
+        raise ValueError(
+            f"FromLoss: found {name} of shape {jnp.shape(found)} for one example's outputs "
+            f"{f.shape}, expected the same shape; {name} is called for one example at a time."
+        )
+    return jnp.asarray(found, f.dtype)
+
+
+def _refuse_targets(tangents):
+    leaves = jax.tree.leaves(tangents, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))
+    if not all(isinstance(leaf, SymbolicZero) for leaf in leaves):
+        raise TypeError(
+            "FromLoss: found a derivative in the targets, expected one in the outputs alone where "
+            "gradient or hessian_mv are given; leave both to autodiff."
+        )
+
+
+def _check_signature(name: str, fn: Callable, arguments: str):
+    """Refuse what cannot be called with these arguments; some builtins do not tell."""
+    expected = f"expected a function {arguments} of one example"
+    if not callable(fn):
+        raise TypeError(f"FromLoss: found {name} of type {type(fn).__name__}, {expected}.")
+    try:
+        signature = inspect.signature(fn)
+    except ValueError:
+        return
+    try:
+        signature.bind(*arguments.strip("()").split(", "))
+    except TypeError as error:
+        raise TypeError(
+            f"FromLoss: found {name}{signature}, {expected}; wrap it in one with these arguments."
+        ) from error
