@@ -1,0 +1,316 @@
+r"""Solvers of $A x = b$ by products: conjugate gradients, LSMR and Neumann series.
+
+For K systems at once, as rows: the matrix multiplies all of them in one call. Each judges its
+solution by the residual $b - A x$, computed anew, and not by what the recurrence believes.
+"""
+
+import enum
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matfree.lstsq
+from jaxtyping import Array, ArrayLike, Float, Int, Num
+
+# Multiplies K vectors, along a leading axis.
+Matrix = Callable[[Float[Array, "K P"]], Float[Array, "K P"]]
+
+_POWER_STEPS = 30  # products spent on the largest eigenvalue, for the step of a Neumann series
+_SAFETY = 1.1  # on it, as products never show too large a value
+_GROWTH = 1.01  # of what should only fall: more is not rounding
+
+
+class Status(enum.IntEnum):
+    """Why a solver stopped."""
+
+    CONVERGED = 0
+    MAX_ITERATIONS = 1
+    INDEFINITE = 2  # or singular: a direction without positive curvature
+    INDEFINITE_PRECONDITIONER = 3
+    ROUNDING = 4  # allows no smaller residual
+    INCONSISTENT = 5  # singular, and the solution is that of least squares
+    DIVERGED = 6
+    NOT_FINITE = 7
+
+
+_RUNNING = -1
+
+
+class Report(NamedTuple):
+    """How a solver fared with each of K systems: the relative residual, the steps, a `Status`."""
+
+    residual: Float[Array, " K"]
+    iterations: Int[Array, " K"]
+    status: Int[Array, " K"]
+
+
+def conjugate_gradients(
+    matrix: Matrix,
+    precondition: Matrix,
+    b: Float[Array, "K P"],
+    x0: Float[Array, "K P"] | None,
+    tolerance: Float[ArrayLike, ""],
+    max_iterations: Int[ArrayLike, ""],
+) -> tuple[Float[Array, "K P"], Report]:
+    r"""Solve $A x = b$ for a positive definite matrix.
+
+    Where rounding has led the recurrence astray, it starts again from the solution that it found.
+
+    Parameters
+    ----------
+    matrix, precondition
+        $A$ and $M \approx A^{-1}$.
+    b, x0
+        Right-hand sides, and where to start.
+    tolerance
+        On the residual, relative to `b`.
+    max_iterations
+        Of each system.
+
+    Returns
+    -------
+    x, report
+        Cost: one product for each step of the slowest system, and one for each start.
+
+    References
+    ----------
+    Hestenes and Stiefel (1952), Methods of conjugate gradients for solving linear systems.
+    """
+    size = _norm(b)
+    target = tolerance * size
+
+    def run(state):
+        """Follow the recurrence to its end, and compare with the residual itself."""
+        x, r, iterations, status = state
+        z = precondition(r)
+        first = _Recurrence(x, r, z, _dot(r, z), iterations, status)
+        last = jax.lax.while_loop(_any_running, step, first)
+        residual = b - matrix(last.x)
+        error = _norm(residual)
+        progress = (error < 0.5 * _norm(r)) & (last.iterations < max_iterations)
+        missed = (last.status == Status.CONVERGED) & (error > target)
+        status = jnp.where(missed, jnp.where(progress, _RUNNING, Status.ROUNDING), last.status)
+        return _Refined(last.x, residual, last.iterations, status)
+
+    def step(state):
+        product = matrix(state.direction)
+        curvature = _dot(state.direction, product)
+        # Below this, rounding decides its sign.
+        smallest = jnp.finfo(b.dtype).eps * _norm(state.direction) * _norm(product)
+        status = jnp.where(curvature <= smallest, Status.INDEFINITE, _RUNNING)
+        status = jnp.where(state.gamma <= 0, Status.INDEFINITE_PRECONDITIONER, status)
+        finite = jnp.isfinite(curvature) & jnp.isfinite(state.gamma)
+        status = jnp.where(finite, status, Status.NOT_FINITE)
+        status = jnp.where(state.status == _RUNNING, status, state.status)
+
+        moves = status == _RUNNING
+        alpha = state.gamma / jnp.where(moves, curvature, 1)
+        x = _where(moves, state.x + alpha[:, None] * state.direction, state.x)
+        r = _where(moves, state.r - alpha[:, None] * product, state.r)
+        z = precondition(r)
+        gamma = _dot(r, z)
+        beta = gamma / jnp.where(moves, state.gamma, 1)
+        direction = _where(moves, z + beta[:, None] * state.direction, state.direction)
+        iterations = state.iterations + moves
+        status = jnp.where(moves & (iterations >= max_iterations), Status.MAX_ITERATIONS, status)
+        status = jnp.where(moves & (_norm(r) <= target), Status.CONVERGED, status)
+        return _Recurrence(x, r, direction, gamma, iterations, status)
+
+    x, r = _start(matrix, b, x0)
+    status = jnp.where(_norm(r) <= target, Status.CONVERGED, _RUNNING)
+    first = _Refined(x, r, jnp.zeros_like(status), status)
+    x, r, iterations, status = jax.lax.while_loop(_any_running, run, first)
+    return x, Report(_relative(_norm(r), size), iterations, status)
+
+
+class _Refined(NamedTuple):
+    """What one run of the recurrence hands to the next."""
+
+    x: Array
+    r: Array
+    iterations: Array
+    status: Array
+
+
+class _Recurrence(NamedTuple):
+    """The state of conjugate gradients; `gamma` is $r^T M r$."""
+
+    x: Array
+    r: Array
+    direction: Array
+    gamma: Array
+    iterations: Array
+    status: Array
+
+
+def neumann_series(
+    matrix: Matrix,
+    precondition: Matrix,
+    b: Float[Array, "K P"],
+    x0: Float[Array, "K P"] | None,
+    tolerance: Float[ArrayLike, ""],
+    max_iterations: Int[ArrayLike, ""],
+    step: Num[ArrayLike, ""] | None = None,
+) -> tuple[Float[Array, "K P"], Report]:
+    r"""Solve $A x = b$ by $x = \eta \sum_k (I - \eta M A)^k M b$, for a positive definite matrix.
+
+    It is linear in `b` for a given number of terms, unlike conjugate gradients, and slower.
+
+    Parameters
+    ----------
+    matrix, precondition, b, x0, tolerance, max_iterations
+        As for `conjugate_gradients`.
+    step
+        $\eta$, which must be less than $2 / \lambda_{\max}(M A)$; by default close to half of it,
+        by the power method.
+
+    Returns
+    -------
+    x, report
+        Cost: one product for each step of the slowest system; 30 more for the default step.
+
+    References
+    ----------
+    Saad (2003), Iterative methods for sparse linear systems, chapter 4.
+    """
+    size = _norm(b)
+    target = tolerance * size
+    if step is None:
+        step = 1 / (_SAFETY * _largest_eigenvalue(matrix, precondition, b))
+
+    def advance(state):
+        z = precondition(state.r)
+        moves = state.status == _RUNNING
+        x = _where(moves, state.x + step * z, state.x)
+        r = _where(moves, b - matrix(x), state.r)
+        # In the norm of M the residual falls with every step where the series converges.
+        energy = _dot(r, precondition(r))
+        status = jnp.where(energy > _GROWTH * state.energy, Status.DIVERGED, _RUNNING)
+        iterations = state.iterations + moves
+        status = jnp.where(iterations >= max_iterations, Status.MAX_ITERATIONS, status)
+        status = jnp.where(jnp.isfinite(energy), status, Status.NOT_FINITE)
+        status = jnp.where(_norm(r) <= target, Status.CONVERGED, status)
+        status = jnp.where(moves, status, state.status)
+        return _Series(x, r, state.energy, iterations, status)
+
+    x, r = _start(matrix, b, x0)
+    status = jnp.where(_norm(r) <= target, Status.CONVERGED, _RUNNING)
+    first = _Series(x, r, _dot(r, precondition(r)), jnp.zeros_like(status), status)
+    x, r, _, iterations, status = jax.lax.while_loop(_any_running, advance, first)
+    return x, Report(_relative(_norm(r), size), iterations, status)
+
+
+class _Series(NamedTuple):
+    """The state of a Neumann series; `energy` is $r^T M r$ at its start."""
+
+    x: Array
+    r: Array
+    energy: Array
+    iterations: Array
+    status: Array
+
+
+def _largest_eigenvalue(matrix: Matrix, precondition: Matrix, like: Array) -> Array:
+    """Return the largest absolute eigenvalue of the preconditioned matrix, by the power method."""
+    # Fractional parts of multiples of the golden ratio, in integers, as these do not round: no
+    # structure that a model could share.
+    multiples = jnp.arange(1, like.shape[1] + 1, dtype=jnp.uint32) * jnp.uint32(2654435769)
+    start = multiples.astype(like.dtype)[None] / 2.0**32 - 0.5
+
+    def power(_, state):
+        u, _ = state
+        image = precondition(matrix(u))
+        size = _norm(image)
+        return image / jnp.where(size > 0, size, 1)[:, None], size[0]
+
+    first = start / _norm(start)[:, None], jnp.ones((), like.dtype)
+    size = jax.lax.fori_loop(0, _POWER_STEPS, power, first)[1]
+    return jnp.where(size > 0, size, 1)
+
+
+def lsmr(
+    matrix: Matrix,
+    precondition: Matrix,
+    b: Float[Array, "K P"],
+    x0: Float[Array, "K P"] | None,
+    tolerance: Float[ArrayLike, ""],
+    max_iterations: Int[ArrayLike, ""],
+) -> tuple[Float[Array, "K P"], Report]:
+    r"""Solve $A x = b$ for a self-adjoint matrix, indefinite or singular; by matfree.
+
+    The systems make one of $K P$ unknowns, whose matrix has the same eigenvalues, so that K vectors
+    share each product.
+
+    Parameters
+    ----------
+    matrix, precondition
+        $A$, and M of a solution $x = M y$; both are transposed by JAX.
+    b, x0, tolerance, max_iterations
+        As for `conjugate_gradients`.
+
+    Returns
+    -------
+    x, report
+        Where no x solves a system, that of least squares. Cost: two products for each step, whose
+        number grows with the square of what conjugate gradients depend on.
+
+    References
+    ----------
+    Fong and Saunders (2011), LSMR: an iterative algorithm for sparse least-squares problems.
+    """
+    size = _norm(b)
+    scale = jnp.where(size > 0, size, 1)[:, None]
+    x, r = _start(matrix, b / scale, x0)
+    r = _where(_norm(r) <= tolerance, jnp.zeros_like(r), r)  # nothing is left to do
+    start = jnp.linalg.norm(r)
+    # Of all systems together, and so of each; half of it, as the recurrence's residual is a guess.
+    solver = matfree.lstsq.lsmr(
+        atol=0.0,
+        btol=0.5 * tolerance / jnp.where(start > 0, start, 1),
+        ctol=0.0,
+        maxiter=max_iterations,
+        custom_vjp=False,
+    )
+    y, found = solver(lambda u: precondition(matrix(u)), r)
+    x = scale * (x + precondition(y))
+    error = _norm(b - matrix(x))
+
+    reason = found["istop"]  # numbered as in SciPy
+    status = jnp.full(error.shape, Status.ROUNDING)
+    status = jnp.where((reason == 2) | (reason == 5), Status.INCONSISTENT, status)
+    status = jnp.where(reason == 7, Status.MAX_ITERATIONS, status)
+    status = jnp.where(reason < 0, Status.NOT_FINITE, status)
+    status = jnp.where(error <= tolerance * size, Status.CONVERGED, status)
+    iterations = jnp.broadcast_to(found["iteration_count"], status.shape)
+    return x, Report(_relative(error, size), iterations, status)
+
+
+def _start(matrix: Matrix, b: Array, x0: Array | None) -> tuple[Array, Array]:
+    """Return the multiple of `x0` that fits best, and its residual: no worse than zero."""
+    if x0 is None:
+        return jnp.zeros_like(b), b
+    image = matrix(x0)
+    squares = _dot(image, image)
+    share = (_dot(image, b) / jnp.where(squares > 0, squares, 1))[:, None]
+    return share * x0, b - share * image
+
+
+def _any_running(state) -> Array:
+    return jnp.any(state.status == _RUNNING)
+
+
+def _dot(u: Float[Array, "K P"], v: Float[Array, "K P"]) -> Float[Array, " K"]:
+    return jnp.sum(u * v, axis=1)
+
+
+def _norm(u: Float[Array, "K P"]) -> Float[Array, " K"]:
+    return jnp.sqrt(_dot(u, u))
+
+
+def _where(rows: Array, these: Array, those: Array) -> Array:
+    return jnp.where(rows[:, None], these, those)
+
+
+def _relative(error: Array, size: Array) -> Array:
+    return error / jnp.where(size > 0, size, 1)
