@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, Num, PyTree
 
-from laplace_kit import tree
 from laplace_kit.curv.objective import chunk_loss
 from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind, by_unit_vectors
 from laplace_kit.curv.vector import read_vectors
@@ -39,59 +38,6 @@ def hvp(fun: Callable, params: PyTree, v: PyTree) -> PyTree:
     """
     v, restore = read_vectors(v, params, params, ())
     return restore(jax.jvp(jax.grad(fun), (params,), (v,))[1])
-
-
-def finite_difference_hvp(
-    fun: Callable,
-    params: PyTree,
-    v: PyTree,
-    *,
-    step: Num[ArrayLike, ""] | None = None,
-    damping: Num[ArrayLike, ""] = 0.0,
-) -> PyTree:
-    r"""Return $(\nabla^2 \mathrm{fun}(\theta) + \gamma I) v$ from a difference of two gradients.
-
-    $$(\nabla f(\theta + h v) - \nabla f(\theta - h v)) / (2 h) + \gamma v$$
-
-    Parameters
-    ----------
-    fun
-        A differentiable scalar function; no second derivative is asked of it.
-    params
-        A pytree of floating-point arrays.
-    v
-        A pytree like `params`, or a flat `(P,)` array.
-    step
-        $h$; by default $\epsilon^{1/3} (1 + \|\theta\|_\infty) / \|v\|_\infty$, which balances
-        truncation and rounding for the dtype's $\epsilon$.
-    damping
-        $\gamma$.
-
-    Returns
-    -------
-    product
-        In the form of `v`, with an error of order $h^2$. Cost: two gradients.
-    """
-    v, restore = read_vectors(v, params, params, ())
-    if step is None:
-        eps = jnp.finfo(tree.dtype(params)).eps
-        size = 1 + jnp.abs(tree.ravel(params)).max()
-        length = jnp.abs(tree.ravel(v)).max()
-        step = eps ** (1 / 3) * size / jnp.where(length > 0, length, 1)
-
-    def moved(sign: int) -> PyTree:
-        return jax.tree.map(lambda p, d: p + jnp.asarray(sign * step, p.dtype) * d, params, v)
-
-    gradient = jax.grad(fun)
-    product = jax.tree.map(
-        lambda up, down, d: (
-            (up - down) / jnp.asarray(2 * step, d.dtype) + jnp.asarray(damping, d.dtype) * d
-        ),
-        gradient(moved(1)),
-        gradient(moved(-1)),
-        v,
-    )
-    return restore(product)
 
 
 @pytree_dataclass(static=STATIC)

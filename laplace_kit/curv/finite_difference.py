@@ -1,0 +1,205 @@
+r"""Hessian products of functions without a second derivative, by central differences of gradients.
+
+A difference over a step $h$ errs by truncation, $O(h^2)$, and by rounding, $O(\epsilon / h)$. Where
+the two balance depends on the function and on the direction: along a sharp eigenvector of a trained
+network at steps hundreds of times smaller than along random directions. So no formula in $\epsilon$
+alone chooses the step: a ladder of steps is tried, successive ones are extrapolated to $h = 0$, and
+what agrees best with its neighbours is taken. Extrapolation allows larger steps, and with them less
+rounding.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Num, PyTree
+
+from laplace_kit import tree
+from laplace_kit.curv.objective import chunk_loss
+from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind, by_unit_vectors
+from laplace_kit.curv.vector import read_vectors
+from laplace_kit.data import DataLike
+from laplace_kit.likelihood import Likelihood
+from laplace_kit.tree import pytree_dataclass
+
+# Steps between one half and 1/4374 of the parameters' size: both kinds of directions are served.
+_NUM_STEPS, _RATIO, _LARGEST = 8, 3.0, 0.5
+_NUM_ORDERS = 4  # errors of order h^2, h^4, h^6 and h^8
+
+
+@pytree_dataclass()
+class HessianProductEstimate:
+    r"""A product $(\nabla^2 f + \gamma I) v$ and an estimate of its error's Euclidean norm."""
+
+    product: PyTree
+    error: Float[Array, ""]
+
+
+def finite_difference_hvp(
+    fun: Callable,
+    params: PyTree,
+    v: PyTree,
+    *,
+    step: Num[ArrayLike, ""] | None = None,
+    damping: Num[ArrayLike, ""] = 0.0,
+) -> PyTree:
+    r"""Return $(\nabla^2 f(\theta) + \gamma I) v$ from differences of gradients.
+
+    $$(\nabla f(\theta + h v) - \nabla f(\theta - h v)) / (2 h) + \gamma v$$
+
+    Parameters
+    ----------
+    fun
+        A differentiable scalar function $f$; no second derivative is asked of it.
+    params
+        A pytree of floating-point arrays.
+    v
+        A pytree like `params`, or a flat `(P,)` array.
+    step
+        $h$, for the plain formula with its error of order $h^2$. By default steps are tried and
+        extrapolated; see `finite_difference_hvp_with_error`.
+    damping
+        $\gamma$.
+
+    Returns
+    -------
+    product
+        In the form of `v`. Cost: two gradients with a `step`, 16 without.
+    """
+    if step is None:
+        return finite_difference_hvp_with_error(fun, params, v, damping=damping).product
+    v, restore = read_vectors(v, params, params, ())
+    direction = tree.ravel(v)
+    product = _slope(fun, params, direction, jnp.asarray(step, direction.dtype))
+    return restore(tree.unravel(_damped(product, direction, damping), params))
+
+
+def finite_difference_hvp_with_error(
+    fun: Callable, params: PyTree, v: PyTree, *, damping: Num[ArrayLike, ""] = 0.0
+) -> HessianProductEstimate:
+    r"""Return $(\nabla^2 f(\theta) + \gamma I) v$ from a ladder of differences, and its error.
+
+    With $D_i$ the central difference at the step $h_i = h_0 / 3^i$, $i < 8$, where
+    $h_0 = (1 + \|\theta\|_\infty) / (2 \|v\|_\infty)$, the extrapolations to $h = 0$ are
+
+    $$T_{i0} = D_i, \qquad T_{ij} = T_{i,j-1} + \frac{T_{i,j-1} - T_{i-1,j-1}}{9^j - 1}.$$
+
+    The one that differs least from the two that it is made of is the product, and this difference
+    the estimate of its error. On trained networks it is close to the error: about $10^{-5}$ of the
+    product in float32 where the function is smooth, and some percent where it has kinks, as with
+    ReLU, whose Hessian is not the mean curvature that differences see.
+
+    Parameters
+    ----------
+    fun, params, v, damping
+        As for `finite_difference_hvp`.
+
+    Returns
+    -------
+    estimate
+        `product`, in the form of `v`, and `error`, an estimate of the Euclidean norm of its error.
+        Cost: 16 gradients, one after the other, and the memory of a few vectors.
+
+    References
+    ----------
+    Ridders (1982), Accurate computation of F'(x) and F'(x) F''(x).
+    Press et al. (2007), Numerical recipes, section 5.7.
+    """
+    v, restore = read_vectors(v, params, params, ())
+    direction = tree.ravel(v)
+    length = jnp.abs(direction).max()
+    length = jnp.where(length > 0, length, 1)
+    size = 1 + jnp.abs(tree.ravel(params)).max().astype(length.dtype)
+
+    def try_step(state, step):
+        previous, best, smallest = state
+        row = [_slope(fun, params, direction / length, step)]
+        for order in range(1, _NUM_ORDERS):
+            change = (row[-1] - previous[order - 1]) / (_RATIO ** (2 * order) - 1)
+            row.append(row[-1] + change)
+            error = jnp.maximum(_norm(change), _norm(row[-1] - previous[order - 1]))
+            better = error < smallest  # never for NaN: of the first rows, or of steps too large
+            best, smallest = jnp.where(better, row[-1], best), jnp.where(better, error, smallest)
+        return (row, best, smallest), None
+
+    unknown = jnp.full_like(direction, jnp.nan)
+    first = [unknown] * _NUM_ORDERS, unknown, jnp.asarray(jnp.inf, direction.dtype)
+    steps = _LARGEST * size / _RATIO ** jnp.arange(_NUM_STEPS, dtype=size.dtype)
+    (_, product, error), _ = jax.lax.scan(try_step, first, steps)
+    product = _damped(length * product, direction, damping)
+    return HessianProductEstimate(restore(tree.unravel(product, params)), length * error)
+
+
+def _slope(
+    fun: Callable, params: PyTree, direction: Float[Array, " P"], step: Float[Array, ""]
+) -> Float[Array, " P"]:
+    """Return the central difference of gradients along a direction."""
+    theta = tree.ravel(params)
+
+    def at(step: Float[Array, ""]) -> tuple[Array, Array]:
+        moved = tree.unravel(theta + step * direction, params)
+        return tree.ravel(moved), tree.ravel(jax.grad(fun)(moved))
+
+    places, gradients = jax.lax.map(at, jnp.stack([step, -step]))
+    # Not 2 h: sums are rounded. What rounds to no way at all gives NaN, not a difference of zero.
+    squared = jnp.sum(direction**2)
+    way = jnp.sum((places[0] - places[1]) * direction) / squared
+    return (gradients[0] - gradients[1]) / jnp.where(squared > 0, way, 1)
+
+
+def _damped(product: Array, direction: Array, damping: Num[ArrayLike, ""]) -> Array:
+    return product + jnp.asarray(damping, direction.dtype) * direction
+
+
+def _norm(vector: Float[Array, " P"]) -> Float[Array, ""]:
+    return jnp.sqrt(jnp.sum(vector**2))
+
+
+@pytree_dataclass(static=STATIC)
+class FiniteDifferenceHessianOperator(CurvatureOperator):
+    r"""The Hessian of the summed loss of a model without second derivatives; see `HessianOperator`.
+
+    Each chunk of data has its own ladder of steps, so that a product is linear in the vector up to
+    the error of the differences. It costs 16 gradients; the diagonal and the dense form cost P
+    products.
+
+    Parameters
+    ----------
+    model_fn, params, data, likelihood, batch_size, scale, memory_limit
+        As for `GGNOperator`; model and likelihood are differentiated once.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If data, outputs, targets or likelihood do not go together.
+    """
+
+    model_fn: Callable
+    params: PyTree
+    data: DataLike
+    likelihood: Likelihood | str
+    batch_size: int | None = dataclasses.field(default=None, kw_only=True)
+    scale: Num[ArrayLike, ""] = dataclasses.field(default=1.0, kw_only=True)
+    memory_limit: int | None = dataclasses.field(default=None, kw_only=True)
+    example_bytes: int = dataclasses.field(default=0, init=False)
+
+    def __post_init__(self):
+        bind(self)
+
+    def linear_map(self, chunk):
+        objective = self.objective
+
+        def loss(params: PyTree) -> Float[Array, ""]:
+            return chunk_loss(objective, params, chunk)
+
+        return lambda v: finite_difference_hvp(loss, objective.params, v)
+
+    def diagonal(self):
+        """Return the diagonal, `(P,)`, from products with unit vectors in blocks."""
+        return by_unit_vectors(self, lambda units, products: jnp.sum(products * units, axis=1))
+
+    def to_dense(self):
+        """Return the matrix, `(P, P)`, symmetrised, from products with unit vectors in blocks."""
+        matrix = by_unit_vectors(self, lambda units, products: products)
+        return 0.5 * (matrix + matrix.T)
