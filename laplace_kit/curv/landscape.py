@@ -1,0 +1,172 @@
+r"""The summed loss near the mode, on grids in a few directions of parameter space."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
+
+from laplace_kit import memory, tree
+from laplace_kit.curv.layers import Layer, find_layers
+from laplace_kit.curv.layout import to_flat
+from laplace_kit.curv.objective import Objective, chunk_loss, restrict
+from laplace_kit.curv.operator import check_outputs
+from laplace_kit.curv.vector import read_vectors
+from laplace_kit.data import Chunk, DataLike, as_data, batch_spec, check_batch_size, sum_over
+from laplace_kit.likelihood import Gaussian, Likelihood, as_likelihood
+from laplace_kit.tree import pytree_dataclass
+
+
+@pytree_dataclass()
+class Landscape:
+    r"""Losses on a grid: `losses[i, j]` at $\theta + s_i v_1 + t_j v_2$.
+
+    `coordinates` holds the coordinates $s$ `(G1,)`, $t$ `(G2,)`, ... in each direction; `losses`
+    has an axis for each of them.
+    """
+
+    coordinates: tuple[Float[Array, " _"], ...]
+    losses: Float[Array, "..."]
+
+
+def loss_along(
+    model_fn: Callable,
+    params: PyTree,
+    data: DataLike,
+    likelihood: Likelihood | str,
+    directions: PyTree,
+    coordinates: Float[ArrayLike, " G"] | Sequence[Float[ArrayLike, " _"]],
+    *,
+    batch_size: int | None = None,
+    memory_limit: int | None = None,
+) -> Landscape:
+    r"""Return the summed negative log-likelihood on a grid, $\mathcal L(\theta + \sum_k t_k v_k)$.
+
+    Parameters
+    ----------
+    model_fn
+        `(params, x) -> (N, *event)`, pure.
+    params
+        $\theta$, a pytree; leaves that are not floating point are frozen.
+    data
+        `(x, y)` in memory, or a re-iterable of such pairs.
+    likelihood
+        A likelihood object or its name.
+    directions
+        K of them, usually one or two: `(K, P)` flat, or a pytree like `params` whose leaves have a
+        leading axis K. `random_directions`, or the leading eigenvectors of an operator, such as
+        `leading_eigenpairs(operator, 2).vectors`.
+    coordinates
+        Where to look in each direction, `(G,)`, or one such array for each; zero is $\theta$.
+    batch_size, memory_limit
+        What bounds the memory, as for `GGNOperator`.
+
+    Returns
+    -------
+    landscape
+        Losses `(G, ...)` with one axis for each direction. Cost: as many forward passes as the grid
+        has points, in one program and one pass over the data.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If data, outputs, targets and likelihood do not go together, the directions are neither
+        form of K vectors, or there are not as many arrays of coordinates.
+
+    References
+    ----------
+    Goodfellow, Vinyals and Saxe (2015), Qualitatively characterizing neural network optimization
+    problems. Li et al. (2018), Visualizing the loss landscape of neural nets.
+    """
+    check_batch_size(batch_size)
+    data = as_data(data)
+    objective, _ = restrict(model_fn, params, as_likelihood(likelihood))
+    x, y = batch_spec(data)
+    check_outputs(objective, x, y)
+    num = next((jnp.shape(leaf)[0] for leaf in jax.tree.leaves(directions) if jnp.ndim(leaf)), 0)
+    vectors, _ = read_vectors(directions, params, objective.params, (num,))
+    axes = _read_coordinates(coordinates, num, tree.dtype(objective.params))
+    points = jnp.stack([t.ravel() for t in jnp.meshgrid(*axes, indexing="ij")], axis=1)
+    if batch_size is None:
+        held = memory.activation_bytes(objective.model_fn, objective.params, x)
+        batch_size = memory.chunk_size(held, memory_limit)
+    args = objective, tree.ravel(vectors, num_leading=1), points
+    losses = sum_over(_losses_at, args, data, batch_size)
+    return Landscape(axes, losses.reshape([len(t) for t in axes]))
+
+
+def _losses_at(
+    args: tuple[Objective, Float[Array, "K P"], Float[Array, "G K"]], chunk: Chunk
+) -> Float[Array, " G"]:
+    """Return one chunk's losses at all points of the grid, one after the other."""
+    objective, vectors, points = args
+    origin = tree.ravel(objective.params)
+
+    def at(point: Float[Array, " K"]) -> Float[Array, ""]:
+        moved = origin + jnp.sum(point[:, None] * vectors, axis=0)
+        return chunk_loss(objective, tree.unravel(moved, objective.params), chunk)
+
+    return jax.lax.map(at, points)
+
+
+def _read_coordinates(coordinates, num: int, dtype: jnp.dtype) -> tuple[Array, ...]:
+    """Return one array for each direction."""
+    one = not isinstance(coordinates, Sequence)
+    axes = tuple(jnp.asarray(t, dtype) for t in ([coordinates] * num if one else coordinates))
+    if len(axes) != num or any(t.ndim != 1 or t.size == 0 for t in axes):
+        raise ValueError(
+            f"Found coordinates of the shapes {[t.shape for t in axes]} for {num} directions, "
+            "expected one array (G,) for all, or a sequence of one for each; see jnp.linspace."
+        )
+    return axes
+
+
+def random_directions(
+    model_fn: Callable, params: PyTree, x: PyTree, *, key: PRNGKeyArray, num: int = 2
+) -> Float[Array, "K P"]:
+    r"""Return Gaussian directions whose filters are as long as the parameters' own.
+
+    A filter is what makes one output of a layer: a column of its weight matrix, or the kernel of
+    one output channel, with its bias. Layer capture finds them for any model. A parameter in no
+    matrix product, such as a scale, is one filter. So a coordinate means a relative change of
+    every filter, and networks that compute the same with other scales look alike. Directions
+    without normalisation are `jax.random.normal(key, (num, P))`.
+
+    Parameters
+    ----------
+    model_fn, params
+        As for `loss_along`.
+    x
+        Inputs with a leading axis, or their `jax.ShapeDtypeStruct`s: values are not read.
+    key
+        A random key.
+    num
+        K, the number of directions.
+
+    Returns
+    -------
+    directions
+        In flat order, `(K, P)`. Cost: one trace of the model.
+
+    References
+    ----------
+    Li et al. (2018), Visualizing the loss landscape of neural nets, section 4.
+    """
+    objective, _ = restrict(model_fn, params, Gaussian())  # the likelihood plays no part
+    theta = tree.ravel(objective.params)
+    drawn = jax.random.normal(key, (num, len(theta)), theta.dtype)
+    layers = find_layers(objective, x).layers
+    scaled = [_as_long_as(layer, theta, drawn) for layer in layers]
+    return to_flat([layer.layout for layer in layers], scaled).T
+
+
+def _as_long_as(
+    layer: Layer, theta: Float[Array, " P"], drawn: Float[Array, "K P"]
+) -> Float[Array, "G I O K"]:
+    """Return a layer's part of what was drawn, its filters scaled to the length of the layer's."""
+    axes = (0, 1, 2) if layer.product is None else 1
+    weights, directions = (layer.layout.to_matrix(flat) for flat in (theta[:, None], drawn.T))
+    wanted, found = (
+        jnp.sqrt(jnp.sum(matrix**2, axes, keepdims=True)) for matrix in (weights, directions)
+    )
+    return directions * wanted / found

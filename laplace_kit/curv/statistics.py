@@ -1,0 +1,190 @@
+"""Curvature layer by layer, as a table: trace, mean diagonal and largest eigenvalue of blocks."""
+
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import matfree.decomp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
+
+from laplace_kit import memory
+from laplace_kit.curv.host import on_host, product
+from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.curv.linearized import linearized
+from laplace_kit.curv.operator import CurvatureOperator
+from laplace_kit.curv.partition import Groups, block_diagonal
+from laplace_kit.tree import pytree_dataclass
+
+
+@pytree_dataclass(static=("names", "num_parameters"))
+class LayerStatistics:
+    """What the diagonal blocks of a curvature matrix are like; `print` shows a table.
+
+    `names` and `num_parameters` of the K blocks; `trace` and `largest_eigenvalue` `(K,)`; and
+    `residual` `(K,)`: a block has an eigenvalue within this distance of `largest_eigenvalue`.
+    """
+
+    names: tuple[str, ...]
+    num_parameters: tuple[int, ...]
+    trace: Float[Array, " K"]
+    largest_eigenvalue: Float[Array, " K"]
+    residual: Float[Array, " K"]
+
+    @property
+    def mean_diagonal(self) -> Float[Array, " K"]:
+        """The mean of each block's diagonal, which is that of its eigenvalues."""
+        return self.trace / jnp.asarray(self.num_parameters, self.trace.dtype)
+
+    def to_dict(self) -> dict[str, list]:
+        """Return the columns of the table by name, as `pandas.DataFrame` and its like take them."""
+        return {
+            "layer": list(self.names),
+            "parameters": list(self.num_parameters),
+            "trace": self.trace.tolist(),
+            "mean diagonal": self.mean_diagonal.tolist(),
+            "largest eigenvalue": self.largest_eigenvalue.tolist(),
+            "residual": self.residual.tolist(),
+        }
+
+    def __str__(self) -> str:
+        """Return a table in Markdown, one line for each block."""
+        columns = [[name, *map(_text, column)] for name, column in self.to_dict().items()]
+        widths = [max(map(len, column)) for column in columns]
+        aligned = [
+            [text.rjust(width) for text in column]
+            for width, column in zip(widths, columns, strict=True)
+        ]
+        aligned[0] = [text.strip().ljust(widths[0]) for text in aligned[0]]
+        header, *rows = zip(*aligned, strict=True)
+        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+        return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
+def _text(value: str | int | float) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def layer_statistics(
+    operator: CurvatureOperator,
+    *,
+    key: PRNGKeyArray,
+    by: Literal["leaf", "layer"] | Groups = "layer",
+    diagonal: Float[ArrayLike, " P"] | None = None,
+    num_steps: int = 20,
+) -> LayerStatistics:
+    r"""Return trace, mean diagonal and largest eigenvalue of each layer's block of a curvature.
+
+    The largest eigenvalue of block k is that of the matrix $T$ which Lanczos makes of $E_k^\top H
+    E_k$ in `num_steps` products, with full reorthogonalisation; it is never too large, and its
+    residual $\|E_k^\top H E_k u - \lambda u\|$, rounding included, says how close it is to an
+    eigenvalue.
+
+    Parameters
+    ----------
+    operator
+        Any curvature operator, in memory or over a stream.
+    key
+        For the start vectors.
+    by
+        What makes a block: `"layer"`, a weight with its bias, `"leaf"`, or groups by name; see
+        `block_diagonal`.
+    diagonal
+        Of the matrix, in flat order `(P,)`, where it is known or estimated; by default
+        `operator.diagonal()`, which is exact, and costs P products for a Hessian.
+    num_steps
+        Products spent on each eigenvalue.
+
+    Returns
+    -------
+    statistics
+        Of K blocks, in flat order. Cost: the diagonal, and `num_steps` products for each block.
+
+    Raises
+    ------
+    ValueError
+        If `num_steps` is not positive, the diagonal is not of P values, or the blocks are not as
+        `block_diagonal` takes them.
+
+    Examples
+    --------
+    >>> model_fn, params = lk.model.from_nnx(module)
+    >>> operator = curv.GGNOperator(model_fn, params, (x, y), "categorical")
+    >>> print(curv.layer_statistics(operator, key=jax.random.key(0)))
+    """
+    if num_steps < 1:
+        raise ValueError(f"Found num_steps={num_steps}, expected at least one product; raise it.")
+    num = operator.shape[0]
+    if diagonal is not None and jnp.shape(diagonal) != (num,):
+        raise ValueError(
+            f"Found a diagonal of shape {jnp.shape(diagonal)}, expected ({num},), one value for "
+            "each parameter; leave it out to have it computed."
+        )
+    blocks = block_diagonal(operator, by)
+    numbers = [blocks.numbers(name) for name in blocks.blocks]
+    sizes = tuple(len(of_block) for of_block in numbers)
+    diagonal = operator.diagonal() if diagonal is None else jnp.asarray(diagonal)
+    block_of = np.zeros(num, np.int32)
+    for block, of_block in enumerate(numbers):
+        block_of[of_block] = block
+    block_of = jnp.asarray(block_of)
+    num_steps = min(num_steps, max(sizes))
+    krylov_bytes = 2 * num_steps * num * operator.dtype.itemsize
+    at_once = min(len(sizes), memory.chunk_size(krylov_bytes, operator.memory_limit))
+    values, residuals = on_host(
+        _largest_eigenvalues, linearized(operator), block_of, key, len(sizes), num_steps, at_once
+    )
+    trace = jax.ops.segment_sum(diagonal, block_of, len(sizes))
+    return LayerStatistics(blocks.blocks, sizes, trace, values, residuals)
+
+
+@partial(jax.jit, static_argnames=("num_blocks", "num_steps", "batch_size"))
+def _largest_eigenvalues(
+    operator: SelfAdjointOperator,
+    block_of: Int[Array, " P"],
+    key: PRNGKeyArray,
+    num_blocks: int,
+    num_steps: int,
+    batch_size: int,
+) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
+    """Return the largest Ritz value of every block and its residual; some blocks at a time."""
+    dtype = jnp.promote_types(operator.dtype, jnp.float32)
+    start = jax.random.normal(key, block_of.shape, dtype)
+    # Its upper half repeats the lower until the Krylov space of a small block is exhausted.
+    lanczos = matfree.decomp.hessenberg(num_steps, reortho="full", custom_vjp=False)
+    whole = product(operator)
+
+    def of_block(block: Int[Array, ""]) -> tuple[Array, Array]:
+        def keep(v: Float[Array, " P"]) -> Float[Array, " P"]:
+            return jnp.where(block_of == block, v, 0)
+
+        with jax.default_matmul_precision("highest"):
+            result = lanczos(lambda v: keep(whole(v)), keep(start))
+        beta = jnp.append(jnp.diag(result.J_small, -1), jnp.linalg.norm(result.residual))
+        return _largest_ritz_value(jnp.diag(result.J_small), beta, len(start))
+
+    return jax.lax.map(of_block, jnp.arange(num_blocks), batch_size=batch_size)
+
+
+def _largest_ritz_value(
+    alpha: Float[Array, " M"], beta: Float[Array, " M"], num: int
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return the largest eigenvalue of a tridiagonal matrix up to its breakdown, and its residual.
+
+    `beta` is beside the diagonal `alpha`, and last the length of what the M steps leave over.
+    """
+    rounding = 10 * jnp.finfo(alpha.dtype).eps * jnp.nanmax(jnp.abs(alpha))
+    goes_on = jnp.cumprod(beta > np.sqrt(num) * rounding).astype(bool)  # not for NaN
+    reached = jnp.append(True, goes_on[:-1])
+    # A Rayleigh quotient, so none of the values put in is larger than all others.
+    diagonal, beside = jnp.where(reached, alpha, alpha[0]), jnp.where(goes_on, beta, 0)[:-1]
+    matrix = jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
+    values, vectors = jnp.linalg.eigh(matrix)
+    last = jnp.sum(reached) - 1
+    return values[-1], beta[last] * jnp.abs(vectors[last, -1]) + rounding
