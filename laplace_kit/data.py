@@ -239,7 +239,10 @@ def sum_over(fn: Callable, args: PyTree, data: Data, batch_size: int | None) -> 
         )
     total = None
     for chunk in chunks(data, batch_size):
-        total = _first_step(fn, args, chunk) if total is None else _step(fn, args, chunk, total)
+        if total is None:  # zeros made on the host: a first step of its own would be a program more
+            spec = _of_chunk.eval_shape(fn, args, chunk)
+            total = jax.tree.map(lambda s: jnp.asarray(np.zeros(s.shape, s.dtype)), spec)
+        total = _step(fn, args, chunk, total)
     if total is None:
         raise TypeError(
             "Found no batch in a pass over the data after the first one, expected the same batches "
@@ -262,14 +265,14 @@ def _scan_sum(fn, args, data, batch_size):
     return jax.lax.scan(body, zeros, jnp.arange(-(-num // batch_size)))[0]
 
 
-@partial(jax.jit, static_argnames="fn")
-def _first_step(fn, args, chunk):
+@partial(jax.jit, static_argnames="fn", inline=True)
+def _of_chunk(fn, args, chunk):
     return _accumulable(fn(args, chunk))
 
 
 @partial(jax.jit, static_argnames="fn", donate_argnames="total")
 def _step(fn, args, chunk, total):
-    return jax.tree.map(jnp.add, total, fn(args, chunk))
+    return jax.tree.map(jnp.add, total, _of_chunk(fn, args, chunk))
 
 
 def _accumulable(sums: PyTree) -> PyTree:
