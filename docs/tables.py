@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from laplace_kit.curv import coverage
-from laplace_kit.curv.coverage import ROADS
-from laplace_kit.curv.layers import KINDS
+from laplace_kit.curv.capture.coverage import ROADS
+from laplace_kit.curv.capture.layers import KINDS
 
 PAGE = Path(__file__).parent / "layer_capture.md"
 BEGIN, END = "<!-- kinds -->\n", "<!-- /kinds -->"

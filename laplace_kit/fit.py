@@ -24,10 +24,10 @@ from laplace_kit.approx.posterior import factorise
 from laplace_kit.approx.prior import expand_precision
 from laplace_kit.approx.subset import last_layer
 from laplace_kit.curv import design
-from laplace_kit.curv.coverage import of_objective
+from laplace_kit.curv.capture.coverage import of_objective
+from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.kronecker import WEIGHT_SHARING, num_entries
-from laplace_kit.curv.lanczos import check_rank
-from laplace_kit.curv.layers import find_layers
+from laplace_kit.curv.matrix_free.lanczos import check_rank
 from laplace_kit.curv.mode import examine_mode
 from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.curv.operator import check_outputs

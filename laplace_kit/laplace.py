@@ -15,7 +15,7 @@ from laplace_kit.approx.diagnostics import Diagnostics, diagnose
 from laplace_kit.approx.posterior import Posterior, Structure, factorise
 from laplace_kit.approx.prior import expand_precision, structure_for
 from laplace_kit.continual import update
-from laplace_kit.curv.coverage import Coverage
+from laplace_kit.curv.capture.coverage import Coverage
 from laplace_kit.curv.mode import labelled
 from laplace_kit.curv.objective import Objective, of_free_params
 from laplace_kit.eval import functions, predictive

@@ -11,11 +11,11 @@ from laplace_kit.approx.eigenblock import Eigenblock, PosteriorBlock
 from laplace_kit.approx.full import FullPosterior, FullStructure
 from laplace_kit.approx.kronecker import KroneckerPosterior, KroneckerStructure
 from laplace_kit.approx.low_rank import LowRankPosterior, LowRankStructure
-from laplace_kit.curv.blocks import FactoredRows, LookupRows
-from laplace_kit.curv.coverage import Coverage, LeafCoverage
+from laplace_kit.curv.capture.blocks import FactoredRows, LookupRows
+from laplace_kit.curv.capture.coverage import Coverage, LeafCoverage
+from laplace_kit.curv.capture.layout import Layout, Move, Slot
+from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.design import Design
-from laplace_kit.curv.layout import Layout, Move, Slot
-from laplace_kit.curv.rows import Rows
 from laplace_kit.eval.predictive import Prediction
 from laplace_kit.eval.tune import Tuning
 from laplace_kit.likelihood import (

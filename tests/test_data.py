@@ -248,7 +248,6 @@ def test_no_array_is_a_constant_of_the_programs():
         for batch_size in (10, 43)
     ]
     steps = [
-        lk_data._first_step.lower(product, matrix, chunk),
         lk_data._step.lower(product, matrix, chunk, jnp.zeros(41)),
     ]
     for lowered in (*in_memory, *steps):

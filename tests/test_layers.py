@@ -55,7 +55,7 @@ def test_imports_point_downwards(path):
 
 
 def test_the_layers_are_those_of_the_package():
-    folders = {path.parent.name for path in MODULES} - {PACKAGE.name}
+    folders = {path.relative_to(PACKAGE).parts[0] for path in MODULES if path.parent != PACKAGE}
     assert folders == {*LAYERS, *GROUND_FLOOR}
 
 

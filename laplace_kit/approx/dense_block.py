@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
-from laplace_kit.curv.blocks import Block
-from laplace_kit.curv.layout import Layout
+from laplace_kit.curv.capture.blocks import Block
+from laplace_kit.curv.capture.layout import Layout
 from laplace_kit.tree import pytree_dataclass
 
 # Entries of a layer's matrices, those of 5,000 parameters that are all coupled: 100 MB in float32,

@@ -19,9 +19,9 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Float
 
 from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, keep
+from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.design import Design, by_example, design_matrix
 from laplace_kit.curv.ggn import GaussNewtonOperator
-from laplace_kit.curv.rows import Rows
 from laplace_kit.tree import pytree_dataclass
 
 # A difference of so many units in the last place is known to three digits or more.

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from laplace_kit.approx.dense_block import MOST_ENTRIES
-from laplace_kit.curv.blocks import Block
-from laplace_kit.curv.layout import Layout, Slot
+from laplace_kit.curv.capture.blocks import Block
+from laplace_kit.curv.capture.layout import Layout, Slot
 from laplace_kit.tree import pytree_dataclass
 
 

@@ -15,10 +15,10 @@ from jaxtyping import Array, Float
 from laplace_kit.approx.dense_block import DenseBlock, DensePrecision, dense_precision
 from laplace_kit.approx.eigenblock import Eigenblock, EigenPrecision, PosteriorBlock
 from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, without_rounding
+from laplace_kit.curv.capture.layout import Layout, to_flat
+from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.ggn import GaussNewtonOperator
 from laplace_kit.curv.kronecker import kronecker_factors, second_moments
-from laplace_kit.curv.layout import Layout, to_flat
-from laplace_kit.curv.rows import Rows
 from laplace_kit.tree import is_concrete, pytree_dataclass, replace
 
 

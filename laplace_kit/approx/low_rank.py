@@ -15,7 +15,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, keep, without_rounding
-from laplace_kit.curv.lanczos import leading_eigenpairs
+from laplace_kit.curv.matrix_free.lanczos import leading_eigenpairs
 from laplace_kit.curv.operator import CurvatureOperator
 from laplace_kit.tree import pytree_dataclass, replace
 

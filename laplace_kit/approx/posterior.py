@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from laplace_kit.curv.layout import Layout
-from laplace_kit.curv.rows import Rows
+from laplace_kit.curv.capture.layout import Layout
+from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.tree import is_concrete, pytree_dataclass
 
 

@@ -15,13 +15,13 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, PyTree
 
 from laplace_kit import memory
-from laplace_kit.curv.blocks import Block, FactoredRows, HeadRows, LookupRows
-from laplace_kit.curv.capture import capture
-from laplace_kit.curv.cost import check_fits, rows_cost
+from laplace_kit.curv.capture.blocks import Block, FactoredRows, HeadRows, LookupRows
+from laplace_kit.curv.capture.capture import capture
+from laplace_kit.curv.capture.cost import check_fits, rows_cost
+from laplace_kit.curv.capture.layout import to_flat
+from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.ggn import GaussNewtonOperator
-from laplace_kit.curv.layout import to_flat
 from laplace_kit.curv.objective import Objective, per_example
-from laplace_kit.curv.rows import Rows
 from laplace_kit.data import Chunk, InMemory, batch_spec, chunks, map_over, sum_over
 from laplace_kit.tree import pytree_dataclass, replace
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax.tree_util import Partial, PyTreeDef
 from jaxtyping import Array, Float, Int, PyTree
 
-from laplace_kit.curv.layout import Move
-from laplace_kit.curv.products import Convolution, Lookup, MatrixProduct, read_product
-from laplace_kit.curv.uses import Program, evaluate, find_uses, flatten_program
+from laplace_kit.curv.capture.layout import Move
+from laplace_kit.curv.capture.products import Convolution, Lookup, MatrixProduct, read_product
+from laplace_kit.curv.capture.uses import Program, evaluate, find_uses, flatten_program
 from laplace_kit.selection import Selection
 
 _Product = MatrixProduct | Convolution | Lookup

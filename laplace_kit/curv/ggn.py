@@ -16,22 +16,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Num, PyTree
 
-from laplace_kit.curv.blocks import HeadRows
-from laplace_kit.curv.capture import Capture, capture, unit_directions
-from laplace_kit.curv.cost import (
+from laplace_kit.curv.capture.blocks import HeadRows
+from laplace_kit.curv.capture.capture import Capture, capture, unit_directions
+from laplace_kit.curv.capture.cost import (
     multiplied_out,
     plan,
     products_of_pairs,
     products_with_columns,
     rows_cost,
 )
-from laplace_kit.curv.heads import sole_head
-from laplace_kit.curv.layers import Layer, find_layers
-from laplace_kit.curv.layout import to_flat
+from laplace_kit.curv.capture.heads import sole_head
+from laplace_kit.curv.capture.layers import Layer, find_layers
+from laplace_kit.curv.capture.layout import to_flat
+from laplace_kit.curv.capture.rows import Rows, assemble
 from laplace_kit.curv.linear import known_nonnegative
 from laplace_kit.curv.objective import per_example
 from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind
-from laplace_kit.curv.rows import Rows, assemble
 from laplace_kit.data import Chunk, DataLike, as_data, batch_spec
 from laplace_kit.likelihood import FromLoss, Likelihood
 from laplace_kit.tree import pytree_dataclass
@@ -124,7 +124,7 @@ class GaussNewtonOperator(CurvatureOperator):
         fn_of_width
             From the number of directions at a time to the hashable function that `sum_over` sums.
         work
-            What it costs for one block; see `laplace_kit.curv.cost.rows_cost`.
+            What it costs for one block; see `laplace_kit.curv.capture.cost.rows_cost`.
         args
             Further arrays.
         sum_bytes

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from laplace_kit import memory, tree
-from laplace_kit.curv.capture import jacobian
-from laplace_kit.curv.cost import multiplied_out, plan, rows_cost
+from laplace_kit.curv.capture.capture import jacobian
+from laplace_kit.curv.capture.cost import multiplied_out, plan, rows_cost
 from laplace_kit.curv.objective import Objective, per_example, restrict
 from laplace_kit.curv.operator import check_outputs
 from laplace_kit.curv.vector import read_vectors

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from laplace_kit import memory, tree
-from laplace_kit.curv.blocks import Block
-from laplace_kit.curv.capture import jacobian
-from laplace_kit.curv.cost import check_fits, multiplied_out, rows_cost
+from laplace_kit.curv.capture.blocks import Block
+from laplace_kit.curv.capture.capture import jacobian
+from laplace_kit.curv.capture.cost import check_fits, multiplied_out, rows_cost
 from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.data import as_data, check_batch_size, map_over
 from laplace_kit.likelihood import Gaussian

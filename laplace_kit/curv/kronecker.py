@@ -13,9 +13,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from laplace_kit.curv.blocks import Block, LookupRows
-from laplace_kit.curv.capture import capture
-from laplace_kit.curv.cost import multiplied_out
+from laplace_kit.curv.capture.blocks import Block, LookupRows
+from laplace_kit.curv.capture.capture import capture
+from laplace_kit.curv.capture.cost import multiplied_out
+from laplace_kit.curv.capture.layers import Layer, Layers, find_layers
+from laplace_kit.curv.capture.layout import Layout
+from laplace_kit.curv.capture.products import Lookup
+from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.ggn import (
     GaussNewtonOperator,
     SumOfHeadSquares,
@@ -23,10 +27,6 @@ from laplace_kit.curv.ggn import (
     map_columns,
     sum_directions,
 )
-from laplace_kit.curv.layers import Layer, Layers, find_layers
-from laplace_kit.curv.layout import Layout
-from laplace_kit.curv.products import Lookup
-from laplace_kit.curv.rows import Rows
 from laplace_kit.data import Chunk, batch_spec
 from laplace_kit.errors import check_option
 from laplace_kit.tree import pytree_dataclass

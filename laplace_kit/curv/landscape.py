@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import memory, tree
-from laplace_kit.curv.layers import Layer, find_layers
-from laplace_kit.curv.layout import to_flat
+from laplace_kit.curv.capture.layers import Layer, find_layers
+from laplace_kit.curv.capture.layout import to_flat
 from laplace_kit.curv.objective import Objective, chunk_loss, restrict
 from laplace_kit.curv.operator import check_outputs
 from laplace_kit.curv.vector import read_vectors

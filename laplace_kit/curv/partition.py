@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from laplace_kit import tree
 from laplace_kit.curv.algebra import DampedOperator, ScaledOperator, SumOperator
-from laplace_kit.curv.layers import find_layers
+from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.operator import CurvatureOperator
 from laplace_kit.curv.submatrix import submatrix

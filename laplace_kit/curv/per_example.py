@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from laplace_kit import memory, tree
-from laplace_kit.curv.capture import capture
-from laplace_kit.curv.cost import multiplied_out, plan, rows_cost
+from laplace_kit.curv.capture.capture import capture
+from laplace_kit.curv.capture.cost import multiplied_out, plan, rows_cost
+from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.curv.operator import check_outputs
-from laplace_kit.curv.rows import Rows
 from laplace_kit.data import InMemory, as_data, batch_spec, check_batch_size, map_over
 from laplace_kit.likelihood import Likelihood, as_likelihood
 

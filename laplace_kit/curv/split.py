@@ -16,9 +16,9 @@ from jax.tree_util import Partial, PyTreeDef
 from jaxtyping import Array, Float, PyTree
 
 from laplace_kit import memory
-from laplace_kit.curv.layers import find_layers
+from laplace_kit.curv.capture.layers import find_layers
+from laplace_kit.curv.capture.uses import Program, Step, evaluate, moves_entries, reached_from
 from laplace_kit.curv.objective import Objective
-from laplace_kit.curv.uses import Program, Step, evaluate, moves_entries, reached_from
 from laplace_kit.data import Data, InMemory, map_over
 from laplace_kit.likelihood import Gaussian
 from laplace_kit.tree import as_pytree_function, replace

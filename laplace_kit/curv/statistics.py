@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from laplace_kit import memory
-from laplace_kit.curv.host import on_host, product
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.linearized import linearized
+from laplace_kit.curv.matrix_free.host import on_host, product
 from laplace_kit.curv.operator import CurvatureOperator
 from laplace_kit.curv.partition import Groups, block_diagonal
 from laplace_kit.tree import pytree_dataclass

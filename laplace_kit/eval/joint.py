@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import memory
 from laplace_kit.approx.posterior import Posterior
-from laplace_kit.curv.blocks import Block, LookupRows
-from laplace_kit.curv.capture import jacobian
-from laplace_kit.curv.cost import check_fits, projections, rows_cost
-from laplace_kit.curv.layers import find_layers
+from laplace_kit.curv.capture.blocks import Block, LookupRows
+from laplace_kit.curv.capture.capture import jacobian
+from laplace_kit.curv.capture.cost import check_fits, projections, rows_cost
+from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.objective import Objective
 from laplace_kit.data import as_data, check_batch_size, map_over
 

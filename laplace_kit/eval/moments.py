@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, PyTree
 
 from laplace_kit import memory
 from laplace_kit.approx.posterior import Posterior
-from laplace_kit.curv.capture import capture
-from laplace_kit.curv.cost import check_fits, plan, projections, rows_cost
-from laplace_kit.curv.layers import find_layers
+from laplace_kit.curv.capture.capture import capture
+from laplace_kit.curv.capture.cost import check_fits, plan, projections, rows_cost
+from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.objective import Objective
 from laplace_kit.data import map_over
 

@@ -10,8 +10,8 @@ import twins
 from scipy.linalg import block_diag
 
 from laplace_kit.approx.dense_block import dense_precision
-from laplace_kit.curv.blocks import FactoredRows, HeadRows, LookupRows
-from laplace_kit.curv.layout import Layout, Move, Slot
+from laplace_kit.curv.capture.blocks import FactoredRows, HeadRows, LookupRows
+from laplace_kit.curv.capture.layout import Layout, Move, Slot
 
 RNG = np.random.default_rng(0)
 

@@ -10,7 +10,7 @@ from architectures import ZOO
 from laplace_kit import curv
 from laplace_kit.approx.dual import fit_dual
 from laplace_kit.approx.full import fit_full
-from laplace_kit.curv.capture import jacobian
+from laplace_kit.curv.capture.capture import jacobian
 from laplace_kit.likelihood import Gaussian
 
 KEY = jax.random.key(3)

@@ -10,7 +10,7 @@ import twins
 from scipy.linalg import block_diag
 
 from laplace_kit.approx.eigenblock import Eigenblock
-from laplace_kit.curv.layout import Layout, Move, Slot
+from laplace_kit.curv.capture.layout import Layout, Move, Slot
 from laplace_kit.tree import replace
 
 RNG = np.random.default_rng(0)

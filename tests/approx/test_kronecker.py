@@ -14,7 +14,7 @@ from laplace_kit.approx.dense_block import DenseBlock
 from laplace_kit.approx.eigenblock import Eigenblock, PosteriorBlock
 from laplace_kit.approx.kronecker import KroneckerStructure, fit_kronecker
 from laplace_kit.approx.posterior import factorise
-from laplace_kit.curv.layout import Layout, Move, Slot
+from laplace_kit.curv.capture.layout import Layout, Move, Slot
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ import twins
 from architectures import ZOO
 
 from laplace_kit import curv
-from laplace_kit.curv.capture import jacobian
+from laplace_kit.curv.capture.capture import jacobian
 from laplace_kit.curv.design import design_matrix, num_entries
 from laplace_kit.curv.objective import restrict
 from laplace_kit.likelihood import Gaussian

@@ -8,7 +8,7 @@ import twins
 from architectures import NUM, ZOO, gaussian
 
 from laplace_kit import tree
-from laplace_kit.curv.capture import jacobian
+from laplace_kit.curv.capture.capture import jacobian
 from laplace_kit.curv.entries import call_with_entries
 from laplace_kit.curv.ggn import GGNOperator
 from laplace_kit.curv.objective import restrict

@@ -9,8 +9,8 @@ import pytest
 import twins
 
 from laplace_kit import curv, tree
+from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.kronecker import LARGEST_EXACT_BLOCK, num_entries, second_moments
-from laplace_kit.curv.layers import find_layers
 from laplace_kit.likelihood import Gaussian
 
 RNG = np.random.default_rng(0)

@@ -9,9 +9,9 @@ from architectures import NUM, ZOO, gaussian
 
 from laplace_kit import tree
 from laplace_kit.approx.subset import last_layer
+from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.ggn import GGNOperator
 from laplace_kit.curv.kronecker import kronecker_factors
-from laplace_kit.curv.layers import find_layers
 from laplace_kit.curv.objective import chunk_loss, restrict
 from laplace_kit.curv.split import split, with_features
 from laplace_kit.data import Chunk, as_data

@@ -14,10 +14,10 @@ from laplace_kit.approx.dual import fit_dual
 from laplace_kit.approx.kronecker import Eigenblock, KroneckerStructure
 from laplace_kit.approx.low_rank import LowRankPosterior
 from laplace_kit.approx.posterior import Posterior
-from laplace_kit.curv.capture import jacobian
-from laplace_kit.curv.layers import find_layers
+from laplace_kit.curv.capture.capture import jacobian
+from laplace_kit.curv.capture.layers import find_layers
+from laplace_kit.curv.capture.products import Lookup
 from laplace_kit.curv.objective import restrict
-from laplace_kit.curv.products import Lookup
 from laplace_kit.eval.joint import _batch_size, joint_moments, marginal_moments, sample_joint
 from laplace_kit.eval.moments import linearized_moments
 from laplace_kit.likelihood import Categorical

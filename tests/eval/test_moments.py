@@ -16,8 +16,8 @@ from laplace_kit.approx.full import FullStructure
 from laplace_kit.approx.kronecker import Eigenblock, KroneckerStructure
 from laplace_kit.approx.low_rank import LowRankStructure
 from laplace_kit.approx.posterior import factorise
-from laplace_kit.curv.cost import plan, projections, rows_cost
-from laplace_kit.curv.layers import find_layers
+from laplace_kit.curv.capture.cost import plan, projections, rows_cost
+from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.objective import restrict
 from laplace_kit.eval.moments import linearized_moments
 from laplace_kit.likelihood import Gaussian

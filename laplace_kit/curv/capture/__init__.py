@@ -1,0 +1,1 @@
+"""Layer capture: every layer's inputs and output gradients, for any JAX function."""

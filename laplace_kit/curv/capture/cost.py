@@ -1,0 +1,193 @@
+"""What Jacobian rows cost in memory, and how many examples and directions that lets a pass hold."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from laplace_kit import memory
+from laplace_kit.curv.capture.blocks import Block, HeadRows
+from laplace_kit.curv.capture.capture import capture
+from laplace_kit.curv.capture.layers import find_layers
+from laplace_kit.curv.objective import Objective
+
+# What lives at once in a captured pass, in units of one example's activations: the linearised
+# pass with its inputs, and for each direction a cotangent and its image.
+_LINEARISATION, _DIRECTION = 2, 2
+# With fewer examples than this in a chunk, the forward pass is a matter of single vectors.
+_EXAMPLES_WORTH_A_PASS = 16
+# With fewer directions than this at a time, so are the backward passes.
+_DIRECTIONS_WORTH_A_PASS = 8
+# A chunk of so many times the bytes it is added to spends little of its time on adding.
+_CHUNK_TO_SUM = 8
+
+
+class Cost(NamedTuple):
+    """Bytes that one example takes: once, and for each direction; and the leaf that takes most."""
+
+    once: int
+    direction: int
+    leaf: str
+
+
+class Plan(NamedTuple):
+    """How many examples, and how many directions of each, to hold at a time."""
+
+    batch_size: int
+    num_directions: int
+
+
+def rows_cost(
+    objective: Objective,
+    x: PyTree,
+    example_bytes: int,
+    of_block: Callable | None = None,
+    *,
+    of_outputs: bool = False,
+) -> Cost:
+    """Estimate what the rows of one example take, and the work that is done with them.
+
+    Parameters
+    ----------
+    objective, x
+        The model, and inputs with a leading axis or their shapes.
+    example_bytes
+        What `memory.activation_bytes` estimates for one example.
+    of_block
+        From a block of one direction to the bytes `(once, for each direction)` that the work with
+        it takes besides; only the most expensive block counts, as their turns come one by one.
+    of_outputs
+        Whether these are the outputs' own rows, whose gradients examples share where a layer is a
+        head, or those of any directions.
+    """
+    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
+    blocks_of_one = _output_blocks_of_one if of_outputs else _blocks_of_one
+    found, blocks = find_layers(objective, one), blocks_of_one.eval_shape(objective, one)
+    heads = [isinstance(block, HeadRows) for block in blocks]
+    direction = [
+        _bytes(block.factors if head else block.gradients)
+        for block, head in zip(blocks, heads, strict=True)
+    ]
+    # A parameter in no product gets a copy of its own for each example, as large as a gradient.
+    once = [
+        _bytes(jax.tree.leaves(block)[0]) if layer.product else gradient
+        for layer, block, gradient in zip(found.layers, blocks, direction, strict=True)
+    ]
+    work = [of_block(block) if of_block else (0, 0) for block in blocks]
+    totals = [sum(parts) + sum(more) for *parts, more in zip(once, direction, work, strict=True)]
+    worst = totals.index(max(totals))
+    leaves = (leaf for leaf in found.leaves if leaf.layer == worst)
+    leaf = max(leaves, key=lambda leaf: math.prod(leaf.shape))  # the weight, not its bias
+    return Cost(
+        _LINEARISATION * example_bytes + 2 * sum(once) + max(w for w, _ in work),
+        (0 if all(heads) else _DIRECTION * example_bytes)
+        + 2 * sum(direction)
+        + max(w for _, w in work),
+        f"{leaf.path!r} {leaf.shape} ({leaf.kind})",
+    )
+
+
+def plan(
+    cost: Cost,
+    num_directions: int,
+    batch_size: int | None,
+    memory_limit: int | None,
+    sum_bytes: int = 0,
+) -> Plan:
+    """Choose how much to hold at a time.
+
+    Parameters
+    ----------
+    cost
+        Of one example.
+    num_directions
+        Of each example, in all.
+    batch_size
+        The caller's own number of examples; `None` to choose it too.
+    memory_limit
+        In bytes; `None` for a share of the device's memory.
+    sum_bytes
+        What each chunk is added to.
+
+    Raises
+    ------
+    ValueError
+        If a single example with a single direction exceeds the memory limit.
+    """
+    limit = memory.budget(memory_limit)
+    check_fits(cost, 1, limit)
+    wanted = batch_size or _EXAMPLES_WORTH_A_PASS
+    small = max(memory.working_set(memory_limit), _CHUNK_TO_SUM * sum_bytes)
+    room = limit if batch_size else min(small, limit)
+    at_once = (room // wanted - cost.once) // cost.direction
+    if batch_size is None:  # rather fewer examples than fewer directions
+        at_once = max(at_once, min(_DIRECTIONS_WORTH_A_PASS, (limit - cost.once) // cost.direction))
+    at_once = min(max(at_once, 1), num_directions)
+    size = batch_size or max(room // (cost.once + at_once * cost.direction), 1)
+    return Plan(size, at_once)
+
+
+def check_fits(cost: Cost, num_directions: int, limit: int, remedy: str = "") -> None:
+    """Raise a `ValueError` where one example with so many directions exceeds a limit in bytes."""
+    needed = cost.once + num_directions * cost.direction
+    if needed > limit:
+        raise ValueError(
+            f"Found that the Jacobian rows of one example in {num_directions} direction(s) take "
+            f"about {memory.readable(needed)}, most of it for the parameter {cost.leaf}, expected "
+            f"at most the memory limit of {memory.readable(limit)}; {remedy}raise memory_limit=, "
+            "or leave this parameter out with subset=."
+        )
+
+
+def multiplied_out(block: Block) -> tuple[int, int]:
+    """Return the bytes of work where rows with several positions are multiplied out."""
+    if isinstance(block, HeadRows) or block.gradients.shape[2] == 1:
+        return 0, 0
+    return 0, 2 * block.layout.size * block.gradients.dtype.itemsize
+
+
+def products_of_pairs(block: Block, num_directions: int) -> tuple[int, int]:
+    """Return the bytes of work where inputs meet inputs, and gradients meet gradients."""
+    itemsize, (_, width, out) = block.gradients.dtype.itemsize, block.layout.shape
+    pairs = (width**2 + out**2) * itemsize
+    rows = 2 * num_directions * width * out * itemsize
+    return min(pairs, rows), multiplied_out(block)[1]
+
+
+def products_with_columns(block: HeadRows) -> tuple[int, int]:
+    """Return the bytes of work where a head's columns are multiplied in the outputs."""
+    return 0, 3 * block.layout.shape[2] * block.factors.dtype.itemsize
+
+
+def projections(block: Block, num_vectors: int) -> tuple[int, int]:
+    """Return the bytes of work where rows are projected on vectors."""
+    out = block.layout.shape[2]
+    if isinstance(block, HeadRows):
+        return _projections_of_head(block, num_vectors)
+    num = num_vectors * block.gradients.dtype.itemsize
+    return num * out, num + multiplied_out(block)[1]
+
+
+def _projections_of_head(block: HeadRows, num_vectors: int) -> tuple[int, int]:
+    itemsize, values = block.factors.dtype.itemsize, block.inputs.shape[1] * block.layout.shape[2]
+    multiplied = 0 if block.inputs.shape[1] == 1 or num_vectors == 1 else block.layout.size + values
+    return 2 * values * itemsize, (num_vectors + 2 * multiplied) * itemsize
+
+
+def _bytes(array: jax.ShapeDtypeStruct) -> int:
+    return array.size * max(array.dtype.itemsize, 4)
+
+
+@jax.jit
+def _blocks_of_one(objective, x):
+    captured = capture(objective, x)
+    f = captured.outputs
+    return captured.pull(jnp.zeros((1, 1, *f.shape[1:]), f.dtype)).blocks
+
+
+@jax.jit
+def _output_blocks_of_one(objective, x):
+    return capture(objective, x).pull_outputs(jnp.arange(1)).blocks

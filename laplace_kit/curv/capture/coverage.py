@@ -1,0 +1,118 @@
+"""What layer capture makes of each parameter: its kind, and the road that its rows take."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+from laplace_kit.curv.capture.layers import Layers, find_layers
+from laplace_kit.curv.capture.products import Lookup
+from laplace_kit.curv.objective import Objective, restrict
+from laplace_kit.likelihood import Gaussian
+
+ROADS = {
+    "factors": "inputs and output gradients of a product, never multiplied out over examples",
+    "lookup": "indices into a table and output gradients",
+    "exact rows": "per-example Jacobians of this parameter alone, in chunks",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafCoverage:
+    """One parameter: its path and shape, the kind of its use, the road, and its partner.
+
+    `kind` is one of `laplace_kit.curv.capture.layers.KINDS`, `road` one of `ROADS`; `partner` is
+    the path of the weight that a bias shares a layer with, or `None`.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    kind: str
+    road: str
+    partner: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage:
+    """How every parameter is treated, in flat order; `print` shows a table."""
+
+    leaves: tuple[LeafCoverage, ...]
+
+    def __iter__(self) -> Iterator[LeafCoverage]:
+        return iter(self.leaves)
+
+    def __len__(self) -> int:
+        return len(self.leaves)
+
+    def __getitem__(self, path: str) -> LeafCoverage:
+        """Return what is known of the parameter at a path."""
+        for leaf in self.leaves:
+            if leaf.path == path:
+                return leaf
+        raise KeyError(f"Found no parameter {path!r} among {[leaf.path for leaf in self.leaves]}.")
+
+    def summary(self) -> str:
+        """Return how many parameters take which road, in words."""
+        sizes = dict.fromkeys(ROADS, 0)
+        for leaf in self.leaves:
+            sizes[leaf.road] += math.prod(leaf.shape)
+        return ", ".join(f"{size:,} by {road}" for road, size in sizes.items() if size)
+
+    def __str__(self) -> str:
+        """Return a table, one line for each parameter."""
+        rows = [("parameter", "shape", "kind", "road", "with")]
+        rows += [
+            (leaf.path, str(leaf.shape), leaf.kind, leaf.road, leaf.partner or "")
+            for leaf in self.leaves
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+            for row in rows
+        ]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def coverage(model_fn: Callable, params: PyTree, x: Any) -> Coverage:
+    """Say how layer capture treats each parameter of a model.
+
+    Parameters
+    ----------
+    model_fn
+        `(params, x) -> (N, *event)`, pure.
+    params
+        A pytree; leaves that are not floating point are frozen and not listed.
+    x
+        Inputs with a leading axis, or their `jax.ShapeDtypeStruct`s: values are not read.
+
+    Returns
+    -------
+    coverage
+        One entry for each floating-point leaf. Cost: one trace of the model for one example.
+    """
+    objective, _ = restrict(model_fn, params, Gaussian())  # the likelihood plays no part
+    return of_objective(objective, x)
+
+
+def of_objective(objective: Objective, x: PyTree) -> Coverage:
+    """Return the same for an objective's free parameters."""
+    spec = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), x)
+    found = find_layers(objective, spec)
+    return Coverage(tuple(_leaf(found, number) for number in range(len(found.leaves))))
+
+
+def _leaf(found: Layers, number: int) -> LeafCoverage:
+    leaf = found.leaves[number]
+    product = found.layers[leaf.layer].product
+    road = "exact rows" if product is None else "factors"
+    if isinstance(product, Lookup):
+        road = "lookup"
+    partner = None
+    if leaf.kind == "bias" and product is not None:
+        partner = next(
+            other.path for other in found.leaves if other.layer == leaf.layer and other is not leaf
+        )
+    return LeafCoverage(leaf.path, leaf.shape, leaf.kind, road, partner)

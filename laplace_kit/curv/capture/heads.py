@@ -1,0 +1,107 @@
+r"""Heads: layers whose values are the outputs themselves, but for places and constant factors.
+
+From the product $z_n = a_n W$ of a head the outputs are reached by moves, added terms and constant
+factors alone, $f_{nr} = c_r z_{n k_r} + \dots$, as where logits are divided by a temperature. The
+gradient of an output in $z_n$ is then one entry, the same for every example.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.extend.core import Literal
+from jaxtyping import Array, Float, Int
+
+from laplace_kit.curv.capture.layers import Layers
+from laplace_kit.curv.capture.products import Convolution, MatrixProduct, Product
+from laplace_kit.curv.capture.uses import Program, Step, as_moves, moves_entries, reached_from
+
+_ADDITIONS = ("add", "add_any", "sub")
+_FACTORS = ("neg", "mul", "div")
+
+
+class Head(NamedTuple):
+    """A product, the shape of its values, and the steps from there to the outputs.
+
+    With each step comes the operand that it carries on; all others are constants.
+    """
+
+    product: MatrixProduct | Convolution
+    shape: tuple[int, ...]
+    steps: tuple[tuple[Step, int], ...]
+    program: Program
+
+    @property
+    def num_positions(self) -> int:
+        """At how many positions of one example the weight is used."""
+        return math.prod(self.shape) // self.product.shape[2]
+
+    def places(self) -> Int[Array, " C"]:
+        """Return for every flat output its entry k among the product's values, flat `(T, 1, O)`."""
+        size = self.num_positions * self.product.shape[2]
+        order = self.product.outputs(jnp.arange(size).reshape(self.shape)).reshape(-1)
+        places = jnp.zeros(size, order.dtype).at[order].set(jnp.arange(size)).reshape(self.shape)
+        for move in as_moves((step for step, _ in self.steps if moves_entries(step)), self.program):
+            places = move.apply(places, places.ndim)
+        return places.reshape(-1)
+
+    def factors(self, read: Callable[[int | Literal], Array]) -> Float[Array, " C"]:
+        """Return the factor c of every flat output, where `read` gives the program's constants."""
+        result = self.program.steps[self.product.step].results[0]
+        factors = jnp.ones(self.shape, self.program.avals[result].dtype)
+        for step, place in self.steps:
+            if step.primitive.name in _ADDITIONS:
+                factors = -factors if step.primitive.name == "sub" and place == 1 else factors
+                continue
+            operands = (factors if i == place else read(o) for i, o in enumerate(step.operands))
+            factors = step.primitive.bind(*operands, **step.primitive.get_bind_params(step.params))
+        return factors.reshape(-1)
+
+
+def find_head(program: Program, product: Product | None) -> Head | None:
+    """Follow a product's values to the outputs; `None` where anything else happens on the way.
+
+    Products of several groups, stacks of them and lookups are never heads.
+    """
+    if not isinstance(product, MatrixProduct | Convolution) or product.shape[0] > 1:
+        return None
+    varying = reached_from(program, (*program.inputs, *program.leaves))
+    value = program.steps[product.step].results[0]
+    shape, steps = program.shape(value), []
+    while isinstance(program.output, Literal) or value != program.output:
+        consumers = [step for step in program.steps if _places(step, value)]
+        if len(consumers) != 1 or not _is_linear(consumers[0], value, program, varying):
+            return None
+        steps.append((consumers[0], _places(consumers[0], value)[0]))
+        value = consumers[0].results[0]
+    return Head(product, shape, tuple(steps), program)
+
+
+def sole_head(layers: Layers) -> Head | None:
+    """Return the head, where it is all that is free and its weight is used at one position."""
+    if len(layers.layers) != 1:
+        return None
+    head = find_head(layers.program, layers.layers[0].product)
+    return head if head is not None and head.num_positions == 1 else None
+
+
+def _places(step: Step, value: int) -> list[int]:
+    """Return the operands of a step that are this value."""
+    operands = enumerate(step.operands)
+    return [i for i, o in operands if not isinstance(o, Literal) and o == value]
+
+
+def _is_linear(step: Step, value: int, program: Program, varying: frozenset[int]) -> bool:
+    """Tell whether a step moves a value, adds to it, or multiplies it by constants."""
+    before, after = program.shape(value), program.shape(step.results[0])
+    if moves_entries(step):
+        return math.prod(before) == math.prod(after)
+    places, name = _places(step, value), step.primitive.name
+    if len(places) > 1 or before != after:
+        return False
+    if name in _ADDITIONS:
+        return True
+    others = [o for i, o in enumerate(step.operands) if i != places[0]]
+    constant = all(isinstance(o, Literal) or o not in varying for o in others)
+    return name in _FACTORS and constant and not (name == "div" and places[0] == 1)

@@ -1,0 +1,205 @@
+"""How each parameter enters a model: its kind, and the layer that it belongs to.
+
+A layer is a weight in a product, with the bias that is added to that product alone, or a single
+leaf that enters in any other way. Found in the model's program, never asked for.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal
+from jax.tree_util import PyTreeDef
+from jaxtyping import ArrayLike, PyTree
+
+from laplace_kit import tree
+from laplace_kit.curv.capture.layout import Layout, Move, Slot
+from laplace_kit.curv.capture.pairing import find_biases
+from laplace_kit.curv.capture.products import (
+    Convolution,
+    Lookup,
+    MatrixProduct,
+    Product,
+    Stack,
+    read_product,
+)
+from laplace_kit.curv.capture.uses import Program, Use, find_uses, flatten_program, reached_from
+from laplace_kit.curv.objective import Objective
+
+KINDS = {
+    "dense": "a matrix product over any axes: `@`, `einsum`, linear, attention and projection "
+    "layers, kernels transposed or with several axes, batches of matrices",
+    "convolution": "a convolution in one to three dimensions, with stride, padding, dilation and "
+    "groups, plain or transposed",
+    "embedding": "a lookup of whole rows of a table",
+    "bias": "added to or subtracted from activations",
+    "scale": "multiplied entry by entry, as in LayerNorm",
+    "shared": "used more than once",
+    "unused": "not used at all",
+    "other": "anything else",
+}
+_KIND_OF_PRODUCT: dict[type, str] = {
+    MatrixProduct: "dense",
+    Convolution: "convolution",
+    Lookup: "embedding",
+}
+
+
+class Layer(NamedTuple):
+    """A weight's product and its place, or a leaf by itself, without a product."""
+
+    product: Product | None
+    layout: Layout
+
+
+class Leaf(NamedTuple):
+    """How one leaf enters: its path and shape, its kind, and the number of its layer."""
+
+    path: str
+    shape: tuple[int, ...]
+    kind: str
+    layer: int
+
+
+class Layers(NamedTuple):
+    """A model's program for one example, its layers, and its leaves in flat order."""
+
+    program: Program
+    layers: tuple[Layer, ...]
+    leaves: tuple[Leaf, ...]
+
+
+def find_layers(objective: Objective, x: PyTree) -> Layers:
+    """Trace the model for one example and say how each free leaf enters it.
+
+    Parameters
+    ----------
+    objective
+        The model and its free parameters.
+    x
+        Inputs with a leading axis, or their shapes: values are not read.
+
+    Returns
+    -------
+    layers
+        One for each leaf but for biases that are added to a product alone: these are the last row
+        of inputs of that product's layer. `KINDS` describes the kinds of leaves.
+    """
+    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
+    leaves, structure = jax.tree.flatten((objective, one))
+    found = _find_layers(structure, tuple(map(_spec, leaves)), _context())
+    if not tree.is_concrete(found.program.constants):  # a model that closes over tracers
+        _find_layers.cache_clear()
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _find_layers(
+    structure: PyTreeDef, specs: tuple[jax.ShapeDtypeStruct, ...], context: tuple
+) -> Layers:
+    """Do so once for each model, by structure, shapes and settings, as `jax.jit` does."""
+    objective, one = jax.tree.unflatten(structure, specs)
+    program = flatten_program(objective.model_fn, objective.params, one)
+    uses = find_uses(program)
+    active = reached_from(program, program.inputs)
+    shapes = [program.shape(value) for value in program.leaves]
+    kinds, products = [], []
+    for found, shape in zip(uses, shapes, strict=True):
+        kind, product = _recognise(program, active, found, shape)
+        kinds.append(kind)
+        products.append(product)
+    biases = find_biases(program, kinds, uses, products)
+    paired = set(biases.values())
+    layers: list[Layer] = []
+    number = {}
+    starts = np.cumsum([0, *(math.prod(shape) for shape in shapes)])
+    for leaf, product in enumerate(products):
+        if leaf in paired:
+            continue
+        bias = biases.get(leaf)
+        number[leaf] = len(layers)
+        if bias is not None:
+            number[bias] = len(layers)
+        slots = [Slot(int(starts[i]), shapes[i]) for i in (leaf, bias) if i is not None]
+        layers.append(Layer(product, _layout(product, *slots)))
+    leaves = [
+        Leaf(path, shape, kind, number[leaf])
+        for leaf, (path, shape, kind) in enumerate(
+            zip(tree.paths(objective.params), shapes, kinds, strict=True)
+        )
+    ]
+    return Layers(program, tuple(layers), tuple(leaves))
+
+
+def _spec(array: ArrayLike | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    weak_type = getattr(array, "weak_type", False)
+    return jax.ShapeDtypeStruct(jnp.shape(array), jnp.result_type(array), weak_type=weak_type)
+
+
+def _context() -> tuple:
+    """Return the settings of JAX that a model's program depends on."""
+    return jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
+
+
+def _layout(product: Product | None, weight: Slot, bias: Slot | None = None) -> Layout:
+    if product is None:  # one input that is always one
+        shape = (1, 1, weight.size)
+        return Layout(Slot(weight.start, weight.shape, (Move("reshape", shape),)), None, shape)
+    groups, width, out = product.shape
+    weight = Slot(weight.start, weight.shape, product.moves)
+    if bias is None:
+        return Layout(weight, None, product.shape)
+    bias = Slot(bias.start, bias.shape, (Move("reshape", (groups, 1, out)),))
+    return Layout(weight, bias, (groups, width + 1, out))
+
+
+def _recognise(
+    program: Program, active: frozenset[int], uses: tuple[Use, ...], shape: tuple[int, ...]
+) -> tuple[str, Product | None]:
+    """Return the kind of a leaf of some shape, and its product if it has one."""
+    if not uses:
+        return "unused", None
+    num_parts = None if uses[0].part is None else shape[0]
+    parts = sorted(uses, key=lambda use: -1 if use.part is None else use.part)
+    places = [use.part for use in parts]
+    if places != ([None] if num_parts is None else list(range(num_parts))):
+        twice = len(set(places)) < len(places) or None in places
+        return ("shared" if twice else "other"), None
+    found = [_recognise_one(program, active, use) for use in parts]
+    kinds, products = {kind for kind, _ in found}, [product for _, product in found]
+    if len(kinds) > 1:
+        return "other", None
+    if num_parts is None or products[0] is None:
+        return kinds.pop(), products[0]
+    alike = {(p.shape, p.moves, math.prod(_result(program, p))) for p in products}
+    if len(alike) > 1 or isinstance(products[0], Lookup):
+        return "other", None
+    return kinds.pop(), Stack(tuple(products), (1, *shape[1:]))
+
+
+def _result(program: Program, product: Product) -> tuple[int, ...]:
+    return program.shape(program.steps[product.step].results[0])
+
+
+def _recognise_one(
+    program: Program, active: frozenset[int], use: Use
+) -> tuple[str, Product | None]:
+    if use.step == len(program.steps):
+        return "other", None
+    step = program.steps[use.step]
+    product = read_product(program, use)
+    if product is not None and (isinstance(product, Lookup) or _is_in(product.input_value, active)):
+        return _KIND_OF_PRODUCT[type(product)], product
+    kind = {"add": "bias", "add_any": "bias", "sub": "bias", "mul": "scale"}.get(
+        step.primitive.name, "other"
+    )
+    if kind == "bias" and not _is_in(step.operands[1 - use.operand], active):
+        kind = "other"
+    return kind, None
+
+
+def _is_in(operand: int | Literal, values: frozenset[int]) -> bool:
+    return not isinstance(operand, Literal) and operand in values

@@ -1,0 +1,1 @@
+"""What products alone are enough for: estimates, eigenpairs and solutions, thin over matfree."""

@@ -1,0 +1,212 @@
+r"""Random estimates of trace, diagonal and Frobenius norm from products with probes, by matfree."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import matfree.stochtrace
+from jaxtyping import PRNGKeyArray
+
+from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.curv.matrix_free.host import on_host, product
+from laplace_kit.curv.matrix_free.probing import (
+    Estimate,
+    check_num_samples,
+    check_probes,
+    draw,
+    monte_carlo,
+)
+from laplace_kit.errors import check_option
+
+_TRACE = matfree.stochtrace.monte_carlo_trace()
+_DIAGONAL = matfree.stochtrace.monte_carlo_diagonal()
+_FROBENIUS = matfree.stochtrace.monte_carlo_frobeniusnorm_squared()
+_XTRACE = matfree.stochtrace.leave_one_out_xtrace(apply_resphering=True)
+_XTRACE_PLAIN = matfree.stochtrace.leave_one_out_xtrace(apply_resphering=False)
+_XDIAG = matfree.stochtrace.leave_one_out_xdiag()
+_ISOTROPIC = ("normal", "sphere")  # probes of which no direction is preferred
+
+# matfree takes what is smaller than an absolute epsilon for zero: so that none is but zeros.
+_MAGNIFY = 2.0**40
+
+
+def estimate_trace(
+    operator: SelfAdjointOperator,
+    *,
+    key: PRNGKeyArray,
+    num_samples: int = 32,
+    method: str = "hutchinson",
+    probes: str | None = None,
+    progress: bool = False,
+) -> Estimate:
+    r"""Estimate $\mathrm{tr}\, A$, without bias.
+
+    Hutchinson's estimate is the mean of $z^T A z$ over probes with $\mathrm E\, z z^T = I$. XTrace
+    takes the trace of a low-rank approximation exactly and estimates the rest from one probe that
+    the approximation has not seen, for each of the probes in turn: more accurate where the spectrum
+    decays.
+
+    Parameters
+    ----------
+    operator
+        Any self-adjoint operator, in memory or over a stream of batches.
+    key
+        For the probes.
+    num_samples
+        The number K of probes, at least 2; for XTrace at most P.
+    method
+        `"hutchinson"` or `"xtrace"`.
+    probes
+        `"signs"` (the trace of a diagonal matrix is exact), `"normal"`, `"sphere"` or
+        `"sparse_signs"`; by default signs, and for XTrace `"normal"`, of which it makes better use.
+    progress
+        Show a bar over the blocks of probes of Hutchinson's estimate.
+
+    Returns
+    -------
+    estimate
+        Value and standard error `()`; that of XTrace comes from its leave-one-out estimates, which
+        share most of their probes: it may be a quarter too small. Cost: K products in one pass over
+        the data (several, where the probes do not fit the memory limit); XTrace 2 K in two passes,
+        or P where that is less, which is exact.
+
+    Raises
+    ------
+    ValueError
+        If there are too few or too many samples, or a name is not known.
+
+    References
+    ----------
+    Hutchinson (1990), A stochastic estimator of the trace of the influence matrix. Epperly, Tropp
+    and Webber (2024), XTrace: making the most of every sample in stochastic trace estimation.
+    """
+    check_option("method", method, ("hutchinson", "xtrace"))
+    probes = probes or {"hutchinson": "signs", "xtrace": "normal"}[method]
+    check_probes(probes)
+    if method == "xtrace":
+        integrand = _XTRACE if probes in _ISOTROPIC else _XTRACE_PLAIN
+        return _leave_one_out(integrand, operator, key, num_samples, probes, progress)
+    return monte_carlo(
+        _TRACE, operator, key=key, num_samples=num_samples, probes=probes, progress=progress
+    )
+
+
+def estimate_diagonal(
+    operator: SelfAdjointOperator,
+    *,
+    key: PRNGKeyArray,
+    num_samples: int = 32,
+    method: str = "hutchinson",
+    probes: str = "signs",
+    progress: bool = False,
+) -> Estimate:
+    r"""Estimate the diagonal, without bias; `operator.diagonal()` is exact.
+
+    Hutchinson's estimate is the mean of $z \odot A z$. XDiag takes the diagonal of a low-rank
+    approximation exactly and estimates the rest, as XTrace does.
+
+    Parameters
+    ----------
+    operator
+        Any self-adjoint operator, in memory or over a stream of batches.
+    key
+        For the probes.
+    num_samples
+        The number K of probes, at least 2; for XDiag at most P.
+    method
+        `"hutchinson"` or `"xdiag"`.
+    probes
+        `"signs"` (the diagonal of a diagonal matrix is exact), `"normal"`, `"sphere"` or
+        `"sparse_signs"`.
+    progress
+        Show a bar over the blocks of probes of Hutchinson's estimate.
+
+    Returns
+    -------
+    estimate
+        Value and standard error `(P,)` in flat order; that of XDiag may be a third too small where
+        the spectrum is flat. Cost as for `estimate_trace`.
+
+    Raises
+    ------
+    ValueError
+        If there are too few or too many samples, or a name is not known.
+
+    References
+    ----------
+    Bekas, Kokiopoulou and Saad (2007), An estimator for the diagonal of a matrix. Epperly, Tropp
+    and Webber (2024), XTrace: making the most of every sample in stochastic trace estimation.
+    """
+    check_option("method", method, ("hutchinson", "xdiag"))
+    check_probes(probes)
+    if method == "xdiag":
+        return _leave_one_out(_XDIAG, operator, key, num_samples, probes, progress)
+    return monte_carlo(
+        _DIAGONAL, operator, key=key, num_samples=num_samples, probes=probes, progress=progress
+    )
+
+
+def estimate_frobenius_norm_squared(
+    operator: SelfAdjointOperator,
+    *,
+    key: PRNGKeyArray,
+    num_samples: int = 32,
+    probes: str = "signs",
+    progress: bool = False,
+) -> Estimate:
+    r"""Estimate $\|A\|_F^2 = \sum_{ij} A_{ij}^2$, the sum of squared eigenvalues, without bias.
+
+    The mean of $\|A z\|^2$ over probes, which is Hutchinson's estimate of $\mathrm{tr}\, A^2$.
+
+    Parameters
+    ----------
+    operator
+        Any self-adjoint operator, in memory or over a stream of batches.
+    key, num_samples, probes, progress
+        As for `estimate_trace`.
+
+    Returns
+    -------
+    estimate
+        Value and standard error `()`. Cost: K products in one pass over the data (several, where
+        the probes do not fit the memory limit).
+
+    Raises
+    ------
+    ValueError
+        If there are too few samples, or the probes' name is not known.
+
+    References
+    ----------
+    Hutchinson (1990), A stochastic estimator of the trace of the influence matrix.
+    """
+    check_probes(probes)
+    return monte_carlo(
+        _FROBENIUS, operator, key=key, num_samples=num_samples, probes=probes, progress=progress
+    )
+
+
+def _leave_one_out(integrand, operator, key, num_samples, probes, progress):
+    check_num_samples(num_samples)
+    num = operator.shape[0]
+    if num_samples > num:
+        raise ValueError(
+            f"Found num_samples={num_samples}, expected at most P={num}, the number of parameters; "
+            "lower it, or take operator.trace() or operator.diagonal(), which are exact."
+        )
+    if progress:
+        raise ValueError(
+            "Found progress=True with a method that takes all its probes at once, expected False; "
+            "for a stream, lk.data.as_data(batches, progress=True) shows each pass."
+        )
+    value, standard_error = on_host(_from_all_probes, operator, key, num_samples, probes, integrand)
+    return Estimate(value, standard_error, min(2 * num_samples, num))
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _from_all_probes(operator, key, num_samples, probes, integrand):
+    mv = product(operator)
+    probes = draw(operator, key, jnp.arange(num_samples), probes)
+    with jax.default_matmul_precision("highest"):
+        values = integrand(lambda v: _MAGNIFY * mv(v), probes) / _MAGNIFY
+    return values.mean(0), values.std(0, ddof=1) / jnp.sqrt(num_samples)

@@ -1,0 +1,217 @@
+r"""Preconditioners: cheap approximations $M \approx (H + \mathrm{diag}(\delta))^{-1}$.
+
+Krylov methods converge in a number of products that grows with the condition number, here that of
+$M (H + \mathrm{diag}(\delta))$: few where the approximation is good, one where it is exact.
+"""
+
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from laplace_kit.curv.algebra import DampedOperator
+from laplace_kit.curv.capture.layout import Layout, to_flat
+from laplace_kit.curv.ggn import GaussNewtonOperator
+from laplace_kit.curv.kronecker import KroneckerFactors, kronecker_factors
+from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.tree import pytree_dataclass
+
+
+@runtime_checkable
+class Preconditioner(Protocol):
+    """Whatever multiplies flat vectors by a positive definite matrix: an operator does so too."""
+
+    def mv(self, v: Float[Array, " P"]) -> Float[Array, " P"]:
+        """Return the product with one flat vector."""
+        ...
+
+
+@pytree_dataclass()
+class DiagonalPreconditioner:
+    """Multiplies by a diagonal matrix; `inverse` `(P,)` is positive."""
+
+    inverse: Float[Array, " P"]
+
+    def mv(self, v: Float[Array, " P"]) -> Float[Array, " P"]:
+        """Return the product with one flat vector, in its dtype."""
+        return (self.inverse * v).astype(v.dtype)
+
+
+@pytree_dataclass()
+class KroneckerPreconditioner:
+    """Multiplies each layer by a matrix that is diagonal in a Kronecker eigenbasis of its own."""
+
+    layers: tuple["_Layer", ...]
+
+    def mv(self, v: Float[Array, " P"]) -> Float[Array, " P"]:
+        """Return the product with one flat vector, in its dtype.
+
+        Cost: $2 G I O (I + O)$ multiplications for each layer of G matrices `(I, O)`.
+
+        Raises
+        ------
+        ValueError
+            If the vector has not as many entries as the layers have parameters.
+        """
+        layouts = [layer.layout for layer in self.layers]
+        num = sum(layout.size for layout in layouts)
+        if v.shape != (num,):
+            raise ValueError(
+                f"Found a vector of shape {v.shape}, expected ({num},), as many entries as the "
+                "preconditioner's layers have parameters; make it from factors of the same model."
+            )
+        with jax.default_matmul_precision("highest"):
+            parts = [layer.mv(layer.layout.to_matrix(v)) for layer in self.layers]
+        return to_flat(layouts, parts).astype(v.dtype)
+
+
+@pytree_dataclass(static=("layout",))
+class _Layer:
+    """One layer: the inverse's eigenvalues, and the bases of inputs and outputs (`None`: units)."""
+
+    left: Float[Array, "G I I"] | None
+    right: Float[Array, "G O O"] | None
+    inverse: Float[Array, "G I O"]
+    layout: Layout
+
+    def mv(self, matrix: Float[Array, "G I O"]) -> Float[Array, "G I O"]:
+        if self.left is not None:
+            matrix = jnp.einsum("gji,gjo->gio", self.left, matrix)
+        if self.right is not None:
+            matrix = jnp.einsum("gio,gop->gip", matrix, self.right)
+        matrix = self.inverse * matrix
+        if self.left is not None:
+            matrix = jnp.einsum("gij,gjo->gio", self.left, matrix)
+        return matrix if self.right is None else jnp.einsum("gio,gpo->gip", matrix, self.right)
+
+
+def diagonal_preconditioner(
+    operator: SelfAdjointOperator,
+    *,
+    damping: PyTree = 0.0,
+    diagonal: Float[Array, " P"] | None = None,
+) -> DiagonalPreconditioner:
+    r"""Return $M = |\mathrm{diag}(H) + \delta|^{-1}$, known as Jacobi's preconditioner.
+
+    Parameters
+    ----------
+    operator
+        Of any kind; where its diagonal plus damping is negative, the absolute value stands in.
+    damping
+        $\delta$: a scalar, one value per leaf or group (a pytree prefix of the parameters), one per
+        parameter, or flat `(P,)`.
+    diagonal
+        An estimate to use, `(P,)`; by default the exact diagonal.
+
+    Returns
+    -------
+    preconditioner
+        Cost: that of `operator.diagonal()`.
+
+    Raises
+    ------
+    ValueError
+        If `damping` has none of these forms, or `diagonal` another shape.
+
+    References
+    ----------
+    Saad (2003), Iterative methods for sparse linear systems, chapter 10.
+    """
+    if diagonal is None:
+        diagonal = operator.diagonal()
+    elif diagonal.shape != operator.shape[:1]:
+        raise ValueError(
+            f"Found a diagonal of shape {diagonal.shape}, expected {operator.shape[:1]}, one value "
+            "for each free parameter in flat order."
+        )
+    return _inverse_diagonal(diagonal, DampedOperator(operator, damping).damping_vector())
+
+
+def kronecker_preconditioner(
+    operator: SelfAdjointOperator,
+    *,
+    damping: PyTree = 0.0,
+    factors: tuple[KroneckerFactors, ...] | None = None,
+    weight_sharing: Literal["expand", "reduce"] = "expand",
+) -> KroneckerPreconditioner:
+    r"""Return $M = (A \otimes B + \delta)^{-1}$ for every layer, with its K-FAC factors.
+
+    Where $\delta$ differs within a layer, its mean over what the eigenbasis mixes stands in.
+
+    Parameters
+    ----------
+    operator
+        A GGN, or an empirical or Monte-Carlo Fisher operator; of any kind where `factors` are
+        given.
+    damping
+        $\delta$: a scalar, one value per leaf or group (a pytree prefix of the parameters), one per
+        parameter, or flat `(P,)`.
+    factors
+        From `kronecker_factors`, such as those of the GGN for a Hessian.
+    weight_sharing
+        See `kronecker_factors`.
+
+    Returns
+    -------
+    preconditioner
+        Cost: that of `kronecker_factors`, and eigendecompositions of every layer's factors.
+
+    Raises
+    ------
+    TypeError
+        If the operator has no K-FAC factors and none are given.
+    ValueError
+        If `damping` has none of these forms.
+
+    References
+    ----------
+    Martens and Grosse (2015), Optimizing neural networks with Kronecker-factored approximate
+    curvature.
+    """
+    if factors is None:
+        if not isinstance(operator, GaussNewtonOperator):
+            raise TypeError(
+                f"Found an operator of type {type(operator).__name__}, expected a GGN or Fisher "
+                "operator, which have K-FAC factors; pass those of one over the same model by "
+                "factors=kronecker_factors(...)."
+            )
+        factors = kronecker_factors(operator, weight_sharing=weight_sharing)
+    return _inverse_factors(factors, DampedOperator(operator, damping).damping_vector())
+
+
+@jax.jit
+def _inverse_diagonal(diagonal, damping):
+    return DiagonalPreconditioner(_reciprocal(jnp.abs(diagonal + damping)))
+
+
+@jax.jit
+def _inverse_factors(factors, damping):
+    return KroneckerPreconditioner(tuple(_inverse_factor(factor, damping) for factor in factors))
+
+
+def _inverse_factor(factor: KroneckerFactors, damping: Float[Array, " P"]) -> _Layer:
+    a, b = _eigen(factor.inputs), _eigen(factor.gradients)
+    mixed = tuple(axis for axis, part in ((1, a), (2, b)) if part.vectors is not None)
+    shift = factor.layout.to_matrix(damping).mean(axis=mixed, keepdims=True)
+    values = a.values[:, :, None] * b.values[:, None, :] + shift
+    return _Layer(a.vectors, b.vectors, _reciprocal(values), factor.layout)
+
+
+class _Eigen(NamedTuple):
+    values: Float[Array, "G n"]
+    vectors: Float[Array, "G n n"] | None
+
+
+def _eigen(factor: Float[Array, "G n *n"]) -> _Eigen:
+    if factor.ndim == 2:
+        return _Eigen(factor, None)
+    with jax.default_matmul_precision("highest"):
+        values, vectors = jnp.linalg.eigh(factor)
+    return _Eigen(jnp.maximum(values, 0), vectors)
+
+
+def _reciprocal(values: Array) -> Array:
+    """Return the inverse of values, those that vanish to rounding raised above it."""
+    largest = values.max()
+    return 1 / jnp.maximum(values, jnp.finfo(values.dtype).eps * jnp.where(largest > 0, largest, 1))

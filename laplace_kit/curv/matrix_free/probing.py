@@ -1,0 +1,217 @@
+r"""Random probes of an operator: averages over them, in blocks of one pass over the data each."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import matfree.stochtrace
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
+
+from laplace_kit import memory, tree
+from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.curv.matrix_free.host import on_host, product
+from laplace_kit.errors import check_option
+from laplace_kit.tree import pytree_dataclass
+
+# What `(mv, probe) -> values` one probe contributes; static, hence a module-level object.
+Integrand = Callable[[Callable, Array], PyTree]
+
+
+@pytree_dataclass(static=("num_products",))
+class Estimate:
+    r"""A random estimate, and how far it can be trusted.
+
+    `value` `()` or `(P,)`; `standard_error`, of the same shape, the standard deviation that the
+    value is estimated to have over keys; `num_products`, how many products it took.
+    """
+
+    value: Float[Array, "*shape"]
+    standard_error: Float[Array, "*shape"]
+    num_products: int
+
+
+@pytree_dataclass()
+class _Moments:
+    """Of the values seen so far: their number, mean and sum of squared deviations."""
+
+    count: Float[Array, ""]
+    mean: Array
+    squares: Array
+
+
+def monte_carlo(
+    integrand: Integrand,
+    operator: SelfAdjointOperator,
+    *,
+    key: PRNGKeyArray,
+    num_samples: int,
+    probes: str,
+    num_steps: int = 1,
+    progress: bool = False,
+) -> Estimate:
+    r"""Average what each probe contributes, with running moments over blocks of probes.
+
+    Parameters
+    ----------
+    integrand
+        `(mv, probe) -> values`, `()` or `(P,)`, as matfree's.
+    operator
+        In memory or over a stream.
+    key, num_samples, probes
+        The number of probes, at least 2, and their distribution.
+    num_steps
+        The number of products for each probe, whose vectors are all held at once.
+    progress
+        Show a bar over the blocks; not inside a JAX transformation.
+
+    Returns
+    -------
+    estimate
+        The mean over the probes and its standard error, in float32 or better.
+    """
+    check_num_samples(num_samples)
+    size, num_blocks = _blocks(operator, num_samples, num_steps)
+    vector = _vector_spec(operator)
+    values = jax.eval_shape(lambda v: integrand(lambda u: u, v), vector)
+    zeros = jnp.zeros(values.shape, values.dtype)
+    first = _Moments(jnp.zeros((), values.dtype), zeros, zeros)
+
+    def body(moments, i):
+        args = key, i, size, num_samples, probes, integrand
+        return on_host(_accumulate, operator, moments, *args), None
+
+    moments = _loop(body, first, operator, num_blocks, progress)[0]
+    variance = moments.squares / (num_samples - 1)
+    return Estimate(moments.mean, jnp.sqrt(variance / num_samples), num_steps * size * num_blocks)
+
+
+def over_probes(
+    integrand: Integrand,
+    operator: SelfAdjointOperator,
+    *,
+    key: PRNGKeyArray,
+    num_samples: int,
+    probes: str,
+    num_steps: int = 1,
+    progress: bool = False,
+) -> PyTree:
+    """Return what each probe contributes, along a leading axis; arguments as for `monte_carlo`."""
+    check_num_samples(num_samples)
+    size, num_blocks = _blocks(operator, num_samples, num_steps)
+
+    def body(_, i):
+        return None, on_host(_evaluate, operator, key, i, size, probes, integrand)
+
+    stacked = _loop(body, None, operator, num_blocks, progress)[1]
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:num_samples], stacked)
+
+
+def check_num_samples(num_samples: int) -> None:
+    """Raise a `ValueError` where there are too few samples for a standard error."""
+    if num_samples < 2:
+        raise ValueError(
+            f"Found num_samples={num_samples}, expected 2 or more, as the standard error comes "
+            "from the differences between samples; raise it."
+        )
+
+
+# --- the probes ---------------------------------------------------------------------------------
+
+
+def _sparse_signs(like: Array, *, num: int) -> Callable:
+    """Return a sampler of signs where two entries of three are zero, with unit variance."""
+
+    def sample(key):
+        thirds = jax.random.randint(key, (num, *like.shape), -2, 4)
+        return jnp.sqrt(3.0).astype(like.dtype) * jnp.where(thirds > 1, 5 - 2 * thirds, 0)
+
+    return sample
+
+
+# Independent entries of mean zero and variance one, but for the sphere, whose are uncorrelated.
+_SAMPLERS = {
+    "signs": matfree.stochtrace.sampler_signs,
+    "normal": matfree.stochtrace.sampler_normal,
+    "sphere": matfree.stochtrace.sampler_sphere,
+    "sparse_signs": _sparse_signs,
+}
+
+
+def check_probes(probes: str) -> None:
+    """Raise a `ValueError` where this names no distribution of probes."""
+    check_option("probes", probes, _SAMPLERS)
+
+
+def draw(
+    operator: SelfAdjointOperator, key: PRNGKeyArray, indices: Int[ArrayLike, " K"], probes: str
+) -> Float[Array, "K P"]:
+    """Return the probes of these numbers: the same ones, however they are cut into blocks."""
+    vector = _vector_spec(operator)
+    sample = _SAMPLERS[probes](jnp.zeros(vector.shape, vector.dtype), num=1)
+    return jax.vmap(lambda i: sample(jax.random.fold_in(key, i))[0])(indices)
+
+
+def _vector_spec(operator):
+    dtype = jnp.promote_types(operator.dtype, jnp.float32)
+    return jax.ShapeDtypeStruct(operator.shape[:1], dtype)
+
+
+# --- blocks of probes -----------------------------------------------------------------------------
+
+
+def _blocks(operator, num_samples, num_steps):
+    """Return size and number of the blocks: as few as memory allows, and alike."""
+    vector = _vector_spec(operator)
+    row_bytes = (num_steps + 3) * vector.size * vector.dtype.itemsize
+    num_blocks = -(-num_samples // memory.chunk_size(row_bytes))
+    return -(-num_samples // num_blocks), num_blocks
+
+
+def _loop(body, first, operator, num_blocks, progress):
+    """Scan over the blocks: on the host, or in a compiled loop inside a transformation."""
+    if not tree.is_concrete(operator):
+        if progress:
+            raise ValueError(
+                "Found progress=True inside a JAX transformation, expected False, as there is no "
+                "host to show it; call outside of jit, or leave it out."
+            )
+        return jax.lax.scan(body, first, jnp.arange(num_blocks))
+    carry, outs = first, []
+    for i in _with_progress(range(num_blocks), progress):
+        carry, out = body(carry, i)
+        outs.append(out)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+
+
+def _with_progress(blocks, progress):
+    if not progress:
+        return blocks
+    from tqdm.auto import tqdm
+
+    return tqdm(blocks, desc="blocks of probes", leave=False)
+
+
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def _evaluate(operator, key, i, size, probes, integrand):
+    mv = product(operator)
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(lambda z: integrand(mv, z))(
+            draw(operator, key, i * size + jnp.arange(size), probes)
+        )
+
+
+@partial(jax.jit, static_argnums=(4, 5, 6, 7))
+def _accumulate(operator, moments, key, i, size, num_samples, probes, integrand):
+    """Merge the moments of a block (Chan, Golub and LeVeque, 1979); what is too many weighs 0."""
+    values = _evaluate(operator, key, i, size, probes, integrand)
+    weights = (i * size + jnp.arange(size) < num_samples).astype(values.dtype)
+    count = moments.count + weights.sum()
+    mean = jnp.tensordot(weights, values, 1) / weights.sum()
+    squares = jnp.tensordot(weights, jnp.square(values - mean), 1)
+    step = mean - moments.mean
+    return _Moments(
+        count,
+        moments.mean + step * weights.sum() / count,
+        moments.squares + squares + jnp.square(step) * moments.count * weights.sum() / count,
+    )

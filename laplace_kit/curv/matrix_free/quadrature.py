@@ -1,0 +1,251 @@
+r"""Stochastic Lanczos quadrature: log-determinants, and the density of the spectrum, by matfree.
+
+Lanczos from a probe $z$ is a Gauss quadrature: $z^T f(A) z \approx \|z\|^2 \sum_j w_j f(\theta_j)$,
+with the eigenvalues $\theta$ of its tridiagonal matrix for nodes. Probes then average to the trace
+of $f(A)$.
+"""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import matfree.decomp
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
+
+from laplace_kit import tree
+from laplace_kit.curv.algebra import DampedOperator
+from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.curv.linearized import linearized
+from laplace_kit.curv.matrix_free.probing import Estimate, Integrand, over_probes
+from laplace_kit.tree import pytree_dataclass
+
+_RELATIVE_WIDTH = 0.01  # of the spectrum's range: what the eye can tell apart in a picture
+_ONE_VALUE = 1000  # roundings: eigenvalues that differ by less are not told apart
+_MARGIN = 5  # widths that the grid goes on for beyond the outermost nodes
+
+
+@pytree_dataclass(static=("num_products",))
+class SpectralDensity:
+    r"""The density of an operator's eigenvalues, broadened by a Gaussian; it integrates to one.
+
+    `density` and its `standard_error` at the points of `grid`, `(G,)` each; `nodes` and `weights`
+    `(K, M)` of the quadrature of each of K probes, for averages of other functions of the
+    eigenvalues; `width` `()`, the Gaussian's standard deviation; `num_products`.
+    """
+
+    grid: Float[Array, " G"]
+    density: Float[Array, " G"]
+    standard_error: Float[Array, " G"]
+    nodes: Float[Array, "K M"]
+    weights: Float[Array, "K M"]
+    width: Float[Array, ""]
+    num_products: int
+
+
+def estimate_log_det(
+    operator: SelfAdjointOperator,
+    *,
+    damping: PyTree = 0.0,
+    key: PRNGKeyArray,
+    num_samples: int = 16,
+    num_steps: int = 48,
+    progress: bool = False,
+) -> Estimate:
+    r"""Estimate $\log\det(A + \mathrm{diag}(\delta))$ of a positive definite matrix.
+
+    By stochastic Lanczos quadrature of $\mathrm{tr} \log$. The standard error is that of the
+    probes; the error of the quadrature falls exponentially with `num_steps`, at a rate of the
+    inverse square root of the condition number.
+
+    Parameters
+    ----------
+    operator
+        Any self-adjoint operator, in memory or over a stream of batches.
+    damping
+        $\delta$ in any form of a prior precision: a scalar, a pytree prefix of the parameters, one
+        value for each of them.
+    key
+        For the probes, which are signs.
+    num_samples
+        The number K of probes, at least 2.
+    num_steps
+        The number M of Lanczos steps, of which no more than P are made: as many are exact.
+    progress
+        Show a bar over the blocks of probes.
+
+    Returns
+    -------
+    estimate
+        Value and standard error `()`. Cost: K M products in M passes over the data, by one
+        linearisation where memory allows; memory for as many vectors.
+
+    Raises
+    ------
+    ValueError
+        If the damped matrix is not positive definite (inside a transformation the value is NaN
+        then), if there are too few samples or steps, or `damping` has none of the forms.
+
+    References
+    ----------
+    Ubaru, Chen and Saad (2017), Fast estimation of tr(f(A)) via stochastic Lanczos quadrature.
+    """
+    damped = DampedOperator(operator, damping)
+    rule = _rule(damped, key, num_samples, num_steps, progress)
+    nodes = rule.nodes
+    if operator.is_positive_semidefinite:  # rounding may find nodes that cannot be
+        nodes = jnp.maximum(nodes, damped.damping_vector().min())
+    values = damped.shape[0] * jnp.sum(_times_log(rule.weights, nodes), axis=1)
+    if tree.is_concrete(values) and not jnp.isfinite(values).all():
+        raise ValueError(
+            f"Found a matrix with the Ritz value {float(nodes.min()):.3g}, expected a positive "
+            "definite one, whose determinant has a logarithm; raise `damping`."
+        )
+    return Estimate(values.mean(), _standard_error(values), rule.num_products)
+
+
+def spectral_density(
+    operator: SelfAdjointOperator,
+    *,
+    key: PRNGKeyArray,
+    num_samples: int = 8,
+    num_steps: int = 64,
+    grid: Float[ArrayLike, " G"] | None = None,
+    width: Float[ArrayLike, ""] | None = None,
+    progress: bool = False,
+) -> SpectralDensity:
+    r"""Estimate the density of eigenvalues, $\frac1P \sum_i \mathcal N(t; \lambda_i, \sigma^2)$.
+
+    Parameters
+    ----------
+    operator
+        Any self-adjoint operator, in memory or over a stream of batches.
+    key
+        For the probes, which are signs.
+    num_samples
+        The number K of probes, at least 2.
+    num_steps
+        The number M of Lanczos steps, of which no more than P are made. More resolve more of what
+        lies between the ends of the spectrum.
+    grid
+        Where to evaluate; by default 1,024 points over the whole spectrum.
+    width
+        $\sigma$, in the units of eigenvalues; by default a hundredth of the spectrum's range.
+    progress
+        Show a bar over the blocks of probes.
+
+    Returns
+    -------
+    density
+        In float32 or better. Cost: K M products in M passes over the data, by one linearisation
+        where memory allows; memory for as many vectors.
+
+    Raises
+    ------
+    ValueError
+        If there are too few samples or steps, or the width is not positive.
+
+    References
+    ----------
+    Lin, Saad and Yang (2016), Approximating spectral densities of large matrices. Ghorbani,
+    Krishnan and Xiao (2019), An investigation into neural net optimization via Hessian eigenvalue
+    density.
+    """
+    if width is not None and tree.is_concrete(width) and not width > 0:
+        raise ValueError(
+            f"Found width={width}, expected a positive number in the units of eigenvalues; raise "
+            "it, or leave it out."
+        )
+    rule = _rule(operator, key, num_samples, num_steps, progress)
+    low, high = rule.nodes.min(), rule.nodes.max()
+    if width is None:
+        size = jnp.maximum(jnp.abs(low), jnp.abs(high))
+        is_one_value = high - low <= _ONE_VALUE * jnp.finfo(low.dtype).eps * size
+        spread = jnp.where(is_one_value, jnp.where(size > 0, size, 1), high - low)
+        width = _RELATIVE_WIDTH * spread
+    width = jnp.asarray(width, low.dtype)
+    if grid is None:
+        grid = jnp.linspace(low - _MARGIN * width, high + _MARGIN * width, 1024)
+    grid = jnp.asarray(grid, low.dtype)
+    densities = _broaden(rule.nodes, rule.weights, grid, width)
+    return SpectralDensity(
+        grid=grid,
+        density=densities.mean(0),
+        standard_error=_standard_error(densities),
+        nodes=rule.nodes,
+        weights=rule.weights,
+        width=width,
+        num_products=rule.num_products,
+    )
+
+
+@pytree_dataclass(static=("num_products",))
+class _Rule:
+    """Nodes and weights of the quadratures of K probes; the weights of each add up to one."""
+
+    nodes: Float[Array, "K M"]
+    weights: Float[Array, "K M"]
+    num_products: int
+
+
+def _rule(operator, key, num_samples, num_steps, progress):
+    if num_steps < 1:
+        raise ValueError(
+            f"Found num_steps={num_steps}, expected 1 or more steps of Lanczos; raise it."
+        )
+    num_steps = min(num_steps, operator.shape[0])
+    nodes, weights = over_probes(
+        gauss_quadrature(num_steps),
+        linearized(operator),
+        key=key,
+        num_samples=num_samples,
+        probes="signs",
+        num_steps=num_steps,
+        progress=progress,
+    )
+    return _Rule(nodes, weights, num_samples * num_steps)
+
+
+@cache
+def gauss_quadrature(num_steps: int) -> Integrand:
+    """Return what makes the Gauss quadrature of a probe (Golub and Welsch, 1969)."""
+    # Not `tridiag_sym`, which returns the mean of both sides of the diagonal: only the lower one
+    # tells where the recurrence breaks down.
+    lanczos = matfree.decomp.hessenberg(num_steps, reortho="full")
+
+    def quadrature(mv, probe):
+        matrix = lanczos(mv, probe).J_small
+        diagonal, beside = jnp.diag(matrix), jnp.diag(matrix, -1)
+        # Where the Krylov space is exhausted, what follows is noise or NaN: it is cut off, and the
+        # vacant entries get a value from within the spectrum, to which no weight goes.
+        rounding = 10 * jnp.sqrt(probe.size) * jnp.finfo(probe.dtype).eps
+        size = jnp.nanmax(jnp.abs(diagonal))
+        alive = jnp.cumprod(jnp.abs(beside) > rounding * size).astype(bool)
+        beside = jnp.where(alive, beside, 0)
+        diagonal = diagonal.at[1:].set(jnp.where(alive, diagonal[1:], diagonal[0]))
+        matrix = jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
+        nodes, vectors = jnp.linalg.eigh(matrix)
+        return nodes, jnp.square(vectors[0])
+
+    return quadrature
+
+
+@jax.jit
+def _times_log(weights, nodes):
+    """Return `weights * log(nodes)`, zero where the weight is."""
+    return jnp.where(weights > 0, weights * jnp.log(jnp.where(weights > 0, nodes, 1)), 0)
+
+
+@jax.jit
+def _broaden(nodes, weights, grid, width):
+    """Return the mixture of Gaussians that each probe sees, `(K, G)`, probe by probe."""
+
+    def of_probe(rule):
+        heights = jax.scipy.stats.norm.pdf(grid[:, None], rule[0], width)
+        with jax.default_matmul_precision("highest"):
+            return heights @ rule[1]
+
+    return jax.lax.map(of_probe, (nodes, weights))
+
+
+def _standard_error(values: Float[Array, "K *shape"]) -> Float[Array, "*shape"]:
+    return values.std(0, ddof=1) / jnp.sqrt(len(values))

@@ -1,0 +1,232 @@
+"""Heads: which layers are found to be one, and agreement with the road of any other layer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import twins
+
+from laplace_kit import curv
+from laplace_kit.curv.capture.blocks import FactoredRows, HeadRows
+from laplace_kit.curv.capture.capture import capture, jacobian
+from laplace_kit.curv.capture.heads import find_head, sole_head
+from laplace_kit.curv.capture.layers import find_layers
+from laplace_kit.curv.kronecker import second_moments
+from laplace_kit.curv.objective import restrict
+from laplace_kit.likelihood import FromLoss, Gaussian
+
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(5, 2, 3)).astype("float32"))
+PARAMS = {
+    "kernel": jnp.asarray(RNG.normal(size=(3, 4)).astype("float32")),
+    "bias": jnp.asarray(RNG.normal(size=4).astype("float32")),
+}
+TEMPERATURES = jnp.asarray([[0.5, -2.0], [4.0, 3.0]], "float32")
+
+
+def dense(params, x):
+    return jnp.tanh(x[:, 0]) @ params["kernel"] + params["bias"]
+
+
+def rearranged(params, x):
+    """Moves, signs and factors: of Python, of arrays, and from the frozen parameters."""
+    z = (-dense(params, x)).reshape(-1, 2, 2).transpose(0, 2, 1)[:, ::-1]
+    return 3.0 - (1.5 * z / TEMPERATURES.astype(z.dtype) + x.sum(axis=(1, 2))[:, None, None]) / 7
+
+
+def sequence(params, x):
+    return (jnp.tanh(x) @ params["kernel"] + params["bias"]).transpose(0, 2, 1)
+
+
+def convolution(params, x):
+    kernel = params["kernel"].reshape(1, 3, 4)
+    numbers = ("NWC", "WIO", "NWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1,), "VALID", dimension_numbers=numbers) * 2
+
+
+HEADS = {"dense": dense, "rearranged": rearranged, "sequence": sequence, "conv": convolution}
+
+
+def generic(model_fn):
+    """Return the same function, so written that no layer is a head."""
+
+    def same(params, x):
+        f = model_fn(params, x)
+        return f + 0 * jnp.sin(f)
+
+    return same
+
+
+def in_double():
+    return jax.tree.map(lambda leaf: leaf.astype("float64"), (PARAMS, X))
+
+
+def objective_of(model_fn, params, subset=None):
+    return restrict(model_fn, params, Gaussian(), subset)[0]
+
+
+def head_of(model_fn, x=X, params=PARAMS):
+    found = find_layers(objective_of(model_fn, params), x)
+    product = next(layer.product for layer in found.layers if layer.product is not None)
+    return find_head(found.program, product)
+
+
+# --- which layers are heads ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_moves_added_terms_and_constant_factors_leave_a_head(name):
+    head = head_of(HEADS[name])
+    assert head.num_positions == (1 if name in ("dense", "rearranged") else 2)
+    assert head_of(generic(HEADS[name])) is None
+
+
+NO_HEADS = {
+    "activation": lambda p, x: jnp.tanh(dense(p, x)),
+    "factor_of_the_input": lambda p, x: dense(p, x) * x[:, 0, :1],
+    "factor_of_parameters": lambda p, x: dense(p, x) * p["bias"].sum(),
+    "denominator": lambda p, x: 1 / dense(p, x),
+    "used_twice": lambda p, x: (lambda z: z + z[:, ::-1])(dense(p, x)),
+    "squared": lambda p, x: jnp.square(dense(p, x)),
+    "summed": lambda p, x: dense(p, x).sum(axis=1),
+    "repeated": lambda p, x: jnp.broadcast_to(dense(p, x)[:, None], (len(x), 2, 4)),
+    "cut": lambda p, x: dense(p, x)[:, :3],
+    "second_layer": lambda p, x: dense(p, x) @ jnp.ones((4, 2)),
+    "several_groups": lambda p, x: jnp.einsum(
+        "ngi,gio->ngo", x[:, 0, :, None], p["kernel"].reshape(3, 1, 4)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_HEADS)
+def test_anything_else_does_not(name):
+    assert head_of(NO_HEADS[name]) is None
+
+
+def test_a_head_is_sole_where_nothing_else_is_free_and_it_has_one_position():
+    def network(params, x):
+        return dense(params["out"], jnp.tanh(x @ params["first"]))
+
+    params = {"first": jnp.eye(3), "out": PARAMS}
+    whole = find_layers(objective_of(network, params), X)
+    last = find_layers(objective_of(network, params, lambda path: "out" in path), X)
+    assert [find_head(whole.program, layer.product) is None for layer in whole.layers] == [
+        True,
+        False,
+    ]
+    assert sole_head(whole) is None
+    assert sole_head(last) is not None
+    assert sole_head(find_layers(objective_of(sequence, PARAMS), X)) is None
+
+
+# --- rows ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_rows_of_outputs_are_the_jacobian(name, x64):
+    params, x = in_double()
+    if name == "conv":
+        params = {"kernel": params["kernel"]}
+    objective = objective_of(HEADS[name], params)
+    columns = jnp.asarray([3, 0, 2, 100])  # the last one is no output
+
+    @jax.jit
+    def found(objective, x, columns):
+        captured = capture(objective, x)
+        (block,) = captured.pull_outputs(columns).blocks
+        assert isinstance(block, HeadRows)
+        return captured.pull_outputs(columns).to_dense(), jacobian(objective, x)[1].to_dense()
+
+    rows, jac = found(objective, x, columns)
+    twins.assert_close(rows[:, :3], jac[:, columns[:3]])
+    assert not rows[:, 3].any()
+
+
+def test_layers_before_the_head_have_rows_as_ever(x64):
+    params, x = in_double()
+
+    def network(params, x):
+        return rearranged(params["out"], jnp.tanh(x @ params["first"]))
+
+    objective = objective_of(
+        network, {"first": jnp.asarray(RNG.normal(size=(3, 3))), "out": params}
+    )
+
+    @jax.jit
+    def found(objective, x):
+        rows = capture(objective, x).pull_outputs(jnp.arange(4))
+        assert [type(block) for block in rows.blocks] == [FactoredRows, HeadRows]
+        return rows.to_dense(), jacobian(objective, x)[1].to_dense()
+
+    twins.assert_close(*found(objective, x))
+
+
+# --- sums over the data -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "likelihood"), [("dense", "categorical"), ("rearranged", "poisson")]
+)
+def test_sums_over_rows_are_those_of_any_layer(name, likelihood, x64):
+    params, x = in_double()
+    event = HEADS[name](params, x).shape[1:]
+    labels = event[:-1] if likelihood == "categorical" else event
+    y = jnp.asarray(np.random.default_rng(1).integers(0, 2, (5, *labels)))
+    left, right = (np.linalg.qr(RNG.normal(size=(n, n)))[0][None] for n in (4, 4))
+    bases = ((jnp.asarray(left), jnp.asarray(right)),)
+    results = []
+    for model_fn in (HEADS[name], generic(HEADS[name])):
+        operator = curv.GGNOperator(model_fn, params, (x, y), likelihood, batch_size=2, scale=1.3)
+        assert operator.has_closed_head == (model_fn is HEADS[name])
+        factors = curv.kronecker_factors(operator)
+        results.append((operator.diagonal(), factors, second_moments(operator, bases)))
+    for found, expected in zip(*map(jax.tree.leaves, results), strict=True):
+        twins.assert_close(found, expected)
+
+
+def test_many_columns_come_some_at_a_time(x64):
+    _, x = in_double()
+    params = {"kernel": jnp.asarray(RNG.normal(size=(3, 21))), "bias": jnp.zeros(21)}
+    y = jnp.arange(5)
+    operators = [
+        curv.GGNOperator(model_fn, params, (x, y), "categorical")
+        for model_fn in (dense, generic(dense))
+    ]
+    (found,), (expected,) = map(curv.kronecker_factors, operators)
+    twins.assert_close(found.gradients, expected.gradients)
+
+
+def test_fewer_columns_than_outputs_go_the_other_road(x64):
+    params, x = in_double()
+    data = (x, jnp.asarray([0, 1, 2, 3, 0]))
+    assert not curv.EmpiricalFisherOperator(dense, params, data, "categorical").has_closed_head
+
+
+def test_a_loss_without_a_root_is_not_a_number(x64):
+    params, x = in_double()
+
+    def concave(f, y):
+        return -jnp.sum((f - y) ** 2)
+
+    operator = curv.GGNOperator(dense, params, (x, jnp.zeros((5, 4))), FromLoss(concave))
+    assert operator.has_closed_head
+    assert np.isnan(operator.diagonal()).all()
+
+
+def test_a_head_holds_no_gradients_of_examples(x64):
+    """Of 300 outputs on 20 features, gradients of 50 examples would be 4,500,000 numbers."""
+    num, out = 50, 300
+
+    params = {"kernel": jnp.zeros((3, out)), "bias": jnp.zeros(out)}
+    objective = objective_of(dense, params)
+
+    def squares(objective, x, scale, basis):
+        rows = capture(objective, x).pull_outputs(jnp.arange(out)).blocks[0]
+        turned = rows.rotate(None, basis)
+        return rows.squares(scale), turned.squares(scale), turned.squares_along(scale, scale[:, 0])
+
+    shapes = ((num, 2, 3), (1, 4, out), (1, out, out))
+    arguments = (jax.ShapeDtypeStruct(shape, jnp.float64) for shape in shapes)
+    program = jax.make_jaxpr(squares)(objective, *arguments)
+    sizes = [variable.aval.size for step in program.eqns for variable in step.outvars]
+    assert max(sizes) <= out**2
