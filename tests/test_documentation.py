@@ -62,6 +62,14 @@ def test_page_of_layer_capture_holds_the_tables_that_the_code_makes():
     assert page == renewed(page), "run `python docs/tables.py`"
 
 
+def test_page_of_curvature_shows_the_pictures_that_its_script_draws():
+    page = (ROOT / "docs" / "curvature.md").read_text()
+    drawn = runpy.run_path(str(ROOT / "docs" / "curvature_pictures.py"))["PICTURES"]
+    shown = re.findall(r"\(images/(curvature_\w+\.png)\)", page)
+    assert shown == [f"curvature_{draw.__name__}.png" for draw in drawn]
+    assert set(shown) == {path.name for path in (ROOT / "docs" / "images").glob("curvature_*")}
+
+
 def test_architecture_names_every_file_once():
     page = (ROOT / "docs" / "architecture.md").read_text()
     named = re.findall(r"^\| `([\w/]+\.py)` \|", page, flags=re.MULTILINE)
