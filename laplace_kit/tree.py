@@ -108,10 +108,11 @@ def dtype(tree: PyTree) -> jnp.dtype:
 @partial(jax.jit, static_argnames="num_leading", inline=True)
 def ravel(tree: PyTree, *, num_leading: int = 0) -> Float[Array, "*batch P"]:
     """Concatenate all leaves, after `num_leading` axes in common, to vectors of a common dtype."""
-    common = dtype(tree)
+    common, leaves = dtype(tree), jax.tree.leaves(tree)
+    shapes = [jnp.shape(leaf) for leaf in leaves]
     flat = [
-        jnp.reshape(leaf, (*jnp.shape(leaf)[:num_leading], -1)).astype(common)
-        for leaf in jax.tree.leaves(tree)
+        jnp.reshape(leaf, (*s[:num_leading], math.prod(s[num_leading:]))).astype(common)
+        for leaf, s in zip(leaves, shapes, strict=True)
     ]
     return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=-1)
 

@@ -95,6 +95,12 @@ def test_leading_axes_stay():
     assert_trees_equal(tree.unravel(flat, like), stacked)
 
 
+def test_no_vectors_stay_none():
+    like = floating()
+    none = tree.ravel(jax.tree.map(lambda leaf: leaf[None][:0], like), num_leading=1)
+    assert none.shape == (0, tree.size(like))
+
+
 def test_mixed_precision_travels_as_the_common_dtype():
     like = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.full(3, 2.0, jnp.float32)}
     assert tree.dtype(like) == jnp.float32

@@ -22,6 +22,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.scipy import stats
 
+from laplace_kit import curv
 from laplace_kit.likelihood import (
     Bernoulli,
     Categorical,
@@ -169,6 +170,9 @@ def problem(name: str, dtype: str = "float32") -> Problem:
 
 NAMES = ("mlp", "convnet", "two_inputs", "several_axes", "with_integers", "bare")
 
+# Every operator is to equal its definition on these: an MLP, a convnet, dict inputs, several axes.
+MAIN = NAMES[:4]
+
 # Every model in float64; in float32 the two whose sums are the longest.
 CASES = [*((name, "float64") for name in NAMES), ("mlp", "float32"), ("convnet", "float32")]
 
@@ -242,6 +246,29 @@ def dense(definition: Callable, name: str) -> np.ndarray:
     """Return one of the matrices above for the problem `name`, computed in float64."""
     with precision("float64"):
         return np.asarray(jax.jit(lambda: definition(problem(name, "float64")))())
+
+
+# --- operators ------------------------------------------------------------------------------------
+
+_DEFINITIONS = {"ggn": ggn, "hessian": hessian, "empirical_fisher": empirical_fisher}
+
+
+def operators(problem: Problem, **options) -> dict[str, curv.SelfAdjointOperator]:
+    """Return the four curvature operators of a problem by name."""
+    return {
+        "ggn": curv.GGNOperator(*problem.args, **options),
+        "hessian": curv.HessianOperator(*problem.args, **options),
+        "empirical_fisher": curv.EmpiricalFisherOperator(*problem.args, **options),
+        "mc_fisher": curv.MonteCarloFisherOperator(
+            *problem.args, key=jax.random.key(0), num_samples=2, **options
+        ),
+    }
+
+
+def matrices(operators: dict, name: str) -> dict[str, np.ndarray]:
+    """Return the dense matrices that they claim to be; the labels drawn are the operator's own."""
+    defined = {kind: dense(definition, name) for kind, definition in _DEFINITIONS.items()}
+    return defined | {"mc_fisher": np.asarray(operators["mc_fisher"].to_dense())}
 
 
 # --- comparisons ----------------------------------------------------------------------------------

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num, PyTree
 
 from laplace_kit import tree
+from laplace_kit.curv.linearized import linearized
 from laplace_kit.curv.objective import chunk_loss
 from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind, by_unit_vectors
 from laplace_kit.curv.vector import read_vectors
 from laplace_kit.data import DataLike
-from laplace_kit.likelihood import Likelihood
+from laplace_kit.likelihood import LikelihoodLike
 from laplace_kit.tree import pytree_dataclass
 
 # Steps between one half and 1/4374 of the parameters' size: both kinds of directions are served.
@@ -178,7 +179,7 @@ class FiniteDifferenceHessianOperator(CurvatureOperator):
     model_fn: Callable
     params: PyTree
     data: DataLike
-    likelihood: Likelihood | str
+    likelihood: LikelihoodLike
     batch_size: int | None = dataclasses.field(default=None, kw_only=True)
     scale: Num[ArrayLike, ""] = dataclasses.field(default=1.0, kw_only=True)
     memory_limit: int | None = dataclasses.field(default=None, kw_only=True)
@@ -203,3 +204,9 @@ class FiniteDifferenceHessianOperator(CurvatureOperator):
         """Return the matrix, `(P, P)`, symmetrised, from products with unit vectors in blocks."""
         matrix = by_unit_vectors(self, lambda units, products: products)
         return 0.5 * (matrix + matrix.T)
+
+
+@linearized.register
+def _of_differences(operator: FiniteDifferenceHessianOperator) -> FiniteDifferenceHessianOperator:
+    # Steps depend on the vector, so a product is no linear map whose residuals could be kept.
+    return operator

@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Num, PRNGKeyArray, PyTree
 from laplace_kit.curv.ggn import GaussNewtonOperator
 from laplace_kit.curv.operator import STATIC, bind
 from laplace_kit.data import DataLike, as_data
-from laplace_kit.likelihood import Likelihood
+from laplace_kit.likelihood import LikelihoodLike
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -47,7 +47,7 @@ class EmpiricalFisherOperator(GaussNewtonOperator):
     model_fn: Callable
     params: PyTree
     data: DataLike
-    likelihood: Likelihood | str
+    likelihood: LikelihoodLike
     batch_size: int | None = dataclasses.field(default=None, kw_only=True)
     scale: Num[ArrayLike, ""] = dataclasses.field(default=1.0, kw_only=True)
     memory_limit: int | None = dataclasses.field(default=None, kw_only=True)
@@ -101,7 +101,7 @@ class MonteCarloFisherOperator(GaussNewtonOperator):
     model_fn: Callable
     params: PyTree
     data: DataLike
-    likelihood: Likelihood | str
+    likelihood: LikelihoodLike
     key: PRNGKeyArray = dataclasses.field(kw_only=True)
     num_samples: int = dataclasses.field(default=1, kw_only=True)
     batch_size: int | None = dataclasses.field(default=None, kw_only=True)

@@ -33,7 +33,7 @@ from laplace_kit.curv.linear import known_nonnegative
 from laplace_kit.curv.objective import per_example
 from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind
 from laplace_kit.data import Chunk, DataLike, as_data, batch_spec
-from laplace_kit.likelihood import FromLoss, Likelihood
+from laplace_kit.likelihood import FromLoss, LikelihoodLike
 from laplace_kit.tree import pytree_dataclass
 
 # Columns of a head to multiply at a time: with many examples each, their sums stay in the caches.
@@ -311,7 +311,7 @@ class GGNOperator(GaussNewtonOperator):
     data
         `(x, y)` in memory or a re-iterable of such pairs.
     likelihood
-        A likelihood object or its name.
+        A likelihood object, its name, or a loss `(f, y)` of one example.
     batch_size
         The number of examples held at a time, at most; `None` chooses from the memory limit.
     scale
@@ -333,7 +333,7 @@ class GGNOperator(GaussNewtonOperator):
     model_fn: Callable
     params: PyTree
     data: DataLike
-    likelihood: Likelihood | str
+    likelihood: LikelihoodLike
     batch_size: int | None = dataclasses.field(default=None, kw_only=True)
     scale: Num[ArrayLike, ""] = dataclasses.field(default=1.0, kw_only=True)
     memory_limit: int | None = dataclasses.field(default=None, kw_only=True)

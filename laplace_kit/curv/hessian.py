@@ -11,7 +11,7 @@ from laplace_kit.curv.objective import chunk_loss
 from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind, by_unit_vectors
 from laplace_kit.curv.vector import read_vectors
 from laplace_kit.data import DataLike, as_data
-from laplace_kit.likelihood import Likelihood
+from laplace_kit.likelihood import LikelihoodLike
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -64,7 +64,7 @@ class HessianOperator(CurvatureOperator):
     model_fn: Callable
     params: PyTree
     data: DataLike
-    likelihood: Likelihood | str
+    likelihood: LikelihoodLike
     batch_size: int | None = dataclasses.field(default=None, kw_only=True)
     scale: Num[ArrayLike, ""] = dataclasses.field(default=1.0, kw_only=True)
     memory_limit: int | None = dataclasses.field(default=None, kw_only=True)

@@ -248,7 +248,7 @@ def _in_memory(x: PyTree) -> PyTree:
 
 @partial(jax.jit, static_argnames="several")
 def _push(operator: JacobianOperator, v: PyTree, several: bool) -> Array:
-    objective, num_params = operator.objective, operator.shape[1]
+    objective, (num_rows, num_params) = operator.objective, operator.shape
     first = next(iter(jax.tree.leaves(v)), 0.0)
     leading = (jnp.shape(first)[:1] or (0,)) if several else ()
     vs, _ = read_vectors(v, operator.params, objective.params, leading)
@@ -258,7 +258,7 @@ def _push(operator: JacobianOperator, v: PyTree, several: bool) -> Array:
     products = map_over(_push_chunk, (objective, vs), operator.x, _batch_size(operator, num))
     products = jnp.moveaxis(products, 1, 0)
     is_flat = isinstance(v, jax.Array) and v.shape == (*leading, num_params)
-    products = products.reshape(num, -1) if is_flat else products
+    products = products.reshape(num, num_rows) if is_flat else products
     return products if several else products[0]
 
 

@@ -13,7 +13,7 @@ from laplace_kit.curv.objective import Objective, chunk_loss, restrict
 from laplace_kit.curv.operator import check_outputs
 from laplace_kit.curv.vector import read_vectors
 from laplace_kit.data import Chunk, DataLike, as_data, batch_spec, check_batch_size, sum_over
-from laplace_kit.likelihood import Gaussian, Likelihood, as_likelihood
+from laplace_kit.likelihood import Gaussian, LikelihoodLike, as_likelihood
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -33,7 +33,7 @@ def loss_along(
     model_fn: Callable,
     params: PyTree,
     data: DataLike,
-    likelihood: Likelihood | str,
+    likelihood: LikelihoodLike,
     directions: PyTree,
     coordinates: Float[ArrayLike, " G"] | Sequence[Float[ArrayLike, " _"]],
     *,
@@ -51,7 +51,7 @@ def loss_along(
     data
         `(x, y)` in memory, or a re-iterable of such pairs.
     likelihood
-        A likelihood object or its name.
+        A likelihood object, its name, or a loss `(f, y)` of one example.
     directions
         K of them, usually one or two: `(K, P)` flat, or a pytree like `params` whose leaves have a
         leading axis K. `random_directions`, or the leading eigenvectors of an operator, such as
@@ -83,7 +83,7 @@ def loss_along(
     objective, _ = restrict(model_fn, params, as_likelihood(likelihood))
     x, y = batch_spec(data)
     check_outputs(objective, x, y)
-    num = next((jnp.shape(leaf)[0] for leaf in jax.tree.leaves(directions) if jnp.ndim(leaf)), 0)
+    num = _num_directions(directions, tree.size(objective.params))
     vectors, _ = read_vectors(directions, params, objective.params, (num,))
     axes = _read_coordinates(coordinates, num, tree.dtype(objective.params))
     points = jnp.stack([t.ravel() for t in jnp.meshgrid(*axes, indexing="ij")], axis=1)
@@ -107,6 +107,18 @@ def _losses_at(
         return chunk_loss(objective, tree.unravel(moved, objective.params), chunk)
 
     return jax.lax.map(at, points)
+
+
+def _num_directions(directions: PyTree, num_params: int) -> int:
+    first = next(iter(jax.tree.leaves(directions)), 0.0)
+    num = jnp.shape(first)[0] if jnp.ndim(first) else 0
+    is_vector = getattr(directions, "shape", None) == (num_params,) and num_params > 1
+    if num == 0 or is_vector:
+        raise ValueError(
+            f"Found directions of the shapes {[*map(jnp.shape, jax.tree.leaves(directions))]}, "
+            "expected at least one, along a leading axis; a single one is v[None]."
+        )
+    return num
 
 
 def _read_coordinates(coordinates, num: int, dtype: jnp.dtype) -> tuple[Array, ...]:

@@ -254,13 +254,12 @@ def _products(blocks: BlockDiagonalOperator, vs: PyTree, leading: tuple[int, ...
 def _by_matmat(operator: SelfAdjointOperator, groups: tuple[int, ...], vs: PyTree) -> PyTree:
     """Multiply each vector's restrictions to the blocks, all in one pass over the data."""
     leaves, structure = jax.tree.flatten(vs)
-    num_blocks, num = max(groups) + 1, len(leaves[0])
     spread = [
-        jnp.zeros((num_blocks, *leaf.shape), leaf.dtype).at[group].set(leaf)
+        jnp.zeros((max(groups) + 1, *leaf.shape), leaf.dtype).at[group].set(leaf)
         for leaf, group in zip(leaves, groups, strict=True)
     ]
     flat = tree.ravel(spread, num_leading=2)
-    products = operator.matmat(flat.reshape(num_blocks * num, -1)).reshape(flat.shape)
+    products = operator.matmat(flat.reshape(-1, flat.shape[-1])).reshape(flat.shape)
     like = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in leaves]
     of_leaf = tree.unravel(products, like)
     kept = [product[group] for product, group in zip(of_leaf, groups, strict=True)]

@@ -14,14 +14,14 @@ from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.curv.operator import check_outputs
 from laplace_kit.data import InMemory, as_data, batch_spec, check_batch_size, map_over
-from laplace_kit.likelihood import Likelihood, as_likelihood
+from laplace_kit.likelihood import LikelihoodLike, as_likelihood
 
 
 def per_example_gradients(
     model_fn: Callable,
     params: PyTree,
     data: Any,
-    likelihood: Likelihood | str,
+    likelihood: LikelihoodLike,
     *,
     batch_size: int | None = None,
     memory_limit: int | None = None,
@@ -37,7 +37,7 @@ def per_example_gradients(
     data
         `(x, y)` in memory, or a re-iterable of such pairs.
     likelihood
-        A likelihood object or its name.
+        A likelihood object, its name, or a loss `(f, y)` of one example.
     batch_size
         The number of examples held at a time; `None` chooses from the memory limit.
     memory_limit
@@ -63,7 +63,7 @@ def per_example_gradient_norms(
     model_fn: Callable,
     params: PyTree,
     data: Any,
-    likelihood: Likelihood | str,
+    likelihood: LikelihoodLike,
     *,
     batch_size: int | None = None,
     memory_limit: int | None = None,
@@ -101,7 +101,7 @@ def _map(
     model_fn: Callable,
     params: PyTree,
     data: Any,
-    likelihood: Likelihood | str,
+    likelihood: LikelihoodLike,
     batch_size: int | None,
     memory_limit: int | None,
 ) -> tuple[Objective, list[Array]]:

@@ -13,7 +13,6 @@ from laplace_kit import memory
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.linearized import linearized
 from laplace_kit.curv.matrix_free.host import on_host, product
-from laplace_kit.curv.operator import CurvatureOperator
 from laplace_kit.curv.partition import Groups, block_diagonal
 from laplace_kit.tree import pytree_dataclass
 
@@ -72,12 +71,13 @@ def _text(value: str | int | float) -> str:
 
 
 def layer_statistics(
-    operator: CurvatureOperator,
+    operator: SelfAdjointOperator,
     *,
     key: PRNGKeyArray,
     by: Literal["leaf", "layer"] | Groups = "layer",
     diagonal: Float[ArrayLike, " P"] | None = None,
     num_steps: int = 20,
+    memory_limit: int | None = None,
 ) -> LayerStatistics:
     r"""Return trace, mean diagonal and largest eigenvalue of each layer's block of a curvature.
 
@@ -89,7 +89,7 @@ def layer_statistics(
     Parameters
     ----------
     operator
-        Any curvature operator, in memory or over a stream.
+        A curvature operator, or what is composed of them; in memory or over a stream.
     key
         For the start vectors.
     by
@@ -100,6 +100,8 @@ def layer_statistics(
         `operator.diagonal()`, which is exact, and costs P products for a Hessian.
     num_steps
         Products spent on each eigenvalue.
+    memory_limit
+        In bytes, for the vectors of Lanczos; `None` for a share of the device's memory.
 
     Returns
     -------
@@ -136,7 +138,7 @@ def layer_statistics(
     block_of = jnp.asarray(block_of)
     num_steps = min(num_steps, max(sizes))
     krylov_bytes = 2 * num_steps * num * operator.dtype.itemsize
-    at_once = min(len(sizes), memory.chunk_size(krylov_bytes, operator.memory_limit))
+    at_once = min(len(sizes), memory.chunk_size(krylov_bytes, memory_limit))
     values, residuals = on_host(
         _largest_eigenvalues, linearized(operator), block_of, key, len(sizes), num_steps, at_once
     )

@@ -12,4 +12,5 @@ from laplace_kit.likelihood.loss import FromLoss as FromLoss
 from laplace_kit.likelihood.masked import Masked as Masked
 from laplace_kit.likelihood.masked import unmasked as unmasked
 from laplace_kit.likelihood.multivariate import MultivariateGaussian as MultivariateGaussian
+from laplace_kit.likelihood.names import LikelihoodLike as LikelihoodLike
 from laplace_kit.likelihood.names import as_likelihood as as_likelihood

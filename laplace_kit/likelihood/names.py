@@ -1,10 +1,15 @@
-"""Likelihoods by name."""
+"""Likelihoods by name, or from a loss."""
+
+from collections.abc import Callable
 
 from laplace_kit.errors import check_option
 from laplace_kit.likelihood.base import Likelihood
 from laplace_kit.likelihood.classification import Bernoulli, Categorical
 from laplace_kit.likelihood.counts import Poisson
 from laplace_kit.likelihood.gaussian import Gaussian, HeteroscedasticGaussian
+from laplace_kit.likelihood.loss import FromLoss
+
+LikelihoodLike = Likelihood | str | Callable  # what `as_likelihood` reads
 
 _BY_NAME = {
     "gaussian": Gaussian,
@@ -16,21 +21,26 @@ _BY_NAME = {
 
 
 def as_likelihood(likelihood: object) -> Likelihood:
-    """Return the likelihood object for a name such as `"categorical"`, or the object itself.
+    """Return the likelihood object for a name such as `"categorical"`, or for a loss `(f, y)`.
+
+    A likelihood object is returned as it is; a function is a loss of one example, `FromLoss(loss)`.
 
     Raises
     ------
     ValueError
         If the name is unknown (the nearest known one is named).
     TypeError
-        If it is neither a name nor a `Likelihood`.
+        If it is none of these, or a function of other arguments.
     """
     if isinstance(likelihood, str):
         return _BY_NAME[check_option("likelihood", likelihood, _BY_NAME)]()
     if isinstance(likelihood, Likelihood):
         return likelihood
+    if callable(likelihood) and not isinstance(likelihood, type):
+        return FromLoss(likelihood)
+    is_class = isinstance(likelihood, type)
+    found = f"class {likelihood.__name__}" if is_class else f"object {likelihood!r}"
     raise TypeError(
-        f"Found likelihood of type {type(likelihood).__name__}, expected an object such as "
-        f"lk.Categorical() or one of {', '.join(map(repr, _BY_NAME))}; wrap a loss function as "
-        "lk.FromLoss(loss)."
+        f"Found as likelihood the {found}, expected an object such as lk.Categorical(), one of "
+        f"{', '.join(map(repr, _BY_NAME))}, or a loss (f, y) of one example."
     )

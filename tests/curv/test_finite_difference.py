@@ -12,6 +12,7 @@ from laplace_kit.curv.finite_difference import (
     finite_difference_hvp_with_error,
 )
 from laplace_kit.curv.hessian import hvp
+from laplace_kit.curv.linearized import linearized
 
 difference = jax.jit(finite_difference_hvp, static_argnums=0)
 with_error = jax.jit(finite_difference_hvp_with_error, static_argnums=0)
@@ -196,3 +197,4 @@ def test_operator_is_the_hessian_over_chunks_and_streams(x64):
     )
     v = problem.vectors(1)[0]
     twins.assert_close(stream @ v, matrix @ v, rtol=1e-9)
+    assert linearized(operator) is operator  # its steps go with the vector

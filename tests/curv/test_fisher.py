@@ -54,7 +54,7 @@ def test_empirical_fisher_in_chunks(x64):
 # --- Monte Carlo ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["several_axes", "bare"])
+@pytest.mark.parametrize("name", [*twins.MAIN, "bare"])
 def test_sampled_fisher_is_the_dense_matrix_of_its_labels(name, x64):
     problem = twins.problem(name, "float64")
     operator = monte_carlo(problem, num_samples=2)

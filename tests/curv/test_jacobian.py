@@ -29,7 +29,7 @@ def forms(operator, vs, us):
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [*((name, "float64") for name in twins.NAMES), ("mlp", "float32"), ("convnet", "float32")],
+    [*((name, "float64") for name in twins.NAMES), *((name, "float32") for name in twins.MAIN)],
 )
 def test_operator_is_the_dense_matrix(name, dtype):
     with twins.precision(dtype):
@@ -73,6 +73,12 @@ def test_columns_by_the_matrix_product(x64):
     columns, rows = np.linspace(-1, 1, 62).reshape(31, 2), np.linspace(-1, 1, 63).reshape(21, 3)
     twins.assert_close(operator @ columns, matrix @ columns)
     twins.assert_close(operator.T @ rows, matrix.T @ rows)
+
+
+def test_no_vectors_have_no_products():
+    operator = of_problem(twins.problem("mlp"))
+    assert operator.matmat(np.ones((0, 31))).shape == (0, 21)
+    assert (operator.T @ np.ones((21, 0))).shape == (31, 0)
 
 
 def test_with_the_output_curvature_it_makes_the_ggn(x64):

@@ -73,6 +73,12 @@ def test_wrong_arguments_are_refused():
         loss_along(*problem.args, vectors, 0.5)
     with pytest.raises(ValueError, match=r"Found as vector an array of shape \(2, 30\)"):
         loss_along(*problem.args, vectors[:, 1:], S)
+    with pytest.raises(
+        ValueError, match=r"directions of the shapes \[\(31,\)\].* one is v\[None\]"
+    ):
+        loss_along(*problem.args, vectors[0], S)
+    with pytest.raises(ValueError, match=r"shapes \[\(0, 31\)\], expected at least one"):
+        loss_along(*problem.args, vectors[:0], S)
     with pytest.raises(ValueError, match="batch_size=0"):
         loss_along(*problem.args, vectors, S, batch_size=0)
 

@@ -166,5 +166,5 @@ def test_lineax_cannot_loop_over_a_stream():
 def test_without_lineax_the_remedy_is_named(monkeypatch):
     operator = ggn("float32")
     monkeypatch.setitem(sys.modules, "lineax", None)
-    with pytest.raises(ImportError, match=r"no lineax, expected .*pip install lineax"):
+    with pytest.raises(ImportError, match=r"no lineax, expected .*pip install .*lineax"):
         operator.to_lineax()

@@ -33,20 +33,29 @@ def multiply(operator, v):
     return operator.mv(v)
 
 
-@pytest.mark.parametrize(("name", "dtype"), twins.CASES)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, "float64") for name in (*twins.MAIN, "with_integers")), ("mlp", "float32")],
+)
 def test_products_equal_the_dense_definition(name, dtype):
     """With all examples in one chunk, and in chunks of which the last may not be full."""
-    cases = [(curv.GGNOperator, 2), (curv.EmpiricalFisherOperator, None), (curv.HessianOperator, 2)]
     with twins.precision(dtype):
         problem = twins.problem(name, dtype)
         vs = problem.vectors(3)
-        operators = [linearized(operator_of(kind, problem, batch_size=n)) for kind, n in cases]
-        assert all(isinstance(operator, LinearizedOperator) for operator in operators)
-        found = jax.jit(lambda ops, vs: [op.matmat(vs) for op in ops])(operators, vs)
-    for (kind, _), several in zip(cases, found, strict=True):
+        operators = twins.operators(problem)
+        for kind in ("ggn", "hessian"):
+            operators[kind] = replace(operators[kind], batch_size=2)
+
+        @jax.jit
+        def products(operators, vs):
+            linear = {kind: linearized(operator) for kind, operator in operators.items()}
+            assert all(isinstance(operator, LinearizedOperator) for operator in linear.values())
+            return {kind: operator.matmat(vs) for kind, operator in linear.items()}
+
+        found, matrices = products(operators, vs), twins.matrices(operators, name)
+    for kind, several in found.items():
         assert several.dtype == dtype
-        expected = np.asarray(vs) @ twins.dense(KINDS[kind], name)
-        twins.assert_close(several, expected, dtype=dtype)
+        twins.assert_close(several, np.asarray(vs) @ matrices[kind], dtype=dtype)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -137,6 +146,12 @@ def test_what_exceeds_the_memory_limit_is_not_kept():
         operator = operator_of(curv.GGNOperator, problem, memory_limit=limit, batch_size=size)
         assert isinstance(linearized(operator), LinearizedOperator) == is_kept
         assert is_kept or linearized(operator) is operator
+
+
+def test_no_vectors_have_no_products():
+    linear = linearized(operator_of(curv.GGNOperator, twins.problem("mlp")))
+    for operator in (linear, block_diagonal(linear, "layer") + 0.5):
+        assert operator.matmat(np.ones((0, 31))).shape == (0, 31)
 
 
 def test_many_vectors_go_in_blocks_that_fit():

@@ -8,6 +8,7 @@ import twins
 
 from laplace_kit import curv
 from laplace_kit.data import InMemory, as_data
+from laplace_kit.tree import paths
 
 KEY = jax.random.key(0)
 KINDS = {
@@ -372,3 +373,40 @@ def test_values_of_data_in_memory_are_looked_at(operator):
         operator(model_fn, params, (x, labels.clip(0, 2)), "categorical")
     with pytest.raises(ValueError, match=r"outputs of dtype int.*expected floating.*argmax"):
         operator(lambda p, x: jnp.argmax(x @ p["w"], axis=-1), params, (x, labels), "gaussian")
+
+
+# --- every operator on every main model -----------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", twins.MAIN)
+def test_all_operators_and_what_derives_from_them_in_single_precision(name):
+    """In float64 the files of blocks, submatrices and linearisations do the same, one by one."""
+    problem = twins.problem(name)
+    operators, vs = twins.operators(problem), problem.vectors(2)
+    last = paths(problem.params)[-1]
+    sizes = [leaf.size for leaf in jax.tree.leaves(problem.params)]
+    number = np.repeat(np.arange(len(sizes)), sizes)
+
+    @jax.jit
+    def forms(operators, vs):
+        return {
+            kind: (
+                op.matmat(vs),
+                curv.linearized(op).matmat(vs),
+                curv.block_diagonal(op, "leaf").matmat(vs),
+                curv.submatrix(op, lambda path: path == last).matmat(vs[:, -sizes[-1] :]),
+                op.diagonal(),
+                op.to_dense(),
+            )
+            for kind, op in operators.items()
+        }
+
+    found, matrices = forms(operators, vs), twins.matrices(operators, name)
+    for kind, matrix in matrices.items():
+        blocks = matrix * (number[:, None] == number)
+        corner = matrix[-sizes[-1] :, -sizes[-1] :]
+        part = vs[:, -sizes[-1] :] @ corner
+        expected = (vs @ matrix, vs @ matrix, vs @ blocks, part, np.diag(matrix), matrix)
+        for got, wanted in zip(found[kind], expected, strict=True):
+            twins.assert_close(got, wanted, dtype="float32")

@@ -7,7 +7,7 @@ import pytest
 import twins
 from exact import as_users_call
 
-from laplace_kit import curv
+from laplace_kit import curv, tree
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.linearized import linearized
 from laplace_kit.curv.partition import BlockDiagonalOperator, block_diagonal
@@ -28,38 +28,49 @@ def masked(matrix: np.ndarray, sizes) -> np.ndarray:
     return np.asarray(matrix) * (number[:, None] == number)
 
 
-@pytest.mark.parametrize(("by", "sizes"), [("leaf", LEAVES), ("layer", LAYERS)])
-def test_by_leaf_and_by_layer(by, sizes, x64):
-    operator = block_diagonal(small(scale=2.0), by)
-    assert operator.blocks == tuple(sizes)
-    expected = 2 * masked(twins.dense(twins.ggn, "mlp"), sizes.values())
-    twins.assert_is(operator, expected, "float64")
-    assert operator.is_positive_semidefinite
+@pytest.mark.parametrize("name", twins.MAIN)
+def test_every_kind_by_leaf_by_layer_and_by_name(name, x64):
+    problem = twins.problem(name, "float64")
+    first, *others = tree.paths(problem.params)
+    sizes = [leaf.size for leaf in jax.tree.leaves(problem.params)]
+    by = {
+        "leaf": ("leaf", sizes),
+        "layer": ("layer", LAYERS.values() if name == "mlp" else sizes),
+        "name": ({"first": first, "others": others}, (sizes[0], sum(sizes[1:]))),
+    }
+    operators, vs = twins.operators(problem), problem.vectors(2)
+    if name != "mlp":  # each layer is a leaf
+        del by["leaf"]
+        words = ("leaf", "layer")
+        assert len({block_diagonal(operators["ggn"], word).groups for word in words}) == 1
 
+    @jax.jit
+    def products(operators, vs):
+        return {
+            kind: {word: block_diagonal(op, groups).matmat(vs) for word, (groups, _) in by.items()}
+            for kind, op in operators.items()
+        }
 
-@pytest.mark.parametrize(
-    ("kind", "definition"),
-    [
-        (curv.HessianOperator, twins.hessian),
-        (curv.EmpiricalFisherOperator, twins.empirical_fisher),
-    ],
-)
-def test_other_kinds_in_chunks(kind, definition, x64):
-    operator = block_diagonal(small(kind, batch_size=3), "layer")
-    expected = masked(twins.dense(definition, "mlp"), LAYERS.values())
-    twins.assert_close(operator.matmat(jnp.eye(31)), expected)
-
-
-def test_sampled_labels_stay(x64):
-    operator = small(jax.tree_util.Partial(curv.MonteCarloFisherOperator, key=jax.random.key(0)))
-    expected = masked(operator.to_dense(), LAYERS.values())
-    twins.assert_close(block_diagonal(operator, "layer").matmat(jnp.eye(31)), expected)
+    found, matrices = products(operators, vs), twins.matrices(operators, name)
+    for kind, matrix in matrices.items():
+        for word, (_, sizes) in by.items():
+            twins.assert_close(found[kind][word], vs @ masked(matrix, sizes))
 
 
 def test_in_single_precision():
-    operator = block_diagonal(curv.GGNOperator(*twins.problem("mlp").args), "layer")
-    expected = masked(twins.dense(twins.ggn, "mlp"), LAYERS.values())
+    whole = curv.GGNOperator(*twins.problem("mlp").args, scale=2.0)
+    operator = block_diagonal(whole, "layer")
+    assert operator.blocks == tuple(LAYERS)
+    assert block_diagonal(whole, "leaf").blocks == tuple(LEAVES)
+    assert operator.is_positive_semidefinite
+    expected = 2 * masked(twins.dense(twins.ggn, "mlp"), LAYERS.values())
     twins.assert_is(operator, expected, "float32")
+
+
+def test_in_chunks(x64):
+    operator = block_diagonal(small(curv.HessianOperator, batch_size=3), "layer")
+    expected = masked(twins.dense(twins.hessian, "mlp"), LAYERS.values())
+    twins.assert_close(operator.matmat(jnp.eye(31)), expected)
 
 
 def test_named_groups_need_not_be_contiguous(x64):

@@ -46,6 +46,7 @@ def test_statistics_are_those_of_the_dense_blocks(operator, definition, x64):
     assert_describes(layer_statistics(op, key=KEY, by="leaf"), LEAVES, matrix)
 
 
+@pytest.mark.slow
 def test_over_a_stream_and_in_groups_by_name(x64):
     problem = twins.problem("mlp", "float64")
     data = twins.batches(problem.x, problem.y, 4, 3)
@@ -61,10 +62,16 @@ def test_single_precision():
     assert_describes(found, LAYERS, twins.dense(twins.ggn, "mlp"), rtol=1e-4)
 
 
+def test_of_what_is_composed(x64):
+    op = 2.0 * lk.curv.GGNOperator(*twins.problem("mlp", "float64").args) + 0.5
+    matrix = 2 * twins.dense(twins.ggn, "mlp") + 0.5 * np.eye(31)
+    assert_describes(layer_statistics(op, key=KEY), LAYERS, matrix)
+
+
 def test_few_steps_say_how_far_they_came(x64):
     problem = twins.problem("mlp", "float64")
-    op = lk.curv.GGNOperator(*problem.args, memory_limit=20_000)  # a block at a time
-    found = layer_statistics(op, key=KEY, num_steps=4)
+    op = lk.curv.GGNOperator(*problem.args)
+    found = layer_statistics(op, key=KEY, num_steps=4, memory_limit=1)  # a block at a time
     matrix = twins.dense(twins.ggn, "mlp")
     for rows, value, residual in zip(
         LAYERS.values(), found.largest_eigenvalue, found.residual, strict=True
@@ -167,7 +174,7 @@ def test_a_flax_module_and_a_loss_have_curvature_in_one_line(from_module):
     model, data = from_module(), (x, y)
 
     hessian = lk.curv.HessianOperator(*model, data, lk.FromLoss(squared_error))
-    ggn = lk.curv.GGNOperator(*model, data, lk.FromLoss(squared_error))
+    ggn = lk.curv.GGNOperator(*model, data, squared_error)
 
     flat, unravel = jax.flatten_util.ravel_pytree(model[1])
 

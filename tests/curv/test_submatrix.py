@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import twins
 
-from laplace_kit import curv
+from laplace_kit import curv, tree
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.linearized import LinearizedOperator, linearized
 from laplace_kit.curv.submatrix import submatrix
 
-MONTE_CARLO = jax.tree_util.Partial(curv.MonteCarloFisherOperator, key=jax.random.key(0))
 # The parameters of the small network in flat order: hidden bias and kernel, output bias and kernel.
 NUMBERS = np.asarray([20, 3, 17, 30, 0])
 
@@ -34,40 +33,53 @@ def by_element():
     }
 
 
-SUBSETS = {
-    "path": (lambda path: path.startswith("out"), np.arange(16, 31)),
-    "leaves": ({"hidden": True, "out": {"kernel": False, "bias": True}}, np.arange(19)),
-    "elements": (by_element(), np.asarray([4, 9, 14, 16, 17, 18])),
-    "numbers": (NUMBERS, NUMBERS),
-    "booleans": (np.isin(np.arange(31), NUMBERS), NUMBERS),
-}
+ELEMENTS = np.asarray([4, 9, 14, 16, 17, 18])  # the numbers of those entries
 
 
-@pytest.mark.parametrize("name", SUBSETS)
-def test_every_form_of_subset(name, x64):
-    subset, numbers = SUBSETS[name]
-    found = submatrix(small(curv.GGNOperator, scale=2.0), subset)
-    assert isinstance(found, curv.GGNOperator)
-    twins.assert_is(found, 2 * part(twins.dense(twins.ggn, "mlp"), numbers), "float64")
-
-
-@pytest.mark.parametrize(
-    ("kind", "definition"),
-    [
-        (curv.HessianOperator, twins.hessian),
-        (curv.EmpiricalFisherOperator, twins.empirical_fisher),
-    ],
-)
-def test_other_kinds_in_chunks(kind, definition, x64):
-    found = submatrix(small(kind, batch_size=3), by_element())
-    expected = part(twins.dense(definition, "mlp"), SUBSETS["elements"][1])
+def test_in_chunks(x64):
+    found = submatrix(small(curv.HessianOperator, batch_size=3), by_element())
+    expected = part(twins.dense(twins.hessian, "mlp"), ELEMENTS)
     twins.assert_close(found.matmat(jnp.eye(6)), expected)
 
 
-def test_sampled_labels_stay(x64):
-    operator = small(MONTE_CARLO, num_samples=2)
-    found = submatrix(operator, lambda path: path.startswith("out"))
-    twins.assert_close(found.to_dense(), part(operator.to_dense(), np.arange(16, 31)))
+@pytest.mark.parametrize("name", twins.MAIN)
+def test_every_kind_of_operator_in_whole_leaves_and_in_entries(name, x64):
+    """Every form of subset becomes a mask; of leaves that are partly free, more is asked."""
+    problem = twins.problem(name, "float64")
+    leaves, structure = jax.tree.flatten(problem.params)
+    num, last = sum(leaf.size for leaf in leaves), tree.paths(problem.params)[-1]
+    entries = np.arange(num) % 3 == 1
+    cuts = np.split(entries, np.cumsum([leaf.size for leaf in leaves])[:-1])
+    masks = [cut.reshape(leaf.shape) for cut, leaf in zip(cuts, leaves, strict=True)]
+    is_first = [True] + [False] * (len(leaves) - 1)
+    numbers = np.random.default_rng(0).permutation(num)[:5]
+    subsets = {
+        "path": (lambda path: path == last, np.arange(num - leaves[-1].size, num)),
+        "leaves": (jax.tree.unflatten(structure, is_first), np.arange(leaves[0].size)),
+        "elements": (jax.tree.unflatten(structure, masks), np.flatnonzero(entries)),
+        "numbers": (numbers, numbers),
+        "booleans": (entries, np.flatnonzero(entries)),
+    }
+    forms = {
+        "ggn": ("path", "elements"),
+        "hessian": ("leaves", "numbers"),
+        "empirical_fisher": ("path", "booleans"),
+        "mc_fisher": ("leaves", "elements"),
+    }
+    operators, v = twins.operators(problem), problem.vectors(1)[0]
+
+    @jax.jit
+    def products(operators, v):
+        return {
+            (kind, word): submatrix(operators[kind], subsets[word][0]) @ v[: len(subsets[word][1])]
+            for kind, words in forms.items()
+            for word in words
+        }
+
+    found, matrices = products(operators, v), twins.matrices(operators, name)
+    for (kind, word), product in found.items():
+        places = subsets[word][1]
+        twins.assert_close(product, part(matrices[kind], places) @ v[: len(places)])
 
 
 def test_in_single_precision():
@@ -117,12 +129,12 @@ def test_of_what_is_linearized(x64):
 
 
 def test_damping_in_every_form(x64):
-    operator, (subset, numbers) = small(curv.GGNOperator), SUBSETS["elements"]
+    operator, subset = small(curv.GGNOperator), by_element()
     matrix = submatrix(operator, subset).to_dense()
     per_leaf = {"hidden": 0.1, "out": {"kernel": 0.2, "bias": 0.3}}
     for damping, vector in ((0.5, np.full(31, 0.5)), (per_leaf, np.repeat([0.1, 0.3], [16, 15]))):
         found = submatrix(operator + damping, subset)
-        twins.assert_close(found.to_dense(), matrix + np.diag(vector[numbers]))
+        twins.assert_close(found.to_dense(), matrix + np.diag(vector[ELEMENTS]))
 
 
 # --- cost -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Likelihoods by their names."""
+"""Likelihoods by their names, and from losses."""
 
 import pytest
 import twins
@@ -25,8 +25,18 @@ def test_what_is_a_likelihood_stays_as_it_is():
     assert lk.as_likelihood(ours) is ours
 
 
+def test_a_function_is_a_loss():
+    found = lk.as_likelihood(twins.log_cosh_loss)
+    assert isinstance(found, lk.FromLoss)
+    assert found.loss is twins.log_cosh_loss
+
+
 def test_other_names_and_things_are_refused():
     with pytest.raises(ValueError, match=r"likelihood='bernouli'.* Did you mean 'bernoulli'"):
         lk.as_likelihood("bernouli")
-    with pytest.raises(TypeError, match=r"likelihood of type function.*lk\.FromLoss\(loss\)"):
-        lk.as_likelihood(twins.log_cosh_loss)
+    with pytest.raises(TypeError, match=r"likelihood the object 3, expected .*or a loss \(f, y\)"):
+        lk.as_likelihood(3)
+    with pytest.raises(TypeError, match=r"the class Poisson, expected .*lk\.Categorical\(\)"):
+        lk.as_likelihood(lk.Poisson)
+    with pytest.raises(TypeError, match=r"found loss\(f\), expected a function \(f, y\)"):
+        lk.as_likelihood(lambda f: f)
