@@ -1,5 +1,7 @@
 """Operators that are nothing but a matrix, in memory or on the host alone."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -35,16 +37,55 @@ class Matrix(SelfAdjointOperator):
         return jnp.asarray(np.asarray(vs) @ np.asarray(self.dense))
 
     def diagonal(self):
-        return jnp.diag(self.dense)
+        return jnp.diag(self.to_dense())
 
     def to_dense(self):
-        return self.dense
+        return self.dense.astype(jnp.promote_types(self.dtype, jnp.float32))
+
+
+@pytree_dataclass()
+class Diagonal(SelfAdjointOperator):
+    """A diagonal matrix, whose size nothing limits."""
+
+    values: jnp.ndarray
+
+    @property
+    def params(self):
+        return jnp.zeros_like(self.values)
+
+    @property
+    def shape(self):
+        return self.values.shape * 2
+
+    @property
+    def dtype(self):
+        return self.values.dtype
+
+    @property
+    def in_memory(self):
+        return True
+
+    def mv(self, v):
+        return self.values * v
+
+    def matmat(self, vs):
+        return self.values * vs
+
+    def diagonal(self):
+        return self.values
+
+    def to_dense(self):
+        return jnp.diag(self.values)
+
+
+@functools.cache
+def rotation(size: int) -> np.ndarray:
+    """Return an orthogonal matrix without structure."""
+    return np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0]
 
 
 def rotated(spectrum, dtype: str = "float64", *, in_memory: bool = True) -> Matrix:
-    """Return a matrix with these eigenvalues and no other structure."""
-    size = len(spectrum)
-    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0]
-    return Matrix(
-        jnp.asarray(rotation.T @ (np.asarray(spectrum)[:, None] * rotation), dtype), in_memory
-    )
+    """Return a matrix with these eigenvalues, the rows of `rotation` for eigenvectors."""
+    basis = rotation(len(spectrum))
+    dense = basis.T @ (np.asarray(spectrum)[:, None] * basis)
+    return Matrix(jnp.asarray(dense, dtype), in_memory)

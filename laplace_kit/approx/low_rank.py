@@ -78,8 +78,8 @@ def fit_low_rank(
     operator: CurvatureOperator, rank: int, *, key: PRNGKeyArray | None = None
 ) -> LowRankStructure:
     """Return the leading eigenpairs of an operator; see `leading_eigenpairs` for the cost."""
-    pairs = leading_eigenpairs(operator, rank, key=key)
-    met = without_rounding(jnp.append(pairs.values, pairs.smallest), operator.shape[0])
+    pairs, smallest = leading_eigenpairs(operator, rank, key=key)
+    met = without_rounding(jnp.append(pairs.values, smallest), operator.shape[0])
     return LowRankStructure(jnp.maximum(met[:-1], 0), pairs.vectors, pairs.residuals, met[-1])
 
 

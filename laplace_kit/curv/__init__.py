@@ -36,7 +36,6 @@ from laplace_kit.curv.landscape import random_directions as random_directions
 from laplace_kit.curv.linear import SelfAdjointOperator as SelfAdjointOperator
 from laplace_kit.curv.linearized import LinearizedOperator as LinearizedOperator
 from laplace_kit.curv.linearized import linearized as linearized
-from laplace_kit.curv.matrix_free.eigen import ExtremeEigenpairs as ExtremeEigenpairs
 from laplace_kit.curv.matrix_free.eigen import eigenpairs as eigenpairs
 from laplace_kit.curv.matrix_free.estimate import estimate_diagonal as estimate_diagonal
 from laplace_kit.curv.matrix_free.estimate import (
@@ -55,6 +54,7 @@ from laplace_kit.curv.matrix_free.probing import Estimate as Estimate
 from laplace_kit.curv.matrix_free.quadrature import SpectralDensity as SpectralDensity
 from laplace_kit.curv.matrix_free.quadrature import estimate_log_det as estimate_log_det
 from laplace_kit.curv.matrix_free.quadrature import spectral_density as spectral_density
+from laplace_kit.curv.matrix_free.ritz import Eigenpairs as Eigenpairs
 from laplace_kit.curv.matrix_free.solve import InverseOperator as InverseOperator
 from laplace_kit.curv.matrix_free.solve import NotConvergedWarning as NotConvergedWarning
 from laplace_kit.curv.matrix_free.solve import Solution as Solution

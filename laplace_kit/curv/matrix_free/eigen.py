@@ -7,34 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.sparse.linalg import lobpcg_standard
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.linearized import linearized
 from laplace_kit.curv.matrix_free.host import on_host, product
-from laplace_kit.curv.matrix_free.lanczos import check_rank
-from laplace_kit.curv.matrix_free.quadrature import gauss_quadrature
+from laplace_kit.curv.matrix_free.ritz import (
+    Eigenpairs,
+    check_rank,
+    dense_eigenpairs,
+    rayleigh_ritz,
+    take,
+)
 from laplace_kit.errors import check_option
-from laplace_kit.tree import pytree_dataclass
 
-_NORM_STEPS = 12  # products spent on the norm: a few per cent short of it does no harm
+_NORM_STEPS = 12  # vectors for the norm alone: a few per cent short of it does no harm
 _MIN_KRYLOV = 20  # vectors that Lanczos keeps at least
-
-
-@pytree_dataclass(static=("num_products",))
-class ExtremeEigenpairs:
-    r"""Eigenpairs from the ends of a spectrum.
-
-    `values` `(R,)` in descending order; `vectors` `(R, P)` with orthonormal rows; `residuals`
-    `(R,)`, the norms $\|A u - \lambda u\|$, within which of each value there is an eigenvalue;
-    `converged` `(R,)`, whether they are as small as was asked for; `num_products`.
-    """
-
-    values: Float[Array, " R"]
-    vectors: Float[Array, "R P"]
-    residuals: Float[Array, " R"]
-    converged: Bool[Array, " R"]
-    num_products: int
 
 
 def eigenpairs(
@@ -46,12 +34,12 @@ def eigenpairs(
     method: str = "lanczos",
     tolerance: float | None = None,
     max_iterations: int = 300,
-) -> ExtremeEigenpairs:
+) -> Eigenpairs:
     r"""Return eigenpairs from one end of the spectrum, or from both.
 
-    Both methods find the largest eigenvalues of $\pm A + 2 \|A\| I$, where all are positive, so
-    that one tolerance, relative to the norm, means the same at both ends. Where the search space
-    would be as large as the whole one, the dense matrix is decomposed instead.
+    Both methods find the largest eigenvalues of $\pm A / \|A\| + 2 I$, which lie between 1 and 3,
+    so that one tolerance, relative to the norm, means the same at both ends and at every scale.
+    Where the search space would be as large as the whole one, the dense matrix is decomposed.
 
     Parameters
     ----------
@@ -103,32 +91,25 @@ def eigenpairs(
     check_rank(2 * num if which == "both" else num, dim)
     tolerance = float(jnp.finfo(operator.dtype).eps) ** 0.5 if tolerance is None else tolerance
     if max(5 * num, _MIN_KRYLOV) >= dim:
-        return _dense(operator, num, which, tolerance)
+        high, low = {"largest": (num, 0), "smallest": (0, num), "both": (num, num)}[which]
+        return take(dense_eigenpairs(operator), np.r_[:high, dim - low : dim])
 
     operator = linearized(operator)
     dtype = jnp.promote_types(operator.dtype, jnp.float32)
     starts = jax.random.normal(key, (num, dim), dtype)
-    norm = on_host(_norm, operator, starts[0])
+    norm, spent = _norm(operator, starts[0])
     signs = {"largest": (1.0,), "smallest": (-1.0,), "both": (1.0, -1.0)}[which]
-    # What both judge by is relative to an eigenvalue of what they are given: up to three norms.
+    # What both judge by is relative to an eigenvalue of what they are given: up to three.
     bound = tolerance / 4
-    found = [find(sign * operator + 2 * norm, starts, bound, max_iterations) for sign in signs]
+    found = [find(operator * (sign / norm) + 2.0, starts, bound, max_iterations) for sign in signs]
     rows = jnp.concatenate([rows for rows, _ in found])
     if len(rows) == 0:
         raise RuntimeError(
             f"Found no eigenpair within a tolerance of {tolerance:.2g} in {max_iterations} "
-            "iterations; raise `tolerance` or `max_iterations`."
+            "iterations; raise `tolerance` or `max_iterations`, or take method='lobpcg'."
         )
-    rows = _orthonormal(rows)
-    images = operator.matmat(rows.astype(operator.dtype)).astype(dtype)
-    values, vectors, residuals = _rayleigh_ritz(rows, images)
-    pairs = ExtremeEigenpairs(
-        values,
-        vectors,
-        residuals,
-        converged=residuals <= tolerance * norm,
-        num_products=_NORM_STEPS + sum(spent for _, spent in found) + len(rows),
-    )
+    spent += sum(spent for _, spent in found)
+    pairs = rayleigh_ritz(operator, rows, tolerance * norm, spent)
     missing = len(signs) * num - int(pairs.converged.sum())
     if missing:
         warnings.warn(
@@ -141,49 +122,52 @@ def eigenpairs(
     return pairs
 
 
-def _dense(operator, num, which, tolerance):
-    with jax.default_matmul_precision("highest"):
-        values, vectors = jnp.linalg.eigh(operator.to_dense())
-    dim = len(values)
-    rounding = dim * jnp.finfo(values.dtype).eps * jnp.abs(values).max()
-    end = {"largest": (num, 0), "smallest": (0, num), "both": (num, num)}[which]
-    wanted = np.r_[dim - 1 : dim - 1 - end[0] : -1, end[1] - 1 : -1 : -1]
-    residuals = jnp.full(len(wanted), rounding)
-    converged = residuals <= max(tolerance * jnp.abs(values).max(), rounding)
-    return ExtremeEigenpairs(values[wanted], vectors[:, wanted].T, residuals, converged, dim)
-
-
-@jax.jit
 def _norm(operator, start):
-    """Return the largest absolute value among the nodes of a short quadrature."""
-    with jax.default_matmul_precision("highest"):
-        nodes, _ = gauss_quadrature(_NORM_STEPS)(product(operator), start)
-    norm = jnp.abs(nodes).max()
-    return jnp.where(norm > 0, norm, 1)
+    """Return the largest absolute eigenvalue, roughly, and the number of products."""
+    length = float(jnp.linalg.norm(operator.mv(start.astype(operator.dtype))))
+    if length == 0:  # as of a matrix of zeros, on which ARPACK has nothing to start from
+        return 1.0, 1
+    values, _, spent = arpack(operator, start, 1, "LM", _NORM_STEPS, tolerance=1.0)
+    norm = np.abs(values).max(initial=length / jnp.linalg.norm(start).item())
+    return float(norm), spent + 1
 
 
 def _lanczos(operator, starts, tolerance, max_iterations):
     """Return eigenvectors as rows, and the number of products, by ARPACK."""
+    num, dim = starts.shape
+    size = min(max(2 * num + 1, _MIN_KRYLOV), dim - 1)
+    _, rows, spent = arpack(operator, starts[0], num, "LA", size, tolerance, max_iterations)
+    return rows, spent
+
+
+def arpack(operator, start, num, which, size, tolerance, max_iterations=None):
+    """Return the values and rows that have converged, and the number of products.
+
+    Its tolerance is relative to the values, but for those smaller than epsilon to the power of 2/3.
+    """
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-    num, dim = starts.shape
     spent = 0
 
     def matvec(v):
         nonlocal spent
         spent += 1
-        return np.asarray(operator.mv(jnp.asarray(v, operator.dtype)), starts.dtype)
+        return np.asarray(operator.mv(jnp.asarray(v, operator.dtype)), start.dtype)
 
-    matrix = LinearOperator(operator.shape, matvec=matvec, dtype=np.dtype(starts.dtype))
-    size = min(max(2 * num + 1, _MIN_KRYLOV), dim - 1)
-    start = np.asarray(starts[0])
+    matrix = LinearOperator(operator.shape, matvec=matvec, dtype=np.dtype(start.dtype))
     try:
-        _, vectors = eigsh(
-            matrix, num, which="LA", v0=start, ncv=size, tol=tolerance, maxiter=max_iterations
+        values, vectors = eigsh(
+            matrix,
+            num,
+            which=which,
+            v0=np.asarray(start),
+            ncv=size,
+            tol=tolerance,
+            maxiter=max_iterations,
         )
     except ArpackNoConvergence as partial_result:
-        vectors = partial_result.eigenvectors
-    return jnp.asarray(vectors.T, starts.dtype), spent
+        values, vectors = partial_result.eigenvalues, partial_result.eigenvectors
+    return values, jnp.asarray(vectors.T, start.dtype), spent
 
 
 def _lobpcg(operator, starts, tolerance, max_iterations):
@@ -201,19 +185,3 @@ def _blocks(operator, starts, tolerance, max_iterations):
         lambda block: mv(block.T).T, starts.T, max_iterations, tolerance
     )
     return columns.T, steps
-
-
-@jax.jit
-def _orthonormal(rows):
-    with jax.default_matmul_precision("highest"):
-        return jnp.linalg.qr(rows.T)[0].T
-
-
-@jax.jit
-def _rayleigh_ritz(basis, images):
-    with jax.default_matmul_precision("highest"):
-        small = basis @ images.T
-        values, rotation = jnp.linalg.eigh(0.5 * (small + small.T))
-        values, rotation = values[::-1], rotation[:, ::-1].T
-        vectors, images = rotation @ basis, rotation @ images
-    return values, vectors, jnp.linalg.norm(images - values[:, None] * vectors, axis=1)

@@ -6,44 +6,40 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.linearized import linearized
-from laplace_kit.tree import pytree_dataclass
+from laplace_kit.curv.matrix_free.eigen import arpack, eigenpairs
+from laplace_kit.curv.matrix_free.ritz import (
+    Eigenpairs,
+    check_rank,
+    dense_eigenpairs,
+    rayleigh_ritz,
+    take,
+)
+from laplace_kit.tree import replace
 
+_SMALLEST_DEPTH = 20  # vectors that ARPACK keeps in search of the smallest eigenvalue
 _CHECK_DEPTH = 10  # products spent on asking whether a larger eigenvalue was missed
 _MAX_ROUNDS = 20
 _MAX_RESTARTS = 5  # runs from the vectors that are wanted and have not converged
-
-
-@pytree_dataclass()
-class Eigenpairs:
-    r"""Leading eigenpairs of a symmetric matrix.
-
-    `values` `(R,)` in descending order; `vectors` `(R, P)` with orthonormal rows; `residuals`
-    `(R,)`, the norms $\|H u - s u\|$; `smallest` `()`, the smallest Ritz value that was met,
-    which is no smaller than the smallest eigenvalue where that is negative.
-    """
-
-    values: Float[Array, " R"]
-    vectors: Float[Array, "R P"]
-    residuals: Float[Array, " R"]
-    smallest: Float[Array, ""]
+_BREAKDOWN = 10  # roundings of the norm: what adds less to a Krylov space adds nothing
+_ROUNDINGS = 4  # times the square root of P: the rounding of an inner product, at its most
 
 
 def leading_eigenpairs(
     operator: SelfAdjointOperator, rank: int, *, key: PRNGKeyArray | None = None
-) -> Eigenpairs:
-    r"""Return the algebraically largest eigenpairs of an operator.
+) -> tuple[Eigenpairs, Float[Array, ""]]:
+    r"""Return the algebraically largest eigenpairs of an operator, and its smallest Ritz value.
 
-    What has not converged starts the next run. Lanczos finds one copy of each eigenvalue, so runs
-    are repeated on the operator deflated by what was found, until a short run shows nothing larger
-    than the smallest value kept. A last block of products turns the basis to Ritz vectors and
+    What has not converged starts the next run. A Krylov space holds one copy of each eigenvalue, so
+    runs are repeated on the operator deflated by what was found, until a short run shows nothing
+    larger than the smallest value kept. A last block of products turns the basis to Ritz vectors and
     measures the residuals. All products of all runs share one linearisation, where memory allows.
     Where the Krylov space would reach the whole space, the dense matrix is decomposed instead:
-    exact, and cheaper. Over a stream the recurrence is ARPACK's, which asks the host for each
-    product.
+    exact, and cheaper. Over a stream `eigenpairs` finds them, by ARPACK, which asks the host for
+    each product.
 
     Parameters
     ----------
@@ -58,13 +54,24 @@ def leading_eigenpairs(
     Returns
     -------
     pairs
-        In float32 or better. Cost: `2 rank + 10` products for each run, of which a spectrum that
+        In float32 or better; those within the square root of its epsilon, relative to the norm, are
+        said to have converged. Cost: `2 rank + 10` products for each run, of which a spectrum that
         decays needs one or two, and `rank` for the residuals; or the dense matrix.
+    smallest
+        The smallest Ritz value that was met, `()`: no smaller than the smallest eigenvalue where
+        that is negative.
 
     Raises
     ------
     ValueError
         If `rank` is not between 1 and P.
+    RuntimeError
+        If over a stream no pair has converged.
+
+    Warns
+    -----
+    RuntimeWarning
+        If over a stream some pairs have not converged; they are left out.
 
     References
     ----------
@@ -75,30 +82,16 @@ def leading_eigenpairs(
     check_rank(rank, num)
     depth = 2 * rank + _CHECK_DEPTH
     if depth >= num:
-        return _dense(operator, rank)
-
+        pairs = dense_eigenpairs(operator)
+        return take(pairs, slice(rank)), pairs.values[-1]
     operator = linearized(operator)
-    find = _krylov_rounds if operator.in_memory else _krylov_on_host
-    basis, smallest = find(operator, rank, depth, key)
-    return _rayleigh_ritz(operator, basis, smallest)
+    if not operator.in_memory:
+        return _leading_on_host(operator, rank, key)
 
-
-def check_rank(rank: int, num_params: int) -> int:
-    """Return the rank if a `(P, P)` matrix can have it, else raise a `ValueError`."""
-    if not 1 <= rank <= num_params:
-        raise ValueError(
-            f"Found rank={rank}, expected a number from 1 to P={num_params}, the number of "
-            "parameters; lower it, or leave it out."
-        )
-    return rank
-
-
-def _dense(operator, rank):
-    with jax.default_matmul_precision("highest"):
-        values, vectors = jnp.linalg.eigh(operator.to_dense())
-        values, vectors = values[::-1], vectors[:, ::-1].T
-    rounding = len(values) * jnp.finfo(values.dtype).eps * jnp.abs(values).max()
-    return Eigenpairs(values[:rank], vectors[:rank], jnp.full(rank, rounding), values[-1])
+    found = _krylov_rounds(operator, rank, depth, key)
+    bound = float(jnp.finfo(found.basis.dtype).eps) ** 0.5 * float(found.norm)
+    pairs = rayleigh_ritz(operator, found.basis, bound, found.num_products)
+    return pairs, jnp.minimum(jnp.asarray(found.smallest, pairs.values.dtype), pairs.values[-1])
 
 
 def _start_vector(num, round_number, key):
@@ -111,25 +104,35 @@ def _start_vector(num, round_number, key):
     return start / jnp.linalg.norm(start)
 
 
+class _Found(NamedTuple):
+    """A basis of the leading eigenvectors, what was met on the way to it, and its cost."""
+
+    basis: Float[Array, "R P"]
+    smallest: float
+    norm: float
+    num_products: int
+
+
 def _krylov_rounds(operator, rank, depth, key):
-    """Return a basis of the leading eigenvectors and the smallest Ritz value."""
     num = operator.shape[0]
     dtype = jnp.promote_types(operator.dtype, jnp.float32)
     eps = float(jnp.finfo(dtype).eps)
+    # In float32 P roundings are as large as all eigenvalues where P is 10 million.
+    precision = _ROUNDINGS * np.sqrt(num) * eps
     basis = jnp.zeros((rank, num), dtype)  # rows of zeros deflate nothing
-    values, smallest, restart, restarts = np.zeros(0), np.inf, None, 0
+    values, smallest, norm, spent = np.zeros(0), np.inf, 0.0, 0
+    restart, restarts = None, 0
     for round_number in range(_MAX_ROUNDS):
         start = _start_vector(num, round_number, key).astype(dtype) if restart is None else restart
         checking = len(values) == rank
         for steps in (_CHECK_DEPTH, depth) if checking else (depth,):
-            ritz = _ritz_pairs(*tridiagonalize(operator, start, basis, steps), np.sqrt(num) * eps)
+            ritz = _ritz_pairs(*tridiagonalize(operator, start, basis, steps, norm))
             smallest = min(smallest, ritz.values[-1])
-            size = max([*values, *np.abs(ritz.values)])
-            if checking and ritz.values[0] <= values[-1] + num * eps * size:
-                return basis, smallest
-        positive = ritz.values > num * eps * size
-        # A second copy of an eigenvalue grows out of rounding and is late: left to the next round.
-        converged = positive & (ritz.residuals <= np.sqrt(eps) * size)
+            norm, spent = max(norm, np.abs(ritz.values).max()), spent + steps
+            if checking and ritz.values[0] <= values[-1] + precision * norm:
+                return _Found(basis, smallest, norm, spent)
+        positive = ritz.values > precision * norm
+        converged = positive & (ritz.residuals <= np.sqrt(eps) * norm)
         # Both ends of the spectrum converge: only those above the first that has not are leading.
         new = np.logical_and.accumulate(converged)
         if not positive.any():
@@ -138,16 +141,33 @@ def _krylov_rounds(operator, rank, depth, key):
         restart = None
         if wanted.any() and restarts < _MAX_RESTARTS:
             restarts += 1
-            restart = jnp.asarray(ritz.coordinates[:, wanted].sum(axis=1), dtype) @ ritz.krylov
+            restart = _combine(ritz.coordinates[:, wanted].sum(axis=1), ritz.krylov)
         elif not new.any():
             new = positive
-        found = jnp.asarray(ritz.coordinates[:, new].T, dtype) @ ritz.krylov
-        candidates = np.concatenate([values, ritz.values[new]])
-        order = np.argsort(-candidates, kind="stable")[:rank]
-        merged = jnp.concatenate([basis[: len(values)], found])[order]
-        values = candidates[order]
-        basis = jnp.zeros_like(basis).at[: len(values)].set(merged)
-    return basis[: max(len(values), 1)], smallest
+        values, basis = _merge(values, basis, ritz, new)
+    if len(values) == 0:  # the vector that came closest to a positive eigenvalue
+        return _Found(_combine(ritz.coordinates[:, :1].T, ritz.krylov), smallest, norm, spent)
+    return _Found(basis[: len(values)], smallest, norm, spent)
+
+
+def _merge(values, basis, ritz, new):
+    """Return the largest of what is kept and what is new, as many as the basis has rows."""
+    rank, count = len(basis), len(values)
+    candidates = np.concatenate([values, ritz.values[new]])
+    kept = np.argsort(-candidates, kind="stable")[:rank]
+    # One combination of the rows of both for each candidate.
+    weights = np.zeros((len(candidates), rank + len(ritz.krylov)))
+    weights[:count, :count] = np.eye(count)
+    weights[count:, rank:] = ritz.coordinates[:, new].T
+    weights = np.pad(weights[kept], ((0, rank - len(kept)), (0, 0)))
+    merged = _combine(weights[:, :rank], basis) + _combine(weights[:, rank:], ritz.krylov)
+    return candidates[kept], merged
+
+
+@jax.jit
+def _combine(coefficients: Float[Array, "*R K"], rows: Float[Array, "K P"]) -> Array:
+    with jax.default_matmul_precision("highest"):
+        return coefficients.astype(rows.dtype) @ rows
 
 
 @partial(jax.jit, static_argnames="depth")
@@ -156,12 +176,15 @@ def tridiagonalize(
     start: Float[Array, " P"],
     locked: Float[Array, "R P"],
     depth: int,
+    norm: Float[ArrayLike, ""] = 0.0,
 ) -> tuple[Float[Array, "K P"], Float[Array, " K"], Float[Array, " K"]]:
     r"""Tridiagonalise an operator, deflated, by Lanczos with full reorthogonalisation.
 
     $(I - L^\top L) H (I - L^\top L) Q^\top = Q^\top T + \beta_K r e_K^\top$ with orthonormal rows
-    Q and a unit vector r. Rows, where `matfree.decomp.tridiag_sym` has columns: on a CPU, to
-    orthogonalise against columns takes longer than the products themselves.
+    Q and a unit vector r. Where the Krylov space is exhausted, the recurrence goes on from a new
+    direction, next to a zero in T: so it finds more copies of eigenvalues that repeat. Rows, where
+    `matfree.decomp.tridiag_sym` has columns: on a CPU, to orthogonalise against columns takes
+    longer than the products themselves.
 
     Parameters
     ----------
@@ -173,74 +196,71 @@ def tridiagonalize(
         Orthonormal rows L, or rows of zeros, which deflate nothing.
     depth
         K, the number of products.
+    norm
+        Of H, as far as it is known: what deflation leaves can be as small as its rounding.
 
     Returns
     -------
     rows, alphas, betas
         Q, the diagonal of T, and the norms of what each product adds to the space: all but the last
-        are next to the diagonal of T. Beyond one that is zero nothing has a meaning.
+        are next to the diagonal of T. Where Q and L span the whole space, rows of zeros follow.
 
     References
     ----------
     Golub and Van Loan (2013), Matrix computations, chapter 10.
     """
+    num, dtype = len(start), start.dtype
+    eps = jnp.finfo(dtype).eps
 
     def project(v, rows):
         for basis in (locked, rows):
             v = v - (basis @ v) @ basis
         return v
 
+    def new_direction(rows, i):
+        v = jnp.roll(start, i) / jnp.linalg.norm(start)
+        v = project(project(v, rows), rows)
+        length = jnp.linalg.norm(v)
+        return jnp.where(length > jnp.sqrt(eps), v / length, 0)
+
     def step(i, state):
-        rows, alphas, betas, v, previous, beta = state
+        rows, alphas, betas, v, previous, beta, size = state
         rows = rows.at[i].set(v)
-        image = operator.mv(v.astype(operator.dtype)).astype(v.dtype)
+        image = operator.mv(v.astype(operator.dtype)).astype(dtype)
         alpha = jnp.vdot(v, image)
         # By the recurrence little is left along the rows, so that to project once is enough.
         rest = project(image - alpha * v - beta * previous, rows)
         beta = jnp.linalg.norm(rest)
-        following = rest / jnp.where(beta > 0, beta, 1)
-        return rows, alphas.at[i].set(alpha), betas.at[i].set(beta), following, v, beta
+        size = jnp.maximum(size, jnp.maximum(jnp.abs(alpha), beta))
+        goes_on = beta > _BREAKDOWN * eps * size
+        beta = jnp.where(goes_on, beta, 0)
+        following = jax.lax.cond(goes_on, lambda: rest / beta, lambda: new_direction(rows, i + 1))
+        return rows, alphas.at[i].set(alpha), betas.at[i].set(beta), following, v, beta, size
 
-    num, dtype = len(start), start.dtype
     rows, diagonal, zero = jnp.zeros((depth, num), dtype), jnp.zeros(depth, dtype), 0 * start
     with jax.default_matmul_precision("highest"):
-        first = project(project(start, rows), rows)
-        first = first / jnp.linalg.norm(first)
-        state = rows, diagonal, diagonal, first, zero, jnp.zeros((), dtype)
+        first, beta, size = new_direction(rows, 0), jnp.zeros((), dtype), jnp.asarray(norm, dtype)
+        state = rows, diagonal, diagonal, first, zero, beta, size
         return jax.lax.fori_loop(0, depth, step, state)[:3]
 
 
-def _krylov_on_host(operator, rank, depth, key):
-    """Return the same over a stream, where products loop on the host, by ARPACK."""
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
-
-    num = operator.shape[0]
-    dtype = np.dtype(jnp.promote_types(operator.dtype, jnp.float32))
-    start = np.asarray(_start_vector(num, 0, key), dtype)
-
-    def product(v):
-        return np.asarray(operator.mv(jnp.asarray(v, operator.dtype)), dtype)
-
-    matrix = LinearOperator(operator.shape, matvec=product, dtype=dtype)
-    if not product(start).any():  # no Krylov space: the matrix is zero
-        return jnp.zeros((1, num), dtype), 0.0
-
-    def extreme(count, which, tolerance):
-        size = min(max(depth, 20), num - 1)
-        try:
-            return eigsh(matrix, count, which=which, v0=start, ncv=size, tol=tolerance)
-        except ArpackNoConvergence as partial_result:
-            return partial_result.eigenvalues, partial_result.eigenvectors
-
-    eps = float(jnp.finfo(dtype).eps)
-    values, vectors = extreme(rank, "LA", np.sqrt(eps))
-    rounding = num * eps * np.abs(values).max(initial=0.0)
-    keep = values > rounding if (values > rounding).any() else np.arange(len(values)) == 0
+def _leading_on_host(operator, rank, key):
+    """Return the same over a stream, where products loop on the host."""
+    key = jax.random.key(0) if key is None else key
+    pairs = eigenpairs(operator, rank, key=key)
+    num, eps = operator.shape[0], float(jnp.finfo(pairs.values.dtype).eps)
+    values = np.asarray(pairs.values)
+    rounding = _ROUNDINGS * np.sqrt(num) * eps * np.abs(values).max()
+    pairs = take(pairs, slice(max(int(np.sum(values > rounding)), 1)))
     if operator.is_positive_semidefinite:
-        smallest = 0.0
-    else:
-        smallest = min(extreme(1, "SA", 1e-2)[0], default=np.inf)
-    return jnp.asarray(vectors[:, keep].T, dtype), smallest
+        return pairs, jnp.zeros_like(pairs.values[0])
+    # Of the spectrum's far end the sign matters, and the size roughly: relative to itself.
+    size = float(np.abs(values).max()) or 1.0
+    start, steps = _start_vector(num, 0, key).astype(values.dtype), min(_SMALLEST_DEPTH, num - 1)
+    low, _, spent = arpack(operator * (1 / size), start, 1, "SA", steps, tolerance=1e-2)
+    smallest = size * np.min(low, initial=float(pairs.values[-1]) / size)
+    pairs = replace(pairs, num_products=pairs.num_products + spent)
+    return pairs, jnp.asarray(smallest, values.dtype)
 
 
 class _Ritz(NamedTuple):
@@ -252,37 +272,9 @@ class _Ritz(NamedTuple):
     residuals: np.ndarray
 
 
-def _ritz_pairs(krylov, alphas, betas, precision):
-    """Decompose the tridiagonal matrix up to its breakdown, where the Krylov space is exhausted."""
+def _ritz_pairs(krylov, alphas, betas):
     alphas, betas = np.asarray(alphas, np.float64), np.asarray(betas, np.float64)
-    alive = betas > 10 * precision * np.abs(alphas).max()
-    steps = len(alphas) if alive.all() else int(np.argmin(alive)) + 1
-    matrix = np.diag(alphas[:steps])
-    matrix += np.diag(betas[: steps - 1], 1) + np.diag(betas[: steps - 1], -1)
-    values, coordinates = np.linalg.eigh(matrix)
+    beside = betas[:-1]
+    values, coordinates = np.linalg.eigh(np.diag(alphas) + np.diag(beside, 1) + np.diag(beside, -1))
     values, coordinates = values[::-1], coordinates[:, ::-1]
-    residuals = betas[steps - 1] * np.abs(coordinates[-1])
-    return _Ritz(values, coordinates, krylov[:steps], residuals)
-
-
-def _rayleigh_ritz(operator, basis, smallest):
-    basis = _orthonormal(basis)
-    images = operator.matmat(basis.astype(operator.dtype)).astype(basis.dtype)
-    return _ritz_vectors(basis, images, jnp.asarray(smallest, basis.dtype))
-
-
-@jax.jit
-def _orthonormal(rows):
-    with jax.default_matmul_precision("highest"):
-        return jnp.linalg.qr(rows.T)[0].T
-
-
-@jax.jit
-def _ritz_vectors(basis, images, smallest):
-    with jax.default_matmul_precision("highest"):
-        small = basis @ images.T
-        values, rotation = jnp.linalg.eigh(0.5 * (small + small.T))
-        values, rotation = values[::-1], rotation[:, ::-1].T
-        vectors, images = rotation @ basis, rotation @ images
-    residuals = jnp.linalg.norm(images - values[:, None] * vectors, axis=1)
-    return Eigenpairs(values, vectors, residuals, jnp.minimum(smallest, values[-1]))
+    return _Ritz(values, coordinates, krylov, betas[-1] * np.abs(coordinates[-1]))

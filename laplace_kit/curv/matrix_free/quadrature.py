@@ -21,6 +21,7 @@ from laplace_kit.tree import pytree_dataclass
 
 _RELATIVE_WIDTH = 0.01  # of the spectrum's range: what the eye can tell apart in a picture
 _ONE_VALUE = 1000  # roundings: eigenvalues that differ by less are not told apart
+_BREAKDOWN = 10  # roundings of the norm: what adds less to a Krylov space adds nothing
 _MARGIN = 5  # widths that the grid goes on for beyond the outermost nodes
 
 
@@ -55,7 +56,9 @@ def estimate_log_det(
 
     By stochastic Lanczos quadrature of $\mathrm{tr} \log$. The standard error is that of the
     probes; the error of the quadrature falls exponentially with `num_steps`, at a rate of the
-    inverse square root of the condition number.
+    inverse square root of the condition number. Derivatives are estimated by the same probes,
+    $z^\top (A + \mathrm{diag}(\delta))^{-1}\, \mathrm d A\, z$, with the solution that the Krylov
+    space holds: also where it is exhausted, as of a matrix of low rank.
 
     Parameters
     ----------
@@ -76,8 +79,8 @@ def estimate_log_det(
     Returns
     -------
     estimate
-        Value and standard error `()`. Cost: K M products in M passes over the data, by one
-        linearisation where memory allows; memory for as many vectors.
+        Value and standard error `()`. Cost: K (M + 1) products in M + 1 passes over the data, by
+        one linearisation where memory allows; memory for as many vectors.
 
     Raises
     ------
@@ -88,19 +91,30 @@ def estimate_log_det(
     References
     ----------
     Ubaru, Chen and Saad (2017), Fast estimation of tr(f(A)) via stochastic Lanczos quadrature.
+    Dong, Eriksson, Nickisch, Bindel and Wilson (2017), Scalable log determinants for Gaussian
+    process kernel learning.
     """
     damped = DampedOperator(operator, damping)
-    rule = _rule(damped, key, num_samples, num_steps, progress)
-    nodes = rule.nodes
+    num_steps = _check_num_steps(num_steps, operator)
+    nodes, weights, slopes = over_probes(
+        _with_slope(num_steps),
+        linearized(damped),
+        key=key,
+        num_samples=num_samples,
+        probes="signs",
+        num_steps=num_steps + 1,
+        progress=progress,
+    )
     if operator.is_positive_semidefinite:  # rounding may find nodes that cannot be
         nodes = jnp.maximum(nodes, damped.damping_vector().min())
-    values = damped.shape[0] * jnp.sum(_times_log(rule.weights, nodes), axis=1)
+    values = damped.shape[0] * jnp.sum(_times_log(weights, nodes), axis=1)
+    values = values + (slopes - jax.lax.stop_gradient(slopes))
     if tree.is_concrete(values) and not jnp.isfinite(values).all():
         raise ValueError(
             f"Found a matrix with the Ritz value {float(nodes.min()):.3g}, expected a positive "
             "definite one, whose determinant has a logarithm; raise `damping`."
         )
-    return Estimate(values.mean(), _standard_error(values), rule.num_products)
+    return Estimate(values.mean(), _standard_error(values), num_samples * (num_steps + 1))
 
 
 def spectral_density(
@@ -155,8 +169,17 @@ def spectral_density(
             f"Found width={width}, expected a positive number in the units of eigenvalues; raise "
             "it, or leave it out."
         )
-    rule = _rule(operator, key, num_samples, num_steps, progress)
-    low, high = rule.nodes.min(), rule.nodes.max()
+    num_steps = _check_num_steps(num_steps, operator)
+    nodes, weights = over_probes(
+        _gauss_quadrature(num_steps),
+        linearized(operator),
+        key=key,
+        num_samples=num_samples,
+        probes="signs",
+        num_steps=num_steps,
+        progress=progress,
+    )
+    low, high = nodes.min(), nodes.max()
     if width is None:
         size = jnp.maximum(jnp.abs(low), jnp.abs(high))
         is_one_value = high - low <= _ONE_VALUE * jnp.finfo(low.dtype).eps * size
@@ -166,67 +189,69 @@ def spectral_density(
     if grid is None:
         grid = jnp.linspace(low - _MARGIN * width, high + _MARGIN * width, 1024)
     grid = jnp.asarray(grid, low.dtype)
-    densities = _broaden(rule.nodes, rule.weights, grid, width)
+    densities = _broaden(nodes, weights, grid, width)
     return SpectralDensity(
         grid=grid,
         density=densities.mean(0),
         standard_error=_standard_error(densities),
-        nodes=rule.nodes,
-        weights=rule.weights,
+        nodes=nodes,
+        weights=weights,
         width=width,
-        num_products=rule.num_products,
+        num_products=num_samples * num_steps,
     )
 
 
-@pytree_dataclass(static=("num_products",))
-class _Rule:
-    """Nodes and weights of the quadratures of K probes; the weights of each add up to one."""
-
-    nodes: Float[Array, "K M"]
-    weights: Float[Array, "K M"]
-    num_products: int
-
-
-def _rule(operator, key, num_samples, num_steps, progress):
+def _check_num_steps(num_steps, operator):
     if num_steps < 1:
         raise ValueError(
             f"Found num_steps={num_steps}, expected 1 or more steps of Lanczos; raise it."
         )
-    num_steps = min(num_steps, operator.shape[0])
-    nodes, weights = over_probes(
-        gauss_quadrature(num_steps),
-        linearized(operator),
-        key=key,
-        num_samples=num_samples,
-        probes="signs",
-        num_steps=num_steps,
-        progress=progress,
-    )
-    return _Rule(nodes, weights, num_samples * num_steps)
+    return min(num_steps, operator.shape[0])
 
 
 @cache
-def gauss_quadrature(num_steps: int) -> Integrand:
+def _gauss_quadrature(num_steps: int) -> Integrand:
     """Return what makes the Gauss quadrature of a probe (Golub and Welsch, 1969)."""
-    # Not `tridiag_sym`, which returns the mean of both sides of the diagonal: only the lower one
-    # tells where the recurrence breaks down.
     lanczos = matfree.decomp.hessenberg(num_steps, reortho="full")
 
     def quadrature(mv, probe):
-        matrix = lanczos(mv, probe).J_small
-        diagonal, beside = jnp.diag(matrix), jnp.diag(matrix, -1)
-        # Where the Krylov space is exhausted, what follows is noise or NaN: it is cut off, and the
-        # vacant entries get a value from within the spectrum, to which no weight goes.
-        rounding = 10 * jnp.sqrt(probe.size) * jnp.finfo(probe.dtype).eps
-        size = jnp.nanmax(jnp.abs(diagonal))
-        alive = jnp.cumprod(jnp.abs(beside) > rounding * size).astype(bool)
-        beside = jnp.where(alive, beside, 0)
-        diagonal = diagonal.at[1:].set(jnp.where(alive, diagonal[1:], diagonal[0]))
-        matrix = jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
-        nodes, vectors = jnp.linalg.eigh(matrix)
+        nodes, vectors, _ = _ritz(lanczos(mv, probe).J_small)
         return nodes, jnp.square(vectors[0])
 
     return quadrature
+
+
+@cache
+def _with_slope(num_steps: int) -> Integrand:
+    """Return the same, of no derivative, and a number whose derivative is that of the logarithm."""
+    lanczos = matfree.decomp.hessenberg(num_steps, reortho="full", custom_vjp=False)
+
+    def quadrature(mv, probe):
+        found = lanczos(lambda v: jax.lax.stop_gradient(mv(v)), probe)
+        nodes, vectors, reached = _ritz(found.J_small)
+        rows = jnp.where(reached[:, None], found.Q_tall, 0)  # in matfree's result, rows they are
+        solution = jnp.linalg.norm(probe) * (vectors @ (vectors[0] / nodes)) @ rows
+        return nodes, jnp.square(vectors[0]), jnp.vdot(solution, mv(probe))
+
+    return quadrature
+
+
+def _ritz(matrix: Float[Array, "M M"]) -> tuple[Array, Array, Array]:
+    """Return the Ritz pairs of a Lanczos recurrence, and which of its steps were reached."""
+    # Not of `tridiag_sym`, which returns the mean of both sides of the diagonal: only the lower
+    # one tells where the recurrence breaks down, as the Krylov space is exhausted. What follows is
+    # noise or NaN: it is cut off, and the vacant entries get a value from within the spectrum, to
+    # which no weight goes.
+    diagonal, beside = jnp.diag(matrix), jnp.diag(matrix, -1)
+    size = jax.lax.cummax(jnp.maximum(jnp.abs(diagonal[:-1]), jnp.abs(beside)))
+    goes_on = jnp.cumprod(beside > _BREAKDOWN * jnp.finfo(size.dtype).eps * size).astype(bool)
+    reached = jnp.append(True, goes_on)
+    beside = jnp.where(goes_on, beside, 0)
+    diagonal = jnp.where(reached, diagonal, diagonal[0])
+    nodes, vectors = jnp.linalg.eigh(
+        jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
+    )
+    return nodes, vectors, reached
 
 
 @jax.jit

@@ -306,6 +306,13 @@ def _apply_inverse(inverse, b, x0):
         return mv(x) + damping * x
 
     def solver(matrix, b):
+        # In units of its own, so that no square of a small or large vector leaves float32.
+        size = jnp.max(jnp.abs(b), axis=1, initial=0, keepdims=True)
+        size = jnp.where(size == 0, 1, size)
+        x, report = solve_scaled(matrix, b / size)
+        return size * x, report
+
+    def solve_scaled(matrix, b):
         if inverse.method == "cg":
             return conjugate_gradients(matrix, precondition, b, x0, *limits)
         if inverse.method == "lsmr":

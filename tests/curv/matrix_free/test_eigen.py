@@ -51,6 +51,16 @@ def test_equals_the_dense_decomposition(name, method, x64):
 
 
 @pytest.mark.parametrize("method", ["lanczos", "lobpcg"])
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
+def test_at_every_scale_in_single_precision(scale, method):
+    """ARPACK's own tolerance would be absolute for what is small."""
+    spectrum = scale * SPECTRA["mostly_negative"]
+    operator = rotated(spectrum, "float32")
+    pairs = eigenpairs(operator, NUM, key=KEY, which="both", method=method)
+    check(pairs, operator, spectrum, "both", rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lanczos", pytest.param("lobpcg", marks=pytest.mark.slow)])
 def test_on_the_host_in_single_precision(method):
     operator = rotated(SPECTRA["mostly_negative"], "float32", in_memory=False)
     pairs = eigenpairs(operator, NUM, key=KEY, which="both", method=method)

@@ -36,6 +36,12 @@ ESTIMATORS = {
 }
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def over_keys(estimator, operator, keys):
+    """Return one estimate for each key; in a loop, as XLA's QR of many matrices at once may hang."""
+    return jax.lax.map(lambda key: estimator(operator, key=key, num_samples=10), keys)
+
+
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_unbiased_with_honest_errors(name, x64):
     """Over a thousand keys, in one program."""
@@ -43,12 +49,7 @@ def test_unbiased_with_honest_errors(name, x64):
     operator = rotated(SPECTRUM)
     expected = quantity(np.asarray(operator.dense))
     keys = jax.random.split(KEY, 1000)
-
-    @jax.jit
-    def estimates(operator):  # in a loop: XLA may hang on QR decompositions of many matrices
-        return jax.lax.map(lambda key: estimator(operator, key=key, num_samples=10), keys)
-
-    found = estimates(operator)
+    found = over_keys(estimator, operator, keys)
     error = np.asarray(found.value) - expected
     of_the_mean = error.std(0) / np.sqrt(len(keys))
     assert np.all(np.abs(error.mean(0)) < 4 * of_the_mean)
@@ -75,7 +76,7 @@ def test_a_diagonal_matrix_is_exact_with_signs(dtype):
             np.testing.assert_allclose(estimate.standard_error, 0, atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e6])
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
 def test_low_rank_is_exact_with_as_many_probes(scale):
     """In float32, at any scale: what is small is not taken for zero."""
     spectrum = scale * np.where(np.arange(40) < 5, np.arange(40, 0, -1), 0)
@@ -100,23 +101,35 @@ def test_half_of_the_dimension_is_exact(x64):
     assert trace.num_products == diagonal.num_products == len(SPECTRUM)
 
 
-def test_of_a_model_over_a_stream(x64):
+@pytest.mark.parametrize("spectrum", [np.ones(24), np.tile([1.0, -1.0], 12)])
+def test_flat_spectra(spectrum, x64):
+    """Where nothing is gained from a low rank, errors are larger than claimed, as is documented."""
+    operator = rotated(spectrum)
+    for estimator, exact in (
+        (functools.partial(estimate_trace, method="xtrace", probes="signs"), spectrum.sum()),
+        (functools.partial(estimate_diagonal, method="xdiag"), np.diag(operator.dense)),
+    ):
+        found = over_keys(estimator, operator, jax.random.split(KEY, 400))
+        error = np.asarray(found.value) - exact
+        claimed = np.sqrt(np.mean(np.square(found.standard_error)))
+        assert 0.9 * claimed < np.sqrt(np.mean(error**2)) < 1.8 * claimed
+
+
+@pytest.mark.parametrize("method", ["trace", pytest.param("xdiag", marks=pytest.mark.slow)])
+def test_of_a_model_over_a_stream(method, x64):
     """The same key gives the same estimate, within its errors of the dense matrix."""
     problem = twins.problem("mlp", "float64")
     batches = twins.batches(problem.x, problem.y, 3, 3, 1)
     stream = curv.GGNOperator(problem.model_fn, problem.params, batches, problem.likelihood)
     in_memory = curv.GGNOperator(*problem.args)
     matrix = twins.dense(twins.ggn, "mlp")
-    cases = [
-        (functools.partial(estimate_trace, num_samples=8), np.trace(matrix)),
-        (functools.partial(estimate_diagonal, num_samples=8, method="xdiag"), np.diag(matrix)),
-    ]
-    for estimator, expected in cases:
-        found, other = (estimator(operator, key=KEY) for operator in (stream, in_memory))
-        twins.assert_close(found.value, other.value)
-        twins.assert_close(found.standard_error, other.standard_error)
-        error = np.abs(found.value - expected)
-        assert np.sqrt(np.mean(error**2)) < 3 * np.sqrt(np.mean(found.standard_error**2))
+    estimator, quantity, _ = ESTIMATORS[method]
+    options = {"key": KEY, "num_samples": 8}
+    found, other = (estimator(operator, **options) for operator in (stream, in_memory))
+    twins.assert_close(found.value, other.value)
+    twins.assert_close(found.standard_error, other.standard_error)
+    error = np.abs(found.value - quantity(matrix))
+    assert np.sqrt(np.mean(error**2)) < 3 * np.sqrt(np.mean(found.standard_error**2))
 
 
 def test_differentiable_in_the_operator(x64):

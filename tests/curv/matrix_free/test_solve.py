@@ -109,6 +109,17 @@ def test_single_precision():
     twins.assert_close(solution.x, dense_solution("ggn", 2.0, v), dtype="float32")
 
 
+@pytest.mark.parametrize("method", ["cg", "lsmr"])
+def test_right_hand_sides_of_every_size_in_single_precision(method):
+    """Whose squares are zero, or infinite."""
+    vs = np.asarray(twins.problem("mlp").vectors(2)) * np.array([[1e-25], [1e25]], "float32")
+    inverse = InverseOperator(small(dtype="float32"), damping=5.0, method=method, tolerance=1e-5)
+    solutions = inverse.solve_many(vs)
+    assert solutions.converged.all()
+    for x, v in zip(solutions.x, vs, strict=True):
+        twins.assert_close(x, dense_solution("ggn", 5.0, v), dtype="float32")
+
+
 def test_the_tolerance_follows_the_dtype(x64):
     inverse = InverseOperator(small())
     for dtype, expected in (("float32", 2**-11.5), ("float64", 2**-26)):
@@ -156,6 +167,7 @@ def trained():
     return curv.GGNOperator(twins.mlp, train(params, x, y), (x, y), Gaussian(noise_std=0.1))
 
 
+@pytest.mark.slow
 def test_preconditioners_save_iterations_on_a_trained_network(x64):
     operator = trained()
     v = jnp.asarray(np.random.default_rng(1).normal(size=operator.shape[0]))
@@ -203,7 +215,7 @@ def test_an_exact_preconditioner_converges_in_one_iteration(x64):
 # --- streams --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["cg", "lsmr"])
+@pytest.mark.parametrize("method", ["cg", pytest.param("lsmr", marks=pytest.mark.slow)])
 def test_a_stream_gives_what_memory_gives(method, x64):
     over_stream, in_memory = small(sizes=(3, 3, 1)), small()
     vs = twins.problem("mlp", "float64").vectors(2)

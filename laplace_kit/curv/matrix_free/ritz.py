@@ -1,0 +1,102 @@
+"""Eigenpairs with their residuals: the best of a subspace, or all of the dense matrix."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.tree import pytree_dataclass
+
+
+@pytree_dataclass(static=("num_products",))
+class Eigenpairs:
+    r"""Eigenpairs of a symmetric matrix, and how far they can be trusted.
+
+    `values` `(R,)` in descending order; `vectors` `(R, P)` with orthonormal rows; `residuals`
+    `(R,)`, the norms $\|A u - \lambda u\|$, within which of each value there is an eigenvalue;
+    `converged` `(R,)`, whether they are as small as was asked for; `num_products`.
+    """
+
+    values: Float[Array, " R"]
+    vectors: Float[Array, "R P"]
+    residuals: Float[Array, " R"]
+    converged: Bool[Array, " R"]
+    num_products: int
+
+
+def rayleigh_ritz(
+    operator: SelfAdjointOperator,
+    rows: Float[Array, "R P"],
+    bound: float,
+    num_products: int,
+) -> Eigenpairs:
+    """Return the eigenpairs of an operator on a subspace.
+
+    Parameters
+    ----------
+    operator
+        Any self-adjoint operator, in memory or over a stream.
+    rows
+        What spans the subspace; need not be orthonormal.
+    bound
+        On the residuals that have converged.
+    num_products
+        How many were spent on the rows.
+
+    Returns
+    -------
+    pairs
+        In the dtype of the rows. Cost: R products in one pass over the data.
+
+    References
+    ----------
+    Parlett (1998), The symmetric eigenvalue problem, chapter 11.
+    """
+    basis = _orthonormal(rows)
+    images = operator.matmat(basis.astype(operator.dtype)).astype(basis.dtype)
+    values, vectors, residuals = _ritz_pairs(basis, images)
+    return Eigenpairs(values, vectors, residuals, residuals <= bound, num_products + len(rows))
+
+
+def dense_eigenpairs(operator: SelfAdjointOperator) -> Eigenpairs:
+    """Return all eigenpairs, by the dense matrix; their residuals are a bound on its rounding."""
+    with jax.default_matmul_precision("highest"):
+        values, vectors = jnp.linalg.eigh(operator.to_dense())
+    num = len(values)
+    rounding = num * jnp.finfo(values.dtype).eps * jnp.abs(values).max()
+    residuals, converged = jnp.full(num, rounding), jnp.ones(num, bool)
+    return Eigenpairs(values[::-1], vectors[:, ::-1].T, residuals, converged, num)
+
+
+def take(pairs: Eigenpairs, wanted) -> Eigenpairs:
+    """Return some of the pairs, those that a slice or an index array tells."""
+    values, vectors, residuals, converged = (
+        part[wanted] for part in (pairs.values, pairs.vectors, pairs.residuals, pairs.converged)
+    )
+    return Eigenpairs(values, vectors, residuals, converged, pairs.num_products)
+
+
+def check_rank(rank: int, num_params: int) -> int:
+    """Return the rank if a `(P, P)` matrix can have it, else raise a `ValueError`."""
+    if not 1 <= rank <= num_params:
+        raise ValueError(
+            f"Found rank={rank}, expected a number from 1 to P={num_params}, the number of "
+            "parameters; lower it, or leave it out."
+        )
+    return rank
+
+
+@jax.jit
+def _orthonormal(rows):
+    with jax.default_matmul_precision("highest"):
+        return jnp.linalg.qr(rows.T)[0].T
+
+
+@jax.jit
+def _ritz_pairs(basis, images):
+    with jax.default_matmul_precision("highest"):
+        small = basis @ images.T
+        values, rotation = jnp.linalg.eigh(0.5 * (small + small.T))
+        values, rotation = values[::-1], rotation[:, ::-1].T
+        vectors, images = rotation @ basis, rotation @ images
+    return values, vectors, jnp.linalg.norm(images - values[:, None] * vectors, axis=1)
