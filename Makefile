@@ -10,7 +10,7 @@ python := .venv/bin/python
 pytest := $(python) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-regression test test-slow lint format docs notebooks bench bench-quick clean
+.PHONY: help demo demo-regression test test-slow lint format docs notebooks bench bench-quick bench-quality clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -41,13 +41,20 @@ docs: .venv/.docs  ## build the documentation into site/
 notebooks: .venv/.dev  ## execute the notebooks into out/notebooks
 	$(python) -m nbconvert --to notebook --execute --output-dir out/notebooks notebooks/*.ipynb
 
-bench: .venv/.dev  ## measure the cost of curvature products and of layer capture
+bench: .venv/.dev  ## measure what curvature products and layer capture cost
 	$(python) -m benchmarks.products
+	$(python) -m benchmarks.memory
 	$(python) -m benchmarks.capture
 
 bench-quick: .venv/.dev  ## the same on small problems, to see that it runs
 	$(python) -m benchmarks.products --quick
+	$(python) -m benchmarks.memory --quick
 	$(python) -m benchmarks.capture --quick
+
+bench-quality: .venv/.dev  ## measure how good predictions are, on the data in LAPLACE_KIT_DATA
+	$(python) -m benchmarks.quality.classification
+	$(python) -m benchmarks.quality.images
+	$(python) -m benchmarks.quality.regression
 
 clean:  ## remove everything these targets made
 	rm -rf .venv out site dist .hypothesis .pytest_cache .ruff_cache

@@ -1,0 +1,112 @@
+"""The quality benchmarks train what they say, and score in the targets' own units."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.quality import regression
+from benchmarks.quality.tables import Scores
+from benchmarks.quality.training import (
+    Recipe,
+    Scale,
+    init_mlp,
+    nth,
+    stack,
+    train,
+)
+
+
+def squares(params, x, y):
+    return 0.5 * (x @ params - y) ** 2
+
+
+def normal(rng, *shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+
+def ridge(x, y, precision):
+    return np.linalg.solve(x.T @ x + precision * np.eye(x.shape[1]), x.T @ y)
+
+
+def test_scale_standardises_the_rows_it_is_made_of_and_leaves_constants_finite():
+    rows = np.random.default_rng(0).normal(3.0, 2.0, (50, 2))
+    rows[:, 1] = 7.0
+    scaled = np.asarray(Scale.of(rows)(rows))
+    np.testing.assert_allclose(scaled.mean(axis=0), 0.0, atol=1e-6)
+    np.testing.assert_allclose(scaled.std(axis=0), [1.0, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("batch_size", "tolerance"), [(40, 1e-4), (8, 3e-2)])
+def test_training_finds_the_ridge_solution_of_every_split(batch_size, tolerance):
+    """Splits differ in size and in prior precision; padding counts for nothing."""
+    rng = np.random.default_rng(1)
+    pairs = [(normal(rng, num, 3), normal(rng, num)) for num in (40, 25)]
+    precision = jnp.asarray([0.5, 20.0])
+    recipe = Recipe(num_steps=1500, batch_size=batch_size, learning_rate=2e-2)
+    examples = stack(pairs)
+    np.testing.assert_array_equal(examples.weight.sum(axis=1), [40, 25])
+    found = train(squares, jnp.zeros((2, 3)), examples, precision, jax.random.key(0), recipe)
+    for i, (x, y) in enumerate(pairs):
+        expected = ridge(np.asarray(x), np.asarray(y), float(precision[i]))
+        np.testing.assert_allclose(nth(found, i), expected, atol=tolerance)
+
+
+def test_units_start_with_variance_one():
+    (kernel, bias), _ = init_mlp(jax.random.key(0), (400, 300, 1))
+    np.testing.assert_allclose(np.sqrt(400) * np.std(kernel), 1.0, rtol=0.01)
+    assert not np.any(bias)
+
+
+def test_mixture_has_the_moments_of_its_parts_together():
+    means, variances = jnp.asarray([[0.0], [2.0], [4.0]]), jnp.asarray([[1.0], [2.0], [6.0]])
+    mean, variance = regression._mixture(list(zip(means, variances, strict=True)))
+    np.testing.assert_allclose(mean, [2.0])
+    np.testing.assert_allclose(variance, [3.0 + 8.0 / 3.0], rtol=1e-6)
+
+
+def test_verdicts_compare_the_best_mean_with_the_reference():
+    def scores(data_set, method, mean):
+        return Scores(data_set, method, {"log-likelihood": (mean - 0.1, mean + 0.1)})
+
+    rows = [scores("wine", method, -0.95) for method in regression.COMPARED]
+    rows += [scores("yacht", method, -1.3) for method in regression.COMPARED[:-1]]
+    rows += [scores("yacht", regression.COMPARED[-1], -1.2), scores("other", "auto", 0.0)]
+    _, _, yacht, wine = regression.verdicts(rows).splitlines()
+    assert yacht.startswith("| yacht | -1.25 | -1.300 |")
+    assert yacht.endswith("| -1.200 | yes |")
+    assert wine.startswith("| wine | -0.93 | -0.950 |")
+    assert wine.endswith("| no |")
+
+
+def test_scores_are_in_the_targets_own_units(tmp_path, monkeypatch):
+    """Targets ten times as large: the same networks, ten times the error, log 10 less density."""
+    few = {name: regression.POST_HOC[name] for name in ("full", "diagonal")}  # each is compiled
+    monkeypatch.setattr(regression, "POST_HOC", few)
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(40, 2)).astype(np.float32)
+    y = np.sin(2 * x[:, :1]) + 0.1 * rng.normal(size=(40, 1))
+    tests = rng.permutation(40)[:16].reshape(2, 8)
+    np.savez(tmp_path / "uci_one.npz", x=x, y=y, test_index=tests)
+    np.savez(tmp_path / "uci_ten.npz", x=x, y=10 * y, test_index=tests)
+    np.savez(tmp_path / "uci_classes.npz", x=x, y=np.zeros(40, np.int32))
+    setting = dataclasses.replace(
+        regression.FULL,
+        num_splits=1,
+        num_starts=2,
+        num_units=4,
+        recipe=Recipe(num_steps=200, batch_size=16),
+        num_refits=1,
+    )
+    scores = list(regression.run(tmp_path, setting))
+    one, ten = ({s.method: s.values for s in scores if s.data_set == n} for n in ("one", "ten"))
+    assert len(one) == len(ten) == len(scores) / 2 == 6
+    assert set(regression.COMPARED) <= set(one)
+    assert one["auto"] == one["full"]
+    for method, values in one.items():
+        assert np.isfinite(list(values.values())).all()
+        shifted = np.asarray(values["log-likelihood"]) - np.log(10)
+        np.testing.assert_allclose(ten[method]["log-likelihood"], shifted, rtol=1e-3)
+        np.testing.assert_allclose(ten[method]["RMSE"], 10 * np.asarray(values["RMSE"]), rtol=1e-3)
