@@ -27,7 +27,7 @@ from laplace_kit.curv import design
 from laplace_kit.curv.capture.coverage import of_objective
 from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.kronecker import WEIGHT_SHARING, num_entries
-from laplace_kit.curv.matrix_free.lanczos import check_rank
+from laplace_kit.curv.matrix_free.ritz import check_rank
 from laplace_kit.curv.mode import examine_mode
 from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.curv.operator import check_outputs

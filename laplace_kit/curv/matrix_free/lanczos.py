@@ -35,11 +35,11 @@ def leading_eigenpairs(
 
     What has not converged starts the next run. A Krylov space holds one copy of each eigenvalue, so
     runs are repeated on the operator deflated by what was found, until a short run shows nothing
-    larger than the smallest value kept. A last block of products turns the basis to Ritz vectors and
-    measures the residuals. All products of all runs share one linearisation, where memory allows.
-    Where the Krylov space would reach the whole space, the dense matrix is decomposed instead:
-    exact, and cheaper. Over a stream `eigenpairs` finds them, by ARPACK, which asks the host for
-    each product.
+    larger than the smallest value kept. A last block of products turns the basis to Ritz vectors
+    and measures the residuals. All products of all runs share one linearisation, where memory
+    allows. Where the Krylov space would reach the whole space, the dense matrix is decomposed
+    instead: exact, and cheaper. Over a stream `eigenpairs` finds them, by ARPACK, which asks the
+    host for each product.
 
     Parameters
     ----------

@@ -38,7 +38,7 @@ ESTIMATORS = {
 
 @functools.partial(jax.jit, static_argnums=0)
 def over_keys(estimator, operator, keys):
-    """Return one estimate for each key; in a loop, as XLA's QR of many matrices at once may hang."""
+    """Return an estimate for each key; in a loop, as XLA's QR of many matrices may hang."""
     return jax.lax.map(lambda key: estimator(operator, key=key, num_samples=10), keys)
 
 
