@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.quality import regression
+from benchmarks.quality import classification, images, regression
 from benchmarks.quality.tables import Scores
 from benchmarks.quality.training import (
     Recipe,
@@ -110,3 +110,43 @@ def test_scores_are_in_the_targets_own_units(tmp_path, monkeypatch):
         shifted = np.asarray(values["log-likelihood"]) - np.log(10)
         np.testing.assert_allclose(ten[method]["log-likelihood"], shifted, rtol=1e-3)
         np.testing.assert_allclose(ten[method]["RMSE"], 10 * np.asarray(values["RMSE"]), rtol=1e-3)
+
+
+# --- classification -------------------------------------------------------------------------------
+
+
+def test_splits_are_disjoint_and_standardised_by_their_training_rows():
+    x = np.random.default_rng(0).normal(3.0, 2.0, (40, 2))
+    parts = classification.split(x, np.arange(40), seed=1)
+    assert [len(rows) for rows, _ in parts] == [28, 6, 6]
+    labels = np.concatenate([y for _, y in parts])
+    np.testing.assert_array_equal(np.sort(labels), np.arange(40))
+    np.testing.assert_allclose(parts.training[0].mean(axis=0), 0.0, atol=1e-5)
+
+
+def test_rotation_by_a_right_angle_moves_pixels():
+    x = np.random.default_rng(0).random((2, 5, 5, 1)).astype(np.float32)
+    np.testing.assert_allclose(images.rotated(x, 90), np.rot90(x, axes=(1, 2)), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_every_classifier_is_scored_and_none_that_is_tuned_is_worse_where_the_mode_is_overfitted():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 3))
+    y = (x[:, 0] + rng.normal(size=200) > 0).astype(np.int32)
+    splits = [classification.split(x, y, seed) for seed in range(2)]
+    setting = classification.Setting(
+        structures=("diagonal",), recipe=dataclasses.replace(classification.RECIPE, num_steps=500)
+    )
+    scores = {row.method: row for row in classification.scores("noise", splits, 0.01, setting)}
+    assert list(scores) == [
+        "MAP",
+        "temperature scaling",
+        "auto",
+        "auto, training data alone",
+        "diagonal",
+        "last layer",
+    ]
+    losses = {method: np.mean(row.values["NLL"]) for method, row in scores.items()}
+    assert all(losses[method] < losses["MAP"] for method in losses if method != "MAP")
+    assert all(len(row.values["pooled ECE"]) == 1 for row in scores.values())

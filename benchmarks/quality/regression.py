@@ -51,8 +51,8 @@ RECIPE = Recipe(num_steps=10_000)
 class Setting:
     """The protocol, and how many splits; `data_sets` is `None` for all that the folder has.
 
-    Training by the evidence adds
-    `evidence_share` of the epochs that led to the mode, and refits about `num_refits` times.
+    Training by the evidence adds `evidence_share` of the epochs that led to the mode, and refits
+    about `num_refits` times.
     """
 
     data_sets: tuple[str, ...] | None = None
