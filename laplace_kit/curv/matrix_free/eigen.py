@@ -34,6 +34,7 @@ def eigenpairs(
     method: str = "lanczos",
     tolerance: float | None = None,
     max_iterations: int = 300,
+    progress: bool = False,
 ) -> Eigenpairs:
     r"""Return eigenpairs from one end of the spectrum, or from both.
 
@@ -59,6 +60,8 @@ def eigenpairs(
         On the residuals, relative to the norm; by default the square root of the dtype's epsilon.
     max_iterations
         Of restarts, or of blocks.
+    progress
+        Count the products of Lanczos on the screen.
 
     Returns
     -------
@@ -84,9 +87,13 @@ def eigenpairs(
     preconditioned eigensolver: locally optimal block preconditioned conjugate gradient method.
     """
     check_option("which", which, ("largest", "smallest", "both"))
-    find = {"lanczos": _lanczos, "lobpcg": _lobpcg}[
-        check_option("method", method, ("lanczos", "lobpcg"))
-    ]
+    check_option("method", method, ("lanczos", "lobpcg"))
+    if progress and method == "lobpcg":
+        raise ValueError(
+            "Found progress=True with method='lobpcg', expected False, as its loop is compiled; "
+            "take method='lanczos', or for a stream lk.data.as_data(batches, progress=True)."
+        )
+    find = partial(_lanczos, progress=progress) if method == "lanczos" else _lobpcg
     dim = operator.shape[0]
     check_rank(2 * num if which == "both" else num, dim)
     tolerance = float(jnp.finfo(operator.dtype).eps) ** 0.5 if tolerance is None else tolerance
@@ -132,26 +139,31 @@ def _norm(operator, start):
     return float(norm), spent + 1
 
 
-def _lanczos(operator, starts, tolerance, max_iterations):
+def _lanczos(operator, starts, tolerance, max_iterations, *, progress):
     """Return eigenvectors as rows, and the number of products, by ARPACK."""
     num, dim = starts.shape
     size = min(max(2 * num + 1, _MIN_KRYLOV), dim - 1)
-    _, rows, spent = arpack(operator, starts[0], num, "LA", size, tolerance, max_iterations)
+    _, rows, spent = arpack(
+        operator, starts[0], num, "LA", size, tolerance, max_iterations, progress=progress
+    )
     return rows, spent
 
 
-def arpack(operator, start, num, which, size, tolerance, max_iterations=None):
+def arpack(operator, start, num, which, size, tolerance, max_iterations=None, *, progress=False):
     """Return the values and rows that have converged, and the number of products.
 
     Its tolerance is relative to the values, but for those smaller than epsilon to the power of 2/3.
     """
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+    from tqdm.auto import tqdm
 
+    counter = tqdm(desc="products", leave=False, disable=not progress)
     spent = 0
 
     def matvec(v):
         nonlocal spent
         spent += 1
+        counter.update()
         return np.asarray(operator.mv(jnp.asarray(v, operator.dtype)), start.dtype)
 
     matrix = LinearOperator(operator.shape, matvec=matvec, dtype=np.dtype(start.dtype))
@@ -167,6 +179,8 @@ def arpack(operator, start, num, which, size, tolerance, max_iterations=None):
         )
     except ArpackNoConvergence as partial_result:
         values, vectors = partial_result.eigenvalues, partial_result.eigenvectors
+    finally:
+        counter.close()
     return values, jnp.asarray(vectors.T, start.dtype), spent
 
 

@@ -1,10 +1,11 @@
 """Extreme eigenpairs against the dense decomposition, at both ends and by both methods."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
-from matrices import rotated
+from matrices import Diagonal, rotated
 
 from laplace_kit import curv
 from laplace_kit.curv.matrix_free.eigen import eigenpairs
@@ -115,3 +116,13 @@ def test_wrong_options():
         eigenpairs(operator, 2, key=KEY, method="lobpc")
     with pytest.raises(ValueError, match=r"rank=31, expected a number from 1 to P=30"):
         eigenpairs(operator, 31, key=KEY)
+
+
+def test_progress_counts_products_on_request(capsys):
+    operator = Diagonal(jnp.arange(40.0))
+    eigenpairs(operator, 2, key=KEY)
+    assert capsys.readouterr().err == ""
+    eigenpairs(operator, 2, key=KEY, progress=True)
+    assert "products" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="progress=True with method='lobpcg', expected False"):
+        eigenpairs(operator, 2, key=KEY, method="lobpcg", progress=True)
