@@ -241,7 +241,7 @@ def sum_over(fn: Callable, args: PyTree, data: Data, batch_size: int | None) -> 
     for chunk in chunks(data, batch_size):
         if total is None:  # zeros made on the host: a first step of its own would be a program more
             spec = _of_chunk.eval_shape(fn, args, chunk)
-            total = jax.tree.map(lambda s: jnp.asarray(np.zeros(s.shape, s.dtype)), spec)
+            total = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), spec)
         total = _step(fn, args, chunk, total)
     if total is None:
         raise TypeError(
