@@ -1,0 +1,89 @@
+"""Metrics of predictions: plain functions of arrays that return means over examples.
+
+Classification metrics read probabilities `(N, C)`, rows summing to one, and labels `y`: integers
+`(N,)`, or one-hot or soft labels `(N, C)`. Those whose names begin with `binary` read the
+probability of the class 1, `(N,)`, instead; by `from_binary` the others take it too. Regression
+metrics read means, variances or standard deviations, and targets of one and the same shape, `(N,)`
+or `(N, *outputs)`; a variance or standard deviation may also be a scalar. Nothing else is
+broadcast.
+
+Every metric takes `weights` `(N,)` of the examples. Weights that are whole numbers count: a weight
+of three is the same as the example three times. All others are proportions, whose scale does not
+matter. `bootstrap` makes a confidence interval of any metric, and of the difference of two
+predictors.
+
+All of them compile and accept numpy arrays; the answer has the arguments' dtype, float32 at least.
+A `ValueError` meets shapes that do not go together and, where values are known, values that are no
+probabilities, labels, variances, levels or weights. Under `jax.jit` values are not known: there,
+labels out of range, NaNs and weights that are not valid make the answer NaN.
+"""
+
+from laplace_kit.eval.metrics.binary import binary_aupr as binary_aupr
+from laplace_kit.eval.metrics.binary import binary_auroc as binary_auroc
+from laplace_kit.eval.metrics.binary import binary_brier_decomposition as binary_brier_decomposition
+from laplace_kit.eval.metrics.binary import binary_brier_score as binary_brier_score
+from laplace_kit.eval.metrics.binary import binary_calibration_error as binary_calibration_error
+from laplace_kit.eval.metrics.binary import binary_reliability_bins as binary_reliability_bins
+from laplace_kit.eval.metrics.binary import from_binary as from_binary
+from laplace_kit.eval.metrics.bins import ReliabilityBins as ReliabilityBins
+from laplace_kit.eval.metrics.bins import equal_mass_bins as equal_mass_bins
+from laplace_kit.eval.metrics.bins import reliability_bins as reliability_bins
+from laplace_kit.eval.metrics.brier import BrierDecomposition as BrierDecomposition
+from laplace_kit.eval.metrics.brier import brier_decomposition as brier_decomposition
+from laplace_kit.eval.metrics.brier import brier_score as brier_score
+from laplace_kit.eval.metrics.calibration import (
+    adaptive_calibration_error as adaptive_calibration_error,
+)
+from laplace_kit.eval.metrics.calibration import (
+    classwise_calibration_error as classwise_calibration_error,
+)
+from laplace_kit.eval.metrics.calibration import (
+    debiased_calibration_error as debiased_calibration_error,
+)
+from laplace_kit.eval.metrics.calibration import (
+    expected_calibration_error as expected_calibration_error,
+)
+from laplace_kit.eval.metrics.calibration import (
+    maximum_calibration_error as maximum_calibration_error,
+)
+from laplace_kit.eval.metrics.calibration import (
+    squared_calibration_error as squared_calibration_error,
+)
+from laplace_kit.eval.metrics.classification import accuracy as accuracy
+from laplace_kit.eval.metrics.classification import (
+    negative_log_likelihood as negative_log_likelihood,
+)
+from laplace_kit.eval.metrics.classification import top_k_accuracy as top_k_accuracy
+from laplace_kit.eval.metrics.detection import ROCCurve as ROCCurve
+from laplace_kit.eval.metrics.detection import aupr as aupr
+from laplace_kit.eval.metrics.detection import auroc as auroc
+from laplace_kit.eval.metrics.detection import fpr95 as fpr95
+from laplace_kit.eval.metrics.detection import roc_curve as roc_curve
+from laplace_kit.eval.metrics.intervals import interval_coverage as interval_coverage
+from laplace_kit.eval.metrics.intervals import interval_width as interval_width
+from laplace_kit.eval.metrics.pit import UniformityTest as UniformityTest
+from laplace_kit.eval.metrics.pit import pit_gaussian as pit_gaussian
+from laplace_kit.eval.metrics.pit import pit_samples as pit_samples
+from laplace_kit.eval.metrics.pit import pit_uniformity_test as pit_uniformity_test
+from laplace_kit.eval.metrics.pit import quantile_calibration_error as quantile_calibration_error
+from laplace_kit.eval.metrics.regression import chi_squared as chi_squared
+from laplace_kit.eval.metrics.regression import crps_gaussian as crps_gaussian
+from laplace_kit.eval.metrics.regression import crps_samples as crps_samples
+from laplace_kit.eval.metrics.regression import gaussian_nll as gaussian_nll
+from laplace_kit.eval.metrics.regression import mae as mae
+from laplace_kit.eval.metrics.regression import rmse as rmse
+from laplace_kit.eval.metrics.regression import sharpness as sharpness
+from laplace_kit.eval.metrics.resampling import Interval as Interval
+from laplace_kit.eval.metrics.resampling import bootstrap as bootstrap
+from laplace_kit.eval.metrics.resampling import bootstrap_difference as bootstrap_difference
+from laplace_kit.eval.metrics.resampling import bootstrap_two_sample as bootstrap_two_sample
+from laplace_kit.eval.metrics.resampling import (
+    bootstrap_two_sample_difference as bootstrap_two_sample_difference,
+)
+from laplace_kit.eval.metrics.scores import entropy_score as entropy_score
+from laplace_kit.eval.metrics.scores import max_probability_score as max_probability_score
+from laplace_kit.eval.metrics.scores import mutual_information_score as mutual_information_score
+from laplace_kit.eval.metrics.selective import RiskCoverageCurve as RiskCoverageCurve
+from laplace_kit.eval.metrics.selective import aurc as aurc
+from laplace_kit.eval.metrics.selective import excess_aurc as excess_aurc
+from laplace_kit.eval.metrics.selective import risk_coverage_curve as risk_coverage_curve

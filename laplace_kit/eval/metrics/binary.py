@@ -1,0 +1,157 @@
+r"""Two classes, told by the probability of the class 1 alone: `p` of shape `(N,)`, labels 0 and 1.
+
+Metrics of several classes take `from_binary(p)` and give what they would for any two classes. The
+functions here look at the class 1 instead, as scikit-learn does: their Brier score is half of the
+other, and their calibration error compares `p` with the frequency of that class, where the other
+compares $\max(p, 1 - p)$ with the accuracy. Labels are integers or booleans, `(N,)`; soft labels
+are numbers from 0 to 1.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from laplace_kit.eval.metrics import bins, brier, calibration, checks, detection, weighting
+from laplace_kit.eval.metrics.bins import ReliabilityBins
+from laplace_kit.eval.metrics.brier import BrierDecomposition
+
+
+def from_binary(p: ArrayLike) -> Float[Array, "N 2"]:
+    """Return the probabilities of the classes 0 and 1, `[1 - p, p]`, for metrics of classes.
+
+    Parameters
+    ----------
+    p
+        Probability of the class 1, `(N,)`; or soft labels.
+
+    Raises
+    ------
+    ValueError
+        If these are not probabilities, one for each example.
+    """
+    p, _ = checks.binary(p, jnp.zeros(jnp.shape(p), int))
+    return jnp.stack([1 - p, p], axis=1)
+
+
+def binary_brier_score(
+    p: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None
+) -> Float[Array, ""]:
+    r"""Return $\frac{1}{N} \sum_n (p_n - y_n)^2$, from 0 to 1.
+
+    Parameters
+    ----------
+    p
+        Probability of the class 1, `(N,)`.
+    y
+        Labels `(N,)`: 0 or 1, or numbers between.
+    weights
+        Of the examples, `(N,)`; one each by default.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or the values are not those of probabilities, labels and weights.
+    """
+    p, y = checks.binary(p, y)
+    return weighting.mean((p - y) ** 2, weighting.checked(weights, len(p), p.dtype))
+
+
+def binary_brier_decomposition(
+    p: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
+) -> BrierDecomposition:
+    """Split the Brier score of the class 1, as `brier_decomposition` does that of several classes.
+
+    Parameters
+    ----------
+    p, y, weights
+        As for `binary_brier_score`, with the same errors.
+    num_bins
+        Number of bins between 0 and 1; positive, or a `ValueError` says so.
+    """
+    return brier.decomposed(*_binned(p, y, num_bins, weights))
+
+
+def binary_reliability_bins(
+    p: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
+) -> ReliabilityBins:
+    """Compare the probability of the class 1 with its frequency in `num_bins` bins of equal width.
+
+    Parameters
+    ----------
+    p, y, num_bins, weights
+        As for `binary_brier_decomposition`, with the same errors.
+
+    Returns
+    -------
+    bins
+        `ReliabilityBins` of `p`: `confidence` is the mean of `p` in each bin and `accuracy` the
+        frequency of the class 1 there.
+    """
+    return bins.averages(*_binned(p, y, num_bins, weights))
+
+
+def binary_calibration_error(
+    p: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
+) -> Float[Array, ""]:
+    r"""Return $\sum_b \frac{N_b}{N} |\bar y_b - \bar p_b|$ over bins of equal width of `p`.
+
+    Parameters
+    ----------
+    p, y, num_bins, weights
+        As for `binary_brier_decomposition`, with the same errors.
+
+    References
+    ----------
+    Naeini, Cooper and Hauskrecht (2015), as for `expected_calibration_error`.
+    """
+    return calibration.mean_gap(binary_reliability_bins(p, y, num_bins, weights=weights))
+
+
+def binary_auroc(
+    p: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None
+) -> Float[Array, ""]:
+    """Return the chance that an example of the class 1 has the larger `p`; ties count half.
+
+    Parameters
+    ----------
+    p, y, weights
+        As for `binary_brier_score`, with the same errors.
+
+    Returns
+    -------
+    area
+        NaN if all labels are of one class: then there is nothing to compare. A soft label is as
+        much of an example of the class 1 as it says, and of the class 0 for the rest.
+    """
+    return detection.area_under_roc(*_two_samples(p, y, weights))
+
+
+def binary_aupr(
+    p: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None
+) -> Float[Array, ""]:
+    """Return the average precision for the class 1, as `aupr`.
+
+    Parameters
+    ----------
+    p, y, weights
+        As for `binary_brier_score`, with the same errors.
+
+    Returns
+    -------
+    area
+        NaN if there is no example of the class 1.
+    """
+    return detection.average_precision(*_two_samples(p, y, weights))
+
+
+def _binned(p, y, num_bins, weights):
+    checks.check_num_bins(num_bins)
+    p, y = checks.binary(p, y)
+    weights = weighting.checked(weights, len(p), p.dtype)
+    return p, y.astype(p.dtype), weights, bins.equal_width_edges(num_bins, p.dtype)
+
+
+def _two_samples(p, y, weights):
+    """Return all examples as members of both classes, and with what weight they are."""
+    p, y = checks.binary(p, y)
+    weights = weighting.checked(weights, len(p), p.dtype)
+    return p, p, weights * (1 - y), weights * y

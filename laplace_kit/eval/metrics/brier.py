@@ -1,0 +1,112 @@
+"""The Brier score, and what it is made of."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Num
+
+from laplace_kit.eval.metrics import bins, checks, weighting
+
+
+def brier_score(
+    probs: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None
+) -> Float[Array, ""]:
+    r"""Return $\frac{1}{N} \sum_n \sum_c (p_{nc} - y_{nc})^2$, from 0 to 2.
+
+    For two classes this is twice the score that looks at the positive class alone, which is
+    `binary_brier_score`.
+
+    Parameters
+    ----------
+    probs, y, weights
+        As for `negative_log_likelihood`, with the same errors.
+
+    References
+    ----------
+    Brier (1950), "Verification of forecasts expressed in terms of probability".
+    """
+    probs, targets = checks.labelled(probs, y)
+    weights = weighting.checked(weights, len(probs), probs.dtype)
+    return weighting.mean(jnp.sum((probs - targets) ** 2, axis=1), weights)
+
+
+class BrierDecomposition(NamedTuple):
+    """Parts of a Brier score: `reliability - resolution + uncertainty + remainder`, exactly.
+
+    Attributes
+    ----------
+    reliability
+        How far the bins' frequencies are from what was predicted there; zero is best.
+    resolution
+        How far they are from each other; the larger, the more the predictions tell.
+    uncertainty
+        The score of who knows nothing but the frequencies of the classes.
+    remainder
+        What predictions that differ within their bin add; zero if none do.
+    """
+
+    reliability: Float[Array, ""]
+    resolution: Float[Array, ""]
+    uncertainty: Float[Array, ""]
+    remainder: Float[Array, ""]
+
+
+def brier_decomposition(
+    probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
+) -> BrierDecomposition:
+    r"""Split the Brier score into reliability, resolution, uncertainty and a remainder.
+
+    For each class, with $\bar p_b$ and $\bar y_b$ the means of predictions and labels over the
+    $N_b$ examples in bin $b$ of the class's probability, and $\bar y$ that over all labels, the
+    parts are
+
+    $$\sum_b \tfrac{N_b}{N} (\bar p_b - \bar y_b)^2, \quad
+    \sum_b \tfrac{N_b}{N} (\bar y_b - \bar y)^2, \quad
+    \tfrac{1}{N} \sum_n (y_n - \bar y)^2, \quad
+    \tfrac{1}{N} \sum_n (p_n - \bar p_b)^2 - 2 (p_n - \bar p_b) (y_n - \bar y_b),$$
+
+    summed over classes. Murphy's identity, reliability - resolution + uncertainty, is the score
+    itself if and only if the remainder is zero, as where all predictions in a bin are equal
+    (forecasts in steps of ten percent, say); otherwise it is the score of other predictions, those
+    rounded to their bins' means, and the remainder the difference between the two: variance within
+    bins minus twice the covariance there.
+
+    Parameters
+    ----------
+    probs, y, num_bins, weights
+        As for `reliability_bins`, with the same errors.
+
+    References
+    ----------
+    Murphy (1973), "A new vector partition of the probability score"; Stephenson, Coelho and
+    Jolliffe (2008), "Two extra components in the Brier score decomposition", for the remainder.
+    """
+    checks.check_num_bins(num_bins)
+    probs, targets = checks.labelled(probs, y)
+    weights = weighting.checked(weights, len(probs), probs.dtype)
+    edges = bins.equal_width_edges(num_bins, probs.dtype)
+    of_classes = jax.vmap(decomposed, in_axes=(1, 1, None, None))(probs, targets, weights, edges)
+    return BrierDecomposition(*(jnp.sum(part) for part in of_classes))
+
+
+@jax.jit
+def decomposed(
+    predicted: Float[Array, " N"],
+    observed: Float[Array, " N"],
+    weights: Num[Array, " N"],
+    edges: Float[Array, " E"],
+) -> BrierDecomposition:
+    """Decompose the mean of $(p - y)^2$ for one class."""
+    in_bins = bins.averages(predicted, observed, weights, edges)
+    indices = bins.bin_indices(predicted, edges)
+    share = in_bins.counts / jnp.sum(weights)
+    base_rate = weighting.mean(observed, weights)
+    from_mean = predicted - in_bins.confidence[indices]
+    from_frequency = observed - in_bins.accuracy[indices]
+    return BrierDecomposition(
+        reliability=jnp.sum(share * (in_bins.confidence - in_bins.accuracy) ** 2),
+        resolution=jnp.sum(share * (in_bins.accuracy - base_rate) ** 2),
+        uncertainty=weighting.mean((observed - base_rate) ** 2, weights),
+        remainder=weighting.mean(from_mean * (from_mean - 2 * from_frequency), weights),
+    )

@@ -1,0 +1,152 @@
+"""How far confidence is from accuracy."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from laplace_kit.eval.metrics import bins, checks, weighting
+from laplace_kit.eval.metrics.bins import ReliabilityBins, equal_mass_bins, reliability_bins
+
+
+def expected_calibration_error(
+    probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
+) -> Float[Array, ""]:
+    r"""Return $\sum_b \frac{N_b}{N} |\mathrm{acc}_b - \mathrm{conf}_b|$ over bins of equal width.
+
+    Chance alone makes it positive, of calibrated predictions too: for that see
+    `debiased_calibration_error`.
+
+    Parameters
+    ----------
+    probs, y, num_bins, weights
+        As for `reliability_bins`, with the same errors.
+
+    References
+    ----------
+    Naeini, Cooper and Hauskrecht (2015), "Obtaining well calibrated probabilities using Bayesian
+    binning", for both errors; Guo et al. (2017), "On calibration of modern neural networks".
+    """
+    return mean_gap(reliability_bins(probs, y, num_bins, weights=weights))
+
+
+def maximum_calibration_error(
+    probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
+) -> Float[Array, ""]:
+    r"""Return $\max_b |\mathrm{acc}_b - \mathrm{conf}_b|$ over the occupied bins of equal width.
+
+    Parameters
+    ----------
+    probs, y, num_bins, weights
+        As for `reliability_bins`, with the same errors.
+    """
+    in_bins = reliability_bins(probs, y, num_bins, weights=weights)
+    return jnp.max(jnp.abs(in_bins.accuracy - in_bins.confidence))
+
+
+def adaptive_calibration_error(
+    probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
+) -> Float[Array, ""]:
+    r"""Return $\sum_b \frac{N_b}{N} |\mathrm{acc}_b - \mathrm{conf}_b|$ over bins of equal mass.
+
+    The bins are those of `equal_mass_bins`. Like its equal-width sibling it judges the most
+    probable class only.
+
+    Parameters
+    ----------
+    probs, y, num_bins, weights
+        As for `reliability_bins`, with the same errors.
+
+    References
+    ----------
+    Nguyen and O'Connor (2015), "Posterior calibration and exploratory analysis for natural language
+    processing models"; Nixon et al. (2019), "Measuring calibration in deep learning".
+    """
+    return mean_gap(equal_mass_bins(probs, y, num_bins, weights=weights))
+
+
+def classwise_calibration_error(
+    probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
+) -> Float[Array, ""]:
+    r"""Return $\frac{1}{C} \sum_c \sum_b \frac{N_{bc}}{N} |\bar y_{bc} - \bar p_{bc}|$.
+
+    The mean over classes of how far the probability of a class is from its frequency, in bins of
+    equal width of that probability. Unlike its siblings it judges all probabilities.
+
+    Parameters
+    ----------
+    probs, y, num_bins, weights
+        As for `reliability_bins`, with the same errors.
+
+    References
+    ----------
+    Kull et al. (2019), "Beyond temperature scaling: obtaining well-calibrated multiclass
+    probabilities with Dirichlet calibration"; Nixon et al. (2019), who call it static calibration
+    error.
+    """
+    checks.check_num_bins(num_bins)
+    probs, targets = checks.labelled(probs, y)
+    weights = weighting.checked(weights, len(probs), probs.dtype)
+    edges = bins.equal_width_edges(num_bins, probs.dtype)
+    of_classes = jax.vmap(_mean_gap_of_class, in_axes=(1, 1, None, None))
+    return jnp.mean(of_classes(probs, targets, weights, edges))
+
+
+def squared_calibration_error(
+    probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
+) -> Float[Array, ""]:
+    r"""Estimate the mean square of accuracy minus confidence, without the bias of small bins.
+
+    $$\sum_b \frac{N_b}{N} \left[ (\mathrm{acc}_b - \mathrm{conf}_b)^2 -
+    \frac{\mathrm{acc}_b (1 - \mathrm{acc}_b)}{N_b - 1} \right]$$
+
+    over bins of equal mass: what is subtracted is the variance of the accuracy, which alone would
+    make a calibrated prediction look miscalibrated. Unbiased if all confidences in a bin are equal,
+    and below zero as often as chance wills. A bin of a single example adds nothing.
+
+    Parameters
+    ----------
+    probs, y, num_bins, weights
+        As for `reliability_bins`, with the same errors.
+
+    References
+    ----------
+    Kumar, Liang and Ma (2019), "Verified uncertainty calibration".
+    """
+    in_bins = equal_mass_bins(probs, y, num_bins, weights=weights)
+    counts, accuracy = in_bins.counts, in_bins.accuracy
+    variance = accuracy * (1 - accuracy) / jnp.maximum(counts - 1, 1)
+    squares = (accuracy - in_bins.confidence) ** 2 - variance
+    return jnp.sum(jnp.where(counts > 1, counts, 0) * squares) / jnp.sum(counts)
+
+
+def debiased_calibration_error(
+    probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
+) -> Float[Array, ""]:
+    r"""Return $\sqrt{\max(0, \hat E^2)}$, the root of `squared_calibration_error`.
+
+    In the units of the expected calibration error, and at least as large when there are many
+    examples: a root mean square instead of a mean. Of calibrated predictions it is near zero, where
+    the expected calibration error is not.
+
+    Parameters
+    ----------
+    probs, y, num_bins, weights
+        As for `reliability_bins`, with the same errors.
+
+    References
+    ----------
+    Kumar, Liang and Ma (2019), "Verified uncertainty calibration".
+    """
+    squared = squared_calibration_error(probs, y, num_bins, weights=weights)
+    return jnp.sqrt(jnp.maximum(squared, 0))
+
+
+def mean_gap(in_bins: ReliabilityBins) -> Float[Array, ""]:
+    """Return the mean distance of accuracy from confidence."""
+    gaps = jnp.abs(in_bins.accuracy - in_bins.confidence)
+    return jnp.sum(in_bins.counts * gaps) / jnp.sum(in_bins.counts)
+
+
+@jax.jit
+def _mean_gap_of_class(predicted, observed, weights, edges) -> Float[Array, ""]:
+    return mean_gap(bins.averages(predicted, observed, weights, edges))

@@ -1,0 +1,210 @@
+"""What metrics take: arrays of one dtype, whose shapes go together and whose values make sense.
+
+Shapes are always known. Values are looked at where they are known; under `jax.jit` they are not.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Num
+
+from laplace_kit.tree import is_concrete
+
+# Rows of probabilities may miss one by so much: rounding of bfloat16 included, logits excluded.
+_TOLERANCE = 0.02
+
+
+def as_floating(*arrays: ArrayLike) -> list[Float[Array, "..."]]:
+    """Return arrays of the dtype they have in common, float32 at least."""
+    dtype = jnp.result_type(jnp.float32, *arrays)
+    return [jnp.asarray(array, dtype) for array in arrays]
+
+
+def require(condition: Bool[Array, "..."], found: str, expected: str) -> None:
+    """Raise a `ValueError` if the condition is known to be false anywhere."""
+    if is_concrete(condition) and not condition.all():
+        raise ValueError(f"Found {found}, expected {expected}.")
+
+
+def check_num_bins(num_bins: int) -> None:
+    """Refuse to sort examples into no bins."""
+    if num_bins < 1:
+        raise ValueError(f"Found num_bins={num_bins}, expected at least 1; 15 is usual.")
+
+
+def fractions(
+    name: str, values: ArrayLike | Sequence[float], dtype: jnp.dtype
+) -> Float[Array, "..."]:
+    """Return an array of numbers from 0 to 1, such as levels, whatever its shape."""
+    values = jnp.asarray(values, dtype)
+    valid = (values >= 0) & (values <= 1)
+    require(valid, f"{name} outside 0 to 1", "fractions; divide percentages by 100")
+    return values
+
+
+# --- classification --------------------------------------------------------------------------
+
+
+def labelled(probs: ArrayLike, y: ArrayLike) -> tuple[Float[Array, "N C"], Float[Array, "N C"]]:
+    """Return the probabilities and the labels as distributions over the classes."""
+    (probs,) = as_floating(probs)
+    y = jnp.asarray(y)
+    if probs.ndim != 2 or probs.size == 0:
+        raise ValueError(
+            f"Found probs of shape {probs.shape}, expected (N, C) with at least one example; for "
+            "more axes use probs.reshape(-1, C), for p(y = 1) jnp.stack([1 - p, p], axis=-1)."
+        )
+    _check_distributions("probs", probs, "of logits pass jax.nn.softmax(logits)")
+    if y.shape == probs.shape:
+        targets = y.astype(probs.dtype)
+        _check_distributions("y", targets, "or pass integer labels (N,)")
+        return probs, targets
+    if y.shape != probs.shape[:1]:
+        raise ValueError(
+            f"Found y of shape {y.shape} for probs of shape {probs.shape}, expected integer labels "
+            f"{probs.shape[:1]} or one-hot labels {probs.shape}; of labels (N, 1) pass y[:, 0]."
+        )
+    if jnp.issubdtype(y.dtype, jnp.inexact):
+        raise ValueError(
+            f"Found labels y of dtype {y.dtype} and shape {y.shape}, expected integers; convert "
+            "them with y.astype(int), or pass soft labels as (N, C)."
+        )
+    targets = _one_hot(y, probs)
+    if is_concrete(targets) and jnp.isnan(targets[:, 0]).any():
+        first = int(jnp.argmax(jnp.isnan(targets[:, 0])))
+        raise ValueError(
+            f"Found the label {int(y[first])} at y[{first}], expected integers from 0 to "
+            f"{probs.shape[1] - 1} for probs of shape {probs.shape}; drop or renumber such labels."
+        )
+    return probs, targets
+
+
+@jax.jit
+def _one_hot(y: Num[Array, " N"] | Bool[Array, " N"], probs: Float[Array, "N C"]):
+    """Return one row per label, NaN for those out of range, in the shape and dtype of `probs`."""
+    one_hot = y[:, None] == jnp.arange(probs.shape[1])
+    in_range = one_hot.any(axis=1, keepdims=True)
+    return jnp.where(in_range, one_hot.astype(probs.dtype), jnp.nan)
+
+
+def distributions(probs: ArrayLike, axes: str) -> Float[Array, "*batch C"]:
+    """Return probabilities whose last axis is the classes; `axes` names those that are expected."""
+    (probs,) = as_floating(probs)
+    if probs.ndim != axes.count(",") + 1 or probs.size == 0:
+        raise ValueError(
+            f"Found probs of shape {probs.shape}, expected {axes} with at least one example; add "
+            "or merge axes with reshape."
+        )
+    rows = probs.reshape(-1, probs.shape[-1])
+    _check_distributions("probs", rows, "of logits pass jax.nn.softmax(logits)")
+    return probs
+
+
+def _check_distributions(name: str, rows: Float[Array, "N C"], remedy: str) -> None:
+    valid = _are_distributions(rows)
+    if is_concrete(valid) and not valid.all():
+        first = int(jnp.argmin(valid))
+        row = np.asarray(rows[first])
+        raise ValueError(
+            f"Found {name}[{first}] with the sum {row.sum():.4g} and the smallest entry "
+            f"{row.min():.4g}, expected numbers from 0 to 1 that sum to one; {remedy}."
+        )
+
+
+@jax.jit
+def _are_distributions(rows: Float[Array, "N C"]) -> Bool[Array, " N"]:
+    sums_to_one = jnp.abs(jnp.sum(rows, axis=1) - 1) <= _TOLERANCE
+    return sums_to_one & (jnp.min(rows, axis=1) >= -_TOLERANCE)
+
+
+def binary(p: ArrayLike, y: ArrayLike) -> tuple[Float[Array, " N"], Num[Array, " N"]]:
+    """Return probabilities of the class 1 and labels 0 and 1, as integers; soft ones as they are.
+
+    Under `jax.jit` labels out of range make their probabilities NaN.
+    """
+    (p,) = as_floating(p)
+    y = jnp.asarray(y)
+    if p.ndim != 1 or p.size == 0:
+        raise ValueError(
+            f"Found p of shape {p.shape}, expected the probability of the class 1 for each "
+            "example, (N,), and at least one; of probabilities (N, 2) pass probs[:, 1]."
+        )
+    if y.shape != p.shape:
+        raise ValueError(
+            f"Found y of shape {y.shape} for p of shape {p.shape}, expected one label for each "
+            "example; of labels (N, 1) pass y[:, 0]."
+        )
+    in_range = (p >= -_TOLERANCE) & (p <= 1 + _TOLERANCE)
+    require(in_range, "p outside 0 to 1", "probabilities; of logits pass jax.nn.sigmoid(logits)")
+    is_soft = jnp.issubdtype(y.dtype, jnp.inexact)
+    y = y.astype(p.dtype if is_soft else jnp.int32)
+    is_label = (y >= 0) & (y <= 1)
+    require(is_label, "labels y outside 0 to 1", "0 or 1, or True and False; renumber them")
+    return jnp.where(is_label, p, jnp.nan), y
+
+
+# --- scores ----------------------------------------------------------------------------------
+
+
+def scores(name: str, values: ArrayLike, dtype: jnp.dtype) -> Float[Array, " N"]:
+    """Return one number for each input."""
+    values = jnp.asarray(values, dtype)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(
+            f"Found {name} of shape {values.shape}, expected one score per input, (N,); reduce "
+            "each prediction to a number first, for example its entropy."
+        )
+    require(~jnp.isnan(values), f"a NaN in {name}", "numbers; drop the inputs it came from")
+    return values
+
+
+# --- regression ------------------------------------------------------------------------------
+
+
+def regression(
+    mean: ArrayLike, spread: ArrayLike, y: ArrayLike, spread_name: str
+) -> list[Float[Array, "..."]]:
+    """Return mean, spread and targets in one dtype; the spread is a variance or a deviation."""
+    mean, spread, y = as_floating(mean, spread, y)
+    check_examples("mean", mean)
+    if y.shape != mean.shape:
+        raise ValueError(
+            f"Found y of shape {y.shape} for mean of shape {mean.shape}, expected the same shape; "
+            "reshape one of them, for example y.reshape(mean.shape), so that nothing is broadcast."
+        )
+    if spread.shape not in ((), mean.shape):
+        raise ValueError(
+            f"Found {spread_name} of shape {spread.shape} for mean of shape {mean.shape}, expected "
+            "the same shape or a scalar; of covariances (N, C, C) pass the diagonals."
+        )
+    check_spread(spread_name, spread)
+    return [mean, spread, y]
+
+
+def check_examples(name: str, values: Float[Array, "..."]) -> None:
+    """Refuse arrays without an example."""
+    if values.ndim == 0 or values.shape[0] == 0:
+        raise ValueError(
+            f"Found {name} of shape {values.shape}, expected (N,) or (N, *outputs) with at least "
+            f"one example; add the leading axis with {name}[None]."
+        )
+
+
+def check_spread(name: str, spread: Float[Array, "..."]) -> None:
+    """Refuse a variance or a standard deviation that is known not to be positive."""
+    found = f"{name} with an entry that is not positive"
+    require(spread > 0, found, "positive numbers everywhere; add the observation noise")
+
+
+def samples(values: ArrayLike, y: ArrayLike) -> list[Float[Array, "..."]]:
+    """Return draws `(S, N, *outputs)` and targets `(N, *outputs)` in one dtype."""
+    values, y = as_floating(values, y)
+    check_examples("y", y)
+    if values.shape[1:] != y.shape or values.shape[0] == 0:
+        raise ValueError(
+            f"Found samples of shape {values.shape} for y of shape {y.shape}, expected "
+            f"(S, {', '.join(map(str, y.shape))}): the draws of every target along a first axis."
+        )
+    return [values, y]

@@ -1,0 +1,73 @@
+"""Central intervals of Gaussian predictions: how often they hold the target, how wide they are."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Num
+
+from laplace_kit.eval.metrics import checks, weighting
+
+
+def interval_coverage(
+    mean: ArrayLike,
+    std: ArrayLike,
+    y: ArrayLike,
+    levels: ArrayLike | Sequence[float],
+    *,
+    weights: ArrayLike | None = None,
+) -> Float[Array, "*levels"]:
+    r"""Return the fraction of targets inside the central Gaussian interval of each level.
+
+    The interval of level $q$ is $\mu \pm \Phi^{-1}((1 + q) / 2)\, \sigma$; a calibrated prediction
+    covers $q$. The fraction is over examples and outputs.
+
+    Parameters
+    ----------
+    mean, std, y, weights
+        As for `gaussian_nll`, with standard deviations; the same errors.
+    levels
+        Nominal levels between 0 and 1, or a `ValueError` says so; their shape is the answer's.
+    """
+    mean, std, y = checks.regression(mean, std, y, "std")
+    weights = weighting.checked(weights, len(mean), mean.dtype)
+    levels = checks.fractions("levels", levels, mean.dtype)
+    half_widths = _half_widths(levels).reshape(-1)
+    distances = (jnp.abs(y - mean) / std).reshape(len(mean), -1)
+    return _coverage(distances, weights, half_widths).reshape(levels.shape)
+
+
+def interval_width(
+    std: ArrayLike, levels: ArrayLike | Sequence[float], *, weights: ArrayLike | None = None
+) -> Float[Array, "*levels"]:
+    r"""Return the mean width of the central Gaussian interval of each level, in the units of `y`.
+
+    $2 \Phi^{-1}((1 + q) / 2)$ times the mean of $\sigma$ over examples and outputs.
+
+    Parameters
+    ----------
+    std, weights
+        As for `sharpness`, with the same errors.
+    levels
+        As for `interval_coverage`, with the same error.
+    """
+    (std,) = checks.as_floating(std)
+    checks.check_examples("std", std)
+    checks.check_spread("std", std)
+    weights = weighting.checked(weights, len(std), std.dtype)
+    levels = checks.fractions("levels", levels, std.dtype)
+    return 2 * _half_widths(levels) * weighting.mean_of_all(std, weights)
+
+
+def _half_widths(levels: Float[Array, "*levels"]) -> Float[Array, "*levels"]:
+    """Return the half-width of the central intervals of a standard Gaussian."""
+    return jax.scipy.special.ndtri((1 + levels) / 2)
+
+
+@jax.jit
+def _coverage(
+    distances: Float[Array, "N K"], weights: Num[Array, " N"], half_widths: Float[Array, " L"]
+) -> Float[Array, " L"]:
+    inside = (distances[..., None] <= half_widths).astype(distances.dtype)
+    unknown = jnp.isnan(distances[..., None] + half_widths)
+    return jnp.mean(weighting.mean(jnp.where(unknown, jnp.nan, inside), weights), axis=0)

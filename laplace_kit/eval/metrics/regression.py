@@ -1,0 +1,191 @@
+"""Scores of predictions of numbers: Gaussians, means alone, or draws."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from laplace_kit.eval.metrics import checks, weighting
+
+
+def gaussian_nll(
+    mean: ArrayLike, var: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None
+) -> Float[Array, ""]:
+    r"""Return the mean of $-\log \mathcal{N}(y_n \mid \mu_n, \sigma_n^2)$ over examples, in nats.
+
+    $\frac{1}{N} \sum_n \sum_c \frac{1}{2} [\log(2 \pi \sigma_{nc}^2) + (y_{nc} - \mu_{nc})^2 /
+    \sigma_{nc}^2]$: the sum over outputs, which are independent given the input.
+
+    Parameters
+    ----------
+    mean, var, y
+        Predictive means, positive variances (noise included) and targets, `(N, *outputs)`; `var`
+        may be a scalar.
+    weights
+        Of the examples, `(N,)`; one each by default.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, a variance is not positive or the weights are not valid.
+    """
+    mean, var, y = checks.regression(mean, var, y, "var")
+    weights = weighting.checked(weights, len(mean), mean.dtype)
+    nll = 0.5 * (math.log(2 * math.pi) + jnp.log(var) + (y - mean) ** 2 / var)
+    return jnp.sum(weighting.mean(nll, weights))
+
+
+def rmse(mean: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None) -> Float[Array, ""]:
+    r"""Return $\sqrt{\mathrm{mean}\,(y - \mu)^2}$ over examples and outputs, in the units of `y`.
+
+    Parameters
+    ----------
+    mean, y, weights
+        As for `gaussian_nll`, with the same errors.
+    """
+    mean, _, y = checks.regression(mean, 1.0, y, "std")
+    weights = weighting.checked(weights, len(mean), mean.dtype)
+    return jnp.sqrt(weighting.mean_of_all((y - mean) ** 2, weights))
+
+
+def mae(mean: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None) -> Float[Array, ""]:
+    r"""Return the mean of $|y - \mu|$ over examples and outputs, in the units of `y`.
+
+    Parameters
+    ----------
+    mean, y, weights
+        As for `gaussian_nll`, with the same errors. Who is judged by it should predict medians.
+    """
+    mean, _, y = checks.regression(mean, 1.0, y, "std")
+    weights = weighting.checked(weights, len(mean), mean.dtype)
+    return weighting.mean_of_all(jnp.abs(y - mean), weights)
+
+
+def chi_squared(
+    mean: ArrayLike, var: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None
+) -> Float[Array, ""]:
+    r"""Return the mean of $(y - \mu)^2 / \sigma^2$ over examples and outputs.
+
+    One when the variances are right on average, above one when they are too small.
+
+    Parameters
+    ----------
+    mean, var, y, weights
+        As for `gaussian_nll`, with the same errors.
+    """
+    mean, var, y = checks.regression(mean, var, y, "var")
+    weights = weighting.checked(weights, len(mean), mean.dtype)
+    return weighting.mean_of_all((y - mean) ** 2 / var, weights)
+
+
+def sharpness(std: ArrayLike, *, weights: ArrayLike | None = None) -> Float[Array, ""]:
+    r"""Return $\sqrt{\mathrm{mean}\,\sigma^2}$ over examples and outputs, in the units of `y`.
+
+    It knows no targets: among calibrated predictions the sharper are the better ones. Equal to the
+    root mean square error where the variances are right on average.
+
+    Parameters
+    ----------
+    std
+        Predictive standard deviations `(N, *outputs)`.
+    weights
+        Of the examples, `(N,)`; one each by default.
+
+    Raises
+    ------
+    ValueError
+        If there are no examples, a standard deviation is not positive or the weights are not valid.
+
+    References
+    ----------
+    Gneiting, Balabdaoui and Raftery (2007), "Probabilistic forecasts, calibration and sharpness".
+    """
+    (std,) = checks.as_floating(std)
+    checks.check_examples("std", std)
+    checks.check_spread("std", std)
+    weights = weighting.checked(weights, len(std), std.dtype)
+    return jnp.sqrt(weighting.mean_of_all(std**2, weights))
+
+
+# --- continuous ranked probability score -----------------------------------------------------
+
+
+def crps_gaussian(
+    mean: ArrayLike, std: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None
+) -> Float[Array, ""]:
+    r"""Return the continuous ranked probability score of Gaussians, in the units of `y`.
+
+    $\sigma \, [z (2 \Phi(z) - 1) + 2 \varphi(z) - 1/\sqrt{\pi}]$ with $z = (y - \mu) / \sigma$,
+    averaged over examples and outputs. As $\sigma \to 0$ it becomes the absolute error.
+
+    Parameters
+    ----------
+    mean, std, y, weights
+        As for `gaussian_nll`, with standard deviations; the same errors.
+
+    References
+    ----------
+    Gneiting and Raftery (2007), "Strictly proper scoring rules, prediction, and estimation".
+    """
+    mean, std, y = checks.regression(mean, std, y, "std")
+    weights = weighting.checked(weights, len(mean), mean.dtype)
+    return weighting.mean_of_all(std * _crps_of_standard_normal((y - mean) / std), weights)
+
+
+@jax.jit
+def _crps_of_standard_normal(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    cdf, pdf = jax.scipy.stats.norm.cdf(z), jax.scipy.stats.norm.pdf(z)
+    return z * (2 * cdf - 1) + 2 * pdf - 1 / math.sqrt(math.pi)
+
+
+def crps_samples(
+    samples: ArrayLike, y: ArrayLike, *, fair: bool = False, weights: ArrayLike | None = None
+) -> Float[Array, ""]:
+    r"""Return the continuous ranked probability score of draws, in the units of `y`.
+
+    $\frac{1}{S} \sum_s |x_s - y| - \frac{1}{2 S^2} \sum_{s,t} |x_s - x_t|$, averaged over examples
+    and outputs: the score of the distribution that gives each draw the same probability. Exact, by
+    sorting: $O(S \log S)$ for each target. One draw gives the absolute error.
+
+    Parameters
+    ----------
+    samples
+        Draws from the predictive distribution, noise included, `(S, N, *outputs)`.
+    y
+        Targets `(N, *outputs)`.
+    fair
+        Whether to divide by $2 S (S - 1)$ instead: an unbiased estimate of the score of the
+        distribution that was drawn from. It needs two draws.
+    weights
+        Of the examples, `(N,)`; one each by default.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not go together, there are too few draws or the weights are not valid.
+
+    References
+    ----------
+    Gneiting and Raftery (2007), as for `crps_gaussian`; Ferro (2014), "Fair scores for ensemble
+    forecasts".
+    """
+    samples, y = checks.samples(samples, y)
+    if fair and len(samples) < 2:
+        raise ValueError("Found 1 sample for fair=True, expected at least 2; draw more of them.")
+    weights = weighting.checked(weights, len(y), y.dtype)
+    return weighting.mean_of_all(_crps_of_draws(samples, y, len(samples) - fair), weights)
+
+
+@partial(jax.jit, static_argnames="num_others")
+def _crps_of_draws(
+    samples: Float[Array, "S *shape"], y: Float[Array, "*shape"], num_others: int
+) -> Float[Array, "*shape"]:
+    # Around the target, so that numbers far from zero cost no digits.
+    errors = jnp.sort(samples - y, axis=0)
+    num = errors.shape[0]
+    # Of all pairs, each draw is the larger one as often as others are below it.
+    signs = (2 * jnp.arange(num, dtype=errors.dtype) - (num - 1)) / (num * num_others)
+    spread = jnp.tensordot(signs, errors, axes=1, precision="highest")
+    return jnp.mean(jnp.abs(errors), axis=0) - spread

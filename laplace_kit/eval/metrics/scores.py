@@ -1,0 +1,67 @@
+"""Scores of doubt: one number for each input, the higher, the further from what is known."""
+
+import jax.numpy as jnp
+from jax.scipy.special import entr
+from jaxtyping import Array, ArrayLike, Float
+
+from laplace_kit.eval.metrics import checks
+
+
+def max_probability_score(probs: ArrayLike) -> Float[Array, " N"]:
+    r"""Return $1 - \max_c p_{nc}$, for each input.
+
+    Parameters
+    ----------
+    probs
+        Probabilities `(N, C)`.
+
+    Raises
+    ------
+    ValueError
+        If these are not rows of probabilities.
+
+    References
+    ----------
+    Hendrycks and Gimpel (2017), "A baseline for detecting misclassified and out-of-distribution
+    examples in neural networks".
+    """
+    return 1 - jnp.max(checks.distributions(probs, "(N, C)"), axis=-1)
+
+
+def entropy_score(probs: ArrayLike) -> Float[Array, " N"]:
+    r"""Return $-\sum_c p_{nc} \log p_{nc}$, in nats, for each input: all uncertainty there is.
+
+    Parameters
+    ----------
+    probs
+        As for `max_probability_score`, with the same errors.
+    """
+    return _entropy(checks.distributions(probs, "(N, C)"))
+
+
+def mutual_information_score(probs: ArrayLike) -> Float[Array, " N"]:
+    r"""Return $H[\bar p_n] - \frac{1}{S} \sum_s H[p_{sn}]$, in nats, for each input.
+
+    How much a label would tell about the weights: uncertainty that is epistemic.
+
+    Parameters
+    ----------
+    probs
+        Probabilities by draws of the weights, `(S, N, C)`.
+
+    Raises
+    ------
+    ValueError
+        If these are not rows of probabilities.
+
+    References
+    ----------
+    Houlsby et al. (2011), "Bayesian active learning for classification and preference learning".
+    """
+    probs = checks.distributions(probs, "(S, N, C)")
+    return _entropy(jnp.mean(probs, axis=0)) - jnp.mean(_entropy(probs), axis=0)
+
+
+def _entropy(probs: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:
+    # Rounding may leave a probability just below zero, of which the entropy is minus infinity.
+    return jnp.sum(entr(jnp.where(probs < 0, 0, probs)), axis=-1)

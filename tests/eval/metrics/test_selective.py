@@ -1,0 +1,64 @@
+"""Risk and coverage against loops over thresholds and published formulae."""
+
+import jax
+import numpy as np
+import pytest
+from predictions import DTYPES, classification, tolerance
+from twins import precision
+
+from laplace_kit.eval import metrics as mt
+
+
+@jax.jit
+def selective(probs, y, confidence=None):
+    options = {"confidence": confidence}
+    areas = mt.aurc(probs, y, **options), mt.excess_aurc(probs, y, **options)
+    return *areas, mt.risk_coverage_curve(probs, y, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_selective_prediction_matches_its_definition(dtype):
+    probs, labels = classification(dtype=dtype)
+    confidence, wrong = probs.max(axis=1), probs.argmax(axis=1) != labels
+    order = np.argsort(-confidence)
+    risks = np.cumsum(wrong[order]) / np.arange(1, 201)
+    # Geifman et al. (2019), equation 3.
+    num, error = 200, wrong.mean()
+    best = sum(i / (num * (1 - error) + i) for i in range(1, wrong.sum() + 1)) / num
+    with precision(dtype):
+        area, excess, curve = selective(probs, labels)
+        assert area.dtype == excess.dtype == dtype
+        np.testing.assert_allclose(area, risks.mean(), atol=tolerance(dtype))
+        np.testing.assert_allclose(excess, risks.mean() - best, atol=tolerance(dtype))
+        np.testing.assert_allclose(curve.risk, risks, atol=tolerance(dtype))
+        np.testing.assert_allclose(curve.coverage, np.arange(1, 201) / 200, rtol=tolerance(dtype))
+        np.testing.assert_array_equal(curve.thresholds, confidence[order])
+
+
+def test_equal_confidences_are_accepted_together():
+    probs, labels = classification(dtype="float32")
+    confidence = np.repeat([3.0, 1.0, 2.0, 2.0], 50).astype("float32")
+    wrong = probs.argmax(axis=1) != labels
+    area, _, curve = selective(probs, labels, confidence)
+    risks = [wrong[confidence >= level].mean() for level in (3, 2, 1)]
+    np.testing.assert_allclose(curve.risk, np.repeat(risks, [50, 100, 50]), rtol=1e-6)
+    np.testing.assert_allclose(curve.coverage, np.repeat([0.25, 0.75, 1], [50, 100, 50]))
+    np.testing.assert_allclose(area, np.mean(curve.risk), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_oracle_has_no_excess_and_ignorance_the_error_rate():
+    probs, labels = classification()
+    wrong = probs.argmax(axis=1) != labels
+    _, excess, _ = selective(probs, labels, np.where(wrong, -1.0, 1.0) * np.arange(1.0, 201))
+    np.testing.assert_allclose(excess, 0, atol=1e-12)
+    area, _, _ = selective(probs, labels, np.zeros(200))
+    np.testing.assert_allclose(area, wrong.mean(), atol=1e-12)
+
+
+def test_always_right_always_wrong_and_single():
+    probs, labels = np.tile(np.array([[0.8, 0.2]], "float32"), (200, 1)), np.zeros(200, int)
+    np.testing.assert_allclose(selective(probs, labels)[:2], [0, 0], atol=1e-6)
+    # Errors alike in confidence are accepted together, all of them.
+    np.testing.assert_allclose(selective(probs, labels + 1)[:2], [1, 0], atol=1e-5)
+    np.testing.assert_allclose(mt.aurc(probs[:1], labels[:1] + 1), 1)
