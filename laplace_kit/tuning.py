@@ -1,5 +1,6 @@
 """`tune`: noise, prior precision and temperature of a posterior, one after the other."""
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable
@@ -46,6 +47,7 @@ class Request(NamedTuple):
     per_leaf: bool
     noise: str | None
     temperature: bool | None
+    link: str | None
     num_folds: int
     bounds: tuple[float, float]
     key: PRNGKeyArray | None
@@ -53,6 +55,9 @@ class Request(NamedTuple):
 
 def tune(la: "Laplace", request: Request, data: Any) -> "Laplace":
     """Return the posterior as `Laplace.tune` describes."""
+    if request.link is not None:
+        prediction = dataclasses.replace(la.prediction, link=request.link)
+        la = tree.replace(la, prediction=prediction)
     method = request.method or ("evidence" if data is None else "validation")
     _check(la, request, method, data)
     noise = request.noise or ("keep" if la.knows_noise else "residuals")

@@ -20,6 +20,7 @@ and accepts numpy arrays; half precision is computed and returned in float32.
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,8 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from laplace_kit.errors import check_option
 
-LINKS = ("probit", "bridge", "mean_field_1", "mean_field_2", "monte_carlo")
+Link = Literal["probit", "bridge", "mean_field_1", "mean_field_2", "monte_carlo"]
+LINKS = get_args(Link)
 
 # The logistic function is nearest to the normal CDF of a variance 8 / pi (MacKay, 1992).
 _PROBIT_SCALE = math.pi / 8

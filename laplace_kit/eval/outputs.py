@@ -1,13 +1,24 @@
 """What a likelihood makes of its outputs' distribution: probabilities, rates, noise."""
 
-import math
+from collections.abc import Sequence
 from functools import singledispatch
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
 
+from laplace_kit import tree
 from laplace_kit.eval import link as links
+from laplace_kit.eval import quantiles
+from laplace_kit.eval.expectation import positions
+from laplace_kit.eval.prediction_sets import class_probabilities, most_probable
+from laplace_kit.eval.uncertainty import (
+    Uncertainty,
+    decompose,
+    of_drawn_binary_logits,
+    of_drawn_logits,
+)
 from laplace_kit.likelihood import (
     Bernoulli,
     Categorical,
@@ -17,6 +28,7 @@ from laplace_kit.likelihood import (
     Masked,
     MultivariateGaussian,
     Poisson,
+    unmasked,
 )
 from laplace_kit.tree import pytree_dataclass
 
@@ -28,7 +40,9 @@ class Predictive:
     `f_mean`, `f_var` `(N, *event)` and `f_cov` `(N, C, C)`, over flattened outputs, describe the
     model's outputs, `joint_cov` `(N, C, N, C)` those at all inputs together. Classification:
     `probs` `(N, C)`. Regression and counts: `mean`, `epistemic_var` (from the weights) and
-    `noise_var` (from the likelihood), of the targets' shape.
+    `noise_var` (from the likelihood), of the targets' shape. `likelihood` says what the targets
+    are, and with that `quantile`, `uncertainty` and so on; `drawn` is the uncertainty of class
+    probabilities at the draws of the sampled predictive.
     """
 
     f_mean: Float[Array, "N *event"]
@@ -39,11 +53,83 @@ class Predictive:
     epistemic_var: Float[Array, "N *target"] | None = None
     noise_var: Float[Array, "N *target"] | None = None
     joint_cov: Float[Array, "N C N C"] | None = None
+    likelihood: Likelihood | None = None
+    drawn: Uncertainty | None = None
 
     @property
     def var(self) -> Float[Array, "N *target"] | None:
         """The whole predictive variance of the targets, `epistemic_var + noise_var`."""
         return None if self.mean is None else self.epistemic_var + self.noise_var
+
+    @property
+    def cov(self) -> Float[Array, "N C C"] | None:
+        """The predictive covariance of the targets of each input, flattened; of regression.
+
+        `f_cov` and the noise; `None` without `f_cov`, and for other likelihoods.
+        """
+        return None if self.f_cov is None else target_covariance(self.likelihood, self)
+
+    def quantile(self, q: ArrayLike | Sequence[float]) -> Float[Array, "..."]:
+        """Return quantiles of the targets; see `laplace_kit.eval.quantiles.quantile`.
+
+        Parameters
+        ----------
+        q
+            One level between 0 and 1, or several, whose axes come first in the answer.
+        """
+        quantiles.check_levels("q", q)
+        return quantiles.quantile(self.likelihood, self, jnp.asarray(q, self.f_mean.dtype))
+
+    def interval(
+        self, level: float | Float[Array, ""] = 0.9
+    ) -> tuple[Float[Array, "N *target"], Float[Array, "N *target"]]:
+        """Return the ends of the central interval of each target, of counts both included.
+
+        Parameters
+        ----------
+        level
+            The probability to be within: of counts at least that.
+        """
+        quantiles.check_levels("level", level)
+        low, high = self.quantile(jnp.asarray([(1 - level) / 2, (1 + level) / 2]))
+        return low, high
+
+    def cdf(self, y: ArrayLike) -> Float[Array, "..."]:
+        """Return the probability of each target to be at most `y`.
+
+        Parameters
+        ----------
+        y
+            Of a shape that broadcasts to the targets. For the probability integral transform of
+            counts see `laplace_kit.eval.quantiles.pit`.
+        """
+        return quantiles.cdf(self.likelihood, self, jnp.asarray(y))
+
+    def prediction_set(self, level: float | Float[Array, ""] = 0.9) -> Bool[Array, "N ... C"]:
+        """Tell which classes are in the smallest set of a probability of at least `level`.
+
+        Parameters
+        ----------
+        level
+            Between 0 and 1. Of binary labels the classes are 0 and 1, on an axis of their own.
+        """
+        probs = class_probabilities(self.likelihood, self)
+        quantiles.check_levels("level", level)
+        return most_probable(probs, jnp.asarray(level, probs.dtype))
+
+    def uncertainty(
+        self, key: PRNGKeyArray | None = None, *, num_samples: int = 1000
+    ) -> Uncertainty:
+        """Return the aleatoric and the epistemic part; see `laplace_kit.eval.uncertainty`.
+
+        Parameters
+        ----------
+        key, num_samples
+            To draw the logits of several classes, where the predictive was not made of draws.
+        """
+        if self.drawn is not None:
+            return self.drawn
+        return decompose(self.likelihood, self, key=key, num_samples=num_samples)
 
 
 @singledispatch
@@ -61,7 +147,7 @@ def from_gaussian(
 
     A likelihood that is not registered, such as `FromLoss`, gets the outputs' moments alone.
     """
-    return Predictive(f_mean, f_var, f_cov)
+    return Predictive(f_mean, f_var, f_cov, likelihood=likelihood)
 
 
 @from_gaussian.register
@@ -81,6 +167,7 @@ def _(likelihood, f_mean, f_var, f_cov, *, link, key, num_samples):
         mean=f_mean,
         epistemic_var=f_var,
         noise_var=_noise_variance(likelihood, f_mean),
+        likelihood=likelihood,
     )
 
 
@@ -90,26 +177,29 @@ def _(likelihood: HeteroscedasticGaussian, f_mean, f_var, f_cov, *, link, key, n
         jnp.split(part, 2, axis=-1) for part in (f_mean, f_var)
     )
     noise = jnp.exp(log_precision_var / 2 - log_precision)  # the mean of a log-normal
-    return Predictive(f_mean, f_var, f_cov, mean=mean, epistemic_var=mean_var, noise_var=noise)
+    return Predictive(
+        f_mean,
+        f_var,
+        f_cov,
+        mean=mean,
+        epistemic_var=mean_var,
+        noise_var=noise,
+        likelihood=likelihood,
+    )
 
 
 @from_gaussian.register
 def _(likelihood: Categorical, f_mean, f_var, f_cov, *, link, key, num_samples):
-    num_classes = f_mean.shape[-1]
-    logits = f_mean.reshape(-1, num_classes)
-    spread = f_var.reshape(-1, num_classes)
-    if f_cov is not None:  # of each position, where outputs have axes besides the classes
-        num_positions = math.prod(f_mean.shape[1:-1])
-        blocks = f_cov.reshape(-1, num_positions, num_classes, num_positions, num_classes)
-        spread = jnp.einsum("ntctd->ntcd", blocks).reshape(-1, num_classes, num_classes)
+    logits, spread = positions(f_mean, f_var, f_cov)
     probs = links.class_probabilities(link, logits, spread, key=key, num_samples=num_samples)
-    return Predictive(f_mean, f_var, f_cov, probs=probs.reshape(f_mean.shape))
+    probs = probs.reshape(f_mean.shape)
+    return Predictive(f_mean, f_var, f_cov, probs=probs, likelihood=likelihood)
 
 
 @from_gaussian.register
 def _(likelihood: Bernoulli, f_mean, f_var, f_cov, *, link, key, num_samples):
     probs = links.bernoulli_probabilities(link, f_mean, f_var, key=key, num_samples=num_samples)
-    return Predictive(f_mean, f_var, f_cov, probs=probs)
+    return Predictive(f_mean, f_var, f_cov, probs=probs, likelihood=likelihood)
 
 
 @from_gaussian.register
@@ -123,6 +213,7 @@ def _(likelihood: Poisson, f_mean, f_var, f_cov, *, link, key, num_samples):
         mean=rate,
         epistemic_var=rate**2 * jnp.expm1(f_var),
         noise_var=rate,
+        likelihood=likelihood,
     )
 
 
@@ -137,7 +228,7 @@ def from_samples(
     if full:
         with jax.default_matmul_precision("highest"):
             f_cov = jnp.einsum("nkc,nkd->ncd", flat, flat) / (samples.shape[1] - 1)
-    moments = Predictive(f_mean, f_var, f_cov)
+    moments = Predictive(f_mean, f_var, f_cov, likelihood=unmasked(likelihood, (None,))[0])
     return _average(likelihood, samples, moments)
 
 
@@ -167,12 +258,14 @@ def _(likelihood: HeteroscedasticGaussian, samples, moments):
 
 @_average.register
 def _(likelihood: Categorical, samples, moments):
-    return _with_probs(moments, jax.nn.softmax(samples).mean(axis=1))
+    probs = jax.nn.softmax(samples).mean(axis=1)
+    return tree.replace(moments, probs=probs, drawn=of_drawn_logits(samples))
 
 
 @_average.register
 def _(likelihood: Bernoulli, samples, moments):
-    return _with_probs(moments, jax.nn.sigmoid(samples).mean(axis=1))
+    probs = jax.nn.sigmoid(samples).mean(axis=1)
+    return tree.replace(moments, probs=probs, drawn=of_drawn_binary_logits(samples))
 
 
 @_average.register
@@ -181,19 +274,44 @@ def _(likelihood: Poisson, samples, moments):
     return _with_moments(moments, rates.mean(axis=1), rates.var(axis=1, ddof=1), rates.mean(axis=1))
 
 
-def _with_probs(moments, probs):
-    return Predictive(moments.f_mean, moments.f_var, moments.f_cov, probs=probs)
-
-
 def _with_moments(moments, mean, epistemic_var, noise_var):
-    return Predictive(
-        moments.f_mean,
-        moments.f_var,
-        moments.f_cov,
-        mean=mean,
-        epistemic_var=epistemic_var,
-        noise_var=noise_var,
-    )
+    return tree.replace(moments, mean=mean, epistemic_var=epistemic_var, noise_var=noise_var)
+
+
+# --- covariances of the targets -------------------------------------------------------------------
+
+
+@singledispatch
+def target_covariance(
+    likelihood: Likelihood | None, predictive: Predictive
+) -> Float[Array, "N C C"] | None:
+    """Return the covariance of the targets of each input, flattened; open to registration.
+
+    Parameters
+    ----------
+    likelihood
+        Of the targets; for others than Gaussian ones the answer is `None`.
+    predictive
+        With `f_cov`.
+    """
+    return None
+
+
+@target_covariance.register(Gaussian)
+@target_covariance.register(HeteroscedasticGaussian)
+def _(likelihood, predictive):
+    cov = predictive.f_cov
+    if isinstance(likelihood, HeteroscedasticGaussian):
+        half = predictive.mean.shape[-1]
+        means = np.arange(cov.shape[1]).reshape(-1, 2, half)[:, 0].ravel()
+        cov = cov[:, means[:, None], means]
+    noise = predictive.noise_var.reshape(len(cov), -1)
+    return cov + noise[:, :, None] * jnp.eye(noise.shape[1], dtype=cov.dtype)
+
+
+@target_covariance.register
+def _(likelihood: MultivariateGaussian, predictive):
+    return predictive.f_cov + jnp.asarray(likelihood.noise_covariance, predictive.f_cov.dtype)
 
 
 def _noise_variance(

@@ -6,7 +6,7 @@ makes of a Gaussian over its outputs. Sampled: weights from the posterior, pushe
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,9 @@ from laplace_kit.eval.moments import linearized_moments
 from laplace_kit.eval.outputs import Predictive as Predictive
 from laplace_kit.eval.outputs import from_gaussian, from_samples
 
-METHODS = ("linearized", "sampled")
-COVARIANCES = ("auto", "full", "diagonal")
+Method = Literal["linearized", "sampled"]
+CovarianceForm = Literal["auto", "full", "diagonal"]
+METHODS, COVARIANCES = get_args(Method), get_args(CovarianceForm)
 # An exact covariance is worth its memory up to this share of the limit.
 _COVARIANCE_SHARE = 4
 
@@ -42,9 +43,9 @@ class Prediction:
         If one of them is unknown.
     """
 
-    method: Literal["linearized", "sampled"] = "linearized"
+    method: Method = "linearized"
     link: str = "probit"
-    covariance: Literal["auto", "full", "diagonal"] = "auto"
+    covariance: CovarianceForm = "auto"
     num_samples: int | None = None
 
     def __post_init__(self):
@@ -60,9 +61,9 @@ def predict(
     posterior: Posterior,
     x: PyTree,
     *,
-    method: Literal["linearized", "sampled"] = "linearized",
+    method: Method = "linearized",
     link: str = "probit",
-    covariance: Literal["auto", "full", "diagonal"] = "auto",
+    covariance: CovarianceForm = "auto",
     key: PRNGKeyArray | None = None,
     num_samples: int | None = None,
     joint: bool = False,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import twins
 
-from laplace_kit.eval.outputs import from_gaussian, from_samples
+from laplace_kit.eval.outputs import Predictive, from_gaussian, from_samples
 from laplace_kit.likelihood import (
     Bernoulli,
     Categorical,
@@ -85,3 +85,63 @@ def test_predicted_noise_is_averaged_as_a_variance(x64):
     twins.assert_close(found.mean, SAMPLES[..., :1].mean(axis=1))
     twins.assert_close(found.epistemic_var, SAMPLES[..., :1].var(axis=1, ddof=1))
     twins.assert_close(found.noise_var, np.exp(-SAMPLES[..., 1:]).mean(axis=1))
+
+
+# --- the likelihood, and what follows from it -----------------------------------------------------
+
+F_ROOT = RNG.normal(size=(N, 4, 4))
+F_COV = F_ROOT @ F_ROOT.transpose(0, 2, 1)
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        Gaussian(0.5),
+        MultivariateGaussian(jnp.asarray(COVARIANCE)),
+        HeteroscedasticGaussian(),
+        Categorical(),
+        Bernoulli(),
+        Poisson(),
+        FromLoss(twins.log_cosh_loss),
+    ],
+)
+def test_predictives_know_what_their_targets_are(likelihood):
+    for predictive in (of_moments(likelihood), of_draws(likelihood)):
+        assert predictive.likelihood is likelihood
+    assert of_moments(Masked(Gaussian())).likelihood.noise_std == 1.0
+
+
+def of_covariances(likelihood) -> Predictive:
+    options = {"link": "probit", "key": None, "num_samples": 2}
+    f_var = np.einsum("ncc->nc", F_COV).reshape(N, *EVENT)
+    return from_gaussian(likelihood, *map(jnp.asarray, (F, f_var, F_COV)), **options)
+
+
+def test_covariances_of_the_targets_add_the_noise(x64):
+    twins.assert_close(of_covariances(Gaussian(0.5)).cov, F_COV + 0.25 * np.eye(4))
+    each = of_covariances(Gaussian(jnp.asarray(NOISE)))
+    twins.assert_close(each.cov, F_COV + np.diag(NOISE.ravel() ** 2))
+    correlated = of_covariances(MultivariateGaussian(jnp.asarray(COVARIANCE)))
+    twins.assert_close(correlated.cov, F_COV + COVARIANCE)
+    # Outputs (2, 2) with a mean and a log-precision in each row: the means are outputs 0 and 2.
+    predicted = of_covariances(HeteroscedasticGaussian())
+    own = F_COV[:, [0, 2]][:, :, [0, 2]]
+    noise = np.exp(-F + np.einsum("ncc->nc", F_COV).reshape(N, *EVENT) / 2)[..., 1]
+    twins.assert_close(predicted.cov, own + noise[:, :, None] * np.eye(2))
+    for predictive in (each, correlated, predicted):
+        variances = jnp.einsum("ncc->nc", predictive.cov).reshape(predictive.var.shape)
+        twins.assert_close(variances, predictive.var)
+
+
+def test_covariances_are_none_where_they_are_not_known():
+    assert of_moments(Gaussian()).cov is None
+    assert of_covariances(Categorical()).cov is of_covariances(Poisson()).cov is None
+    assert Predictive(*map(jnp.asarray, (F, F**2, F_COV))).cov is None
+
+
+def test_a_predictive_passes_through_compiled_functions():
+    predictive = of_covariances(Gaussian(0.5))
+    found = jax.jit(lambda p: (p, p.quantile(0.9), p.cov))(predictive)
+    assert jax.tree.structure(found[0]) == jax.tree.structure(predictive)
+    twins.assert_close(found[1], predictive.quantile(0.9), dtype="float32")
+    twins.assert_close(found[2], predictive.cov, dtype="float32")

@@ -1,0 +1,161 @@
+"""Predictions over a loader: batches of inputs, one at a time, by one compiled program.
+
+`predict` itself maps over chunks inside a single program, which cannot tell the host how far it is;
+with `split`, which cuts inputs into batches, the host loops and a bar shows the way.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from laplace_kit import tree
+from laplace_kit.data import check_batch_size
+from laplace_kit.eval.outputs import Predictive
+
+Predict = Callable[[PyTree], Predictive]
+
+
+def predict_over(predict: Predict, batches: Iterable[Any], *, progress: bool = False) -> Predictive:
+    """Return the predictive at the inputs of all batches, in their order.
+
+    Parameters
+    ----------
+    predict
+        From inputs to a `Predictive`, such as `la.predict`; with options, and the key, bound to it.
+    batches
+        Of inputs x, or of pairs `(x, y)` of which x is taken: a list, a torch `DataLoader`, a
+        generator. It is iterated once.
+    progress
+        Show a bar.
+
+    Returns
+    -------
+    predictive
+        As if all inputs had been in memory. Cost: `predict` at every batch, the ragged ones filled
+        up to the size of the first, so that nothing is compiled anew.
+
+    Raises
+    ------
+    TypeError
+        If `batches` are inputs in memory, for which `predict` is enough.
+    ValueError
+        If there is no batch, or the predictive is a joint one of all inputs.
+    """
+    parts = list(predict_batches(predict, batches, progress=progress))
+    if not parts:
+        raise ValueError("Found no batch, expected at least one; check the loader.")
+    return _concatenated(parts)
+
+
+def predict_batches(
+    predict: Predict, batches: Iterable[Any], *, progress: bool = False
+) -> Iterator[Predictive]:
+    """Yield the predictive of one batch after the other, where all together would not fit.
+
+    Parameters
+    ----------
+    predict, batches, progress
+        As for `predict_over`, with the same errors.
+    """
+    _check_batches(batches)
+    return _predictions(predict, _with_progress(batches) if progress else batches)
+
+
+def split(x: PyTree, batch_size: int) -> list[PyTree]:
+    """Return inputs as a list of batches, which are views of the host's memory.
+
+    Parameters
+    ----------
+    x
+        Inputs with a leading axis N.
+    batch_size
+        Of every batch but the last.
+    """
+    check_batch_size(batch_size)
+    x = jax.tree.map(np.asarray, x)
+    return [
+        _rows(x, slice(low, low + batch_size)) for low in range(0, _num_examples(x), batch_size)
+    ]
+
+
+def _predictions(predict: Predict, batches: Iterable[Any]) -> Iterator[Predictive]:
+    size = None
+    for item in batches:
+        x = jax.tree.map(np.asarray, _inputs(item))
+        num = _num_examples(x)
+        size = num if size is None else size
+        for low in range(0, num, size):
+            rows = np.arange(low, low + size)
+            # Filled up with the last input: zeros may be no valid input.
+            predictive = predict(_rows(x, np.minimum(rows, num - 1)) if num != size else x)
+            yield _first(predictive, min(size, num - low))
+
+
+def _check_batches(batches: Iterable[Any]) -> None:
+    if isinstance(batches, tuple | dict) or hasattr(batches, "shape"):
+        raise TypeError(
+            f"Found inputs in memory ({type(batches).__name__}), expected an iterable of batches; "
+            "pass them to predict, or cut them by laplace_kit.eval.batches.split(x, batch_size)."
+        )
+
+
+def _inputs(item: Any) -> PyTree:
+    """Return the inputs of a batch: x itself, or the first of `(x,)` or `(x, y)`."""
+    if not isinstance(item, tuple | list):
+        return item
+    if len(item) not in (1, 2):
+        raise ValueError(
+            f"Found a batch of {len(item)} parts, expected inputs x or a pair (x, y); put several "
+            "inputs into one pytree, for example {'image': x1, 'text': x2}."
+        )
+    return item[0]
+
+
+def _with_progress(batches: Iterable[Any]) -> Iterable[Any]:
+    from tqdm.auto import tqdm
+
+    return tqdm(batches, desc="batches", leave=False)
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def _num_examples(x: PyTree) -> int:
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
+    if len(sizes) != 1 or sizes <= {(), (0,)}:
+        raise ValueError(
+            f"Found a batch of inputs with the leading axes {sorted(sizes)}, expected arrays with "
+            "one number of examples, at least one."
+        )
+    return sizes.pop()[0]
+
+
+def _rows(x: PyTree, rows: slice | np.ndarray) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[rows], x)
+
+
+def _first(predictive: Predictive, num: int) -> Predictive:
+    """Cut on the host: on the device each number of rows would need programs of its own."""
+    if num == len(predictive.f_mean):
+        return predictive
+    return _of_fields(lambda part: jax.device_put(np.asarray(part)[:num]), [predictive])
+
+
+def _concatenated(parts: list[Predictive]) -> Predictive:
+    if parts[0].joint_cov is not None:
+        raise ValueError(
+            "Found joint covariances of each batch, expected a predictive without joint=True; the "
+            "covariance between batches takes all inputs in memory: la.predict(x, joint=True)."
+        )
+    return _of_fields(lambda *rows: jax.device_put(np.concatenate(rows)), parts)
+
+
+def _of_fields(fn: Callable, predictives: list[Predictive]) -> Predictive:
+    """Apply a function to every array that has rows: all but the likelihood's."""
+    names = [field.name for field in dataclasses.fields(Predictive) if field.name != "likelihood"]
+    rows = [{name: getattr(one, name) for name in names} for one in predictives]
+    return tree.replace(predictives[0], **jax.tree.map(fn, *rows))

@@ -1,0 +1,199 @@
+r"""Split-conformal sets and intervals: coverage that held-out data guarantee, whatever the model.
+
+Of n examples that the model has not seen, each gets a score that says how badly its prediction
+fits. Where new examples are exchangeable with these, a new score is at most the k-th smallest,
+
+$$
+k = \lceil (n + 1) (1 - \alpha) \rceil,
+$$
+
+with a probability of at least $1 - \alpha$, and of at most $1 / (n + 1)$ more without ties. Over
+the choice of the n examples, the coverage of one calibration has the distribution
+$\mathrm{Beta}(k, n + 1 - k)$.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Num, PyTree
+
+from laplace_kit.errors import check_option
+from laplace_kit.eval.evaluate import as_classes
+from laplace_kit.eval.outputs import Predictive
+from laplace_kit.eval.prediction_sets import class_probabilities, cumulative_probability
+from laplace_kit.eval.quantiles import check_levels
+from laplace_kit.eval.recalibration import checked_targets, observed_targets
+from laplace_kit.eval.uncertainty import no_distribution
+from laplace_kit.tree import pytree_dataclass
+
+SCORES = ("lac", "aps")
+
+
+@pytree_dataclass(static=("score",))
+class ConformalSets:
+    """The classes whose score is at most `threshold`; made by `conformal_sets`."""
+
+    threshold: Float[Array, ""]
+    score: str
+
+    def __call__(self, predictive: Predictive) -> Bool[Array, "N ... C"]:
+        """Tell which classes are in the set of each label.
+
+        Parameters
+        ----------
+        predictive
+            Of the same kind as the one that was calibrated.
+        """
+        probs = class_probabilities(predictive.likelihood, predictive)
+        return _scores(probs, self.score) <= self.threshold
+
+
+@pytree_dataclass()
+class ConformalIntervals:
+    r"""The intervals $m \pm r \sigma$; made by `conformal_intervals`.
+
+    `radius` r has the shape of the targets of one example, each output having its own.
+    """
+
+    radius: Float[Array, "*target"]
+
+    def __call__(
+        self, predictive: Predictive
+    ) -> tuple[Float[Array, "N *target"], Float[Array, "N *target"]]:
+        """Return the ends of the interval of each target.
+
+        Parameters
+        ----------
+        predictive
+            Of the same kind as the one that was calibrated.
+        """
+        half = self.radius * jnp.sqrt(predictive.var)
+        return predictive.mean - half, predictive.mean + half
+
+
+def conformal_sets(
+    predictive: Predictive, y: PyTree, *, level: float = 0.9, score: str = "lac"
+) -> ConformalSets:
+    r"""Return what makes sets of classes that hold the label with a probability of `level`.
+
+    Parameters
+    ----------
+    predictive
+        At held-out inputs, of a `Categorical` or `Bernoulli` likelihood.
+    y
+        Their labels; with a mask, `(y, mask)`. Each label is a point, whatever axes there are.
+    level
+        The probability $1 - \alpha$.
+    score
+        `"lac"`: $1 - p_y$, the smallest sets on average, which may be empty. `"aps"`: the
+        probability of the label and of every class before it, for sets that are larger where the
+        predictive is less sure.
+
+    Returns
+    -------
+    sets
+        A `ConformalSets`, a function from predictives to sets.
+
+    Raises
+    ------
+    TypeError
+        If the predictive has no classes.
+    ValueError
+        If there are too few labels for the level, or they are probabilities; or an option is
+        unknown.
+
+    References
+    ----------
+    Sadinle, Lei and Wasserman (2019), Least ambiguous set-valued classifiers with bounded error
+    levels. Romano, Sesia and Candès (2020), Classification with valid and adaptive coverage, whose
+    scores are not randomised here.
+    """
+    check_option("score", score, SCORES)
+    check_levels("level", level)
+    class_probabilities(predictive.likelihood, predictive)  # there are classes
+    likelihood, y = checked_targets(predictive, y)
+    probs, labels = as_classes(likelihood, predictive, y)
+    scores = np.asarray(_scores(probs, score))
+    own = np.take_along_axis(scores, _classes(np.asarray(labels))[:, None], axis=1)
+    return ConformalSets(jnp.asarray(_smallest(own, level)[0], probs.dtype), score)
+
+
+def conformal_intervals(
+    predictive: Predictive, y: PyTree, *, level: float = 0.9
+) -> ConformalIntervals:
+    r"""Return what makes intervals that hold the target with a probability of `level`.
+
+    The score is $|y - m| / \sigma$, the residual in standard deviations of the predictive: the
+    intervals are as wide as the predictive is unsure, by a factor that the data choose.
+
+    Parameters
+    ----------
+    predictive
+        At held-out inputs, with `mean` and `var`.
+    y
+        Their targets; with a mask, `(y, mask)`.
+    level
+        The probability for each output by itself.
+
+    Returns
+    -------
+    intervals
+        A `ConformalIntervals`, a function from predictives to both ends.
+
+    Raises
+    ------
+    TypeError
+        If the predictive has no mean.
+    ValueError
+        If there are too few targets of an output for the level.
+
+    References
+    ----------
+    Papadopoulos, Gammerman and Vovk (2008), Normalized nonconformity measures for regression
+    conformal prediction. Angelopoulos and Bates (2023), Conformal prediction: a gentle
+    introduction.
+    """
+    check_levels("level", level)
+    if predictive.mean is None:
+        raise no_distribution(predictive.likelihood, "interval of numbers")
+    targets, seen = observed_targets(predictive, y)
+    scores = np.abs(targets - np.asarray(predictive.mean)) / np.sqrt(np.asarray(predictive.var))
+    columns = np.where(seen, scores, np.inf).reshape(len(scores), -1)
+    radius = _smallest(columns, level, seen.reshape(columns.shape).sum(axis=0))
+    return ConformalIntervals(jnp.asarray(radius.reshape(scores.shape[1:]), predictive.mean.dtype))
+
+
+def _classes(labels: Num[np.ndarray, "M ..."] | Bool[np.ndarray, " M"]) -> Int[np.ndarray, " M"]:
+    """Return labels as whole numbers; of probabilities there is none."""
+    if labels.ndim == 1:
+        return labels.astype(int)
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError(
+            "Found labels that are probabilities of classes, expected one class for each; a set "
+            "holds a class or does not."
+        )
+    return labels.argmax(axis=1)
+
+
+def _smallest(
+    scores: Float[np.ndarray, "N C"], level: float, num: np.ndarray | None = None
+) -> Float[np.ndarray, " C"]:
+    """Return the k-th smallest score of each column, of which the first `num` are points."""
+    num = np.full(scores.shape[1], len(scores)) if num is None else num
+    # Rounding must not lift a product such as 10 * 0.9 over the whole number that it is.
+    rank = np.ceil((num + 1) * level - 1e-9).astype(int)
+    if np.any(rank > num):
+        found = int(num.min())
+        raise ValueError(
+            f"Found {found} calibration points for level={level}, expected at least "
+            f"{math.ceil(level / (1 - level) - 1e-9)}: with fewer only the set of everything, an "
+            f"infinite interval, has this coverage; hold out more data, or lower the level to at "
+            f"most {found / (found + 1):.4g}."
+        )
+    return np.take_along_axis(np.sort(scores, axis=0), rank[None] - 1, axis=0)[0]
+
+
+def _scores(probs: Float[Array, "*shape C"], score: str) -> Float[Array, "*shape C"]:
+    """Return the score of every class."""
+    return 1 - probs if score == "lac" else cumulative_probability(probs)

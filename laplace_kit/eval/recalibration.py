@@ -1,0 +1,313 @@
+r"""Recalibration of a predictive on held-out data: one number, after everything else.
+
+Classes get a temperature, numbers a factor of their standard deviations. Both keep what is best: a
+temperature the most probable class, a factor the mean.
+"""
+
+import warnings
+from functools import singledispatch
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, ArrayLike, Bool, Float, Num, PyTree
+
+from laplace_kit import tree
+from laplace_kit.eval.evaluate import as_classes
+from laplace_kit.eval.outputs import Predictive
+from laplace_kit.eval.prediction_sets import class_probabilities
+from laplace_kit.eval.uncertainty import no_distribution
+from laplace_kit.likelihood import (
+    Bernoulli,
+    Categorical,
+    Factorized,
+    Gaussian,
+    HeteroscedasticGaussian,
+    Likelihood,
+    Masked,
+    MultivariateGaussian,
+    check_targets,
+    unmasked,
+)
+from laplace_kit.tree import pytree_dataclass
+
+_BOUNDS = (1e-2, 1e2)  # of the temperature
+
+
+@pytree_dataclass()
+class TemperatureScaling:
+    r"""The probabilities $\mathrm{softmax}(\log p / T)$, the outputs' moments as they are."""
+
+    temperature: Float[Array, ""]
+
+    def __call__(self, predictive: Predictive) -> Predictive:
+        """Return the predictive with other `probs`.
+
+        Its `uncertainty`, which comes from the outputs, stays what it was.
+
+        Parameters
+        ----------
+        predictive
+            Of the same kind as the one that was calibrated.
+        """
+        probs = _tempered(class_probabilities(predictive.likelihood, predictive), self.temperature)
+        if isinstance(predictive.likelihood, Bernoulli):
+            probs = probs[..., 1]
+        return tree.replace(predictive, probs=probs)
+
+
+@pytree_dataclass()
+class StdScaling:
+    r"""The law of $m + s (y - m)$: both parts of the variance, moments and noise times $s^2$.
+
+    `scale` s is one number, or one for each output, of the shape of one example's targets.
+    """
+
+    scale: Float[Array, "*target"]
+
+    def __call__(self, predictive: Predictive) -> Predictive:
+        """Return the predictive with other variances, covariances and likelihood.
+
+        Parameters
+        ----------
+        predictive
+            Of the same kind as the one that was calibrated.
+        """
+        return _scaled(predictive.likelihood, predictive, self.scale)
+
+
+@singledispatch
+def fit_recalibration(
+    likelihood: Likelihood | None, predictive: Predictive, y: PyTree, per_output: bool
+) -> TemperatureScaling | StdScaling:
+    """Return the recalibration of greatest likelihood; open to registration.
+
+    Parameters
+    ----------
+    likelihood, predictive, y, per_output
+        As for `recalibrate`; the likelihood may be masked.
+    """
+    raise no_distribution(likelihood, "recalibration")
+
+
+def recalibrate(
+    predictive: Predictive, y: PyTree, *, per_output: bool = False
+) -> TemperatureScaling | StdScaling:
+    r"""Return the recalibration under which held-out data are most probable.
+
+    Of classes $\arg\min_T -\sum_n \log \mathrm{softmax}(\log p_n / T)_{y_n}$, convex in $1 / T$; of
+    numbers $s^2 = \frac1M \sum_i (y_i - m_i)^2 / \sigma_i^2$, in closed form, and of
+    `MultivariateGaussian` with the whole covariance of an example.
+
+    Parameters
+    ----------
+    predictive
+        At inputs that neither training nor tuning has seen.
+    y
+        Their targets; with a mask, `(y, mask)`. Labels may be probabilities.
+    per_output
+        One factor for each output of a regression, in place of one for all.
+
+    Returns
+    -------
+    recalibration
+        A function from predictives to predictives, to be applied to those at other inputs.
+
+    Raises
+    ------
+    TypeError
+        If the likelihood is unknown, or neither of classes nor Gaussian.
+    ValueError
+        If `per_output` is asked of others than numbers with independent noise, or all residuals are
+        zero.
+
+    Warns
+    -----
+    UserWarning
+        If the temperature lies at a bound, 0.01 or 100.
+
+    References
+    ----------
+    Guo, Pleiss, Sun and Weinberger (2017), On calibration of modern neural networks. Laves et al.
+    (2020), Well-calibrated regression uncertainty in medical imaging with deep learning.
+    """
+    return fit_recalibration(predictive.likelihood, predictive, y, per_output)
+
+
+def checked_targets(predictive: Predictive, y: PyTree) -> tuple[Likelihood, PyTree]:
+    """Return targets on the host and their likelihood: a masked one, if they are `(y, mask)`.
+
+    Raises
+    ------
+    ValueError
+        If targets and outputs do not go together.
+    """
+    likelihood = Masked(predictive.likelihood) if isinstance(y, tuple) else predictive.likelihood
+    y = jax.tree.map(np.asarray, y) if isinstance(y, tuple) else np.asarray(y)
+    check_targets(likelihood, predictive.f_mean, y)
+    return likelihood, y
+
+
+def observed_targets(
+    predictive: Predictive, y: PyTree
+) -> tuple[Num[np.ndarray, "N *target"], Bool[np.ndarray, "N *target"]]:
+    """Return the targets of a regression, and which of them are there; errors as above."""
+    likelihood, y = checked_targets(predictive, y)
+    values = unmasked(likelihood, y)[1]
+    if not isinstance(likelihood, Factorized):
+        return values, np.ones(values.shape, bool)
+    return values, np.asarray(jax.vmap(likelihood.observed)(predictive.f_mean, y))
+
+
+# --- classes --------------------------------------------------------------------------------------
+
+
+@fit_recalibration.register(Categorical)
+@fit_recalibration.register(Bernoulli)
+def _(likelihood, predictive, y, per_output):
+    if per_output:
+        raise ValueError(
+            f"Found per_output=True for a {type(likelihood).__name__} likelihood, expected a "
+            "regression; classes share one temperature."
+        )
+    masked, y = checked_targets(predictive, y)
+    probs, labels = as_classes(masked, predictive, y)
+    if labels.ndim == 1:
+        labels = jax.nn.one_hot(labels.astype(int), probs.shape[1], dtype=probs.dtype)
+    temperature = _best_temperature(_log(probs), labels)
+    low, high = _BOUNDS
+    if not low * 1.01 < float(temperature) < high / 1.01:
+        warnings.warn(
+            f"Found the best temperature at a bound, {float(temperature):.3g}: the most probable "
+            "class is always right, or nothing but chance; take more held-out data.",
+            stacklevel=4,
+        )
+    return TemperatureScaling(temperature)
+
+
+@jax.jit
+def _best_temperature(
+    log_probs: Float[Array, "M C"], labels: Float[Array, "M C"]
+) -> Float[Array, ""]:
+    """Halve a bracket of the inverse temperature, of which the slope is an increasing function."""
+    target = jnp.mean(jnp.sum(labels * log_probs, axis=1))
+
+    def slope(log_inverse):
+        p = jax.nn.softmax(jnp.exp(log_inverse) * log_probs)
+        return jnp.mean(jnp.sum(p * log_probs, axis=1)) - target
+
+    def halve(_, bracket):
+        low, high = bracket
+        middle = (low + high) / 2
+        is_below = slope(middle) < 0
+        return jnp.where(is_below, middle, low), jnp.where(is_below, high, middle)
+
+    ends = jnp.log(1 / jnp.asarray(_BOUNDS[::-1], log_probs.dtype))
+    num_steps = jnp.finfo(log_probs.dtype).nmant + 3
+    low, high = jax.lax.fori_loop(0, num_steps, halve, (ends[0], ends[1]))
+    is_flat = jnp.ptp(log_probs, axis=1).max() == 0  # any temperature would do
+    return jnp.where(is_flat, 1.0, jnp.exp(-(low + high) / 2))
+
+
+@jax.jit
+def _tempered(
+    probs: Float[Array, "*shape C"], temperature: Float[Array, ""]
+) -> Float[Array, "*shape C"]:
+    return jax.nn.softmax(_log(probs) / temperature)
+
+
+def _log(probs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    return jnp.log(jnp.maximum(probs, jnp.finfo(probs.dtype).tiny))
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+@fit_recalibration.register(Gaussian)
+@fit_recalibration.register(HeteroscedasticGaussian)
+def _(likelihood, predictive, y, per_output):
+    targets, seen = observed_targets(predictive, y)
+    squares = (targets - np.asarray(predictive.mean)) ** 2 / np.asarray(predictive.var)
+    axis = 0 if per_output else None
+    mean = np.where(seen, squares, 0).sum(axis=axis) / np.maximum(seen.sum(axis=axis), 1)
+    return _checked_scale(mean, predictive)
+
+
+@fit_recalibration.register
+def _(likelihood: MultivariateGaussian, predictive, y, per_output):
+    if per_output:
+        raise ValueError(
+            "Found per_output=True for a MultivariateGaussian likelihood, expected False: its "
+            "outputs are scaled together, to keep their correlation."
+        )
+    targets, _ = observed_targets(predictive, y)
+    residual = jnp.asarray(targets - np.asarray(predictive.mean)).reshape(len(targets), -1)
+    return _checked_scale(np.asarray(_mahalanobis(residual, predictive)), predictive)
+
+
+@jax.jit
+def _mahalanobis(residual: Float[Array, "N C"], predictive: Predictive) -> Float[Array, ""]:
+    """Return the mean over outputs of the squares of whitened residuals."""
+    cov = predictive.cov
+    if cov is None:
+        f_var = predictive.f_var.reshape(residual.shape)
+        noise = jnp.asarray(predictive.likelihood.noise_covariance, f_var.dtype)
+        cov = jax.vmap(jnp.diag)(f_var) + noise
+    with jax.default_matmul_precision("highest"):
+        factor = jnp.linalg.cholesky(cov)
+        white = solve_triangular(factor, residual[..., None], lower=True)
+    return jnp.mean(white**2)
+
+
+def _checked_scale(mean_square: ArrayLike, predictive: Predictive) -> StdScaling:
+    if not np.all((mean_square > 0) & np.isfinite(mean_square)):
+        raise ValueError(
+            f"Found mean squared residuals of {mean_square} predictive variances, expected "
+            "positive, finite numbers; check the held-out targets, and that each output has some."
+        )
+    return StdScaling(jnp.asarray(np.sqrt(mean_square), predictive.mean.dtype))
+
+
+@singledispatch
+def _scaled(likelihood: Likelihood | None, predictive: Predictive, scale: Array) -> Predictive:
+    raise no_distribution(likelihood, "standard deviation to be scaled")
+
+
+@_scaled.register
+def _(likelihood: Gaussian, predictive, scale):
+    noise = Gaussian(jnp.asarray(likelihood.noise_std, scale.dtype) * scale)
+    return _with_scaled_moments(predictive, scale, scale, noise)
+
+
+@_scaled.register
+def _(likelihood: MultivariateGaussian, predictive, scale):
+    covariance = jnp.asarray(likelihood.noise_covariance, scale.dtype) * scale**2
+    noise = tree.replace(likelihood, noise_covariance=covariance)
+    return _with_scaled_moments(predictive, scale, scale, noise)
+
+
+@_scaled.register
+def _(likelihood: HeteroscedasticGaussian, predictive, scale):
+    mean, log_precision = jnp.split(predictive.f_mean, 2, axis=-1)
+    shifted = jnp.concatenate([mean, log_precision - 2 * jnp.log(scale)], axis=-1)
+    of_means = jnp.broadcast_to(scale, mean.shape[1:])
+    of_outputs = jnp.concatenate([of_means, jnp.ones_like(of_means)], axis=-1)
+    return _with_scaled_moments(
+        tree.replace(predictive, f_mean=shifted), of_outputs, scale, likelihood
+    )
+
+
+def _with_scaled_moments(predictive, of_outputs, of_targets, likelihood) -> Predictive:
+    """Multiply moments by the factors' squares: of the outputs, and of the targets."""
+    rows = jnp.broadcast_to(of_outputs, predictive.f_mean.shape[1:]).reshape(-1)
+    f_cov, joint = predictive.f_cov, predictive.joint_cov
+    return tree.replace(
+        predictive,
+        f_var=predictive.f_var * of_outputs**2,
+        f_cov=None if f_cov is None else f_cov * rows[:, None] * rows,
+        joint_cov=None if joint is None else joint * rows[:, None, None] * rows,
+        epistemic_var=predictive.epistemic_var * of_targets**2,
+        noise_var=predictive.noise_var * of_targets**2,
+        likelihood=likelihood,
+    )

@@ -1,0 +1,125 @@
+"""Predictions over batches against those of all inputs at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import twins
+
+from laplace_kit import tree
+from laplace_kit.eval.batches import predict_batches, predict_over, split
+from laplace_kit.eval.outputs import from_gaussian, from_samples
+from laplace_kit.likelihood import Categorical, Gaussian
+
+X = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
+NOISE = Gaussian(jnp.asarray([0.3, 0.7, 0.2]))
+
+
+@jax.jit
+def regression(x):
+    options = {"link": "probit", "key": None, "num_samples": 2}
+    return from_gaussian(NOISE, jnp.tanh(x), x**2, x[:, :, None] * x[:, None, :], **options)
+
+
+@jax.jit
+def classes(x):
+    """Draws that are a row's own, with an `Uncertainty` inside the predictive."""
+    return from_samples(Categorical(), x[:, None, :] * jnp.arange(1.0, 6.0)[:, None], True)
+
+
+def assert_same(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(lambda a, b: twins.assert_close(a, b, dtype="float32"), found, expected)
+
+
+class TensorLike:
+    """What numpy can read and JAX does not know."""
+
+    def __init__(self, values):
+        self.values, self.shape = values, values.shape
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
+FORMS = {
+    "inputs": lambda x, y: x,
+    "pairs": lambda x, y: (x, y),
+    "lists of one": lambda x, y: [x],
+    "tensors": lambda x, y: [TensorLike(x), TensorLike(y)],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("predict", [regression, classes])
+def test_batches_of_any_form_give_what_all_inputs_give(form, predict):
+    # The first size is that of the program: a larger batch is cut, a smaller one filled up.
+    batches = twins.batches(X, np.arange(11), 4, 1, 6)
+    one_shot = (FORMS[form](*batch) for batch in batches)
+    assert_same(predict_over(predict, one_shot), predict(X))
+
+
+def test_a_pytree_of_inputs():
+    def predict(x):
+        return regression(x["left"] + x["right"])
+
+    x = {"left": X, "right": 2 * X}
+    assert_same(predict_over(predict, split(x, 4)), predict(x))
+
+
+def test_one_program_for_all_sizes():
+    predict_over(regression, split(X, 4))
+    with twins.compilations() as names:
+        predict_over(regression, [X[:4], X[4:5], X[5:11], X[:3]])
+    assert names == []
+
+
+def test_lazy_predictions_come_one_at_a_time():
+    asked = []
+
+    def batches():
+        for low in (0, 4, 8):
+            asked.append(low)
+            yield X[low : low + 4]
+
+    parts = predict_batches(regression, batches())
+    assert asked == []
+    first = next(parts)
+    assert asked == [0]
+    assert_same(first, regression(X[:4]))
+    assert [len(part.f_mean) for part in parts] == [4, 3]
+
+
+def test_split_makes_views():
+    parts = split({"x": X}, 5)
+    assert [len(part["x"]) for part in parts] == [5, 5, 1]
+    assert all(np.shares_memory(part["x"], X) for part in parts)
+
+
+def test_progress_is_a_bar_on_request(capsys):
+    predict_over(regression, split(X, 4))
+    assert capsys.readouterr().err == ""
+    predict_over(regression, split(X, 4), progress=True)
+    assert "batches" in capsys.readouterr().err
+
+
+def test_what_is_no_stream_of_batches_is_refused():
+    for inputs in (X, jnp.asarray(X), (X, np.arange(11)), {"x": X}):
+        with pytest.raises(TypeError, match="inputs in memory"):
+            predict_over(regression, inputs)
+    with pytest.raises(ValueError, match="no batch"):
+        predict_over(regression, [])
+    with pytest.raises(ValueError, match="a batch of 3 parts"):
+        predict_over(regression, [(X, X, X)])
+    with pytest.raises(ValueError, match="at least one"):
+        predict_over(regression, [X[:0]])
+    with pytest.raises(ValueError, match="positive number"):
+        split(X, 0)
+
+
+def test_joint_covariances_of_batches_are_refused():
+    def predict(x):
+        return tree.replace(regression(x), joint_cov=jnp.zeros((len(x), 3, len(x), 3)))
+
+    with pytest.raises(ValueError, match="joint covariances"):
+        predict_over(predict, [X[:4], X[4:8]])

@@ -1,0 +1,56 @@
+"""Sets of the most probable classes against an enumeration of all subsets."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from laplace_kit.eval.outputs import Predictive
+from laplace_kit.eval.prediction_sets import cumulative_probability
+from laplace_kit.likelihood import Bernoulli, Categorical, Gaussian
+
+PROBS = np.random.default_rng(0).dirichlet(np.ones(4), (5, 2))
+
+
+def predictive_of(likelihood, probs) -> Predictive:
+    probs = jnp.asarray(probs)
+    return Predictive(jnp.zeros(probs.shape), probs, probs=probs, likelihood=likelihood)
+
+
+@pytest.mark.parametrize("level", [0.05, 0.5, 0.9, 0.999])
+def test_sets_are_the_smallest_that_reach_the_level(level, x64):
+    found = np.asarray(predictive_of(Categorical(), PROBS).prediction_set(level))
+    assert found.shape == PROBS.shape
+    for p, members in zip(PROBS.reshape(-1, 4), found.reshape(-1, 4), strict=True):
+        sizes = [
+            len(subset)
+            for size in range(1, 5)
+            for subset in itertools.combinations(range(4), size)
+            if p[list(subset)].sum() >= level
+        ]
+        assert members.sum() == min(sizes)
+        assert p[members].sum() >= level
+        assert p[members].min() >= p[~members].max(initial=0.0)
+
+
+def test_ties_and_certainty():
+    probs = np.asarray([[0.25, 0.25, 0.25, 0.25], [0.0, 1.0, 0.0, 0.0]])
+    found = predictive_of(Categorical(), probs).prediction_set(0.5)
+    np.testing.assert_array_equal(found, [[1, 1, 0, 0], [0, 1, 0, 0]])
+    # What came before a class, and the class.
+    np.testing.assert_allclose(cumulative_probability(jnp.asarray(probs))[0], [0.25, 0.5, 0.75, 1])
+
+
+def test_binary_labels_have_the_classes_0_and_1():
+    found = predictive_of(Bernoulli(), [[0.95, 0.3], [0.6, 0.05]]).prediction_set(0.9)
+    np.testing.assert_array_equal(found, [[[0, 1], [1, 1]], [[1, 1], [1, 0]]])
+
+
+def test_what_has_no_classes_is_refused():
+    with pytest.raises(TypeError, match=r"predictive.interval"):
+        predictive_of(Gaussian(), PROBS).prediction_set()
+    with pytest.raises(TypeError, match="without a likelihood"):
+        predictive_of(None, PROBS).prediction_set()
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        predictive_of(Categorical(), PROBS).prediction_set(1.0)

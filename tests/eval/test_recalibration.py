@@ -1,0 +1,218 @@
+"""Temperatures and factors against scipy's optimum, and the laws that they make."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import twins
+from scipy import optimize, special, stats
+
+from laplace_kit import tree
+from laplace_kit.eval.evaluate import negative_log_likelihood
+from laplace_kit.eval.outputs import Predictive, from_gaussian
+from laplace_kit.eval.recalibration import StdScaling, TemperatureScaling, recalibrate
+from laplace_kit.likelihood import (
+    Bernoulli,
+    Categorical,
+    FromLoss,
+    Gaussian,
+    HeteroscedasticGaussian,
+    MultivariateGaussian,
+    Poisson,
+)
+
+RNG = np.random.default_rng(0)
+N, C = 60, 3
+LOGITS = 3 * RNG.normal(size=(N, C))
+LABELS = np.asarray([RNG.choice(C, p=p) for p in special.softmax(LOGITS / 2.5, axis=1)])
+
+
+def classifier(likelihood, probs, dtype=None) -> Predictive:
+    probs = jnp.asarray(probs, dtype)
+    return Predictive(jnp.log(probs), 0 * probs, probs=probs, likelihood=likelihood)
+
+
+def nll_at(log_inverse, log_probs, targets):
+    return -np.mean(np.sum(targets * special.log_softmax(np.exp(log_inverse) * log_probs, 1), 1))
+
+
+def best(log_probs, targets):
+    found = optimize.minimize_scalar(
+        nll_at,
+        bounds=(-4, 4),
+        args=(log_probs, targets),
+        options={"xatol": 1e-10},
+        method="bounded",
+    )
+    return np.exp(-found.x)
+
+
+# --- classes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-7), ("float32", 1e-4)])
+def test_temperature_is_the_optimum_for_labels_hard_or_soft(dtype, rtol):
+    soft = 0.7 * np.eye(C)[LABELS] + 0.3 * RNG.dirichlet(np.ones(C), N)
+    probs = special.softmax(LOGITS, axis=1)
+    with twins.precision(dtype):
+        predictive = classifier(Categorical(), probs, dtype)
+        for y, targets in ((LABELS, np.eye(C)[LABELS]), (soft, soft)):
+            found = recalibrate(predictive, y)
+            expected = best(np.log(probs), targets)
+            np.testing.assert_allclose(found.temperature, expected, rtol=rtol)
+            sharpened = special.softmax(LOGITS / expected, axis=1)
+            twins.assert_close(found(predictive).probs, sharpened, rtol=rtol)
+
+
+def test_what_is_missing_does_not_count():
+    probs = special.softmax(LOGITS, axis=1)
+    predictive = classifier(Categorical(ignore_index=-1), probs)
+    seen = np.arange(N) % 3 > 0
+    expected = recalibrate(classifier(Categorical(), probs[seen]), LABELS[seen]).temperature
+    ignored = recalibrate(predictive, np.where(seen, LABELS, -1)).temperature
+    masked = recalibrate(classifier(Categorical(), probs), (LABELS, seen)).temperature
+    np.testing.assert_allclose([ignored, masked], [expected, expected], rtol=1e-5)
+
+
+def test_binary_labels_are_two_classes(x64):
+    f, y = 2 * RNG.normal(size=(N, 2)), RNG.integers(0, 2, (N, 2)).astype(float)
+    predictive = classifier(Bernoulli(), special.expit(f))
+    found = recalibrate(predictive, y)
+    flat = f.ravel()
+    log_probs = np.stack([special.log_expit(-flat), special.log_expit(flat)], axis=1)
+    expected = best(log_probs, np.stack([1 - y.ravel(), y.ravel()], axis=1))
+    np.testing.assert_allclose(found.temperature, expected, rtol=1e-6)
+    twins.assert_close(found(predictive).probs, special.expit(f / expected), rtol=1e-6)
+
+
+def test_bounds_and_what_has_no_optimum():
+    probs = special.softmax(LOGITS, axis=1)
+    with pytest.warns(UserWarning, match="at a bound, 0.01"):
+        recalibrate(classifier(Categorical(), probs), probs.argmax(axis=1))
+    with pytest.warns(UserWarning, match="at a bound, 100"):
+        recalibrate(classifier(Categorical(), probs), probs.argmin(axis=1))
+    flat = recalibrate(classifier(Categorical(), np.full((N, C), 1 / C)), LABELS)
+    assert float(flat.temperature) == 1.0
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+ROOT = 0.5 * RNG.normal(size=(N, 4, 4))
+F_COV = ROOT @ ROOT.transpose(0, 2, 1)
+F = RNG.normal(size=(N, 4))
+
+
+def regression(likelihood, num_outputs=4) -> Predictive:
+    f, f_cov = F[:, :num_outputs], F_COV[:, :num_outputs, :num_outputs]
+    moments = map(jnp.asarray, (f, np.einsum("ncc->nc", f_cov), f_cov))
+    return from_gaussian(likelihood, *moments, link="probit", key=None, num_samples=2)
+
+
+def targets_of(predictive) -> np.ndarray:
+    """Return targets whose residuals are too large by half, more so in the last output."""
+    z = np.random.default_rng(1).normal(size=predictive.mean.shape)
+    factor = np.linspace(1.5, 2.0, z.shape[1])
+    return np.asarray(predictive.mean + jnp.sqrt(predictive.var) * factor * z)
+
+
+@pytest.mark.parametrize("per_output", [False, True])
+@pytest.mark.parametrize("likelihood", [Gaussian(0.7), HeteroscedasticGaussian()])
+def test_scale_is_the_optimum(likelihood, per_output, x64):
+    predictive = regression(likelihood)
+    y = targets_of(predictive)
+    found = recalibrate(predictive, y, per_output=per_output)
+    squares = (y - predictive.mean) ** 2 / predictive.var
+    expected = np.sqrt(squares.mean(axis=0 if per_output else None))
+    twins.assert_close(found.scale, expected)
+    scaled = found(predictive)
+    twins.assert_close(scaled.var, predictive.var * expected**2)
+
+    def nll(change):
+        other = StdScaling(found.scale * change)(predictive)
+        return float(negative_log_likelihood(other.likelihood, other, y))
+
+    assert nll(1.0) < min(nll(0.98), nll(1.02))
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian(0.7), HeteroscedasticGaussian()])
+def test_a_scaled_law_has_scaled_quantiles_and_covariances(likelihood, x64):
+    predictive = regression(likelihood)
+    scale = np.linspace(0.5, 2.0, predictive.mean.shape[1])
+    scaled = StdScaling(jnp.asarray(scale))(predictive)
+    mean = predictive.mean
+    twins.assert_close(scaled.mean, mean)
+    expected = mean + scale * (predictive.quantile(0.8) - mean)
+    twins.assert_close(scaled.quantile(0.8), expected, rtol=1e-9)
+    twins.assert_close(scaled.cov, predictive.cov * scale[:, None] * scale)
+    found, before = scaled.uncertainty(), predictive.uncertainty()
+    twins.assert_close(found.epistemic_var, before.epistemic_var * scale**2)
+    twins.assert_close(found.aleatoric_var, before.aleatoric_var * scale**2)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_correlated_outputs_are_scaled_by_their_whitened_residuals(full, x64):
+    noise = np.asarray([[1.0, 0.4], [0.4, 0.5]])
+    predictive = regression(MultivariateGaussian(jnp.asarray(noise)), 2)
+    if not full:
+        predictive = tree.replace(predictive, f_cov=None)
+    y = targets_of(predictive)
+    found = recalibrate(predictive, y)
+    own = F_COV[:, :2, :2]
+    cov = (own if full else own * np.eye(2)) + noise
+    residual = y - F[:, :2]
+    squares = np.einsum("nc,ncd,nd->n", residual, np.linalg.inv(cov), residual)
+    twins.assert_close(found.scale, np.sqrt(squares.mean() / 2))
+    scaled = found(predictive)
+    if full:
+        twins.assert_close(scaled.cov, cov * float(found.scale) ** 2)
+    log_p = [
+        stats.multivariate_normal(F[n, :2], cov[n] * float(found.scale) ** 2).logpdf(y[n])
+        for n in range(N)
+    ]
+    nll = negative_log_likelihood(scaled.likelihood, scaled, y)
+    twins.assert_close(nll, -np.mean(log_p))
+
+
+def test_joint_covariances_and_missing_targets(x64):
+    predictive = regression(Gaussian(0.7))
+    joint = jnp.einsum("ncd,nm->ncmd", jnp.asarray(F_COV), jnp.eye(N))
+    scaled = StdScaling(jnp.asarray([1.0, 2.0, 3.0, 4.0]))(
+        tree.replace(predictive, joint_cov=joint)
+    )
+    twins.assert_close(jnp.einsum("ncnd->ncd", scaled.joint_cov), scaled.f_cov)
+    y, mask = targets_of(predictive), RNG.integers(0, 2, (N, 4))
+    found = recalibrate(predictive, (y, mask), per_output=True)
+    squares = np.ma.masked_array((y - predictive.mean) ** 2 / predictive.var, mask == 0)
+    twins.assert_close(found.scale, np.sqrt(squares.mean(axis=0)))
+
+
+# --- programs and errors --------------------------------------------------------------------------
+
+
+def test_recalibrations_are_pytrees_and_compile_once():
+    predictive = classifier(Categorical(), special.softmax(LOGITS, axis=1))
+    apply = jax.jit(lambda recalibration, p: recalibration(p).probs)
+    apply(TemperatureScaling(jnp.asarray(2.0, jnp.float32)), predictive)
+    recalibrate(predictive, LABELS)
+    with twins.compilations() as names:
+        found = recalibrate(classifier(Categorical(), special.softmax(LOGITS / 2, axis=1)), LABELS)
+        apply(found, predictive)
+    assert [name for name in names if "temper" in name or "lambda" in name] == []
+
+
+def test_errors():
+    with pytest.raises(TypeError, match="no recalibration"):
+        recalibrate(regression(Poisson()), np.ones((N, 4)))
+    with pytest.raises(TypeError, match="no recalibration"):
+        recalibrate(regression(FromLoss(twins.log_cosh_loss)), F)
+    with pytest.raises(TypeError, match="without a likelihood"):
+        recalibrate(Predictive(jnp.asarray(F), jnp.asarray(F)), F)
+    with pytest.raises(ValueError, match="share one temperature"):
+        recalibrate(classifier(Categorical(), np.full((N, C), 1 / C)), LABELS, per_output=True)
+    with pytest.raises(ValueError, match="keep their correlation"):
+        recalibrate(regression(MultivariateGaussian(jnp.eye(4))), F, per_output=True)
+    predictive = regression(Gaussian(0.7))
+    with pytest.raises(ValueError, match="expected the same shape"):
+        recalibrate(predictive, F[:, 0])
+    with pytest.raises(ValueError, match="positive, finite"):
+        recalibrate(predictive, np.asarray(predictive.mean))
