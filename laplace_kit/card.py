@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from laplace_kit import tree
+from laplace_kit.eval.report import PosteriorCard
 from laplace_kit.likelihood import unmasked
 
 if TYPE_CHECKING:
@@ -43,6 +44,18 @@ def facts(la: "Laplace") -> dict[str, str]:
     card = {name: text for name, text in card.items() if text}
     beware = warnings(la)
     return card | ({"beware": "; ".join(beware)} if beware else {})
+
+
+def for_report(la: "Laplace") -> PosteriorCard:
+    """Return the facts, each parameter with its own prior precision, and the warnings apart."""
+    precision = tree.unravel(la.expand(la.prior_precision), la.mode)
+    layers = tuple(
+        (leaf.path, str(leaf.shape), leaf.kind, leaf.road, _range(of_leaf))
+        for leaf, of_leaf in zip(la.coverage, jax.tree.leaves(precision), strict=True)
+    )
+    columns = ("parameter", "shape", "kind", "road", "prior precision")
+    stated = {name: text for name, text in facts(la).items() if name != "beware"}
+    return PosteriorCard(stated, columns, layers, tuple(warnings(la)))
 
 
 def warnings(la: "Laplace") -> list[str]:

@@ -1,34 +1,32 @@
 """The posterior as an object: predict, tune, sample, evaluate, report and save, all delegated."""
 
-import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from laplace_kit import card, storage, stored, tree, tuning
+from laplace_kit import card, quality, storage, stored, tree, tuning
 from laplace_kit.approx.choice import Choice
 from laplace_kit.approx.diagnostics import Diagnostics, diagnose
 from laplace_kit.approx.posterior import Posterior, Structure, factorise
 from laplace_kit.approx.prior import expand_precision, structure_for
 from laplace_kit.continual import update
 from laplace_kit.curv.capture.coverage import Coverage
-from laplace_kit.curv.mode import labelled
 from laplace_kit.curv.objective import Objective, of_free_params
 from laplace_kit.eval import functions, predictive
-from laplace_kit.eval.compare import compare_report, named_sets
-from laplace_kit.eval.evaluate import evaluate
-from laplace_kit.eval.page import Report
-from laplace_kit.eval.predictive import Prediction, Predictive
+from laplace_kit.eval.batches import predict_over
+from laplace_kit.eval.link import Link
+from laplace_kit.eval.predictive import CovarianceForm, Method, Prediction, Predictive
+from laplace_kit.eval.report import Report
+from laplace_kit.eval.report.compare import Compared
 from laplace_kit.eval.tune import Tuning
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.selection import Selection
 from laplace_kit.tree import pytree_dataclass
-
-Link = Literal["probit", "bridge", "mean_field_1", "mean_field_2", "monte_carlo"]
 
 
 @pytree_dataclass(static=("coverage", "choice", "prediction", "num_data", "knows_noise"))
@@ -98,7 +96,6 @@ class Laplace:
         ----------
         temperature
             T > 0; below one, a cold posterior.
-
         """
         if tree.is_concrete(temperature) and not 0 < float(temperature) < float("inf"):
             raise ValueError(
@@ -126,9 +123,9 @@ class Laplace:
     def with_prediction(
         self,
         *,
-        method: Literal["linearized", "sampled"] = "linearized",
+        method: Method = "linearized",
         link: Link = "probit",
-        covariance: Literal["auto", "full", "diagonal"] = "auto",
+        covariance: CovarianceForm = "auto",
         num_samples: int | None = None,
     ) -> "Laplace":
         """Return the posterior with other defaults of `predict`, which `tune` judges by too.
@@ -137,7 +134,6 @@ class Laplace:
         ----------
         method, link, covariance, num_samples
             As in `laplace_kit.eval.predictive.predict`.
-
         """
         return tree.replace(self, prediction=Prediction(method, link, covariance, num_samples))
 
@@ -237,10 +233,8 @@ class Laplace:
         UserWarning
             If the best precision lies at a bound, or the evidence is flat.
         """
-        if link is not None:
-            self = tree.replace(self, prediction=dataclasses.replace(self.prediction, link=link))
         request = tuning.Request(
-            method, objective, per_leaf, noise, temperature, num_folds, bounds, key
+            method, objective, per_leaf, noise, temperature, link, num_folds, bounds, key
         )
         return tuning.tune(self, request, data)
 
@@ -264,9 +258,9 @@ class Laplace:
         self,
         x: PyTree,
         *,
-        method: Literal["linearized", "sampled"] | None = None,
+        method: Method | None = None,
         link: Link | None = None,
-        covariance: Literal["auto", "full", "diagonal"] | None = None,
+        covariance: CovarianceForm | None = None,
         key: PRNGKeyArray | None = None,
         num_samples: int | None = None,
         joint: bool = False,
@@ -298,12 +292,24 @@ class Laplace:
             memory_limit=self.choice.memory_limit,
         )
 
+    def predict_over(
+        self, batches: Iterable[Any], *, key: PRNGKeyArray | None = None, progress: bool = False
+    ) -> Predictive:
+        """Return the predictive at the inputs of a loader; see `laplace_kit.eval.batches`.
+
+        Parameters
+        ----------
+        batches
+            Of inputs, or of pairs `(x, y)` of which x is taken; iterated once.
+        key
+            Where `self.prediction` draws samples.
+        progress
+            Show a bar.
+        """
+        return predict_over(partial(self.predict, key=key), batches, progress=progress)
+
     def sample_functions(
-        self,
-        key: PRNGKeyArray,
-        num_samples: int,
-        *,
-        method: Literal["linearized", "sampled"] = "linearized",
+        self, key: PRNGKeyArray, num_samples: int, *, method: Method = "linearized"
     ) -> functions.FunctionSamples:
         """Return functions drawn from the posterior, to be evaluated anywhere, again and again.
 
@@ -340,17 +346,18 @@ class Laplace:
         metrics
             By name; see `laplace_kit.eval.evaluate.evaluate`.
         """
-        x, y = labelled(self.objective, data)
-        return evaluate(self.likelihood, self.predict(x, key=key), y)
+        return quality.evaluate(self, data, key)
 
     def report(
         self,
         data: Any,
         directory: str | os.PathLike,
         *,
+        compare: Mapping[str, Compared] | None = None,
         shifted: Mapping[str, Any] | None = None,
         ood: PyTree = None,
         title: str = "Calibration report",
+        key: PRNGKeyArray | None = None,
     ) -> Report:
         """Compare with the mode alone on labelled data and write a page of metrics and pictures.
 
@@ -359,32 +366,22 @@ class Laplace:
         data
             The test set: `(x, y)`, or a re-iterable of such pairs.
         directory
-            Where `index.html`, `metrics.json` and the plots go; made if it is missing.
+            Where `index.html`, `metrics.json`, `predictions.npz` and the plots go.
+        compare
+            Other predictions on the test set, or other posteriors, by name.
         shifted, ood
             Of classification: labelled sets by name, and unlabelled inputs, one set or by name.
         title
             The heading of the page.
+        key
+            Where `self.prediction` draws samples.
 
         Returns
         -------
         report
-            The numbers and the files; see `laplace_kit.eval.compare.compare_report`.
+            The numbers and the files; see `laplace_kit.eval.report.compare.compare_report`.
         """
-        x, y = labelled(self.objective, data)
-        predictors = {"map": self.predict_at_mode, "laplace": self.predict}
-        return compare_report(
-            predictors,
-            self.likelihood,
-            x,
-            y,
-            directory,
-            shifted={
-                name: labelled(self.objective, value) for name, value in (shifted or {}).items()
-            },
-            ood=named_sets(ood, x),
-            title=title,
-            card=self.card(),
-        )
+        return quality.report(self, data, directory, compare, shifted, ood, title, key)
 
     def predict_at_mode(self, x: PyTree) -> Predictive:
         """Return the predictive of the mode alone, without weight uncertainty: the MAP's."""

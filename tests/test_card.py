@@ -184,3 +184,37 @@ def test_several_at_once_are_all_said():
     assert len(said) == 3
     assert la.card()["beware"].split("; ")[0] == said[0].split("; ")[0]
     assert str(la).splitlines()[-1].startswith("beware")
+
+
+# --- of a report ----------------------------------------------------------------------------------
+
+
+def test_a_report_lists_every_free_parameter_with_its_own_prior_precision():
+    params = {"head": jnp.ones((2, 1)), "tail": {"bias": jnp.zeros(1)}}
+    x, y = jnp.asarray(np.random.default_rng(1).normal(size=(2, N, 2)), jnp.float32)
+
+    def model_fn(params, x):
+        return x @ params["head"] + params["tail"]["bias"]
+
+    for subset, listed in (
+        (None, {"head": "2", "tail/bias": "0.5"}),
+        (lambda path: "head" in path, {"head": "2"}),
+        ({"head": jnp.array([[True], [False]]), "tail": {"bias": True}}, None),
+    ):
+        prior = 3.0 if listed is None else {"head": 2.0, "tail": 0.5}
+        la = lk.fit(
+            model_fn,
+            params,
+            (x, y[:, :1]),
+            likelihood="gaussian",
+            structure="full",
+            subset=subset,
+            prior_precision=prior,
+        )
+        found = card.for_report(la)
+        table = {row[0]: row[-1] for row in found.layers}
+        assert len(table) == len(la.coverage)
+        assert listed is None or table == listed
+        assert found.columns[-1] == "prior precision"
+        assert "beware" not in found.facts
+        assert list(found.warnings) == card.warnings(la)

@@ -1,7 +1,6 @@
 """The posterior as an object: frozen, and nothing but a thin cover of the parts."""
 
 import dataclasses
-import json
 import warnings
 
 import exact
@@ -331,7 +330,7 @@ def test_functions_are_the_model_at_the_draws(method, x64):
         twins.assert_close(functions[k](problem.x), expected, rtol=1e-9)
 
 
-# --- draws, quality, reports ----------------------------------------------------------------------
+# --- draws ----------------------------------------------------------------------------------------
 
 
 def test_draws_are_like_the_parameters(x64):
@@ -343,50 +342,3 @@ def test_draws_are_like_the_parameters(x64):
     again = la.sample(jax.random.key(0), 5)
     jax.tree.map(np.testing.assert_array_equal, draws, again)
     assert not np.allclose(draws["out"]["bias"][0], draws["out"]["bias"][1])
-
-
-def test_evaluate_in_memory_and_over_a_stream():
-    la = fitted()
-    _, x, y = problem()
-    found = la.evaluate((x, y))
-    assert found == la.evaluate(twins.Loader(x, y, batch_size=4))
-    probs = np.asarray(la.predict(x).probs)
-    assert found["nll"] == pytest.approx(-np.log(probs[np.arange(9), y]).mean(), rel=1e-5)
-
-
-def test_targets_that_do_not_suit_the_outputs(tmp_path):
-    la = fitted()
-    _, x, y = problem()
-    for call in (la.evaluate, lambda data: la.report(data, tmp_path)):
-        with pytest.raises(
-            ValueError, match=r"found targets of shape \(9, 1\) for outputs \(9, 2\)"
-        ):
-            call((x, y[:, None]))
-    with pytest.raises(ValueError, match=r"targets out of range; expected integer labels.*drop"):
-        la.evaluate((x, y + 1))
-
-
-def test_report_compares_with_the_mode(tmp_path):
-    la = fitted()
-    _, x, y = problem()
-    sets = {"shifted": {"wide": (2 * x, y)}, "ood": {"far": 9 * x}}
-    report = la.report((x, y), tmp_path, **sets)
-    written = json.loads((tmp_path / "metrics.json").read_text())
-    assert written["laplace"]["nll"] == pytest.approx(la.evaluate((x, y))["nll"])
-    at_mode = np.asarray(la.predict_at_mode(x).probs)
-    expected = -np.log(at_mode[np.arange(9), y]).mean()
-    assert written["map"]["nll"] == pytest.approx(expected, rel=1e-5)
-    assert set(written["ood"]) == {"far"}
-    assert set(written["shifted"]) == {"wide"}
-    assert "prior precision" in report.index.read_text()
-    assert set(la.report((x, y), tmp_path / "one", ood=9 * x).metrics["ood"]) == {"ood"}
-
-
-def test_targets_are_looked_at_before_they_are_scored():
-    la = exact.fitted("diagonal", "float32")
-    x, y = twins.problem("mlp").x, np.array(twins.problem("mlp").y)
-    y[2] = 3
-    with pytest.raises(
-        ValueError, match=r"out of range; expected integer labels.*example 2 .*drop"
-    ):
-        la.evaluate((x, y))

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from laplace_kit.eval import compare
-from laplace_kit.eval.compare import compare_report
 from laplace_kit.eval.evaluate import evaluate
-from laplace_kit.eval.page import Report
 from laplace_kit.eval.predictive import Predictive
+from laplace_kit.eval.report import ClassPredictions, RegressionPredictions, Report, compare
+from laplace_kit.eval.report.compare import compare_report
 from laplace_kit.likelihood import Bernoulli, Categorical, FromLoss, Gaussian, Masked, Poisson
 
 N = 30
@@ -27,7 +26,9 @@ def classifier(temperature: float, *, positions: int = 0):
         f = np.stack([x[:, 0], x[:, 1], -x[:, 0]], axis=1) / temperature
         f = np.stack([f] * positions, axis=1) if positions else f
         probs = np.exp(f) / np.exp(f).sum(axis=-1, keepdims=True)
-        return Predictive(jnp.asarray(f), jnp.ones(f.shape), probs=jnp.asarray(probs))
+        return Predictive(
+            jnp.asarray(f), jnp.ones(f.shape), probs=jnp.asarray(probs), likelihood=Categorical()
+        )
 
     return predict
 
@@ -78,6 +79,12 @@ def test_classification_with_shifted_and_foreign_inputs(positions, handed_over):
         far = predictor(5 * X[:8]).probs.reshape(-1, 3)
         np.testing.assert_array_equal(given.ood["far"], far)
         assert set(given.ood) == {"far", "near"}
+        parts = predictor(X).uncertainty(jax.random.key(0))
+        np.testing.assert_array_equal(given.epistemic, parts.mutual_information.ravel())
+        assert {where: len(part) for where, part in given.ood_epistemic.items()} == {
+            where: len(part) for where, part in given.ood.items()
+        }
+    assert (options["x"] is X) == (not positions)
 
 
 def test_binary_labels_are_two_classes(handed_over):
@@ -122,12 +129,87 @@ def test_what_is_missing_is_left_out(handed_over):
     np.testing.assert_array_equal(classification[0]["map"].probs[:, 1], predict(X).probs[mask])
 
 
+def test_other_predictions_of_every_kind(handed_over):
+    y = RNG.integers(0, 3, N)
+    probs = np.asarray(classifier(3)(X).probs)
+
+    class Other:
+        def predict(self, x):
+            return classifier(4)(x)
+
+    whole = ClassPredictions(probs, epistemic=np.zeros(N))
+    others = {"array": probs, "whole": whole, "model": Other()}
+    predict = {"map": classifier(1)}
+    report(predict, Categorical(), y, compare=others, ood={"far": 5 * X})
+    [((predictions, _, _), _)] = handed_over
+    assert set(predictions) == {"map", "array", "whole", "model"}
+    np.testing.assert_array_equal(predictions["array"].probs, probs)
+    assert predictions["array"].ood == {}
+    assert predictions["whole"] is whole
+    np.testing.assert_array_equal(predictions["model"].probs, classifier(4)(X).probs)
+    assert set(predictions["model"].ood) == {"far"}
+
+
+def test_other_regressors(handed_over):
+    mask = RNG.integers(0, 2, X.shape).astype(bool)
+    whole = RegressionPredictions(X, np.ones_like(X))
+    others = {"pair": (2 * X, np.full(X.shape, 0.5, np.float32)), "whole": whole}
+    report({"map": regressor(0.3)}, Masked(Gaussian()), (X, mask), compare=others)
+    [((predictions, _, _), _)] = handed_over
+    np.testing.assert_array_equal(predictions["pair"].mean[:, 0], 2 * X[mask])
+    np.testing.assert_array_equal(predictions["pair"].std, 0.5)
+    assert predictions["pair"].epistemic_std is None
+    assert predictions["whole"] is whole
+
+
+def test_certain_weights_have_no_epistemic_part(handed_over):
+    def at_mode(x):
+        zero = jnp.zeros(x.shape)
+        mean = jnp.asarray(x)
+        return Predictive(mean, zero, mean=mean, epistemic_var=zero, noise_var=zero + 1)
+
+    report({"map": at_mode}, Gaussian(), X)
+    assert handed_over[0][0][0]["map"].epistemic_std is None
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "predict", "y", "other", "message"),
+    [
+        (
+            Categorical(),
+            classifier(1),
+            np.zeros(N, int),
+            np.zeros((N, 2)),
+            r"'other' of shape \(30, 2\) in compare=, expected probabilities of shape \(30, 3\)",
+        ),
+        (
+            Gaussian(),
+            regressor(1.0),
+            X,
+            (X, X[:, :1]),
+            r"'other' of shapes .*\(30, 1\).* in compare=, expected a pair .* of shape \(30, 2\)",
+        ),
+        (Gaussian(), regressor(1.0), X, X, r"'other' of ndarray in compare=, expected a pair"),
+    ],
+)
+def test_others_that_do_not_fit(likelihood, predict, y, other, message):
+    with pytest.raises(ValueError, match=message):
+        report({"map": predict}, likelihood, y, compare={"other": other})
+
+
+def test_a_name_that_is_taken():
+    message = r"\['map'\] in compare=, expected names other than \['map'\]"
+    with pytest.raises(ValueError, match=message):
+        report({"map": regressor(1.0)}, Gaussian(), X, compare={"map": (X, X)})
+
+
 def test_the_numbers_written_are_those_of_evaluate(tmp_path):
     y = X + 0.5 * RNG.normal(size=X.shape).astype(np.float32)
     predict = regressor(0.6)
     found = report({"laplace": predict}, Gaussian(), y, tmp_path)
-    assert found.metrics["laplace"] == pytest.approx(
-        evaluate(Gaussian(), predict(X), jnp.asarray(y))
+    expected = evaluate(Gaussian(), predict(X), jnp.asarray(y))
+    assert {key: found.metrics["laplace"][key] for key in expected} == pytest.approx(
+        expected, rel=1e-5
     )
     assert json.loads((tmp_path / "metrics.json").read_text()) == found.metrics
     assert "A title" in found.index.read_text()

@@ -1,0 +1,26 @@
+"""Calibration plots: plain functions that draw on the `Axes` they are given and return it.
+
+The colours are those of Okabe and Ito, which colour-blind readers tell apart; series that overlap
+differ in hatch or line style too. The figure is the caller's: no function here makes one, imports
+matplotlib or touches pyplot and its global state.
+"""
+
+from laplace_kit.eval.plots.classification import bin_counts as bin_counts
+from laplace_kit.eval.plots.classification import confidence_histogram as confidence_histogram
+from laplace_kit.eval.plots.classification import entropy_scatter as entropy_scatter
+from laplace_kit.eval.plots.classification import reliability_diagram as reliability_diagram
+from laplace_kit.eval.plots.classification import risk_coverage_curve as risk_coverage_curve
+from laplace_kit.eval.plots.detection import roc_curve as roc_curve
+from laplace_kit.eval.plots.detection import score_histograms as score_histograms
+from laplace_kit.eval.plots.regression import coverage_curve as coverage_curve
+from laplace_kit.eval.plots.regression import deviation_scatter as deviation_scatter
+from laplace_kit.eval.plots.regression import pit_histogram as pit_histogram
+from laplace_kit.eval.plots.regression import (
+    predicted_against_observed as predicted_against_observed,
+)
+from laplace_kit.eval.plots.regression import predictive_band as predictive_band
+from laplace_kit.eval.plots.style import BLUE as BLUE
+from laplace_kit.eval.plots.style import GREEN as GREEN
+from laplace_kit.eval.plots.style import GREY as GREY
+from laplace_kit.eval.plots.style import PURPLE as PURPLE
+from laplace_kit.eval.plots.style import VERMILLION as VERMILLION

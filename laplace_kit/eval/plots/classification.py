@@ -1,0 +1,222 @@
+"""Plots of a classifier: reliability, confidence, and risk against coverage."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import ArrayLike, Bool, Float, Num
+
+from laplace_kit.eval import metrics
+from laplace_kit.eval.plots.style import (
+    BLUE,
+    GREY,
+    VERMILLION,
+    diagonal,
+    series_style,
+    share_histogram,
+    tidy,
+)
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+
+
+def reliability_diagram(
+    ax: "matplotlib.axes.Axes",
+    probs: Float[ArrayLike, "N C"],
+    y: Num[ArrayLike, "N ..."],
+    *,
+    num_bins: int = 15,
+) -> "matplotlib.axes.Axes":
+    r"""Draw the accuracy of each bin of confidence, and its gap to the mean confidence there.
+
+    The bar of bin $b$ has height $\mathrm{acc}_b$; the hatched bar spans from there to
+    $\mathrm{conf}_b$. The mean length of the hatched bars, weighted by the counts of the bins, is
+    the expected calibration error. Empty bins have no bar. The dark whisker of a bin spans
+    $\mathrm{conf}_b \pm 1.96 \sqrt{\mathrm{conf}_b (1 - \mathrm{conf}_b) / N_b}$: of a calibrated
+    classifier 95% of the bars of accuracy end inside it.
+
+    Parameters
+    ----------
+    ax
+        Where to draw.
+    probs
+        Probabilities, `(N, C)`.
+    y
+        Labels, `(N,)`, or one-hot or soft labels, `(N, C)`.
+    num_bins
+        Number of bins of equal width between 0 and 1.
+
+    Returns
+    -------
+    Axes
+        `ax`; its containers are the bars of accuracy, the bars of the gap and the whiskers, in
+        this order.
+
+    References
+    ----------
+    Guo et al. (2017), "On calibration of modern neural networks". Bröcker and Smith (2007),
+    "Increasing the reliability of reliability diagrams", for the whiskers.
+    """
+    edges, counts, confidence, accuracy = map(
+        np.asarray, metrics.reliability_bins(probs, y, num_bins)
+    )
+    used = counts > 0
+    left, width, counts = edges[:-1][used], np.diff(edges)[used], counts[used]
+    accuracy, confidence = accuracy[used], confidence[used]
+    error = 1.96 * np.sqrt(np.clip(confidence * (1 - confidence), 0, None) / counts)
+    ax.bar(left, accuracy, width, align="edge", color=BLUE, edgecolor="white", label="accuracy")
+    ax.bar(
+        left,
+        confidence - accuracy,
+        width,
+        bottom=accuracy,
+        align="edge",
+        color="none",
+        edgecolor=VERMILLION,
+        hatch="////",
+        linewidth=0.8,
+        label="gap to confidence",
+    )
+    ax.errorbar(
+        left + width / 2,
+        confidence,
+        yerr=(np.minimum(error, confidence), np.minimum(error, 1 - confidence)),
+        fmt="none",
+        ecolor="#222222",
+        elinewidth=1.2,
+        capsize=2,
+        zorder=4,
+        label="95% if calibrated",
+    )
+    diagonal(ax, 0.0, 1.0)
+    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
+    return tidy(ax, legend=True)
+
+
+def bin_counts(
+    ax: "matplotlib.axes.Axes",
+    probs: Float[ArrayLike, "N C"],
+    y: Num[ArrayLike, "N ..."],
+    *,
+    num_bins: int = 15,
+) -> "matplotlib.axes.Axes":
+    """Draw how many predictions are in each bin of `reliability_diagram`, on a logarithmic scale.
+
+    Parameters
+    ----------
+    ax, probs, y, num_bins
+        As for `reliability_diagram`.
+
+    Returns
+    -------
+    Axes
+        `ax`; its container is one bar for each bin.
+    """
+    edges, counts, _, _ = map(np.asarray, metrics.reliability_bins(probs, y, num_bins))
+    ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=GREY, edgecolor="white")
+    # Linear up to one, so that an empty bin and a bin of one differ.
+    ax.set_yscale("symlog", linthresh=1.0)
+    ax.set(xlim=(0, 1), ylim=(0, 3.0 * counts.max()), xlabel="confidence", ylabel="count")
+    return tidy(ax, legend=False)
+
+
+def confidence_histogram(
+    ax: "matplotlib.axes.Axes",
+    probs: Float[ArrayLike, "N C"],
+    y: Num[ArrayLike, "N ..."],
+    *,
+    num_bins: int = 20,
+) -> "matplotlib.axes.Axes":
+    """Draw how confident a classifier is where it is right and where it is wrong.
+
+    Each histogram sums to one, so that a few errors stay visible beside many successes.
+
+    Parameters
+    ----------
+    ax, probs, y, num_bins
+        As for `reliability_diagram`.
+
+    Returns
+    -------
+    Axes
+        `ax`; its patches are the histograms of the right and of the wrong predictions, in this
+        order, as far as there are any.
+    """
+    probs, y = np.asarray(probs, float), np.asarray(y)
+    labels = y if y.ndim == 1 else y.argmax(axis=1)
+    confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels
+    edges = np.linspace(0.0, 1.0, num_bins + 1)
+    share_histogram(ax, confidence[right], edges, "right", BLUE)
+    share_histogram(ax, confidence[~right], edges, "wrong", VERMILLION, hatch="////")
+    ax.set(xlim=(0, 1), xlabel="confidence", ylabel="share of predictions")
+    return tidy(ax, legend=True)
+
+
+def risk_coverage_curve(
+    ax: "matplotlib.axes.Axes",
+    coverage: Float[ArrayLike, " K"],
+    risk: Float[ArrayLike, " K"],
+    *,
+    label: str = "observed",
+    series: int = 0,
+) -> "matplotlib.axes.Axes":
+    """Draw the error among the most confident share of the predictions against that share.
+
+    Parameters
+    ----------
+    ax
+        Where to draw; several predictors may share it.
+    coverage, risk
+        Shares kept and the mean loss of those, `(K,)` each.
+    label, series
+        The name of the curve, and its number, which decides its colour and line style.
+
+    Returns
+    -------
+    Axes
+        `ax`; its last line is the curve.
+    """
+    color, style = series_style(series)
+    ax.plot(np.asarray(coverage), np.asarray(risk), style, color=color, label=label)
+    ax.set(xlim=(0, 1), xlabel="share of predictions kept, surest first", ylabel="risk of those")
+    ax.set_ylim(bottom=0)
+    return tidy(ax, legend=True)
+
+
+def entropy_scatter(
+    ax: "matplotlib.axes.Axes",
+    aleatoric: Float[ArrayLike, " N"],
+    epistemic: Float[ArrayLike, " N"],
+    right: Bool[ArrayLike, " N"],
+) -> "matplotlib.axes.Axes":
+    """Draw the two parts of the predictive entropy against each other, right and wrong apart.
+
+    Parameters
+    ----------
+    ax
+        Where to draw.
+    aleatoric, epistemic
+        The expected entropy and the mutual information in nats, `(N,)` each; their sum is the
+        entropy of the prediction.
+    right
+        Which predictions are right, `(N,)`.
+
+    Returns
+    -------
+    Axes
+        `ax`; its collections are the points of right and of wrong predictions, in this order.
+    """
+    aleatoric, epistemic, right = map(np.asarray, (aleatoric, epistemic, right))
+    label = f"right ({np.count_nonzero(right)})"
+    ax.scatter(
+        aleatoric[right], epistemic[right], s=10, color=BLUE, alpha=0.4, linewidth=0, label=label
+    )
+    label = f"wrong ({np.count_nonzero(~right)})"
+    ax.scatter(
+        aleatoric[~right], epistemic[~right], s=24, marker="x", color=VERMILLION, label=label
+    )
+    ax.locator_params(axis="x", nbins=6)
+    ax.set(xlabel="aleatoric part (nats)", ylabel="epistemic part (nats)")
+    ax.set_xlim(left=0)
+    ax.set_ylim(bottom=0)
+    return tidy(ax, legend=True)

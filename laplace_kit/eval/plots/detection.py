@@ -1,0 +1,84 @@
+"""Plots of scores that tell inputs of another kind from those that are known."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import ArrayLike, Float
+
+from laplace_kit.eval.plots.style import (
+    BLUE,
+    VERMILLION,
+    diagonal,
+    series_style,
+    share_histogram,
+    tidy,
+)
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+
+
+def score_histograms(
+    ax: "matplotlib.axes.Axes",
+    in_scores: Float[ArrayLike, " N"],
+    out_scores: Float[ArrayLike, " M"],
+    *,
+    num_bins: int = 20,
+) -> "matplotlib.axes.Axes":
+    """Draw an out-of-distribution score on inputs of the known kind and on others.
+
+    Each histogram sums to one; the less the two overlap, the better the score tells them apart.
+
+    Parameters
+    ----------
+    ax
+        Where to draw.
+    in_scores
+        Scores of in-distribution inputs, `(N,)`.
+    out_scores
+        Scores of out-of-distribution inputs, `(M,)`, expected higher.
+    num_bins
+        Number of bins of equal width over the range of both.
+
+    Returns
+    -------
+    Axes
+        `ax`; its patches are the histograms of `in_scores` and of `out_scores`, in this order.
+    """
+    inside, outside = np.asarray(in_scores, float), np.asarray(out_scores, float)
+    edges = np.histogram_bin_edges(np.concatenate([inside, outside]), bins=num_bins)
+    share_histogram(ax, inside, edges, "test set", BLUE)
+    share_histogram(ax, outside, edges, "out of distribution", VERMILLION, hatch="////")
+    ax.set(xlabel="score", ylabel="share of inputs")
+    return tidy(ax, legend=True)
+
+
+def roc_curve(
+    ax: "matplotlib.axes.Axes",
+    false_positive: Float[ArrayLike, " K"],
+    true_positive: Float[ArrayLike, " K"],
+    *,
+    label: str = "observed",
+    series: int = 0,
+) -> "matplotlib.axes.Axes":
+    """Draw the share of foreign inputs found against the share of known ones flagged with them.
+
+    Parameters
+    ----------
+    ax
+        Where to draw; several scores may share it.
+    false_positive, true_positive
+        Shares of the known and of the foreign inputs that score above each threshold, `(K,)` each.
+    label, series
+        The name of the curve, and its number, which decides its colour and line style.
+
+    Returns
+    -------
+    Axes
+        `ax`; its last line is the curve.
+    """
+    color, style = series_style(series)
+    diagonal(ax, 0.0, 1.0)
+    ax.plot(np.asarray(false_positive), np.asarray(true_positive), style, color=color, label=label)
+    ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="test set flagged", ylabel="foreign inputs found")
+    return tidy(ax, legend=True)

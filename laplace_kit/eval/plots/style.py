@@ -1,0 +1,64 @@
+"""Colours, line styles and parts that the plots share."""
+
+from itertools import cycle, islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+
+# Okabe and Ito (2008), which colour-blind readers tell apart.
+BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+GREY = "#767676"
+SERIES = ((VERMILLION, "--"), (BLUE, "-"), (GREEN, "-."), (PURPLE, ":"))
+
+
+def series_style(series: int) -> tuple[str, str]:
+    """Return the colour and the line style of the series of a number, counted from zero."""
+    return next(islice(cycle(SERIES), series, None))
+
+
+def share_histogram(
+    ax: "matplotlib.axes.Axes",
+    values: np.ndarray,
+    edges: np.ndarray,
+    label: str,
+    color: str,
+    hatch: str | None = None,
+) -> None:
+    """Draw the share of `values` in each bin, if there are any."""
+    if values.size == 0:
+        return
+    ax.stairs(
+        np.histogram(values, bins=edges)[0] / values.size,
+        edges,
+        fill=True,
+        facecolor=color + "55",
+        edgecolor=color,
+        linewidth=1,
+        hatch=hatch,
+        label=f"{label} ({values.size})",
+    )
+
+
+def diagonal(ax: "matplotlib.axes.Axes", low: float, high: float) -> None:
+    """Draw the line on which both coordinates are equal."""
+    ax.plot([low, high], [low, high], "--", color=GREY, linewidth=1, zorder=3)
+
+
+def tidy(ax: "matplotlib.axes.Axes", *, legend: bool) -> "matplotlib.axes.Axes":
+    """Leave two spines and, where asked, put the legend above the plot, where it hides no data."""
+    ax.spines[["top", "right"]].set_visible(False)
+    if legend:
+        ax.legend(
+            loc="lower left",
+            bbox_to_anchor=(0.0, 1.0),
+            ncols=2,
+            frameon=False,
+            fontsize=9,
+            handlelength=1.4,
+            columnspacing=1.2,
+            borderaxespad=0.2,
+        )
+    return ax

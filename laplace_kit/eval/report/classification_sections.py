@@ -1,0 +1,151 @@
+"""What a report draws of classifiers. Captions quote measured values; nothing here measures."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from laplace_kit.eval import metrics, plots
+from laplace_kit.eval.report import pictures
+from laplace_kit.eval.report.pictures import TEST, Section
+from laplace_kit.eval.report.scores import SCORES
+from laplace_kit.eval.report.table import Values, display_name, number
+
+_ByName = Mapping[str, Float[ArrayLike, "_ C"]]
+_Scores = Mapping[str, Mapping[str, Float[Array, " _"]]]
+
+
+def reliability(
+    probs: Mapping[str, _ByName],
+    labels: Mapping[str, ArrayLike],
+    measured: Mapping[str, Mapping[str, Values]],
+) -> Section:
+    """Draw a reliability diagram with the counts of its bins for each set and predictor."""
+    drawn = []
+    for where, by_name in probs.items():
+        for name, of_name in by_name.items():
+            figure = pictures.new_figure(4.8)
+            upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+            plots.reliability_diagram(upper, of_name, labels[where]).set_xlabel("")
+            plots.bin_counts(lower, of_name, labels[where])
+            caption = pictures.caption(name, where, "ece", measured[where][name])
+            file = pictures.file_name("reliability", name, where)
+            drawn.append(pictures.picture(file, caption, figure))
+    note = (
+        "How often predictions of each confidence are right. Bars that reach the dashed line are "
+        "calibrated; where they stay below it the predictor claims too much. A bar that ends "
+        "inside the dark whisker could do so by chance. The lower panel counts the predictions "
+        "behind each bar."
+    )
+    return Section("Reliability", note, tuple(drawn))
+
+
+def confidence(probs: _ByName, y: ArrayLike, measured: Mapping[str, Values]) -> Section:
+    """Draw the confidence of right and of wrong test predictions for each predictor."""
+    drawn = []
+    for name, of_name in probs.items():
+        figure = pictures.new_figure()
+        plots.confidence_histogram(figure.subplots(), of_name, y)
+        caption = pictures.caption(name, TEST, "accuracy", measured[name])
+        file = pictures.file_name("confidence", name)
+        drawn.append(pictures.picture(file, caption, figure))
+    note = (
+        "Confidence of the right and of the wrong predictions, each as shares of its own number. "
+        "Errors made with high confidence are the costly ones."
+    )
+    return Section("Confidence, right and wrong", note, tuple(drawn))
+
+
+def risk_coverage(
+    curves: Mapping[str, tuple[Float[ArrayLike, " _"], Float[ArrayLike, " _"]]],
+    measured: Mapping[str, Values],
+) -> Section:
+    """Draw the risk-coverage curves `(coverage, risk)` of all predictors together."""
+    figure = pictures.new_figure(3.8)
+    ax = figure.subplots()
+    for series, (name, (coverage, risk)) in enumerate(curves.items()):
+        label = pictures.legend_name(name)
+        plots.risk_coverage_curve(ax, coverage, risk, label=label, series=series)
+    ax.set_ylabel("error rate among those kept")
+    found = (f"{display_name(name)} {number(measured[name]['aurc'])}" for name in curves)
+    drawn = pictures.picture("risk_coverage.png", f"AURC: {', '.join(found)}", figure)
+    note = (
+        "Where the least confident predictions are handed to somebody else, how often are the "
+        "others wrong? A useful confidence makes the curve fall to the left; the area under it "
+        "is the AURC, the lower the better."
+    )
+    return Section("Risk against coverage", note, (drawn,))
+
+
+def uncertainty(
+    probs: _ByName,
+    epistemic: Mapping[str, Float[ArrayLike, " N"]],
+    right: Mapping[str, Bool[np.ndarray, " N"]],
+) -> Section:
+    """Draw epistemic against aleatoric entropy for each predictor whose parts are known."""
+    drawn = []
+    for name, part in epistemic.items():
+        total, part = np.asarray(metrics.entropy_score(probs[name])), np.asarray(part)
+        figure = pictures.new_figure(3.8)
+        aleatoric = np.clip(total - part, 0.0, None)
+        plots.entropy_scatter(figure.subplots(), aleatoric, part, right[name])
+        share = number(float(part.sum() / max(total.sum(), np.finfo(float).tiny)))
+        caption = f"{display_name(name)}, {TEST}: epistemic share of the entropy {share}"
+        drawn.append(pictures.picture(pictures.file_name("uncertainty", name), caption, figure))
+    note = (
+        "The entropy of each prediction in two parts: epistemic, the mutual information of label "
+        "and weights, which more data would remove, and aleatoric, the rest."
+    )
+    return Section("Epistemic against aleatoric", note, tuple(drawn))
+
+
+def score_histograms(
+    where: str, inside: _Scores, outside: _Scores, measured: Mapping[str, Values]
+) -> Section:
+    """Draw the scores of a foreign set against the test set's, by predictor and kind of score."""
+    drawn = []
+    for name, scores in outside.items():
+        figure = pictures.new_figure(2.2 * len(scores) + 0.4)
+        axes = np.atleast_1d(figure.subplots(len(scores), 1))
+        for ax, (kind, values) in zip(axes, scores.items(), strict=True):
+            plots.score_histograms(ax, inside[name][kind], values)
+            ax.set_xlabel(SCORES[kind].label)
+        for ax in axes[1:]:
+            ax.get_legend().remove()
+        found = (f"{SCORES[kind].short} {_auroc(measured[name], kind)}" for kind in scores)
+        caption = f"{display_name(name)}, {where}: AUROC by {', by '.join(found)}"
+        drawn.append(pictures.picture(pictures.file_name("ood", name, where), caption, figure))
+    note = (
+        "Scores of the test set and of inputs of another kind: the less the two overlap, the "
+        "better such inputs are told apart. The epistemic score is the part of the entropy that "
+        "is uncertainty about the weights."
+    )
+    return Section(f"Out of distribution, {where}", note, tuple(drawn))
+
+
+def roc_curves(
+    where: str,
+    curves: Mapping[str, Mapping[str, tuple[Float[ArrayLike, " _"], Float[ArrayLike, " _"]]]],
+    measured: Mapping[str, Values],
+) -> Section:
+    """Draw the ROC curves of a foreign set, by kind of score and predictor."""
+    drawn = []
+    for kind, by_name in curves.items():
+        figure = pictures.new_figure(4.4)
+        ax = figure.subplots()
+        for name, (false_positive, true_positive) in by_name.items():
+            label, series = pictures.legend_name(name), [*measured].index(name)
+            plots.roc_curve(ax, false_positive, true_positive, label=label, series=series)
+        found = (f"{display_name(name)} {_auroc(measured[name], kind)}" for name in by_name)
+        caption = f"By {SCORES[kind].short}, {where}: AUROC {', '.join(found)}"
+        drawn.append(pictures.picture(f"roc_{kind}@{where}.png", caption, figure))
+    note = (
+        "How many of the foreign inputs are found when as many of the test set are flagged with "
+        "them. The area under the curve is the AUROC: 1 where they are always told apart, 0.5 "
+        "where never."
+    )
+    return Section(f"Detection, {where}", note, tuple(drawn))
+
+
+def _auroc(values: Values, kind: str) -> str:
+    return number(values[f"auroc{SCORES[kind].suffix}"])

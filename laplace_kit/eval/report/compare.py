@@ -1,0 +1,237 @@
+"""The report of a posterior against its own mode, and against any other predictions."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from laplace_kit.eval.evaluate import as_classes, observed_rows, two_classes
+from laplace_kit.eval.predictive import Predictive
+from laplace_kit.eval.report.classification import classification_report
+from laplace_kit.eval.report.page import PosteriorCard, Report
+from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
+from laplace_kit.eval.report.regression import regression_report
+from laplace_kit.likelihood import Bernoulli, Categorical, Likelihood, unmasked
+from laplace_kit.tree import replace
+
+Predict = Callable[[PyTree], Predictive]
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """Whatever predicts, such as another `Laplace`."""
+
+    def predict(self, x: PyTree) -> Predictive:
+        """Return the predictive distribution at inputs."""
+
+
+# Probabilities; means and deviations; both with all that a report reads; or what predicts them.
+Compared = (
+    ArrayLike | tuple[ArrayLike, ArrayLike] | ClassPredictions | RegressionPredictions | Predictor
+)
+
+
+def compare_report(
+    predict: Mapping[str, Predict],
+    likelihood: Likelihood,
+    x: PyTree,
+    y: PyTree,
+    directory: str | os.PathLike,
+    *,
+    compare: Mapping[str, Compared] | None = None,
+    shifted: Mapping[str, tuple] | None = None,
+    ood: Mapping[str, PyTree] | None = None,
+    title: str = "Calibration report",
+    card: PosteriorCard | Mapping[str, str] | None = None,
+) -> Report:
+    """Predict with every predictor on the same inputs and write the report.
+
+    Parameters
+    ----------
+    predict
+        By name, functions from inputs to a `Predictive`; the first is the reference.
+    likelihood
+        Decides between a classification and a regression report.
+    x, y
+        The labelled test set.
+    directory
+        Where to write.
+    compare
+        Other predictions on the test set, by name: probabilities of the outputs' shape, or a pair
+        of means and standard deviations of the targets' shape, `ClassPredictions` or
+        `RegressionPredictions`, or an object whose `predict(x)` returns a `Predictive`, such as
+        another `Laplace`. Only the last two can say something about `shifted` and `ood`.
+    shifted
+        Further labelled sets `(x, y)` by name (classification).
+    ood
+        Unlabelled out-of-distribution inputs by name (classification).
+    title, card
+        The page's heading, and facts about the posterior.
+
+    Returns
+    -------
+    report
+        The numbers and the files. The epistemic part of the entropy of several classes comes from
+        1,000 draws of the logits with a fixed key: the bytes are the same on every run.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the likelihood has no predictive to report on, `ood` or `shifted` is given for one that
+        is not a classification, or something to compare with does not go with the targets.
+    """
+    compare, shifted, ood = compare or {}, shifted or {}, ood or {}
+    # What predicts is asked about every set; other predictions are about the test set as it is.
+    twice = [name for name in compare if name in predict]
+    if twice:
+        raise ValueError(
+            f"Found {twice} in compare=, expected names other than {[*predict]}; choose others."
+        )
+    able = {name: of.predict for name, of in compare.items() if isinstance(of, Predictor)}
+    predict, compare = {**predict, **able}, {n: of for n, of in compare.items() if n not in able}
+    kind, _ = unmasked(likelihood, y)
+    if isinstance(kind, Categorical | Bernoulli):
+        return _classification(
+            predict, compare, likelihood, (x, y), directory, shifted, ood, title, card
+        )
+    if shifted or ood:
+        raise ValueError(
+            f"Found shifted or out-of-distribution sets ({[*shifted, *ood]}) for a "
+            f"{type(kind).__name__} likelihood, expected them for classification only; "
+            "write a report for each set instead."
+        )
+    return _regression(predict, compare, likelihood, (x, y), directory, title, card)
+
+
+def _classification(predict, compare, likelihood, data, directory, shifted, ood, title, card):
+    (x, y), (kind, _) = data, unmasked(likelihood, data[1])
+    predictions, labels = {}, {}
+    for name, predict_one in predict.items():
+        on_test = predict_one(x)
+        probs, targets = as_classes(likelihood, on_test, y)
+        on_shifted = {}
+        for where, (z, of_z) in shifted.items():
+            on_shifted[where], labels[where] = as_classes(likelihood, predict_one(z), of_z)
+        on_ood = {where: predict_one(z) for where, z in ood.items()}
+        parts = {where: _epistemic_entropy(of) for where, of in on_ood.items()}
+        predictions[name] = ClassPredictions(
+            probs,
+            on_shifted,
+            {where: _all_rows(kind, of) for where, of in on_ood.items()},
+            _seen(likelihood, on_test, y, _epistemic_entropy(on_test)),
+            {where: part.reshape(-1) for where, part in parts.items() if part is not None},
+        )
+    for name, of in compare.items():
+        if isinstance(of, ClassPredictions):
+            predictions[name] = of
+            continue
+        given = _given_probabilities(name, of, on_test)
+        predictions[name] = ClassPredictions(as_classes(likelihood, given, y)[0])
+    return classification_report(
+        predictions,
+        targets,
+        directory,
+        shifted_labels=labels,
+        x=_one_for_each(x, targets),
+        title=title,
+        card=card,
+    )
+
+
+def _regression(predict, compare, likelihood, data, directory, title, card):
+    (x, y), (_, targets) = data, unmasked(likelihood, data[1])
+    predictions = {}
+    for name, predict_one in predict.items():
+        predictive = predict_one(x)
+        predictions[name] = _numbers(likelihood, predictive, y)
+        rows = np.asarray(observed_rows(likelihood, predictive, y, targets))
+    for name, of in compare.items():
+        if isinstance(of, RegressionPredictions):
+            predictions[name] = of
+            continue
+        mean, std = _given_moments(name, of, predictive)
+        predictions[name] = RegressionPredictions(
+            *(observed_rows(likelihood, predictive, y, values) for values in (mean, std))
+        )
+    return regression_report(
+        predictions, rows, directory, x=_one_for_each(x, rows), title=title, card=card
+    )
+
+
+# --- predictives as rows --------------------------------------------------------------------------
+
+
+def _all_rows(likelihood: Likelihood, predictive: Predictive) -> Float[Array, "M C"]:
+    if isinstance(likelihood, Bernoulli):
+        return two_classes(predictive.probs)
+    return predictive.probs.reshape(-1, predictive.probs.shape[-1])
+
+
+def _epistemic_entropy(predictive: Predictive) -> Float[Array, "N *label"] | None:
+    """Return the mutual information of labels and weights, where there is any and it is known."""
+    if predictive.likelihood is None or not bool((predictive.f_var > 0).any()):
+        return None
+    return predictive.uncertainty(jax.random.key(0)).mutual_information
+
+
+def _seen(
+    likelihood: Likelihood, predictive: Predictive, y: PyTree, values: Array | None
+) -> Float[np.ndarray, " M"] | None:
+    """Return one value for each label that is there."""
+    if values is None:
+        return None
+    seen = jax.vmap(likelihood.observed)(predictive.f_mean, y)
+    return np.asarray(values)[np.asarray(seen)]
+
+
+def _numbers(likelihood: Likelihood, predictive: Predictive, y: PyTree) -> RegressionPredictions:
+    if predictive.mean is None:
+        raise TypeError(
+            f"Found a {type(likelihood).__name__} likelihood, which defines no predictive "
+            "distribution of the targets, expected Gaussian, Poisson, Categorical or Bernoulli for "
+            "a report; use la.evaluate for its loss."
+        )
+    mean, var, epistemic_var = (
+        observed_rows(likelihood, predictive, y, values)
+        for values in (predictive.mean, predictive.var, predictive.epistemic_var)
+    )
+    known = bool((epistemic_var > 0).any())
+    return RegressionPredictions(mean, jnp.sqrt(var), jnp.sqrt(epistemic_var) if known else None)
+
+
+def _given_probabilities(name: str, probs: ArrayLike, like: Predictive) -> Predictive:
+    if np.shape(probs) != like.probs.shape:
+        raise ValueError(
+            f"Found {name!r} of shape {np.shape(probs)} in compare=, expected probabilities of "
+            f"shape {like.probs.shape}, as the model's, of the test set in its order."
+        )
+    return replace(like, probs=jnp.asarray(probs, like.probs.dtype))
+
+
+def _given_moments(name: str, moments, like: Predictive) -> tuple[Array, Array]:
+    shapes = [np.shape(part) for part in moments] if isinstance(moments, tuple | list) else None
+    if shapes != [like.mean.shape] * 2:
+        raise ValueError(
+            f"Found {name!r} of {'shapes ' + str(shapes) if shapes else type(moments).__name__} in "
+            f"compare=, expected a pair of means and standard deviations, noise included, of shape "
+            f"{like.mean.shape} each, as the targets'."
+        )
+    mean, std = (jnp.asarray(part, like.mean.dtype) for part in moments)
+    return mean, std
+
+
+def _one_for_each(x: PyTree, rows: Array | np.ndarray) -> PyTree | None:
+    """Return the inputs where there is one row for each of them."""
+    return x if all(len(leaf) == len(rows) for leaf in jax.tree.leaves(x)) else None
+
+
+def named_sets(ood: PyTree, x: PyTree) -> dict[str, PyTree]:
+    """Read one out-of-distribution set, or a mapping of several; inputs may be mappings too."""
+    if ood is None:
+        return {}
+    several = isinstance(ood, Mapping) and not (isinstance(x, Mapping) and set(ood) == set(x))
+    return dict(ood) if several else {"ood": ood}

@@ -1,0 +1,232 @@
+"""The arrays of a file of predictions, each value looked at: errors name file, array and place."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+# As in the metrics: rounding of bfloat16 passes, logits do not.
+_SUM_TOLERANCE = 0.02
+# What is estimated from draws may miss zero a little.
+_INFORMATION_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds, and how to say where in it a value is.
+
+    Parameters
+    ----------
+    path
+        The file.
+    arrays
+        By name.
+    lines
+        Of a table: the line in which each example stands.
+    """
+
+    path: Path
+    arrays: Mapping[str, np.ndarray]
+    lines: tuple[int, ...] | None = None
+
+    def at(self, name: str, index: tuple[int, ...]) -> str:
+        """Return the place of an entry or a row as a reader of the file finds it."""
+        if self.lines is None:
+            return f"{name}[{', '.join(map(str, index))}]"
+        row, *column = index
+        if name == "probs":
+            name = "p" if self.arrays[name].ndim == 1 else "_".join(["p", *map(str, column)])
+        return f"{name} in line {self.lines[row]}"
+
+    def refused(self, found: str, expected: str, remedy: str) -> ValueError:
+        """Return the error that says so in one line."""
+        return refused(self.path, found, expected, remedy)
+
+
+def refused(path: Path, found: str, expected: str, remedy: str) -> ValueError:
+    """Return the error that names file, what was found in it, what was expected, the remedy."""
+    return ValueError(f"{path}: found {found}, expected {expected}; {remedy}.")
+
+
+def numbers(contents: Contents, name: str) -> np.ndarray:
+    """Return the array `name`, after a look whether it holds finite real numbers, one at least."""
+    array = contents.arrays[name]
+    if array.dtype.kind not in "fiub":
+        raise contents.refused(
+            f"{name} of dtype {array.dtype}",
+            "real numbers",
+            "convert them with .astype('float32'), or number the classes from 0",
+        )
+    if array.ndim == 0 or array.size == 0:
+        raise contents.refused(
+            f"{name} of shape {array.shape}", "one example at least", "save one row for each"
+        )
+    bad = ~np.isfinite(array)
+    if index := first_index(bad):
+        others = f" and {bad.sum() - 1} more such values" if bad.sum() > 1 else ""
+        raise contents.refused(
+            f"{array[index]} at {contents.at(name, index)}{others}",
+            "finite numbers",
+            "drop these examples, or find where the numbers overflow",
+        )
+    return array
+
+
+def inputs(contents: Contents, name: str) -> np.ndarray:
+    """Return inputs with one leading axis, as long as that of `y`."""
+    values, num = numbers(contents, name), np.shape(contents.arrays["y"])[:1]
+    if values.shape[:1] != num:
+        raise contents.refused(
+            f"{name} of shape {values.shape}",
+            f"inputs with the leading axis {num} of y",
+            "save both for the same examples",
+        )
+    return values
+
+
+# --- classification ----------------------------------------------------------------------------
+
+
+def probabilities(contents: Contents, name: str) -> np.ndarray:
+    """Return probabilities `(N, C)`, also of logits, and of the second of two classes, `(N,)`."""
+    values = _floating(contents, name)
+    if values.ndim > 2 or (values.ndim == 2 and values.shape[1] == 1):
+        raise contents.refused(
+            f"{name} of shape {values.shape}",
+            "(N, C), or (N,) for two classes",
+            "drop the last axis" if values.shape[-1] == 1 else "reshape to (-1, C)",
+        )
+    if name.rpartition("/")[2] == "logits":
+        return _softmax(values if values.ndim == 2 else np.stack([0 * values, values], axis=1))
+    if values.ndim == 2:
+        _check_distributions(contents, name, values)
+        return values
+    if index := first_index((values < 0) | (values > 1)):
+        raise contents.refused(
+            f"{values[index]:.4g} at {contents.at(name, index)}",
+            "p(y = 1), from 0 to 1",
+            "apply the sigmoid to logits",
+        )
+    return np.stack([1 - values, values], axis=1)
+
+
+def labels(contents: Contents, name: str, probs: np.ndarray) -> np.ndarray:
+    """Return integer labels `(N,)`, or distributions over the classes `(N, C)`, of `probs`."""
+    y = numbers(contents, name)
+    if y.shape == probs.shape:
+        _check_distributions(contents, name, y)
+        return y
+    if y.shape != probs.shape[:1]:
+        raise contents.refused(
+            f"{name} of shape {y.shape} for probabilities of shape {probs.shape}",
+            f"labels {probs.shape[:1]}, or one-hot labels {probs.shape}",
+            "save both for the same examples, without further axes",
+        )
+    # The numbers of a table have no dtype of their own.
+    if y.dtype.kind == "f" and contents.lines is None:
+        raise contents.refused(
+            f"{name} of dtype {y.dtype} and shape {y.shape}",
+            "integer labels",
+            "convert them with .astype(int), or save soft labels as (N, C)",
+        )
+    if index := first_index(~np.isin(y, np.arange(probs.shape[1]))):
+        raise contents.refused(
+            f"the label {y[index]} at {contents.at(name, index)}",
+            f"integers from 0 to {probs.shape[1] - 1}",
+            "drop or renumber such labels",
+        )
+    return y.astype(int)
+
+
+def information(contents: Contents, name: str, probs: np.ndarray) -> np.ndarray:
+    """Return the mutual information `(N,)` of the labels of `probs` and the weights."""
+    values = _floating(contents, name)
+    _check_shape(contents, name, values, probs.shape[:1])
+    _check_not_negative(contents, name, values, _INFORMATION_TOLERANCE)
+    return values
+
+
+# --- regression --------------------------------------------------------------------------------
+
+
+def targets(contents: Contents, name: str) -> np.ndarray:
+    """Return targets `(N, C)`."""
+    values = _floating(contents, name)
+    if values.ndim > 2:
+        raise contents.refused(
+            f"{name} of shape {values.shape}", "(N,) or (N, C)", "reshape it to (N, -1)"
+        )
+    return values.reshape(len(values), -1)
+
+
+def means(contents: Contents, name: str, y: np.ndarray) -> np.ndarray:
+    """Return means of the shape of the targets."""
+    values = targets(contents, name)
+    _check_shape(contents, name, values, y.shape)
+    return values
+
+
+def deviations(contents: Contents, name: str, y: np.ndarray, *, positive: bool) -> np.ndarray:
+    """Return standard deviations of the shape of the targets: positive, or else not negative."""
+    values = means(contents, name, y)
+    _check_not_negative(contents, name, values)
+    if positive and (index := first_index(values == 0)):
+        raise contents.refused(
+            f"0 at {contents.at(name, index)}",
+            "positive standard deviations",
+            "add the observation noise",
+        )
+    return values
+
+
+# --- shared parts ------------------------------------------------------------------------------
+
+
+def first_index(bad: np.ndarray) -> tuple[int, ...]:
+    """Return the index of the first true entry, an empty one if there is none."""
+    return tuple(map(int, next(iter(np.argwhere(bad)), ())))
+
+
+def _floating(contents: Contents, name: str) -> np.ndarray:
+    array = numbers(contents, name)
+    return array if array.dtype.kind == "f" else array.astype(float)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _check_distributions(contents: Contents, name: str, rows: np.ndarray) -> None:
+    with np.errstate(over="ignore"):
+        sums, smallest = rows.sum(axis=1, dtype=float), rows.min(axis=1)
+    valid = (abs(sums - 1) <= _SUM_TOLERANCE) & (smallest >= -_SUM_TOLERANCE)
+    if index := first_index(~valid):
+        raise contents.refused(
+            f"{contents.at(name, index)} with the sum {sums[index]:.4g} and the smallest entry "
+            f"{smallest[index]:.4g}",
+            "numbers from 0 to 1 that sum to one",
+            "apply the softmax to logits, or divide by the sum",
+        )
+
+
+def _check_shape(contents: Contents, name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
+    if values.shape != shape:
+        raise contents.refused(
+            f"{name} of shape {contents.arrays[name].shape}",
+            f"one value for each of the others, {shape}",
+            "save all arrays for the same examples",
+        )
+
+
+def _check_not_negative(
+    contents: Contents, name: str, values: np.ndarray, tolerance: float = 0.0
+) -> None:
+    if index := first_index(values < -tolerance):
+        raise contents.refused(
+            f"{values[index]:.4g} at {contents.at(name, index)}",
+            "no negative numbers",
+            "find where the sign is lost",
+        )

@@ -1,0 +1,113 @@
+"""Tables of predictions as text: one line for each example, under a header that names columns."""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+
+from laplace_kit.eval.report.contents import Contents, refused
+
+_PLAIN = ("y", "p", "mean", "std", "epistemic", "epistemic_std")
+_COLUMNS = "y and p_0 ... p_{C-1}, or y and p, or y, mean and std"
+
+
+def read_csv(path: Path) -> Contents:
+    """Return the columns of a table as arrays, `p_0` ... `p_{C-1}` or `p` together as `probs`.
+
+    Parameters
+    ----------
+    path
+        UTF-8 text with commas between the columns; empty lines are passed over.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened.
+    ValueError
+        If it is not such a table, with the line of the first fault.
+    """
+    header, rows, lines = _parse(path)
+    _check_header(path, header)
+    values = np.array([_numbers(path, header, row, n) for row, n in zip(rows, lines, strict=True)])
+    columns = dict(zip(header, values.T, strict=True))
+    classes = sorted((name for name in header if name.startswith("p_")), key=_class)
+    arrays = {name: column for name, column in columns.items() if name in _PLAIN and name != "p"}
+    if classes:
+        arrays["probs"] = np.stack([columns[name] for name in classes], axis=1)
+    if "p" in columns:
+        arrays["probs"] = columns["p"]
+    return Contents(path, arrays, tuple(lines))
+
+
+def _parse(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
+    """Return the header, the rows and the number of each row's line."""
+    numbered = []
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file, strict=True, skipinitialspace=True)
+        try:
+            numbered = [(row, rows.line_num) for row in rows if row]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise refused(
+                path,
+                f"what is not a table of text, after line {rows.line_num} ({error})",
+                "UTF-8 with commas between the columns",
+                "save it again as CSV",
+            ) from error
+    if len(numbered) < 2:
+        raise refused(
+            path,
+            "an empty file" if not numbered else "a single line",
+            f"a header, with the columns {_COLUMNS}, and one line for each example",
+            "save the predictions again",
+        )
+    (header, _), *body = numbered
+    header = [name.strip() for name in header]
+    for row, line in body:
+        if len(row) != len(header):
+            raise refused(
+                path,
+                f"{len(row)} values in line {line}",
+                f"{len(header)}, as the header has",
+                "the file may be cut off, or hold a comma too many: save it again",
+            )
+    return header, [row for row, _ in body], [line for _, line in body]
+
+
+def _class(name: str) -> int:
+    return int(name.removeprefix("p_"))
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    known = [name for name in header if name in _PLAIN or re.fullmatch(r"p_(0|[1-9]\d{0,5})", name)]
+    classes = sorted(_class(name) for name in known if name.startswith("p_"))
+    if known != header or len(set(header)) != len(header):
+        odd = next(name for k, name in enumerate(header) if name not in known or name in header[:k])
+        raise refused(
+            path,
+            f"the column {odd[:80]!r}" + (" twice" if odd in known else ""),
+            f"{_COLUMNS}, and epistemic or epistemic_std if known",
+            "rename or drop it (of pandas: index=False), and put commas between the columns",
+        )
+    if classes != list(range(len(classes))) or len(classes) == 1 or (classes and "p" in header):
+        raise refused(
+            path,
+            f"the columns {', '.join(name for name in header if name[0] == 'p')}",
+            "p_0, p_1 and so on, one for each class, or p alone for p(y = 1)",
+            "name the columns so",
+        )
+
+
+def _numbers(path: Path, header: list[str], row: list[str], line: int) -> list[float]:
+    values = []
+    for name, cell in zip(header, row, strict=True):
+        try:
+            values.append(float(cell))
+        except ValueError as error:
+            raise refused(
+                path,
+                f"{cell[:80]!r} as {name} in line {line}" if cell else f"no {name} in line {line}",
+                "a number",
+                "number the classes from 0, and drop examples with gaps",
+            ) from error
+    return values

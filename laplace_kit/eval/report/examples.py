@@ -1,0 +1,197 @@
+"""The examples worth a look: the most uncertain, and those furthest from what was claimed."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jaxtyping import ArrayLike, Float, Int, Num, PyTree
+
+from laplace_kit.eval.report.pictures import Picture, pixels
+from laplace_kit.eval.report.table import display_name
+
+NUM_SHOWN = 12
+_NUM_VALUES = 5
+_SMALLEST_SIDE = 8
+# Neighbouring pixels of an image are alike: steps between them, over those between any two pixels,
+# in the rougher of the two directions and on average of both.
+_ROUGHEST, _ROUGH = 0.9, 0.8
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example: what each predictor says, the truth, and its input as a picture or values."""
+
+    index: int
+    truth: str
+    says: tuple[str, ...]
+    values: tuple[str, ...]
+    image: Picture | None
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Examples chosen by one rule; `features` are the names of the leading input values."""
+
+    title: str
+    note: str
+    truth: str
+    predictors: tuple[str, ...]
+    features: tuple[str, ...]
+    examples: tuple[Example, ...]
+
+
+def of_classes(
+    probs: Mapping[str, Float[ArrayLike, "N C"]],
+    labels: Int[np.ndarray, " N"],
+    subject: str,
+    x: PyTree = None,
+) -> tuple[Gallery, ...]:
+    """Show where the subject is least sure, and where it is surest and wrong."""
+    probs = {name: np.asarray(of, float) for name, of in probs.items()}
+    of_subject = probs[subject]
+    confidence, wrong = of_subject.max(axis=1), of_subject.argmax(axis=1) != labels
+    unsure = -(of_subject * np.log(np.maximum(of_subject, 1e-30))).sum(axis=1)
+    num_wrong, name = int(wrong.sum()), display_name(subject)
+
+    def says(of: np.ndarray, index: int) -> str:
+        return f"{of[index].argmax()} ({of[index].max():.0%})"
+
+    def truth(index: int) -> str:
+        return str(labels[index])
+
+    surest = np.argsort(-np.where(wrong, confidence, -1.0), kind="stable")[:num_wrong]
+    gallery = _galleries(probs, says, "Label", truth, x)
+    return (
+        gallery(
+            "Most uncertain examples",
+            f"Where the entropy of {name}'s probabilities is the largest.",
+            np.argsort(-unsure, kind="stable"),
+        ),
+        gallery(
+            "Most confidently wrong",
+            f"Of the {num_wrong} wrong predictions of {name}, those it was surest of. Labels may "
+            "be wrong, too."
+            if num_wrong
+            else f"No prediction of {name} on the test set is wrong.",
+            surest,
+        ),
+    )
+
+
+def of_numbers(
+    mean: Mapping[str, Float[np.ndarray, "N C"]],
+    std: Mapping[str, Float[np.ndarray, "N C"]],
+    y: Num[np.ndarray, "N C"],
+    subject: str,
+    x: PyTree = None,
+) -> tuple[Gallery, ...]:
+    """Show where the subject's deviations are the largest, and where it misses by the most."""
+    of_each = {name: (mean[name], std[name]) for name in mean}
+    misses = np.abs(y - mean[subject]) / std[subject]
+    output, name = misses.argmax(axis=1), display_name(subject)
+
+    def says(of: tuple[np.ndarray, np.ndarray], index: int) -> str:
+        centre, spread = (values[index, output[index]] for values in of)
+        return f"{centre:.4g} ± {spread:.2g}"
+
+    def truth(index: int) -> str:
+        where = f", output {output[index]}" if y.shape[1] > 1 else ""
+        return f"{y[index, output[index]]:.4g}{where}"
+
+    gallery = _galleries(of_each, says, "Observed", truth, x)
+    return (
+        gallery(
+            "Most uncertain examples",
+            f"Where the predictive deviation of {name} is the largest.",
+            np.argsort(-std[subject].max(axis=1), kind="stable"),
+        ),
+        gallery(
+            "Furthest from the prediction",
+            f"Where the observation is the most predictive deviations of {name} away.",
+            np.argsort(-misses.max(axis=1), kind="stable"),
+        ),
+    )
+
+
+def _galleries(
+    of_each: Mapping, says: Callable[..., str], what: str, truth: Callable[[int], str], x: PyTree
+) -> Callable[[str, str, np.ndarray], Gallery]:
+    """Return what makes a gallery of a title, a note and indices, the first of which are shown."""
+    images = as_images(x)
+    features, values = ((), None) if images is not None else leading_values(x)
+
+    def gallery(title: str, note: str, indices: np.ndarray) -> Gallery:
+        shown = tuple(
+            Example(
+                index,
+                truth(index),
+                tuple(says(of, index) for of in of_each.values()),
+                () if values is None else tuple(f"{value:.4g}" for value in values[index]),
+                None if images is None else _image(images, index),
+            )
+            for index in map(int, indices[:NUM_SHOWN])
+        )
+        return Gallery(title, note, what, tuple(map(display_name, of_each)), features, shown)
+
+    return gallery
+
+
+def _image(images: np.ndarray, index: int) -> Picture:
+    return pixels(f"example_{index}.png", f"example {index}", images[index])
+
+
+def leading_values(x: PyTree) -> tuple[tuple[str, ...], np.ndarray | None]:
+    """Return names and values `(N, K)` of the first few numbers of each input."""
+    leaves = jax.tree_util.tree_leaves_with_path(x)
+    numeric = [(path, leaf) for path, leaf in leaves if np.issubdtype(leaf.dtype, np.number)]
+    names, columns = [], []
+    for path, leaf in numeric:
+        rows = np.asarray(leaf).reshape(len(leaf), -1)[:, :_NUM_VALUES]
+        stem = "x" + jax.tree_util.keystr(path)
+        one = rows.shape[1] == 1
+        names += [stem if one else f"{stem}[{number}]" for number in range(rows.shape[1])]
+        columns.append(rows)
+    if not columns:
+        return (), None
+    return tuple(names[:_NUM_VALUES]), np.concatenate(columns, axis=1)[:, :_NUM_VALUES]
+
+
+def as_images(x: PyTree) -> np.ndarray | None:
+    """Return inputs as images, `(N, H, W)` or `(N, H, W, 3)`, where they obviously are.
+
+    These are arrays `(N, H, W, 1)` and `(N, H, W, 3)` with sides of eight pixels or more, and where
+    neighbours are alike in both directions also `(N, H, W)` and flat squares `(N, H * H)`.
+    """
+    if not hasattr(x, "shape") or not np.issubdtype(x.dtype, np.number):
+        return None
+    shape = x.shape[1:]
+    if len(shape) == 1 and math.isqrt(shape[0]) ** 2 == shape[0]:
+        shape = (math.isqrt(shape[0]),) * 2
+    if not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))):
+        return None
+    if min(shape[:2]) < _SMALLEST_SIDE or max(shape[:2]) > 4 * min(shape[:2]):
+        return None
+    images = np.asarray(x).reshape(-1, *shape)
+    if len(shape) == 3:
+        return images[..., 0] if shape[2] == 1 else images
+    return images if _neighbours_are_alike(images[:64].astype(float)) else None
+
+
+def _neighbours_are_alike(images: Float[np.ndarray, "N H W"]) -> bool:
+    """Compare the steps between neighbours with those between any two pixels."""
+    typical = np.sqrt(2.0) * images.std(axis=(1, 2)).mean()
+    steps = [np.sqrt(np.square(np.diff(images, axis=axis)).mean()) for axis in (1, 2)]
+    return bool(max(steps) < _ROUGHEST * typical and sum(steps) < 2 * _ROUGH * typical)
+
+
+def pictures(galleries: Sequence[Gallery]) -> tuple[Picture, ...]:
+    """Return the pictures of all examples, each once."""
+    found = {
+        example.image.file: example.image
+        for gallery in galleries
+        for example in gallery.examples
+        if example.image is not None
+    }
+    return tuple(found.values())

@@ -1,0 +1,229 @@
+"""The numbers of a report: every metric of every predictor on every set, with its interval.
+
+`metrics.json` holds one object, of schema 2:
+
+| key | value |
+| --- | --- |
+| `schema` | 2 |
+| `task` | `"classification"` or `"regression"` |
+| `num_examples` | size of the test set |
+| `predictors` | names of the predictors, the reference of all differences first |
+| *predictor* | metrics on the test set by name |
+| `shifted` | by set, by predictor: metrics by name |
+| `ood` | by set, by predictor: `auroc`, `aupr`, `fpr95` of the largest probability, the same of other scores with `_entropy` or `_epistemic` after the name |
+| `claims` | by predictor: the share of right answers that it `claimed` on the test set (of regression: the level of its intervals), the share that it `kept`, and the `p_value` of as large a gap if the claims were true |
+| `bootstrap` | `level` and `num_resamples`; then `test`, `shifted` and `ood`, of whose sets each has `intervals`, by predictor and metric `[low, high]`, and `differences`, by predictor but the first and metric `[difference, low, high]`: that predictor less the first, on the same resamples |
+
+A metric that is not finite is `null`, and has no interval. Differences are of metrics alone whose
+larger, or smaller, value is always the better one. Schema 1 had neither `predictors`, `claims` nor
+`bootstrap`.
+"""  # noqa: E501
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import ArrayLike, Num
+
+from laplace_kit.eval import metrics
+from laplace_kit.eval.metrics import Interval
+from laplace_kit.eval.metrics.checks import labelled, regression
+from laplace_kit.eval.report.checks import about, finite
+from laplace_kit.eval.report.pictures import TEST
+from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
+from laplace_kit.eval.report.scores import SCORES, scores
+from laplace_kit.eval.report.suites import OfClasses, OfNumbers, OfScores, Pairs
+from laplace_kit.eval.report.table import METRICS
+
+SCHEMA = 2
+LEVEL, NUM_RESAMPLES = 0.95, 1000
+_CLAIMED_BY_INTERVALS = 0.9
+
+
+class Measured(NamedTuple):
+    """Of one set, by predictor and metric: the values, and what the bootstrap says of them."""
+
+    values: dict[str, dict[str, float | None]]
+    bootstrap: dict[str, dict[str, dict[str, list[float]]]]
+
+
+def measure_classification(
+    predictions: Mapping[str, ClassPredictions],
+    y: ArrayLike,
+    shifted_labels: Mapping[str, ArrayLike],
+) -> dict[str, Any]:
+    """Return what `metrics.json` holds of classifiers."""
+    everyone = predictions.items()
+    foreign = dict.fromkeys(where for of in predictions.values() for where in of.ood)
+    shifted = {
+        where: _of_classes(
+            where, {name: of.shifted[where] for name, of in everyone if where in of.shifted}, labels
+        )
+        for where, labels in shifted_labels.items()
+    }
+    ood = {
+        where: _of_foreign(where, {name: of for name, of in everyone if where in of.ood})
+        for where in foreign
+    }
+    return _numbers(
+        "classification",
+        len(np.asarray(y)),
+        _of_classes(TEST, {name: of.probs for name, of in everyone}, y),
+        {name: _claim_of_classes(of.probs, y) for name, of in everyone},
+        {"shifted": shifted, "ood": ood},
+    )
+
+
+def measure_regression(
+    predictions: Mapping[str, RegressionPredictions], y: Num[np.ndarray, "N ..."]
+) -> dict[str, Any]:
+    """Return what `metrics.json` holds of regressors."""
+    for name, of in predictions.items():
+        with about(name, TEST):
+            # The values are looked at here, as a compiled program cannot.
+            regression(finite("mean", of.mean), finite("std", of.std), y, "std")
+    arrays = [
+        np.stack([np.asarray(getattr(of, part)) for of in predictions.values()], axis=1)
+        for part in ("mean", "std")
+    ]
+    test = _of_columns([(name, "") for name in predictions], OfNumbers, *arrays, y)
+    claims = {name: _claim_of_intervals(of, len(y)) for name, of in test.values.items()}
+    return _numbers("regression", len(y), test, claims, {})
+
+
+# --- all predictors on one set --------------------------------------------------------------------
+
+
+def _of_classes(where: str, probs: Mapping[str, ArrayLike], y: ArrayLike) -> Measured:
+    for name, of in probs.items():
+        with about(name, where):
+            labelled(of, y)
+    stacked = np.stack([np.asarray(of) for of in probs.values()], axis=1)
+    return _of_columns([(name, "") for name in probs], OfClasses, stacked, np.asarray(y))
+
+
+def _of_foreign(where: str, predictions: Mapping[str, ClassPredictions]) -> Measured:
+    columns = {}
+    for name, of in predictions.items():
+        with about(name, where):
+            inside = scores(of.probs, of.epistemic)
+            outside = scores(of.ood[where], of.ood_epistemic.get(where))
+        both = [kind for kind in outside if kind in inside]
+        columns |= {(name, SCORES[kind].suffix): (inside[kind], outside[kind]) for kind in both}
+    arrays = (np.stack(each, axis=1) for each in zip(*columns.values(), strict=True))
+    return _of_columns([*columns], OfScores, *arrays)
+
+
+def _of_columns(
+    columns: Sequence[tuple[str, str]], statistic: Callable[[Pairs], Callable], *arrays: np.ndarray
+) -> Measured:
+    """Measure columns, each a predictor's and a suffix of metrics, with the first predictor's."""
+    reference = columns[0][0]
+    pairs = tuple(
+        (place, columns.index((reference, suffix)))
+        for place, (name, suffix) in enumerate(columns)
+        if name != reference and (reference, suffix) in columns
+    )
+    bootstrap = metrics.bootstrap_two_sample if statistic is OfScores else metrics.bootstrap
+    found = bootstrap(
+        statistic(pairs),
+        *arrays,
+        # With one key for all, a report has the same bytes on every run.
+        key=jax.random.key(0),
+        num_resamples=NUM_RESAMPLES,
+        level=LEVEL,
+    )
+    return _by_name(columns, pairs, jax.device_get(found))
+
+
+def _by_name(columns: Sequence[tuple[str, str]], pairs: Pairs, found: Interval) -> Measured:
+    """Sort values, intervals and differences by predictor and metric."""
+    (values, changes), (low, low_change), (high, high_change), _ = found
+    names = dict.fromkeys(name for name, _ in columns)
+    by_name = {name: {} for name in names}
+    intervals = {name: {} for name in names}
+    differences = {name: {} for name in [*names][1:]}
+    for key in (key for key in METRICS if key in values):
+        for place, (name, suffix) in enumerate(columns):
+            value, bounds = values[key][place], (low[key][place], high[key][place])
+            # JSON knows no infinity, which overflow makes of finite predictions.
+            by_name[name][key + suffix] = float(value) if np.isfinite(value) else None
+            if np.isfinite((value, *bounds)).all():
+                intervals[name][key + suffix] = [*map(float, bounds)]
+    for key in (key for key in METRICS if key in changes):
+        for number, (place, _) in enumerate(pairs):
+            name, suffix = columns[place]
+            change = [of[key][number] for of in (changes, low_change, high_change)]
+            if np.isfinite(change).all():
+                differences[name][key + suffix] = [*map(float, change)]
+    return Measured(by_name, {"intervals": intervals, "differences": differences})
+
+
+# --- claims ---------------------------------------------------------------------------------------
+
+
+def _claim_of_classes(probs: ArrayLike, y: ArrayLike) -> dict[str, float]:
+    """Compare mean confidence with accuracy; right answers are independent given the claims."""
+    probs, labels = np.asarray(probs, float), hard_labels(y)
+    confidence = probs.max(axis=1)
+    right = probs.argmax(axis=1) == labels
+    variance = np.clip(confidence * (1.0 - confidence), 0.0, None).sum()
+    gap = confidence.sum() - right.sum()
+    return _claim(float(confidence.mean()), float(right.mean()), gap, variance)
+
+
+def _claim_of_intervals(values: Mapping[str, Any], num_examples: int) -> dict[str, float]:
+    """Compare the 90% intervals with their coverage, the outputs of an example counting as one."""
+    kept = float(values["coverage_90"])
+    variance = num_examples * _CLAIMED_BY_INTERVALS * (1.0 - _CLAIMED_BY_INTERVALS)
+    return _claim(
+        _CLAIMED_BY_INTERVALS, kept, num_examples * (_CLAIMED_BY_INTERVALS - kept), variance
+    )
+
+
+def _claim(claimed: float, kept: float, gap: float, variance: float) -> dict[str, float]:
+    """Return a claim with the chance of as large a gap, were it true, in the normal limit."""
+    z = abs(gap) / math.sqrt(max(variance, 1e-12))
+    return {"claimed": claimed, "kept": kept, "p_value": math.erfc(z / math.sqrt(2.0))}
+
+
+# --- one object -----------------------------------------------------------------------------------
+
+
+def _numbers(
+    task: str,
+    num_examples: int,
+    test: Measured,
+    claims: dict[str, dict[str, float]],
+    others: Mapping[str, Mapping[str, Measured]],
+) -> dict[str, Any]:
+    values, bootstrap = (
+        {
+            kind: {where: getattr(of, part) for where, of in found.items()}
+            for kind, found in others.items()
+        }
+        for part in ("values", "bootstrap")
+    )
+    return {
+        "schema": SCHEMA,
+        "task": task,
+        "num_examples": num_examples,
+        "predictors": list(test.values),
+        **test.values,
+        **values,
+        "claims": claims,
+        "bootstrap": {
+            "level": LEVEL,
+            "num_resamples": NUM_RESAMPLES,
+            "test": test.bootstrap,
+            **bootstrap,
+        },
+    }
+
+
+def hard_labels(y: ArrayLike) -> np.ndarray:
+    """Return labels `(N,)`; of one-hot or soft labels `(N, C)` the most probable."""
+    y = np.asarray(y)
+    return y if y.ndim == 1 else y.argmax(axis=1)

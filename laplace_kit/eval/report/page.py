@@ -1,0 +1,176 @@
+"""The files of a report: one self-contained page, the pictures next to it, and the numbers."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from laplace_kit.eval.plots.style import series_style
+from laplace_kit.eval.report import examples, table
+from laplace_kit.eval.report.examples import Gallery
+from laplace_kit.eval.report.pictures import Section
+from laplace_kit.eval.report.verdict import claims, verdict
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written, and the numbers in it; `str(report)` is the table of metrics.
+
+    Parameters
+    ----------
+    directory
+        Where the report is.
+    metrics
+        What `metrics.json` holds; its schema is in `laplace_kit.eval.report.measures`. A metric
+        that is not finite is `None`.
+    files
+        The page, `metrics.json`, `predictions.npz` and the pictures.
+    """
+
+    directory: Path
+    metrics: dict[str, Any]
+    files: tuple[Path, ...]
+
+    @property
+    def index(self) -> Path:
+        """The path of the page."""
+        return self.directory / "index.html"
+
+    @property
+    def verdict(self) -> tuple[str, ...]:
+        """What the numbers say, in plain words."""
+        return verdict(self.metrics)
+
+    def __str__(self) -> str:
+        """Return the table of metrics as plain text."""
+        return table.text_table(self.metrics)
+
+
+@dataclass(frozen=True)
+class PosteriorCard:
+    """The posterior's own facts: by name, parameter by parameter, and what to beware of.
+
+    Parameters
+    ----------
+    facts
+        By name, in words.
+    columns, layers
+        A table with one row for each parameter, and the names of its columns.
+    warnings
+        What to beware of, each with a remedy.
+    """
+
+    facts: Mapping[str, str]
+    columns: tuple[str, ...] = ()
+    layers: tuple[tuple[str, ...], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def as_card(card: PosteriorCard | Mapping[str, str] | None) -> PosteriorCard | None:
+    """Return a card of facts alone where no more is given."""
+    return card if card is None or isinstance(card, PosteriorCard) else PosteriorCard(card)
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything on a page but its numbers."""
+
+    title: str
+    sections: tuple[Section, ...]
+    galleries: tuple[Gallery, ...]
+    card: PosteriorCard | None
+
+
+def write(
+    directory: Path,
+    metrics: dict[str, Any],
+    content: Content,
+    write_predictions: Callable[[Path], None],
+) -> Report:
+    """Write the page, `metrics.json`, `predictions.npz` and the pictures; each whole or not at all.
+
+    Parameters
+    ----------
+    directory
+        Where to write; made if it is missing.
+    metrics
+        What `metrics.json` shall hold, without NaN or infinity.
+    content
+        The rest of the page.
+    write_predictions
+        Writes `predictions.npz` to a path.
+    """
+    text = json.dumps(metrics, indent=2, allow_nan=False)
+    drawn = [picture for section in content.sections for picture in section.pictures]
+    drawn += examples.pictures(content.galleries)
+    contents = {
+        **{picture.file: picture.png for picture in drawn},
+        "metrics.json": f"{text}\n".encode(),
+        "index.html": _render(metrics, text, content).encode(),
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, data in contents.items():
+        part = directory / f".{name}.part"
+        part.write_bytes(data)
+        part.replace(directory / name)
+    write_predictions(directory / "predictions.npz")
+    names = (*contents, "predictions.npz")
+    return Report(directory, metrics, tuple(directory / name for name in names))
+
+
+def _render(metrics: Mapping[str, Any], metrics_text: str, content: Content) -> str:
+    import jinja2
+    import markupsafe
+
+    # Titles, names and the card come from the caller: everything is escaped but the style sheet.
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["number"] = table.number
+    environment.filters["display_name"] = table.display_name
+    environment.filters["anchor"] = _anchor
+    templates = resources.files("laplace_kit.eval.report").joinpath("templates")
+    page = templates.joinpath("report.html").read_text(encoding="utf-8")
+    style = templates.joinpath("report.css").read_text(encoding="utf-8")
+    return environment.from_string(page).render(
+        style=markupsafe.Markup(style),
+        content=content,
+        contents=_contents(content),
+        metrics=metrics,
+        metrics_text=metrics_text,
+        verdict=verdict(metrics),
+        claims=claims(metrics),
+        headline=("accuracy", "nll", "ece")
+        if metrics["task"] == "classification"
+        else ("rmse", "nll", "crps"),
+        labels={key: metric.label for key, metric in table.METRICS.items()},
+        groups=table.groups(metrics),
+        num_predictors=len(metrics["predictors"]),
+        series={name: _Line.of(number) for number, name in enumerate(metrics["predictors"])},
+    )
+
+
+class _Line(NamedTuple):
+    """The line that stands for a predictor in every plot, in the terms of SVG."""
+
+    color: str
+    dashes: str
+
+    @classmethod
+    def of(cls, series: int) -> "_Line":
+        color, style = series_style(series)
+        return cls(color, {"-": "none", "--": "7 3", "-.": "8 3 2 3", ":": "3 3"}[style])
+
+
+def _contents(content: Content) -> tuple[str, ...]:
+    """Return the headings that the page begins with."""
+    parts = (*content.sections, *content.galleries)
+    card = ("Posterior",) if content.card else ()
+    return ("Verdict", "Metrics", *(part.title for part in parts), *card)
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^a-z]+", "-", title.lower())

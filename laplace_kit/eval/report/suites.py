@@ -1,0 +1,171 @@
+"""The metrics of a report, all of them in one compiled program, for several predictors at once."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from laplace_kit.eval import metrics
+from laplace_kit.eval.report.table import METRICS
+
+Pairs = tuple[tuple[int, int], ...]  # of predictors, by their places: the first less the second
+Values = dict[str, Array]
+
+
+def classification_metrics(probs: Float[ArrayLike, "N C"], y: ArrayLike) -> dict[str, float]:
+    """Return accuracy, mean confidence, NLL, ECE, MCE, ACE and Brier score of a classifier.
+
+    Parameters
+    ----------
+    probs
+        Probabilities, `(N, C)`.
+    y
+        Labels, `(N,)`, or one-hot or soft labels, `(N, C)`.
+
+    Returns
+    -------
+    dict
+        `accuracy`, `confidence` (the mean of the largest probability), `nll` (nats), `ece`, `mce`,
+        `ace` and `brier`.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not go together, or the values are not probabilities or labels.
+    """
+    return {
+        "accuracy": float(metrics.accuracy(probs, y)),
+        "confidence": float(np.asarray(probs, float).max(axis=1).mean()),
+        "nll": float(metrics.negative_log_likelihood(probs, y)),
+        "ece": float(metrics.expected_calibration_error(probs, y)),
+        "mce": float(metrics.maximum_calibration_error(probs, y)),
+        "ace": float(metrics.adaptive_calibration_error(probs, y)),
+        "brier": float(metrics.brier_score(probs, y)),
+    }
+
+
+def regression_metrics(
+    mean: Float[ArrayLike, "N C"], std: Float[ArrayLike, "N C"], y: ArrayLike
+) -> dict[str, float]:
+    """Return RMSE, NLL, CRPS, coverage of the central 90% intervals and chi-squared.
+
+    Parameters
+    ----------
+    mean, std, y
+        Predictive mean, predictive standard deviation (noise included) and targets, `(N, C)` each.
+
+    Returns
+    -------
+    dict
+        `rmse` and `crps` (units of `y`), `nll` (nats, summed over outputs), `coverage_90` (a
+        share) and `chi_squared` (1 where the variances are right on average).
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or a standard deviation is not positive.
+    """
+    var = jnp.square(jnp.asarray(std))
+    return {
+        "rmse": float(metrics.rmse(mean, y)),
+        "nll": float(metrics.gaussian_nll(mean, var, y)),
+        "crps": float(metrics.crps_gaussian(mean, std, y)),
+        "coverage_90": float(metrics.interval_coverage(mean, std, y, 0.9)),
+        "chi_squared": float(metrics.chi_squared(mean, var, y)),
+    }
+
+
+# --- statistics for the bootstrap -----------------------------------------------------------------
+
+
+class OfClasses(NamedTuple):
+    """Metrics of classifiers, `probs` `(N, K, C)`: each `(K,)`, and the differences of pairs."""
+
+    pairs: Pairs
+
+    def __call__(self, probs, y, *, weights):
+        return _with_differences(_of_probs, (1, None, None), self.pairs, probs, y, weights)
+
+
+class OfNumbers(NamedTuple):
+    """Metrics of regressors, `mean` and `std` `(N, K, C)`, in the same form."""
+
+    pairs: Pairs
+
+    def __call__(self, mean, std, y, *, weights):
+        return _with_differences(_of_moments, (1, 1, None, None), self.pairs, mean, std, y, weights)
+
+
+class OfScores(NamedTuple):
+    """How well scores `(N, K)` tell two samples apart, in the same form."""
+
+    pairs: Pairs
+
+    def __call__(self, inside, outside, *, in_weights, out_weights):
+        arrays = (inside, outside, in_weights, out_weights)
+        return _with_differences(_of_scores, (1, 1, None, None), self.pairs, *arrays)
+
+
+@partial(jax.jit, static_argnames=("suite", "axes", "pairs"))
+def _with_differences(
+    suite: Callable[..., Values],
+    axes: tuple[int | None, ...],
+    pairs: Pairs,
+    *arrays: ArrayLike | None,
+) -> tuple[Values, Values]:
+    """Return metrics of all columns, and of pairs the differences whose sign tells the better."""
+    values = jax.vmap(suite, axes)(*arrays)
+    if not pairs:
+        return values, {}
+    new, old = (np.array(places) for places in zip(*pairs, strict=True))
+    return values, {k: of[new] - of[old] for k, of in values.items() if METRICS[k].is_monotone}
+
+
+def _of_probs(probs: Float[Array, "N C"], y: ArrayLike, weights: ArrayLike | None) -> Values:
+    return {
+        "accuracy": metrics.accuracy(probs, y, weights=weights),
+        "confidence": jnp.average(jnp.max(probs, axis=1), weights=weights),
+        "nll": metrics.negative_log_likelihood(probs, y, weights=weights),
+        "brier": metrics.brier_score(probs, y, weights=weights),
+        "ece": metrics.expected_calibration_error(probs, y, weights=weights),
+        "ace": metrics.adaptive_calibration_error(probs, y, weights=weights),
+        "mce": metrics.maximum_calibration_error(probs, y, weights=weights),
+        "classwise_ece": metrics.classwise_calibration_error(probs, y, weights=weights),
+        "debiased_ce": metrics.debiased_calibration_error(probs, y, weights=weights),
+        "aurc": metrics.aurc(probs, y, weights=weights),
+    }
+
+
+def _of_moments(
+    mean: Float[Array, "N C"], std: Float[Array, "N C"], y: ArrayLike, weights: ArrayLike | None
+) -> Values:
+    transforms, var = metrics.pit_gaussian(mean, std, y), jnp.square(std)
+    return {
+        "rmse": metrics.rmse(mean, y, weights=weights),
+        "nll": metrics.gaussian_nll(mean, var, y, weights=weights),
+        "crps": metrics.crps_gaussian(mean, std, y, weights=weights),
+        "coverage_90": metrics.interval_coverage(mean, std, y, 0.9, weights=weights),
+        "width_90": metrics.interval_width(std, 0.9, weights=weights),
+        "chi_squared": metrics.chi_squared(mean, var, y, weights=weights),
+        "quantile_error": metrics.quantile_calibration_error(transforms, weights=weights),
+    }
+
+
+def _of_scores(
+    inside: Float[Array, " N"],
+    outside: Float[Array, " M"],
+    in_weights: ArrayLike | None,
+    out_weights: ArrayLike | None,
+) -> Values:
+    return {
+        name: metric(inside, outside, in_weights=in_weights, out_weights=out_weights)
+        for name, metric in (
+            ("auroc", metrics.auroc),
+            ("aupr", metrics.aupr),
+            ("fpr95", metrics.fpr95),
+        )
+    }

@@ -1,0 +1,240 @@
+"""The tables of a report: every metric of every predictor, its interval, and paired differences.
+
+Everything here is a function of what `metrics.json` holds: no table can disagree with it.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Values = Mapping[str, float | None]
+
+RESERVED = (
+    "schema",
+    "task",
+    "num_examples",
+    "predictors",
+    "shifted",
+    "ood",
+    "claims",
+    "bootstrap",
+)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric's name and which values are better; `goal` is the value of a perfect predictor."""
+
+    label: str
+    better: str = ""
+    goal: float | None = None
+
+    @property
+    def is_monotone(self) -> bool:
+        """Whether a larger, or a smaller, value is always the better one."""
+        return self.better in ("lower", "higher")
+
+    def loss(self, value: float | None) -> float:
+        """Return how far `value` is from the goal; what is not finite is farthest."""
+        if value is None:
+            return math.inf
+        return value if self.goal == -math.inf else abs(value - self.goal)
+
+
+METRICS = {
+    "accuracy": Metric("Accuracy", "higher", 1.0),
+    "confidence": Metric("Mean confidence"),
+    "nll": Metric("NLL", "lower", -math.inf),
+    "brier": Metric("Brier score", "lower", 0.0),
+    "ece": Metric("ECE", "lower", 0.0),
+    "ace": Metric("ACE", "lower", 0.0),
+    "mce": Metric("MCE", "lower", 0.0),
+    "classwise_ece": Metric("Class-wise ECE", "lower", 0.0),
+    "debiased_ce": Metric("Debiased calibration error", "lower", 0.0),
+    "aurc": Metric("AURC", "lower", 0.0),
+    "auroc": Metric("AUROC, largest probability", "higher", 1.0),
+    "auroc_entropy": Metric("AUROC, entropy", "higher", 1.0),
+    "auroc_epistemic": Metric("AUROC, epistemic", "higher", 1.0),
+    "aupr": Metric("AUPR, largest probability", "higher", 1.0),
+    "aupr_entropy": Metric("AUPR, entropy", "higher", 1.0),
+    "aupr_epistemic": Metric("AUPR, epistemic", "higher", 1.0),
+    "fpr95": Metric("FPR95, largest probability", "lower", 0.0),
+    "fpr95_entropy": Metric("FPR95, entropy", "lower", 0.0),
+    "fpr95_epistemic": Metric("FPR95, epistemic", "lower", 0.0),
+    "rmse": Metric("RMSE", "lower", 0.0),
+    "crps": Metric("CRPS", "lower", 0.0),
+    "coverage_90": Metric("Coverage of 90% intervals", "nearer to 0.9", 0.9),
+    "width_90": Metric("Width of 90% intervals"),
+    "chi_squared": Metric("Chi-squared", "nearer to 1", 1.0),
+    "quantile_error": Metric("Quantile calibration error", "lower", 0.0),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One predictor's value of a metric; `best` where it beats another's."""
+
+    text: str
+    interval: str
+    best: bool
+    value: float | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one predictor gains on the reference; `judgement` says if it is more than chance."""
+
+    text: str
+    interval: str
+    judgement: str
+    value: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric, for all predictors of the group; `changes` is empty where none is defined."""
+
+    metric: Metric
+    cells: tuple[Cell, ...]
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The metrics of one set of examples for its predictors; `changes` are to the first of them."""
+
+    title: str
+    predictors: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def predictors(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the predictors compared."""
+    return tuple(metrics["predictors"])
+
+
+def display_name(predictor: str) -> str:
+    """Return a predictor's name as a reader expects it."""
+    return {"map": "MAP", "laplace": "Laplace"}.get(predictor, predictor)
+
+
+def number(value: float | None) -> str:
+    """Return a metric as text: four decimals, or three digits where these would hide the value."""
+    if value is None:
+        return "not finite"
+    plain = value == 0 or 1e-3 <= abs(value) < 1e5
+    return f"{value:.4f}" if plain else f"{value:.2e}"
+
+
+def sets(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Values], Mapping]]:
+    """Yield the title of each set of examples, its metrics by predictor, and its bootstrap."""
+    bootstrap = metrics["bootstrap"]
+    test = {name: metrics[name] for name in predictors(metrics)}
+    yield "Test set", test, bootstrap["test"]
+    for kind, title in (("shifted", "Shifted"), ("ood", "Out of distribution")):
+        for name, values in metrics.get(kind, {}).items():
+            yield f"{title}, {name}", values, bootstrap[kind][name]
+
+
+def groups(metrics: Mapping[str, Any]) -> tuple[Group, ...]:
+    """Return the table of metrics, set by set.
+
+    Parameters
+    ----------
+    metrics
+        The content of `metrics.json`.
+
+    Returns
+    -------
+    tuple of Group
+        The test set, then the shifted sets, then the out-of-distribution ones.
+    """
+    return tuple(_group(*found) for found in sets(metrics))
+
+
+def text_table(metrics: Mapping[str, Any]) -> str:
+    """Return the table of metrics as plain text, an asterisk after each better value.
+
+    Parameters
+    ----------
+    metrics
+        The content of `metrics.json`.
+    """
+    table = groups(metrics)
+    columns = predictors(metrics)
+    first = max(len(row.metric.label) for group in table for row in group.rows) + 2
+    width = max(10, *(len(display_name(column)) for column in columns)) + 2
+    names = (f"{display_name(column):>{width}}  " for column in columns)
+    lines = [" " * (first + 2) + "".join(names)]
+    for group in table:
+        lines.append(group.title)
+        for row in group.rows:
+            cells = dict(zip(group.predictors, row.cells, strict=True))
+            texts = (_padded(cells.get(column), width) for column in columns)
+            lines.append(f"  {row.metric.label:<{first}}" + "".join(texts))
+    lines.append(f"{metrics['num_examples']} test examples" + "; * is better" * (len(columns) > 1))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _padded(cell: Cell | None, width: int) -> str:
+    return (
+        " " * (width + 2) if cell is None else f"{cell.text:>{width}} {'*' if cell.best else ' '}"
+    )
+
+
+def _group(title: str, values: Mapping[str, Values], bootstrap: Mapping[str, Any]) -> Group:
+    names = tuple(values)
+    # A score that one predictor cannot give, for want of draws, has no row of its own for it.
+    keys = dict.fromkeys(key for of_name in values.values() for key in of_name)
+    return Group(title, names, tuple(_row(key, values, bootstrap) for key in keys))
+
+
+def _row(key: str, values: Mapping[str, Values], bootstrap: Mapping[str, Any]) -> Row:
+    metric, present = METRICS[key], [of[key] for of in values.values() if key in of]
+    losses = [metric.loss(value) for value in present] if metric.better else []
+    lowest, highest = (min(losses), max(losses)) if losses else (0.0, 0.0)
+    cells = tuple(
+        Cell(
+            number(of[key]),
+            interval(bootstrap["intervals"][name].get(key)),
+            lowest < highest and metric.loss(of[key]) == lowest,
+            of[key],
+        )
+        if key in of
+        else Cell("–", "", False, None)
+        for name, of in values.items()
+    )
+    return Row(metric, cells, _changes(key, tuple(values), bootstrap["differences"]))
+
+
+def _changes(key: str, names: tuple[str, ...], differences: Mapping) -> tuple[Change, ...]:
+    found = [differences[name].get(key) for name in names[1:]]
+    if not any(found):
+        return ()
+    return tuple(
+        Change("–", "", "", None)
+        if one is None
+        else Change(signed(one[0]), interval(one[1:]), judgement(METRICS[key], one), one[0])
+        for one in found
+    )
+
+
+def judgement(metric: Metric, difference: tuple[float, float, float] | list[float]) -> str:
+    """Say whether a difference to the reference, `(value, low, high)`, is more than chance."""
+    _, low, high = difference
+    if low <= 0.0 <= high:
+        return "not significant"
+    return "better" if (high < 0.0) == (metric.better == "lower") else "worse"
+
+
+def interval(bounds: list[float] | None) -> str:
+    """Return the bounds of an interval as text."""
+    return "" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}"
+
+
+def signed(value: float) -> str:
+    """Return a difference as text, with its sign unless it is rounding error."""
+    if abs(value) < 1e-7:
+        return number(0.0)
+    return number(value) if value < 0 else f"+{number(value)}"

@@ -1,0 +1,117 @@
+"""What the numbers of a report say, in plain words.
+
+Everything here is a function of what `metrics.json` holds: no sentence can disagree with it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from laplace_kit.eval.report.table import METRICS, Values, display_name, judgement, number, sets
+
+COMPARED = ("nll", "ece", "crps", "auroc")
+_SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Whether a predictor claims more than it keeps: in a few words, and in a sentence."""
+
+    predictor: str
+    judgement: str
+    sentence: str
+    is_calibrated: bool
+
+
+def verdict(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what the numbers say, in plain words.
+
+    Parameters
+    ----------
+    metrics
+        The content of `metrics.json`.
+
+    Returns
+    -------
+    tuple of str
+        For several predictors, first what each of the others gains on the first of them on the
+        test set. For each, whether it is over- or under-confident there, by how much, and whether
+        that is more than chance. Then the comparisons on each of the other sets.
+    """
+    (_, test, bootstrap), *others = sets(metrics)
+    said = tuple(claim.sentence for claim in claims(metrics))
+    return (
+        *_comparisons(test, bootstrap),
+        *said,
+        *(
+            f"{title}: {sentence[0].lower()}{sentence[1:]}"
+            for title, values, of_set in others
+            for sentence in _comparisons(values, of_set)
+        ),
+    )
+
+
+def claims(metrics: Mapping[str, Any]) -> tuple[Claim, ...]:
+    """Return of each predictor whether it is over- or under-confident on the test set.
+
+    Parameters
+    ----------
+    metrics
+        The content of `metrics.json`; its `claims` hold what is judged.
+    """
+    return tuple(
+        _claim(name, metrics["task"], numbers) for name, numbers in metrics["claims"].items()
+    )
+
+
+def _claim(name: str, task: str, numbers: Mapping[str, float]) -> Claim:
+    claimed, kept, p_value = numbers["claimed"], numbers["kept"], numbers["p_value"]
+    if task == "classification":
+        evidence = f"it claims {claimed:.1%} on average and is right in {kept:.1%} of the cases"
+    else:
+        evidence = f"its {claimed:.0%} intervals hold {kept:.1%} of the observations"
+    gap, chance = claimed - kept, _chance(p_value)
+    if p_value >= _SIGNIFICANT:
+        short = "calibrated on average"
+        words = f"neither over- nor under-confident beyond sampling error ({chance})"
+    else:
+        short = f"{'over' if gap > 0 else 'under'}-confident by {100 * abs(gap):.1f} points"
+        words = f"{short} ({chance})"
+    sentence = f"{display_name(name)} is {words}: {evidence}."
+    return Claim(name, short, sentence, p_value >= _SIGNIFICANT)
+
+
+def _chance(p_value: float) -> str:
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+
+
+def _comparisons(values: Mapping[str, Values], bootstrap: Mapping[str, Any]) -> list[str]:
+    """Say what each of the other predictors gains on the first."""
+    reference, *others = values
+    sentences = []
+    for name in others:
+        keys = [key for key in COMPARED if key in values[reference] and key in values[name]]
+        clauses = [
+            _clause(key, values[reference][key], values[name][key], bootstrap["differences"][name])
+            for key in keys
+        ]
+        sentences.append(
+            f"Against {display_name(reference)}, {display_name(name)} has {' and '.join(clauses)}."
+        )
+    return sentences
+
+
+def _clause(key: str, old: float | None, new: float | None, differences: Mapping) -> str:
+    """Say which value of a metric is the better one, and whether that is more than chance."""
+    metric = METRICS[key]
+    label = metric.label.split(",")[0]
+    both = f"{number(new)} against {number(old)}"
+    if new == old:
+        return f"the same {label} ({number(new)})"
+    worse = {"lower": "higher", "higher": "lower"}[metric.better]
+    word = metric.better if metric.loss(new) < metric.loss(old) else worse
+    if key not in differences:
+        return f"a {word} {label} ({both})"
+    if judgement(metric, differences[key]) == "not significant":
+        return f"a {word} {label}, though within sampling error ({both})"
+    return f"a significantly {word} {label} ({both})"

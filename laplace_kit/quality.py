@@ -1,0 +1,50 @@
+"""What `la.evaluate` and `la.report` do: predict labelled data, and measure the predictions."""
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import PRNGKeyArray, PyTree
+
+from laplace_kit import card
+from laplace_kit.curv.mode import labelled
+from laplace_kit.eval import evaluate as evaluation
+from laplace_kit.eval.report import Report
+from laplace_kit.eval.report.compare import Compared, compare_report, named_sets
+
+if TYPE_CHECKING:
+    from laplace_kit.laplace import Laplace
+
+
+def evaluate(la: "Laplace", data: Any, key: PRNGKeyArray | None) -> dict[str, float]:
+    """Return the metrics of the default predictive, as `Laplace.evaluate` describes."""
+    x, y = labelled(la.objective, data)
+    return evaluation.evaluate(la.likelihood, la.predict(x, key=key), y)
+
+
+def report(
+    la: "Laplace",
+    data: Any,
+    directory: str | os.PathLike,
+    compare: Mapping[str, Compared] | None,
+    shifted: Mapping[str, Any] | None,
+    ood: PyTree,
+    title: str,
+    key: PRNGKeyArray | None,
+) -> Report:
+    """Write a report next to the mode alone, as `Laplace.report` describes."""
+    read = partial(labelled, la.objective)
+    x, y = read(data)
+    return compare_report(
+        {"map": la.predict_at_mode, "laplace": partial(la.predict, key=key)},
+        la.likelihood,
+        x,
+        y,
+        directory,
+        compare=compare,
+        shifted={name: read(of_name) for name, of_name in (shifted or {}).items()},
+        ood=named_sets(ood, x),
+        title=title,
+        card=card.for_report(la),
+    )

@@ -1,0 +1,139 @@
+"""Pages, pictures and `metrics.json` agree with each other, and the page needs nothing else."""
+
+import base64
+import html.parser
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from laplace_kit.eval.report import files, page, table
+from laplace_kit.eval.report.page import PosteriorCard
+
+
+class Page(html.parser.HTMLParser):
+    """What a test asks of a page: its tags, the numbers it shows and the words around them."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.numbers, self.words = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes.extend(attributes)
+        if tag == "data":
+            self.numbers.append([float(dict(attributes)["value"]), None])
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1] == "data" and self.numbers[-1][1] is None:
+            self.numbers[-1][1] = data
+        self.words.append(data.strip())
+
+
+@pytest.fixture(params=["classified", "regressed"])
+def written(request):
+    return request.getfixturevalue(request.param)[-1]
+
+
+@pytest.fixture
+def shown(written):
+    return Page(written.index.read_text())
+
+
+def sources(shown):
+    return [value for name, value in shown.attributes if name == "src"]
+
+
+def test_metrics_json_is_what_the_report_holds(written):
+    path = written.directory / "metrics.json"
+    assert json.loads(path.read_text()) == written.metrics
+    assert path in written.files
+    assert str(written) == table.text_table(written.metrics)
+
+
+def test_numbers_of_the_page_are_those_of_metrics_json(written, shown):
+    numbers = json.loads((written.directory / "metrics.json").read_text())
+    sets = [{name: numbers[name] for name in numbers["predictors"]}]
+    sets += [of for kind in ("shifted", "ood") for of in numbers.get(kind, {}).values()]
+    values = [
+        of[name][key]
+        for of in sets
+        for key in dict.fromkeys(key for by_key in of.values() for key in by_key)
+        for name in of
+        if key in of[name]
+    ]
+    assert [value for value, _ in shown.numbers] == values
+    assert [text.replace("−", "-") for _, text in shown.numbers] == [*map(table.number, values)]
+
+
+def test_page_holds_metrics_json_the_verdict_and_the_intervals(written, shown):
+    assert any(word.startswith("{") and json.loads(word) == written.metrics for word in shown.words)
+    assert set(written.verdict) <= set(shown.words)
+    intervals = written.metrics["bootstrap"]["test"]["intervals"]
+    for of in intervals.values():
+        for bounds in of.values():
+            assert table.interval(bounds).replace("-", "−") in shown.words
+
+
+def test_page_needs_nothing_but_itself(written, shown):
+    text = written.index.read_text()
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "url(" not in text
+    links = [value for name, value in shown.attributes if name in ("src", "href", "srcset")]
+    anchors = {f"#{value}" for name, value in shown.attributes if name == "id"}
+    assert links
+    assert all(link.startswith("data:") or link in anchors for link in links)
+    assert "script" not in shown.tags
+
+
+def test_pictures_are_valid_and_the_same_in_the_page(written, shown):
+    paths = [path for path in written.files if path.suffix == ".png"]
+    prefix = "data:image/png;base64,"
+    inlined = {base64.b64decode(link.removeprefix(prefix)) for link in sources(shown)}
+    assert inlined == {path.read_bytes() for path in paths}
+    for path in paths:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            image.load()
+            assert image.format == "PNG"
+            if path.name.startswith("example_"):
+                assert image.size == (8, 8)
+                continue
+            assert 500 < image.width < 1500
+            assert 400 < image.height < 1500
+            assert len(image.convert("RGB").getcolors(1 << 20)) > 10, "not one flat colour"
+
+
+def test_every_picture_has_words_that_stand_in_for_it(shown):
+    alternatives = [value for name, value in shown.attributes if name == "alt"]
+    assert len(alternatives) == len(sources(shown))
+    named = ("Laplace", "MAP", "ensemble", "Example")
+    assert all(any(name in text for name in named) for text in alternatives)
+
+
+def test_directory_holds_the_files_and_nothing_half_written(written):
+    assert written.index in written.files
+    assert sorted(written.directory.iterdir()) == sorted(written.files)
+
+
+def test_words_of_the_caller_are_shown_as_they_are(classified):
+    shown = Page(classified[-1].index.read_text())
+    expected = {"Three <classes> & more", "structure", "full", "<script>", "<b>bold</b>"}
+    assert expected | {"dense.kernel", "2.5", "the mode is not the mode."} <= set(shown.words)
+
+
+def test_predictions_can_be_read_again(classified):
+    predictions, y, written = classified
+    found = files.read(written.directory / "predictions.npz")
+    np.testing.assert_array_equal(found.y, y)
+    for name, of in predictions.items():
+        np.testing.assert_array_equal(found.predictions[name].probs, of.probs)
+
+
+def test_facts_alone_make_a_card():
+    assert page.as_card(None) is None
+    assert page.as_card({"a": "b"}) == PosteriorCard({"a": "b"})
+    assert page.as_card(PosteriorCard({"a": "b"}, warnings=("c",))).warnings == ("c",)

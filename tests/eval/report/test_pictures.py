@@ -1,0 +1,41 @@
+"""Pictures have the same bytes every time, and images their own pixels."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from laplace_kit.eval.report import pictures
+
+
+def test_the_same_figure_gives_the_same_bytes():
+    def drawn():
+        figure = pictures.new_figure()
+        figure.subplots().plot([0, 1], [0, 1], label="one")
+        return pictures.picture("a.png", "a", figure)
+
+    assert drawn() == drawn()
+    assert drawn().data_uri.startswith("data:image/png;base64,")
+
+
+def test_grey_images_span_black_to_white():
+    picture = pictures.pixels("a.png", "a", np.array([[0.0, 2.0], [4.0, 1.0]]))
+    with Image.open(io.BytesIO(picture.png)) as image:
+        np.testing.assert_allclose(np.asarray(image.convert("L")), [[0, 128], [255, 64]], atol=1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 255.0])
+def test_colours_keep_their_range(scale):
+    values = np.array([[[0.0, 0.5, 1.0], [0.2, 0.2, 0.2]]]) * scale
+    picture = pictures.pixels("a.png", "a", values)
+    with Image.open(io.BytesIO(picture.png)) as image:
+        found = np.asarray(image.convert("RGB"))
+    np.testing.assert_allclose(found, np.rint(values / scale * 255), atol=1)
+
+
+def test_names_are_cut_in_legends_alone():
+    assert pictures.legend_name("map") == "MAP"
+    assert len(pictures.legend_name("x" * 80)) == 22
+    assert pictures.names(["map", "laplace", "other"]) == "MAP, Laplace and other"
+    assert pictures.file_name("ood", "map", "noise") == "ood_map@noise.png"

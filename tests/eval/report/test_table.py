@@ -1,0 +1,97 @@
+"""Tables say what the numbers say, on numbers chosen by hand."""
+
+import pytest
+
+from laplace_kit.eval.report import table
+
+
+def numbers(better=None, **predictors):
+    """Return `metrics.json` of predictors given by (accuracy, nll, confidence)."""
+    keys = ("accuracy", "nll", "confidence")
+    values = {name: dict(zip(keys, of, strict=True)) for name, of in predictors.items()}
+    around = {
+        name: {key: [value - 0.5, value + 0.5] for key, value in of.items() if value is not None}
+        for name, of in values.items()
+    }
+    differences = {name: better or {} for name in [*predictors][1:]}
+    return {
+        "task": "classification",
+        "num_examples": 1000,
+        "predictors": list(predictors),
+        **values,
+        "shifted": {},
+        "ood": {},
+        "bootstrap": {
+            "level": 0.95,
+            "test": {"intervals": around, "differences": differences},
+            "shifted": {},
+            "ood": {},
+        },
+    }
+
+
+def test_better_values_are_those_nearest_the_goal():
+    (group,) = table.groups(numbers(map=(0.90, 0.5, 0.9), laplace=(0.92, -0.2, 0.9)))
+    best = {row.metric.label: tuple(cell.best for cell in row.cells) for row in group.rows}
+    assert best == {
+        "Accuracy": (False, True),
+        "NLL": (False, True),
+        "Mean confidence": (False, False),
+    }
+    coverage = table.METRICS["coverage_90"]
+    assert coverage.loss(0.88) < coverage.loss(0.99)
+    assert not coverage.is_monotone
+
+
+def test_cells_hold_their_intervals():
+    (group,) = table.groups(numbers(map=(0.9, 0.5, 0.9)))
+    assert [cell.interval for cell in group.rows[0].cells] == ["0.4000 to 1.4000"]
+    assert group.rows[0].changes == ()
+
+
+@pytest.mark.parametrize(
+    ("difference", "judgement"),
+    [
+        ([-0.1, -0.2, -0.01], "better"),
+        ([0.1, 0.01, 0.2], "worse"),
+        ([0.1, -0.01, 0.2], "not significant"),
+    ],
+)
+def test_differences_are_judged_by_their_interval(difference, judgement):
+    given = numbers({"nll": difference}, map=(0.9, 0.5, 0.9), laplace=(0.9, 0.4, 0.9))
+    (group,) = table.groups(given)
+    changes = {row.metric.label: row.changes for row in group.rows}
+    assert changes["Accuracy"] == ()
+    (change,) = changes["NLL"]
+    assert (change.judgement, change.value) == (judgement, difference[0])
+    assert change.text == f"{difference[0]:+.4f}"
+    higher = table.METRICS["accuracy"]
+    opposite = {"better": "worse", "worse": "better"}.get(judgement, judgement)
+    assert table.judgement(higher, difference) == opposite
+
+
+def test_what_is_missing_or_not_finite_is_said():
+    given = numbers(map=(0.9, None, 0.9), laplace=(0.9, 8.0, 0.9))
+    del given["map"]["confidence"]
+    text = table.text_table(given)
+    nll, confidence = (
+        next(line for line in text.splitlines() if of in line) for of in ("NLL", "confi")
+    )
+    assert nll.split() == ["NLL", "not", "finite", "8.0000", "*"]
+    assert confidence.split() == ["Mean", "confidence", "–", "0.9000"]
+
+
+def test_text_table_lines_up():
+    lines = table.text_table(numbers(map=(0.9, 0.5, 0.97), laplace=(0.9, 1e-6, 0.91))).splitlines()
+    assert lines[0].split() == ["MAP", "Laplace"]
+    assert lines[1] == "Test set"
+    nll = next(line for line in lines if "NLL" in line)
+    assert nll.split() == ["NLL", "0.5000", "1.00e-06", "*"]
+    assert lines[0].index("MAP") + 3 == nll.index("0.5000") + 6
+    assert lines[0].index("Laplace") + 7 == nll.index("1.00e-06") + 8
+    assert lines[-1] == "1000 test examples; * is better"
+
+
+def test_a_metric_has_one_name():
+    labels = [metric.label for metric in table.METRICS.values()]
+    assert len(set(labels)) == len(labels)
