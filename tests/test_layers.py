@@ -13,7 +13,20 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # The layers above the ground floor, lowest first; the files of the façade stand on top of all.
 LAYERS = ("curv", "approx", "eval")
-FACADE = ("__init__", "fit", "laplace", "tuning", "continual", "train", "card", "stored", "cli")
+FACADE = (
+    "__init__",
+    "fit",
+    "laplace",
+    "tuning",
+    "continual",
+    "train",
+    "card",
+    "quality",
+    "stored",
+    "cli",
+    "demo",
+    "__main__",
+)
 # What of the ground floor takes more than one file.
 GROUND_FLOOR = ("likelihood",)
 

@@ -1,0 +1,296 @@
+"""The command line: reports of any model's predictions, comparisons, a demonstration, versions.
+
+Bad input ends with one line on standard error and the exit code 1, wrong usage with 2. What takes
+long to import is imported by the commands that need it.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from laplace_kit import __version__
+
+if TYPE_CHECKING:
+    from laplace_kit.eval.report import Report
+    from laplace_kit.eval.report.files import StoredPredictions
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "matfree", "numpy")
+
+
+class _Ordered(click.Group):
+    """Commands in the order in which they are defined, the most useful first."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+_FORMATS = """\b
+A file is an .npz archive, made for example by
+    numpy.savez("predictions.npz", y=labels, probs=probabilities)
+    numpy.savez("predictions.npz", y=targets, mean=mean, std=std)
+or a .csv table with the columns y, p_0, p_1, ... or y, mean, std.
+"""
+
+
+@click.group(
+    cls=_Ordered, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_FORMATS
+)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def main() -> None:
+    """Tell how well calibrated the predictions of any model are.
+
+    "laplace-kit demo" shows what a report looks like.
+    """
+
+
+_files = click.argument(
+    "files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path)
+)
+_title = click.option(
+    "--title", default="Calibration report", show_default=True, help="The heading of the page."
+)
+
+
+@main.command(epilog="Example: laplace-kit report map.npz laplace.npz --out report/")
+@_files
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("report"),
+    show_default=True,
+    help="The directory of the report; made if it is missing.",
+)
+@_title
+def report(files: tuple[Path, ...], out: Path, title: str) -> None:
+    """Write a calibration report on predictions.
+
+    It is a page with pictures, and the numbers as JSON. Several files are several predictors for
+    the same examples, each named after its file.
+    """
+    import jax
+
+    from laplace_kit.eval.report.merge import read_all
+
+    # Files hold float64, and targets such as times need it.
+    with _refusals(), jax.enable_x64(True):
+        written = _write_report(read_all(files), out, title)
+    _show(written)
+
+
+@main.command(epilog="Example: laplace-kit compare map.npz laplace.npz")
+@_files
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Write a report to this directory too."
+)
+@_title
+def compare(files: tuple[Path, ...], out: Path | None, title: str) -> None:
+    """Say which predictions are better, if any.
+
+    The files hold predictions for the same examples, two predictors at least. Each is compared with
+    the first by the paired bootstrap: an interval of the difference that does not hold zero is
+    significant.
+    """
+    import jax
+
+    from laplace_kit.eval.report.merge import read_all
+
+    with _refusals(), jax.enable_x64(True):
+        stored = read_all(files)
+        if len(stored.predictions) < 2:
+            raise ValueError(
+                f"Found one predictor, {[*stored.predictions]}, expected two at least; give "
+                "another file, or use laplace-kit report."
+            )
+        written = None if out is None else _write_report(stored, out, title)
+        numbers = _measure(stored) if written is None else written.metrics
+    click.echo(_differences(numbers))
+    if written is not None:
+        click.echo(f"\nreport: {written.index}")
+
+
+@main.command(epilog="Example: laplace-kit demo --out demo/")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("laplace-kit-demo"),
+    show_default=True,
+    help="The directory of the report; made if it is missing.",
+)
+def demo(out: Path) -> None:
+    """Train, fit and report on made-up data.
+
+    It takes less than a minute and needs neither data nor network access.
+    """
+    from laplace_kit import demo as demonstration
+
+    click.echo("training, fitting, tuning and measuring: less than a minute ...", err=True)
+    with _refusals():
+        _, written = demonstration.demo(out)
+    _show(written)
+
+
+@main.command(epilog="Example: laplace-kit info --json")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, for programs.")
+def info(as_json: bool) -> None:
+    """Print versions, devices and memory.
+
+    A report of a problem should hold them.
+    """
+    facts = _facts()
+    click.echo(json.dumps(facts, indent=2) if as_json else _as_lines(facts))
+
+
+# --- reports -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what the library or the system refuses into one line and the exit code 1."""
+    try:
+        yield
+    except ValueError as error:
+        notes = getattr(error, "__notes__", ())
+        raise click.ClickException(" ".join([str(error), *notes])) from error
+    except OSError as error:
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        raise click.ClickException(f"{where}{error.strerror or error}") from error
+
+
+def _write_report(stored: "StoredPredictions", directory: Path, title: str) -> "Report":
+    from laplace_kit.eval.report import classification_report, regression_report
+
+    if not stored.is_classification:
+        return regression_report(stored.predictions, stored.y, directory, x=stored.x, title=title)
+    return classification_report(
+        stored.predictions,
+        stored.y,
+        directory,
+        shifted_labels=stored.shifted_labels,
+        x=stored.x,
+        title=title,
+    )
+
+
+def _measure(stored: "StoredPredictions") -> dict[str, Any]:
+    from laplace_kit.eval.report.measures import measure_classification, measure_regression
+
+    if not stored.is_classification:
+        return measure_regression(stored.predictions, stored.y)
+    return measure_classification(stored.predictions, stored.y, stored.shifted_labels)
+
+
+def _show(written: "Report") -> None:
+    click.echo(written)
+    click.echo()
+    for sentence in written.verdict:
+        click.echo(sentence)
+    click.echo(f"\nreport: {written.index}")
+
+
+def _differences(numbers: Mapping[str, Any]) -> str:
+    """Return the table of differences to the first predictor, set by set, and the verdict."""
+    from laplace_kit.eval.report.table import display_name, groups
+    from laplace_kit.eval.report.verdict import verdict
+
+    level = f"{numbers['bootstrap']['level']:.0%} interval"
+    blocks = []
+    for group in groups(numbers):
+        first, *others = map(display_name, group.predictors)
+        for k, other in enumerate(others):
+            rows = [("", first, other, "difference", level, "")]
+            rows += [
+                (
+                    row.metric.label,
+                    row.cells[0].text,
+                    row.cells[k + 1].text,
+                    row.changes[k].text,
+                    row.changes[k].interval,
+                    row.changes[k].judgement,
+                )
+                for row in group.rows
+                if row.changes
+            ]
+            blocks.append(f"{group.title}: {other} against {first}\n{_columns(rows)}")
+    return "\n\n".join([*blocks, "\n".join(verdict(numbers))])
+
+
+def _columns(rows: list[tuple[str, ...]]) -> str:
+    """Return rows as lines of text: names to the left, numbers to the right, the last as it is."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [
+                f"  {row[0]:<{widths[0]}}",
+                *(f"{cell:>{width}}" for cell, width in zip(row[1:-1], widths[1:-1], strict=True)),
+                row[-1],
+            ]
+        ).rstrip()
+        for row in rows
+    )
+
+
+# --- this machine ------------------------------------------------------------------------------
+
+
+def _facts() -> dict[str, Any]:
+    """Return versions, devices and memory."""
+    import jax
+
+    from laplace_kit import memory
+
+    try:
+        devices = jax.local_devices()
+    except RuntimeError as error:
+        message = " ".join(str(error).split())
+        raise click.ClickException(f"JAX finds no device: {message}") from error
+    return {
+        "versions": {
+            "laplace-kit": __version__,
+            "python": platform.python_version(),
+            **{package: _version(package) for package in _PACKAGES},
+        },
+        "platform": platform.platform(),
+        "devices": [
+            {
+                "platform": device.platform,
+                "kind": device.device_kind,
+                "memory_bytes": (device.memory_stats() or {}).get("bytes_limit"),
+            }
+            for device in devices
+        ],
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "memory_budget_bytes": memory.budget(),
+        "x64": bool(jax.config.jax_enable_x64),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _as_lines(facts: Mapping[str, Any]) -> str:
+    """Return the facts as people read them."""
+    from laplace_kit.memory import readable
+
+    lines = {name: version or "not installed" for name, version in facts["versions"].items()}
+    lines["platform"] = facts["platform"]
+    for k, device in enumerate(facts["devices"]):
+        held = device["memory_bytes"]
+        lines[f"device {k}"] = f"{device['platform']}, {device['kind']}" + (
+            f", {readable(held)}" if held else ""
+        )
+    lines["memory of the machine"] = readable(facts["memory_bytes"])
+    lines["memory for one operation"] = readable(facts["memory_budget_bytes"])
+    lines["64-bit numbers"] = "on" if facts["x64"] else "off"
+    width = max(map(len, lines)) + 2
+    return "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())
