@@ -39,7 +39,11 @@ docs: .venv/.docs  ## build the documentation into site/
 	$(python) -m mkdocs build --strict
 
 notebooks: .venv/.dev  ## execute the notebooks into out/notebooks
-	$(python) -m nbconvert --to notebook --execute --output-dir out/notebooks notebooks/*.ipynb
+	@mkdir -p out/notebooks
+	@for notebook in notebooks/*.py; do \
+		$(python) -m jupytext --to ipynb --execute --run-path out/notebooks \
+			--output "out/notebooks/$$(basename "$$notebook" .py).ipynb" "$$notebook" || exit 1; \
+	done
 
 bench: .venv/.dev  ## measure what curvature products and layer capture cost
 	$(python) -m benchmarks.products

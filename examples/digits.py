@@ -36,7 +36,9 @@ def load_data(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def rotated(x: np.ndarray, degrees: float) -> np.ndarray:
     """Return the digits turned counter-clockwise."""
-    images = rotate(x.reshape(-1, 8, 8), degrees, axes=(1, 2), reshape=False, order=1)
+    images = rotate(
+        x.reshape(-1, 8, 8), degrees, axes=(1, 2), reshape=False, order=1, mode="grid-constant"
+    )
     return images.reshape(-1, 64)
 
 
