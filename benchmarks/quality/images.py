@@ -74,7 +74,9 @@ def load(path: Path, setting: Setting) -> Split:
 
 def rotated(x: Array, angle: int) -> Array:
     """Turn images about their centre by some degrees."""
-    turned = scipy.ndimage.rotate(np.asarray(x), angle, axes=(1, 2), reshape=False, order=1)
+    turned = scipy.ndimage.rotate(
+        np.asarray(x), angle, axes=(1, 2), reshape=False, order=1, mode="grid-constant"
+    )
     return jnp.asarray(turned)
 
 
