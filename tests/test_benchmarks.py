@@ -47,6 +47,7 @@ def test_jobs_take_turns_within_their_budget(clock):
         assert found.compilation == 1.0
 
 
+@pytest.mark.slow
 def test_cold_jobs_are_warmed_up_after_their_first_calls(clock):
     jobs, calls = zip(*(clock(seconds) for seconds in (0.5, 0.25)), strict=True)
     measure(jobs, repetitions=2, cold=True)

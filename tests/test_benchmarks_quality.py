@@ -81,6 +81,7 @@ def test_verdicts_compare_the_best_mean_with_the_reference():
     assert wine.endswith("| no |")
 
 
+@pytest.mark.slow
 def test_scores_are_in_the_targets_own_units(tmp_path, monkeypatch):
     """Targets ten times as large: the same networks, ten times the error, log 10 less density."""
     few = {name: regression.POST_HOC[name] for name in ("full", "diagonal")}  # each is compiled

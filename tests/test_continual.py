@@ -103,6 +103,7 @@ def fitted(**options) -> lk.Laplace:
     return lk.fit(model, params, (x, y), **options)
 
 
+@pytest.mark.slow
 def test_temperature_prior_and_prediction_are_kept_and_the_tuning_is_not():
     la = fitted().tune(bounds=(1e-6, 1e6)).with_temperature(0.3)
     la = la.with_prediction(link="mean_field_1")
@@ -119,6 +120,7 @@ def test_temperature_prior_and_prediction_are_kept_and_the_tuning_is_not():
     twins.assert_close(found.posterior.covariance(), cov, dtype="float32")
 
 
+@pytest.mark.slow
 def test_one_newton_step_from_the_old_mode_on_a_network(x64):
     """The step and the curvature are those of the new data at the old mode."""
     params, x, y = jax.tree.map(np.float64, classes())

@@ -19,6 +19,7 @@ def test_arms_are_spirals_around_which_nothing_foreign_lies():
     assert radius.max() <= 2.0 < 4.0 <= far.min() <= far.max() <= 6.0
 
 
+@pytest.mark.slow
 def test_training_ends_near_the_mode_of_its_prior():
     rng = np.random.default_rng(0)
     x, y = demo.spirals(rng, demo.NUM_TRAINING, demo.NOISE)

@@ -41,6 +41,7 @@ def leaves_close(first, second, rtol=1e-9):
 # --- data -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stream_with_a_ragged_last_batch_equals_data_in_memory(kind, x64):
     problem, whole = mlp(), exact.fitted(kind, "float64")
@@ -86,6 +87,7 @@ def test_binary_outputs_without_an_axis_of_their_own(x64):
 # --- curvature ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("curvature", "kind", "definition"),
     [
@@ -153,6 +155,7 @@ SUBSETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUBSETS)
 def test_a_subset_is_the_dense_submatrix(name, x64):
     problem, (subset, chosen) = mlp(), SUBSETS[name]
@@ -246,6 +249,7 @@ def test_a_predicate_sees_paths():
     ]
 
 
+@pytest.mark.slow
 def test_empty_leaves_are_frozen(x64):
     """As of a layer without inputs: there is nothing about them to be uncertain of."""
     problem = mlp()
@@ -264,6 +268,7 @@ def test_empty_leaves_are_frozen(x64):
 # --- structure and memory -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name"), [("full", "Full"), ("ekfac", "EKFAC"), ("diagonal", "Diagonal")]
 )
@@ -300,6 +305,7 @@ def wide(num=40) -> twins.Problem:
 FULL, DUAL, EKFAC = 12 * 179**2, 290_000, 4 * (4 * (41**2 + 4**2 + 5**2 + 3**2) + 6 * 179)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "structure", "form", "because"),
     [
@@ -377,6 +383,7 @@ def test_defaults_are_full_at_this_size():
     assert not la.prior_mean.any()
 
 
+@pytest.mark.slow
 def test_half_precision_parameters_are_fitted_in_single():
     problem = mlp("float32")
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), problem.params)

@@ -37,6 +37,7 @@ def jacobian(la, x) -> np.ndarray:
     return np.asarray(jax.jacobian(lambda theta: model(unravel(theta), x))(flat))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_as_argument_and_result_of_a_compiled_function(kind, x64):
     la, x = exact.fitted(kind, "float64"), twins.problem("mlp", "float64").x
@@ -72,6 +73,7 @@ def test_derivative_of_a_prediction_in_the_prior(x64):
     twins.assert_close(derivative(1.5), expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_tuned_posterior_passes_through_a_compiled_function():
     """With everything that it may carry: a tuning, a temperature, defaults of its own."""
     la, (_, x, _) = fitted(structure="full").tune(bounds=(1e-6, 1e6)), problem()
@@ -124,6 +126,7 @@ def test_other_values_of_the_same_shapes_compile_nothing():
     assert not np.allclose(first[0], second[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -60,6 +60,7 @@ def assert_same(loaded, la):
 # --- structures -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "ekfac", "kron", "low_rank", "diagonal"])
 def test_structures(kind, tmp_path):
     la = exact.fitted(kind, "float32")
@@ -143,6 +144,7 @@ def test_a_likelihood_that_is_a_function_is_left_out(tmp_path):
 # --- what was done to it --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_tuning_temperature_choice_and_prediction_come_back(tmp_path):
     la = lk.fit(linear, parameters(), data(), likelihood="categorical", batch_size=4)
     la = la.tune(bounds=(1e-6, 1e6)).with_prediction(link="mean_field_1", covariance="diagonal")

@@ -65,6 +65,7 @@ def best_linear(num_precisions: int):
 # --- linear regression, where the optimum is known ------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("per_leaf", "optimizer", "refit_every"),
     [(False, optax.lbfgs(), 3), (True, optax.adam(0.05), 25)],
@@ -226,6 +227,7 @@ def trained():
     return train_network(num_epochs=2000, per_leaf=True, patience=6, burn_in=50)
 
 
+@pytest.mark.slow
 def test_the_evidence_grows_and_patience_ends_training(trained):
     history = trained.history
     evidence = history.log_marginal_likelihood

@@ -189,6 +189,7 @@ CURVATURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("curvature", "kind"), [(c, k) for c in CURVATURES for k in CURVATURES[c]])
 def test_another_noise_is_another_fit(curvature, kind, x64):
     options = {"structure": kind, "curvature": curvature, "prior_precision": 30.0}
@@ -358,6 +359,7 @@ def test_cross_validation_finds_the_minimum_of_refits(x64):
     assert tuned.tuning.method == "cross_validation"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The held-out loss is smallest at a bound")
 @pytest.mark.parametrize("kind", ["diagonal", "low_rank", "ekfac"])
 def test_cross_validation_of_classes_with_every_structure(kind, x64):

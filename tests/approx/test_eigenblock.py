@@ -83,6 +83,7 @@ def log_det_and_derivatives(block, prior, every):
     return value, *derivatives, block.plus(prior).posterior().variance()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_log_determinant_with_derivatives_in_every_entry(name, x64):
     block = block_of(name)

@@ -106,6 +106,7 @@ def evidence_and_gradient(kind: str):
     return jax.jit(jax.value_and_grad(la.log_marginal_likelihood))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["scalar", "per_leaf"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_in_the_prior_against_finite_differences(kind, form, x64):

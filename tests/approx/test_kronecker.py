@@ -149,6 +149,7 @@ def facts(la, priors, x):
     return gradients, root, posterior.variance(), variance
 
 
+@pytest.mark.slow
 def test_every_parameter_may_have_a_prior_of_its_own(x64, tmp_path):
     params, x, y = mixture()
     la = lk.fit(several_kinds, params, (x, y), likelihood="categorical", structure="ekfac")

@@ -147,6 +147,7 @@ def test_single_precision_where_the_data_outweigh_the_prior(noise_std, delta, rt
     assert np.linalg.eigvalsh(np.asarray(found.f_cov, np.float64)).min() > 0
 
 
+@pytest.mark.slow
 def test_many_parameters_are_predicted_from_factors(x64):
     """The road for P far above the rank equals the dense posterior too."""
     params = {"w1": jnp.asarray(np.random.default_rng(0).normal(size=(9, 8)))}

@@ -82,6 +82,7 @@ FITTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "form"), FITTED)
 def test_a_structure_is_what_fits_it(name, form):
     """Of a sequence, so that the sharing of its weights shows."""

@@ -149,6 +149,7 @@ def test_roots_act_on_the_last_axis(kind, x64):
         twins.assert_close(root(vectors)[1, 2], root(vectors[1, 2]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", [*KINDS, "dual"])
 def test_a_scaled_structure_is_that_of_the_scaled_matrix(kind, dtype):

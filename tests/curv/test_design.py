@@ -37,6 +37,7 @@ def found_in_factors(design, scale, shared, vectors, weights):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory_limit", [None, TINY])
 @pytest.mark.parametrize("name", ["mlp", "conv_1d", "nnx_transformer"])
 def test_products_are_those_of_the_dense_matrix(name, memory_limit, x64):
@@ -93,6 +94,7 @@ def operator_args(operator):
     return operator.model_fn, operator.params, operator.likelihood
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(3, 2, 2), (4, 3)])
 def test_a_stream_gives_the_rows_of_memory_without_padding(sizes, x64):
     problem = twins.problem("mlp", "float64")

@@ -56,6 +56,7 @@ def assert_same(model_fn, params, x, subset):
     twins.assert_close(found, pulled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "contractions", "lookups", "low_rank_adapters"])
 def test_a_model_of_entries_is_the_model(name, x64):
     model = ZOO[name]()

@@ -209,6 +209,7 @@ def test_chunks_streams_and_scales(x64):
                 twins.assert_close(a.gradients, 2.5 * b.gradients)
 
 
+@pytest.mark.slow
 def test_directions_in_blocks_give_the_same(x64):
     """A memory limit that holds fewer directions than the model has outputs."""
     problem = twins.problem("several_axes", "float64")
@@ -250,6 +251,7 @@ def test_an_unknown_way_of_sharing_names_the_nearest(x64):
         curv.kronecker_factors.__wrapped__(operator, weight_sharing="reduced")
 
 
+@pytest.mark.slow
 def test_every_parameter_belongs_to_one_factor(x64):
     problem = twins.problem("convnet", "float64")
     operator = curv.GGNOperator(*problem.args)

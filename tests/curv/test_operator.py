@@ -119,6 +119,7 @@ def test_a_model_that_overflows_at_zeros_never_sees_padding(kind, x64):
     twins.assert_close(KINDS[kind](reciprocal, params, data, "gaussian") @ v, whole)
 
 
+@pytest.mark.slow
 @families
 def test_half_precision_parameters(kind):
     problem = twins.problem("mlp")

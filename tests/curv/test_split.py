@@ -79,6 +79,7 @@ def test_the_last_layer_on_features_is_the_model(name, x64):
     assert_same(*restricted(name, None), LAST[name], *functions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MIDDLE)
 def test_layers_in_the_middle_on_features_are_the_model(name, x64):
     names, shapes = MIDDLE[name]

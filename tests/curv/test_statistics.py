@@ -167,6 +167,7 @@ def from_linen():
     return lk.model.from_linen(module, module.init(KEY, jnp.ones((1, 2))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("from_module", [from_nnx, from_linen])
 def test_a_flax_module_and_a_loss_have_curvature_in_one_line(from_module):
     rng = np.random.default_rng(0)

@@ -176,6 +176,7 @@ def test_correlated_noise_is_judged_jointly(with_cov, x64):
 # --- what is missing ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event", [(4,), (2, 3)])
 @pytest.mark.parametrize("kind", ["ignore_index", "mask", "soft labels"])
 def test_missing_labels_drop_out(kind, event, x64):

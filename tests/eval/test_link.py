@@ -226,6 +226,7 @@ def test_mean_field_2_knows_that_shared_noise_cancels():
     np.testing.assert_allclose(probs, np_softmax(mean), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_monte_carlo_does_not_depend_on_the_block(monkeypatch):
     mean, cov = gaussian(dtype="float32")
     whole = lk.monte_carlo(mean, cov, key=KEY, num_samples=50)

@@ -297,6 +297,7 @@ def test_batch_size_is_a_positive_whole_number(batch_size):
 # --- a noise for each output ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_noise_of_its_own_adds_to_the_variance_of_the_mean(x64):
     """By the law of total variance; targets are drawn from outputs drawn from their Gaussian."""
     rng = np.random.default_rng(0)

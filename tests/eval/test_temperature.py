@@ -160,6 +160,7 @@ def trained(x, y):
     return train(params)
 
 
+@pytest.mark.slow
 def test_separable_classes_want_a_cold_posterior():
     x, y = blobs(1, 90)
     la = lk.fit(mlp, trained(x, y), (x, y), likelihood="categorical", structure="full").tune()

@@ -153,6 +153,7 @@ def folds_of(problem, make, num_folds):
     return objective, folds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [fit_full, pytest.param(fit_dual, marks=pytest.mark.slow)])
 def test_a_fold_is_one_newton_step_away_for_any_model(make, x64):
     """Against dense matrices: mean and covariance of the linearised model without the fold."""

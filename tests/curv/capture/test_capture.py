@@ -48,6 +48,7 @@ def assert_captured(chain):
         twins.assert_close(squared_sum, (jac**2).sum(axis=(0, 1)))
 
 
+@pytest.mark.slow
 @given(chain=chains())
 def test_rows_of_random_architectures_are_their_jacobians(chain):
     assert_captured(chain)
@@ -223,6 +224,7 @@ def test_nothing_traced_is_kept():
         jax.eval_shape(squared_sum, {"w": jnp.ones((3, 2))}, jnp.ones(()), jnp.ones((2, 3)))
 
 
+@pytest.mark.slow
 def test_rows_are_differentiable_in_the_parameters(x64):
     """As needed where the curvature itself is tuned: the derivative of a sum of squares of rows."""
     objective, x = zoo("mlp")

@@ -164,6 +164,7 @@ def test_layers_before_the_head_have_rows_as_ever(x64):
 # --- sums over the data -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "likelihood"), [("dense", "categorical"), ("rearranged", "poisson")]
 )

@@ -107,6 +107,7 @@ KINDS = {  # and the layer each belongs to
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_stacked_layers_are_groups_and_their_rows_exact(name, x64):
     model_fn, params, x = CASES[name]()
@@ -120,6 +121,7 @@ def test_stacked_layers_are_groups_and_their_rows_exact(name, x64):
     twins.assert_close(rows.squared_sum(), (dense**2).sum((0, 1)))
 
 
+@pytest.mark.slow
 def test_every_layer_of_a_scan_has_kronecker_factors_of_its_own(x64):
     """As the same network written without a scan has."""
     params = {"b": normal(3, 4), "w": normal(3, 4, 4)}

@@ -215,6 +215,7 @@ def test_an_exact_preconditioner_converges_in_one_iteration(x64):
 # --- streams --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["cg", pytest.param("lsmr", marks=pytest.mark.slow)])
 def test_a_stream_gives_what_memory_gives(method, x64):
     over_stream, in_memory = small(sizes=(3, 3, 1)), small()

@@ -105,6 +105,7 @@ def test_paired_differences_of_two_samples():
     np.testing.assert_allclose(none, 0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_a_metric_may_have_options_a_structure_and_weights():
     probs, labels = classification(60)

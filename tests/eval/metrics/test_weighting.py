@@ -101,6 +101,7 @@ def counts(seed, num=24, total=48):
     return np.random.default_rng(seed).multinomial(total, np.ones(num) / num)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_counts_repeat_examples_in_every_metric():
     data = examples()
@@ -117,6 +118,7 @@ def test_counts_repeat_examples_in_every_metric():
         assert_same(curves(data, k)[1], curves(repeated, None)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_proportions_have_no_scale():
     data, proportions = examples(), np.random.default_rng(1).uniform(0.1, 2, size=24)

@@ -65,6 +65,7 @@ def index(request):
     return (found[-1] if isinstance(found, tuple) else found).index
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_page_is_shown_whole_and_by_itself(browser, index, width, scheme):
