@@ -10,7 +10,7 @@ python := .venv/bin/python
 pytest := $(python) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-regression test test-slow lint format docs notebooks bench bench-quick bench-quality clean
+.PHONY: help demo demo-regression test test-slow lint format docs notebooks bench bench-peers bench-quick bench-quality clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,19 +49,25 @@ bench: .venv/.dev  ## measure what curvature products and layer capture cost
 	$(python) -m benchmarks.products
 	$(python) -m benchmarks.memory
 	$(python) -m benchmarks.capture
+	$(python) -m benchmarks.peers --python .venv-peers/bin/python
+
+bench-peers: .venv/.dev .venv-peers/.installed  ## measure next to other libraries; renews docs/benchmarks.md
+	$(python) -m benchmarks.peers --python .venv-peers/bin/python
 
 bench-quick: .venv/.dev  ## the same on small problems, to see that it runs
 	$(python) -m benchmarks.products --quick
 	$(python) -m benchmarks.memory --quick
 	$(python) -m benchmarks.capture --quick
+	$(python) -m benchmarks.peers --quick
 
 bench-quality: .venv/.dev  ## measure how good predictions are, on the data in LAPLACE_KIT_DATA
 	$(python) -m benchmarks.quality.classification
 	$(python) -m benchmarks.quality.images
 	$(python) -m benchmarks.quality.regression
+	$(python) -m benchmarks.peers.page
 
 clean:  ## remove everything these targets made
-	rm -rf .venv out site dist .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers out site dist .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.created:
@@ -78,4 +84,12 @@ clean:  ## remove everything these targets made
 .venv/.examples .venv/.dev .venv/.docs: .venv/.%: pyproject.toml .venv/.created
 	@echo "installing laplace-kit[$*] into .venv: one to three minutes the first time"
 	@$(python) -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+# torchvision's wheel may be of another build than torch's, and then stops laplace-torch importing.
+.venv-peers/.installed: benchmarks/peers/requirements.txt .venv/.created
+	@$(python) -m venv .venv-peers
+	@echo "installing the other libraries into .venv-peers: several minutes the first time"
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@.venv-peers/bin/python -m pip uninstall --quiet --yes torchvision
 	@touch $@

@@ -1,0 +1,200 @@
+"""laplace_kit: this library; its values are those that the others' are compared with."""
+
+import functools
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import laplace_kit as lk
+from benchmarks.peers.adapters.jax_networks import NETWORKS, cross_entropy
+from benchmarks.peers.protocol import (
+    NUM_INPUTS,
+    NUM_STEPS,
+    NUM_TUNED,
+    Job,
+    Jobs,
+    Workload,
+    serve,
+)
+from laplace_kit.approx.kronecker import fit_kronecker
+from laplace_kit.curv.linearized import linearized
+from laplace_kit.curv.matrix_free.lanczos import tridiagonalize
+
+STRUCTURES = ("full", "diagonal", "kron", "ekfac", "low_rank")
+
+
+def jobs(workload: Workload, variant: str) -> Jobs:
+    model_fn = NETWORKS[workload.kind]
+    params = [jnp.asarray(p) for p in workload.params]
+    data = jnp.asarray(workload.x), jnp.asarray(workload.y)
+    v, vs, kernels = map(jnp.asarray, (workload.v, workload.vs, workload.kernels))
+    likelihood = lk.Categorical()
+    ggn, hessian, fisher = (
+        kind(model_fn, params, data, likelihood)
+        for kind in (
+            lk.curv.GGNOperator,
+            lk.curv.HessianOperator,
+            lk.curv.EmpiricalFisherOperator,
+        )
+    )
+
+    def fit(structure, subset=None):
+        return lk.fit(
+            model_fn,
+            params,
+            data,
+            likelihood=likelihood,
+            structure=structure,
+            subset=list(subset) if isinstance(subset, tuple) else subset,
+            rank=NUM_STEPS if structure == "low_rank" else None,
+        )
+
+    fitted = functools.cache(fit)
+
+    def product(operator):
+        return Job(lambda: _ready(_multiply(operator, v)), _values("product", np.asarray))
+
+    def lanczos():
+        nothing = jnp.zeros((1, len(v)))
+        return _ready(tridiagonalize(linearized(ggn), v, nothing, NUM_STEPS))
+
+    def ritz(found):
+        _, alphas, betas = map(np.asarray, found)
+        off = np.diag(betas[: len(alphas) - 1], 1)
+        values = np.linalg.eigvalsh(np.diag(alphas) + off + off.T)[::-1]
+        return {"largest": values[0], "ritz": values[:NUM_TUNED]}
+
+    def fit_job(structure, subset=None):
+        def values(la):
+            return (
+                of_kernels(la.structure)
+                if structure == "kron"
+                else of_all(la.structure, la.posterior.size)
+            )
+
+        return Job(lambda: _ready(fit(structure, subset)), values)
+
+    def of_all(structure, num_free):
+        return {"product": structure.mv(v[-num_free:])}
+
+    def of_kernels(structure):
+        return {"kernels": structure.mv(v * kernels) * kernels}
+
+    def predict_job(structure, subset=None, covariance="full"):
+        def run():
+            found = fitted(structure, subset).predict(data[0][:NUM_INPUTS], covariance=covariance)
+            return _ready(found.f_cov if covariance == "full" else found.f_var)
+
+        def values(found):
+            apart = [fitted(structure, part) for part in _parts(params)] if separates else []
+            each = [la.predict(data[0][:NUM_INPUTS], covariance="full").f_cov for la in apart]
+            return {"covariance": found} | ({"apart": sum(each)} if separates else {})
+
+        separates = structure == "kron" and subset is None and workload.kind != "transformer"
+        return Job(run, values, lambda: fitted(structure, subset))
+
+    def tune_job(structure):
+        def run():
+            return _ready(refreshed(structure).tune(temperature=False))
+
+        def values(la):
+            evidence = {"evidence": la.log_marginal_likelihood()}
+            return evidence | ({"apart": best_apart()} if structure == "kron" else {})
+
+        return Job(run, values, lambda: fitted(structure))
+
+    def refreshed(structure):
+        # A posterior remembers its spectrum: each run decomposes anew.
+        return jax.tree.map(lambda leaf: leaf, fitted(structure))
+
+    def best_apart():
+        weights, biases = (fitted("kron", part) for part in _parts(params))
+        grid = np.logspace(-3, 3, 241)
+        both = [
+            float(weights.log_marginal_likelihood(d) + biases.log_marginal_likelihood(d))
+            for d in grid
+        ]
+        return np.asarray(max(both) - float(weights.log_likelihood))
+
+    @functools.cache
+    def folder():
+        return tempfile.TemporaryDirectory()
+
+    def save():
+        fitted("kron").save(Path(folder().name, "posterior"))
+        return params
+
+    def load():
+        return _ready(lk.load(Path(folder().name, "posterior"), model_fn)).params
+
+    def mean(params):
+        return {"mean": jax.flatten_util.ravel_pytree(params)[0]}
+
+    return {
+        "gradient": Job(
+            lambda: _ready(_gradient(model_fn, params, data)),
+            lambda found: {"gradient": jax.flatten_util.ravel_pytree(found)[0]},
+        ),
+        "GGN product": product(ggn),
+        "Hessian product": product(hessian),
+        "Fisher product": product(fisher),
+        "16 GGN products": Job(lambda: _ready(_together(ggn, vs)), _values("products", np.asarray)),
+        "Lanczos": Job(lanczos, ritz),
+        "diagonal": Job(lambda: _ready(ggn.diagonal()), _values("diagonal", np.asarray)),
+        "K-FAC": Job(
+            lambda: _ready(lk.curv.kronecker_factors(ggn)),
+            lambda _: of_kernels(fit_kronecker(ggn)),
+        ),
+        "EKFAC": Job(
+            lambda: _ready(fit_kronecker(ggn, corrected=True)),
+            lambda found: {"product": found.mv(v)},
+        ),
+        **{f"fit {structure}": fit_job(structure) for structure in STRUCTURES},
+        **{f"predict {structure}": predict_job(structure) for structure in STRUCTURES},
+        **{f"tune {structure}": tune_job(structure) for structure in STRUCTURES},
+        "fit last layer": fit_job("full", "last_layer"),
+        "predict last layer": predict_job("full", "last_layer"),
+        "fit last layer, kron": Job(lambda: _ready(fit("kron", "last_layer")), lambda la: {}),
+        "predict last layer, kron": predict_job("kron", "last_layer", "diagonal"),
+        "fit last layer, diagonal": fit_job("diagonal", "last_layer"),
+        "predict last layer, diagonal": predict_job("diagonal", "last_layer", "diagonal"),
+        "save kron": Job(save, mean, lambda: fitted("kron")),
+        "load kron": Job(load, mean, save),
+    }
+
+
+def _ready(found):
+    return jax.block_until_ready(found)
+
+
+def _values(name, convert) -> Mapping[str, np.ndarray]:
+    return lambda found: {name: convert(found)}
+
+
+def _parts(params):
+    """Return the masks of kernels and of biases, of which others make blocks apart."""
+    return tuple(tuple([(p.ndim > 1) == kernels for p in params]) for kernels in (True, False))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gradient(model_fn, params, data):
+    x, y = data
+    return jax.grad(lambda params: cross_entropy(model_fn(params, x), y))(params)
+
+
+@jax.jit
+def _multiply(operator, v):
+    return operator.mv(v)
+
+
+@jax.jit
+def _together(operator, vs):
+    return linearized(operator).matmat(vs)
+
+
+if __name__ == "__main__":
+    serve(jobs, "laplace-kit", "jax")

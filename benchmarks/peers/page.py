@@ -1,0 +1,56 @@
+"""The numbers of `docs/benchmarks.md`: `python -m benchmarks.peers.page` renews them from files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.peers import tables
+from benchmarks.quality.tables import RESULTS, Scores, markdown
+
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+
+
+def side_by_side(path: Path) -> str:
+    """Return what was measured next to other libraries."""
+    return "\n\n".join(tables.page(tables.Results.read(path)))
+
+
+def quality(path: Path) -> str:
+    """Return the scores of predictions on data sets."""
+    content = json.loads(path.read_text())
+    machine = ", ".join(f"{name} {value}" for name, value in content["machine"].items())
+    return f"{machine}.\n\n{markdown([Scores(**row) for row in content['scores']])}"
+
+
+# What each file of results becomes; its section on the page lies between markers of its name.
+SECTIONS: dict[str, Callable[[Path], str]] = {
+    "peers": side_by_side,
+    "peers_classification": quality,
+    "classification": quality,
+    "images": quality,
+    "regression": quality,
+}
+
+
+def renewed(text: str, results: Path = RESULTS) -> str:
+    """Return the page with the results that are there between their markers."""
+    for name, section in SECTIONS.items():
+        path = results / f"{name}.json"
+        if path.exists():
+            text = replaced(text, name, section(path))
+    return text
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """Return a text with other content between the markers of a name."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{content}\n\n{end}{rest.split(end)[1]}"
+
+
+def main() -> None:
+    PAGE.write_text(renewed(PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()
