@@ -1,4 +1,4 @@
-"""What a report draws of classifiers. Captions quote measured values; nothing here measures."""
+"""What a report draws of classifiers; captions quote measured values."""
 
 from collections.abc import Mapping
 

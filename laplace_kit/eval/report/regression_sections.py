@@ -1,4 +1,4 @@
-"""What a report draws of regressors. Captions quote measured values; nothing here measures."""
+"""What a report draws of regressors; captions quote measured values."""
 
 from collections.abc import Mapping
 

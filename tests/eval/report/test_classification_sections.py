@@ -1,0 +1,53 @@
+"""Sections of classifiers: one picture for each of what is compared, with the numbers given."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from laplace_kit.eval.report import classification_sections as sections
+
+RNG = np.random.default_rng(0)
+PROBS = {name: RNG.dirichlet([2.0, 1.0, 1.0], 30).astype(np.float32) for name in ("map", "other")}
+Y = RNG.integers(0, 3, 30)
+
+
+def captions(section):
+    for picture in section.pictures:
+        with Image.open(io.BytesIO(picture.png)) as image:
+            assert min(image.size) > 300
+    return [picture.caption for picture in section.pictures]
+
+
+def test_reliability_of_every_set_and_predictor():
+    values = {"map": {"ece": 0.125}, "other": {"ece": 0.25}}
+    shifted = {"map": {"ece": 0.5}, "other": {"ece": 0.75}}
+    found = sections.reliability(
+        {"test set": PROBS, "noisy": PROBS},
+        {"test set": Y, "noisy": Y},
+        {"test set": values, "noisy": shifted},
+    )
+    assert captions(found) == [
+        "MAP, test set: ECE 0.1250",
+        "other, test set: ECE 0.2500",
+        "MAP, noisy: ECE 0.5000",
+        "other, noisy: ECE 0.7500",
+    ]
+    assert len({picture.file for picture in found.pictures}) == 4
+
+
+def test_curves_quote_every_predictor():
+    curve = (np.linspace(0.1, 1, 30), np.linspace(0, 0.5, 30))
+    found = sections.risk_coverage(
+        {"map": curve, "other": curve}, {"map": {"aurc": 0.1}, "other": {"aurc": 0.2}}
+    )
+    assert captions(found) == ["AURC: MAP 0.1000, other 0.2000"]
+
+
+def test_the_epistemic_share_is_that_of_the_entropies():
+    probs, part = PROBS["other"], np.full(30, 0.05)
+    entropy = -(probs * np.log(probs)).sum(axis=1)
+    found = sections.uncertainty({"other": probs}, {"other": part}, {"other": probs.argmax(1) == Y})
+    assert captions(found) == [
+        f"other, test set: epistemic share of the entropy {part.sum() / entropy.sum():.4f}"
+    ]

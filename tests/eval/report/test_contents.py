@@ -1,0 +1,94 @@
+"""Arrays of a file are what they should be, or their first fault is named with its place."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import expit, softmax
+
+from laplace_kit.eval.report import contents
+from laplace_kit.eval.report.contents import Contents
+
+
+def holding(lines=None, **arrays) -> Contents:
+    return Contents(Path("a.npz"), {k: np.asarray(v) for k, v in arrays.items()}, lines)
+
+
+def test_probabilities_in_every_form():
+    logits = np.random.default_rng(0).normal(size=(5, 3)) * 100
+    probs = softmax(logits, axis=1)
+    np.testing.assert_array_equal(contents.probabilities(holding(probs=probs), "probs"), probs)
+    found = contents.probabilities(holding(logits=logits), "logits")
+    np.testing.assert_allclose(found, probs, rtol=1e-12)
+    p = expit(logits[:, 0])
+    expected = np.stack([1 - p, p], axis=1)
+    np.testing.assert_array_equal(contents.probabilities(holding(probs=p), "probs"), expected)
+    found = contents.probabilities(holding(logits=logits[:, 0]), "logits")
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_labels_as_integers_and_as_distributions():
+    probs = np.full((3, 2), 0.5)
+    assert contents.labels(holding(y=[0, 1, 1]), "y", probs).tolist() == [0, 1, 1]
+    assert contents.labels(holding(y=[True, False, True]), "y", probs).tolist() == [1, 0, 1]
+    np.testing.assert_array_equal(contents.labels(holding(y=probs), "y", probs), probs)
+    of_table = holding(lines=(2, 3, 4), y=[0.0, 1.0, 1.0])
+    assert contents.labels(of_table, "y", probs).dtype.kind == "i"
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"probs": [[0.5, 0.6]]}, r"probs\[0\] with the sum 1.1 .*softmax"),
+        ({"probs": [[0.5, np.nan]]}, r"nan at probs\[0, 1\], expected finite"),
+        ({"probs": [[np.inf, np.nan]]}, r"and 1 more such values"),
+        ({"probs": [0.5, 1.5]}, r"1.5 at probs\[1\], expected p\(y = 1\)"),
+        ({"probs": [[0.5], [0.2]]}, r"shape \(2, 1\), expected \(N, C\).*drop the last axis"),
+        ({"probs": np.zeros((0, 3))}, r"shape \(0, 3\), expected one example"),
+        ({"probs": ["a", "b"]}, r"dtype <U1, expected real numbers"),
+        ({"probs": [1 + 2j]}, r"dtype complex128, expected real numbers"),
+    ],
+)
+def test_what_are_no_probabilities(arrays, message):
+    with pytest.raises(ValueError, match=message):
+        contents.probabilities(holding(**arrays), "probs")
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ([0, 1], r"y of shape \(2,\) for probabilities of shape \(3, 2\)"),
+        ([0, 1, 2], r"the label 2 at y\[2\], expected integers from 0 to 1"),
+        ([0.0, 1.0, 1.0], r"y of dtype float64 .*expected integer labels"),
+    ],
+)
+def test_what_are_no_labels(y, message):
+    with pytest.raises(ValueError, match=message):
+        contents.labels(holding(y=y), "y", np.full((3, 2), 0.5))
+
+
+def test_regression_arrays():
+    file = holding(y=[1.0, 2.0], mean=[1, 2], std=[0.5, 0.0], odd=[1.0], minus=[1.0, -1.0])
+    y = contents.targets(file, "y")
+    assert y.shape == (2, 1)
+    assert contents.means(file, "mean", y).dtype.kind == "f"
+    assert contents.deviations(file, "std", y, positive=False).ravel().tolist() == [0.5, 0.0]
+    with pytest.raises(ValueError, match=r"0 at std\[1, 0\], expected positive.*noise"):
+        contents.deviations(file, "std", y, positive=True)
+    with pytest.raises(ValueError, match=r"-1 at minus\[1, 0\], expected no negative"):
+        contents.deviations(file, "minus", y, positive=True)
+    with pytest.raises(ValueError, match=r"odd of shape \(1,\), expected one value for each"):
+        contents.means(file, "odd", y)
+    with pytest.raises(ValueError, match=r"\(2, 1, 1\), expected \(N,\) or \(N, C\)"):
+        contents.targets(holding(y=np.zeros((2, 1, 1))), "y")
+
+
+def test_information_and_inputs():
+    file = holding(y=[0, 1], epistemic=[0.1, -1e-4], wrong=[0.1, -0.1], x=np.zeros((2, 4)), z=[1])
+    probs = np.full((2, 2), 0.5)
+    assert contents.information(file, "epistemic", probs).shape == (2,)
+    with pytest.raises(ValueError, match=r"-0.1 at wrong\[1\]"):
+        contents.information(file, "wrong", probs)
+    assert contents.inputs(file, "x").shape == (2, 4)
+    with pytest.raises(ValueError, match=r"z of shape \(1,\), expected inputs with the leading"):
+        contents.inputs(file, "z")
