@@ -188,8 +188,7 @@ def first_examples(data: Data, num: int) -> tuple[PyTree, PyTree]:
         total = data.num_examples
         if total <= num:
             return data.x, data.y
-        rows = np.arange(num) * total // num
-        return jax.tree.map(lambda leaf: leaf[rows], (data.x, data.y))
+        return _rows((data.x, data.y), np.arange(num) * total // num)
     pairs, found = [], 0
     for item in data.batches:
         batch = _as_batch(item)
@@ -198,6 +197,11 @@ def first_examples(data: Data, num: int) -> tuple[PyTree, PyTree]:
         if found >= num:
             break
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pairs)
+
+
+@jax.jit
+def _rows(arrays: PyTree, rows: Int[Array, " M"]) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[rows], arrays)
 
 
 # --- sums over examples -------------------------------------------------------------------------
@@ -230,7 +234,8 @@ def sum_over(fn: Callable, args: PyTree, data: Data, batch_size: int | None) -> 
     """
     if isinstance(data, InMemory):
         num = data.num_examples
-        return _scan_sum(fn, args, data, min(batch_size or num, num))
+        num_chunks = -(-num // (batch_size or num))
+        return _scan_sum(fn, args, data, -(-num // num_chunks))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
         raise TypeError(
             "Found a stream of batches inside a JAX transformation (jit, vmap, grad), expected "

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ class CurvatureOperator(SelfAdjointOperator):
     def linear_map(self, chunk: Chunk) -> Callable[[PyTree], PyTree]:
         """Linearise at one chunk and return `v -> H_chunk v` on pytrees of free parameters."""
 
-    @property
+    @cached_property
     def objective(self) -> Objective:
         """The model as a function of its floating-point parameters, and the likelihood."""
         return restrict(self.model_fn, self.params, self.likelihood)[0]

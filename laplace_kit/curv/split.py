@@ -77,6 +77,9 @@ def with_features(
     """
     if not isinstance(data, InMemory):
         return objective, data
+    program = find_layers(objective, data.x).program
+    if not (program.frozen or program.constants):
+        return objective, data
     cut = _Model.of(objective.model_fn, objective.params, data.x).cut()
     num_bytes = data.num_examples * cut.bytes_per_example
     if not cut.reads_frozen or num_bytes > memory.budget(memory_limit):
