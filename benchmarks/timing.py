@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+import laplace_kit
+
 # However long a job takes, it takes part in about so many turns.
 _FEWEST_TURNS = 3
 
@@ -121,7 +123,9 @@ def machine() -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         "Python": platform.python_version(),
+        "laplace_kit": laplace_kit.__version__,
         "JAX": jax.__version__,
+        "NumPy": np.__version__,
         "device": f"{device.device_kind} x {jax.device_count()}",
         "processors": os.cpu_count(),
     }

@@ -171,12 +171,13 @@ def test_results_come_back_from_their_file_and_renew_the_page(results, tmp_path)
     results.write(tmp_path / "peers.json")
     assert Results.read(tmp_path / "peers.json") == results
     scores = [Scores("glass", "MAP", {"NLL": (0.5, 0.7)})]
-    quality.write("images", scores, tmp_path)
+    quality.keep("images", scores, "the setting", tmp_path)
     text = "".join(f"{name}\n<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in page.SECTIONS)
     found = page.renewed(text, tmp_path)
     assert found.count("old") == len(page.SECTIONS) - 2
     assert "| fit full | 100 | 400 | wrong by 0.5 | 700 | 4.00 |" in found
     assert "| MAP | 0.600 ± 0.100 |" in found
+    assert "`the setting`" in found
     assert page.renewed(found, tmp_path) == found
 
 

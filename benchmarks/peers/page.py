@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.peers import tables
-from benchmarks.quality.tables import RESULTS, Scores, markdown
+from benchmarks.quality.tables import RESULTS, Scores, described, markdown
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
@@ -18,8 +18,8 @@ def side_by_side(path: Path) -> str:
 def quality(path: Path) -> str:
     """Return the scores of predictions on data sets."""
     content = json.loads(path.read_text())
-    machine = ", ".join(f"{name} {value}" for name, value in content["machine"].items())
-    return f"{machine}.\n\n{markdown([Scores(**row) for row in content['scores']])}"
+    scores = markdown([Scores(**row) for row in content["scores"]])
+    return f"{described(content['machine'])}.\n\n`{content['setting']}`\n\n{scores}"
 
 
 # What each file of results becomes; its section on the page lies between markers of its name.

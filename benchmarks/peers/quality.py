@@ -19,7 +19,7 @@ from benchmarks.peers import page
 from benchmarks.peers.protocol import Workload
 from benchmarks.quality import classification
 from benchmarks.quality.classification import Setting, Split
-from benchmarks.quality.tables import Scores, data_folder, write
+from benchmarks.quality.tables import Scores, data_folder, keep, show
 from benchmarks.workloads import mlp
 
 PEER = "laplace-torch, default settings"
@@ -88,8 +88,10 @@ def main() -> None:
         )
     classification.ignore_bounds()
     setting = classification.QUICK if options.quick else classification.FULL
-    write("peers_classification", run(data_folder(options.data), setting, options.python))
+    scores = run(data_folder(options.data), setting, options.python)
+    show(scores, setting)
     if not options.quick:
+        keep("peers_classification", scores, setting)
         page.main()
 
 

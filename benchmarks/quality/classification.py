@@ -21,7 +21,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 import laplace_kit as lk
-from benchmarks.quality.tables import Scores, data_folder, write
+from benchmarks.quality.tables import Scores, data_folder, keep, show
 from benchmarks.quality.training import Recipe, Scale, init_mlp, stack, train
 from benchmarks.workloads import mlp
 from laplace_kit import tree
@@ -198,7 +198,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few splits")
     args = parser.parse_args()
     ignore_bounds()
-    write("classification", run(data_folder(args.data), QUICK if args.quick else FULL))
+    setting = QUICK if args.quick else FULL
+    scores = run(data_folder(args.data), setting)
+    show(scores, setting)
+    if not args.quick:
+        keep("classification", scores, setting)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from benchmarks.quality.classification import (
     ignore_bounds,
     predictions,
 )
-from benchmarks.quality.tables import Scores, data_folder, write
+from benchmarks.quality.tables import Scores, data_folder, keep, show
 from benchmarks.quality.training import Recipe, stack, train
 from benchmarks.workloads import lenet
 from laplace_kit.eval import metrics
@@ -124,7 +124,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer images")
     args = parser.parse_args()
     ignore_bounds()
-    write("images", run(data_folder(args.data), QUICK if args.quick else FULL))
+    setting = QUICK if args.quick else FULL
+    scores = run(data_folder(args.data), setting)
+    show(scores, setting)
+    if not args.quick:
+        keep("images", scores, setting)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 import laplace_kit as lk
-from benchmarks.quality.tables import Scores, data_folder, write
+from benchmarks.quality.tables import Scores, data_folder, keep, show
 from benchmarks.quality.training import Recipe, Scale, init_mlp, nth, stack, train
 from laplace_kit.eval.metrics import gaussian_nll, rmse
 
@@ -253,10 +253,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two data sets, three splits")
     args = parser.parse_args()
     setting = QUICK if args.quick else FULL
-    print(f"laplace_kit {lk.__version__}, {setting}\n", flush=True)
     scores = list(run(data_folder(args.data), setting))
-    write("regression-quick" if args.quick else "regression", scores)
+    show(scores, setting)
     print(f"\n{verdicts(scores)}")
+    if not args.quick:
+        keep("regression", scores, setting)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,11 @@ def markdown(scores: Sequence[Scores]) -> str:
     return "\n\n".join(tables)
 
 
+def described(machine: Mapping[str, Any]) -> str:
+    """Return what the numbers were made with, in a line."""
+    return ", ".join(f"{name} {value}" for name, value in machine.items())
+
+
 def _cell(values: Sequence[float]) -> str:
     mean = f"{np.mean(values):.3f}"
     if len(values) == 1:
@@ -61,11 +67,14 @@ def _cell(values: Sequence[float]) -> str:
     return f"{mean} ± {np.std(values, ddof=1) / math.sqrt(len(values)):.3f}"
 
 
-def write(name: str, scores: Sequence[Scores], folder: Path = RESULTS) -> None:
-    """Print the tables, and keep every number with what a reader needs to judge it."""
-    print(", ".join(f"{key} {value}" for key, value in machine().items()), end="\n\n")
-    print(markdown(scores))
+def show(scores: Sequence[Scores], setting: Any) -> None:
+    """Print the tables, and what a reader needs to judge them."""
+    print(f"{described(machine())}\n{setting}\n\n{markdown(scores)}")
+
+
+def keep(name: str, scores: Sequence[Scores], setting: Any, folder: Path = RESULTS) -> None:
+    """Write every number to a file, with what a reader needs to judge it."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [dataclasses.asdict(row) for row in scores]
-    content = json.dumps({"machine": machine(), "scores": rows}, indent=1)
-    (folder / f"{name}.json").write_text(content + "\n")
+    content = {"machine": machine(), "setting": str(setting), "scores": rows}
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
