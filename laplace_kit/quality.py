@@ -11,6 +11,7 @@ from laplace_kit import card
 from laplace_kit.curv.mode import labelled
 from laplace_kit.eval import evaluate as evaluation
 from laplace_kit.eval.report import Report
+from laplace_kit.eval.report.checks import check_mapping
 from laplace_kit.eval.report.compare import Compared, compare_report, named_sets
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def report(
     key: PRNGKeyArray | None,
 ) -> Report:
     """Write a report next to the mode alone, as `Laplace.report` describes."""
+    check_mapping("shifted", shifted)
     read = partial(labelled, la.objective)
     x, y = read(data)
     return compare_report(

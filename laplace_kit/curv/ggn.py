@@ -96,7 +96,8 @@ class GaussNewtonOperator(CurvatureOperator):
     def to_dense(self):
         r"""Return $\sum_n (J_n^\top S_n)(J_n^\top S_n)^\top$, `(P, P)`, at R backward passes.
 
-        Weights used at one position of an example cost $2 N P^2$ operations, others $2 N R P^2$.
+        Weights used at one position of an example cost $2 N P^2$ operations, a quarter of them for
+        pairs in the same layer, others $2 N R P^2$.
 
         Raises
         ------

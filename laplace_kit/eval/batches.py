@@ -142,7 +142,12 @@ def _first(predictive: Predictive, num: int) -> Predictive:
     """Cut on the host: on the device each number of rows would need programs of its own."""
     if num == len(predictive.f_mean):
         return predictive
-    return _of_fields(lambda part: jax.device_put(np.asarray(part)[:num]), [predictive])
+    joint = predictive.joint_cov
+    rest = tree.replace(predictive, joint_cov=None)
+    rest = _of_fields(lambda part: jax.device_put(np.asarray(part)[:num]), [rest])
+    if joint is None:
+        return rest
+    return tree.replace(rest, joint_cov=jax.device_put(np.asarray(joint)[:num, :, :num]))
 
 
 def _concatenated(parts: list[Predictive]) -> Predictive:

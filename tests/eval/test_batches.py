@@ -123,3 +123,5 @@ def test_joint_covariances_of_batches_are_refused():
 
     with pytest.raises(ValueError, match="joint covariances"):
         predict_over(predict, [X[:4], X[4:8]])
+    shapes = [part.joint_cov.shape for part in predict_batches(predict, [X[:4], X[4:7]])]
+    assert shapes == [(4, 3, 4, 3), (3, 3, 3, 3)]

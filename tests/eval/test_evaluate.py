@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 from sklearn.metrics import log_loss
 
 import laplace_kit as lk
@@ -13,6 +13,7 @@ from laplace_kit.eval.evaluate import (
     evaluate,
     negative_log_likelihood,
     observed_rows,
+    predictive_losses,
 )
 from laplace_kit.eval.predictive import Predictive
 from laplace_kit.likelihood import (
@@ -73,7 +74,7 @@ def test_binary(shape, x64):
     np.testing.assert_array_equal(labels, y.ravel())
 
 
-def test_binary_targets_in_between_are_not_rounded_where_it_matters(x64):
+def test_binary_targets_in_between_are_rounded_for_accuracy_alone(x64):
     p, y = RNG.uniform(0.05, 0.95, (2, N, 3))
     predictive = Predictive(jnp.log(p / (1 - p)), jnp.zeros((N, 3)), probs=jnp.asarray(p))
     found = evaluate(Bernoulli(), predictive, jnp.asarray(y))
@@ -81,9 +82,7 @@ def test_binary_targets_in_between_are_not_rounded_where_it_matters(x64):
     assert found["nll"] == pytest.approx(cross_entropy.mean())
     assert found["brier"] == pytest.approx(2 * np.mean((p - y) ** 2))
     assert found["accuracy"] == pytest.approx(np.mean(np.round(p) == np.round(y)))
-    rounded = evaluate(Bernoulli(), predictive, jnp.asarray(np.round(y).astype(int)))
-    assert found["ece"] == rounded["ece"]
-    assert found["nll"] != rounded["nll"]
+    assert evaluate(Bernoulli(), predictive, jnp.asarray(p))["ece"] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_smoothing_is_for_the_loss_alone(x64):
@@ -135,6 +134,29 @@ def test_another_loss_is_taken_at_the_mean_outputs(x64):
         TypeError, match=r"FromLoss likelihood, which defines no predictive.*evidence"
     ):
         negative_log_likelihood(likelihood, predictive, jnp.asarray(y))
+
+
+@pytest.mark.parametrize(
+    ("mean", "var", "count"),
+    [(5, 0.25, 148), (5, 0.25, 300), (8, 1.0, 3000), (8, 1.0, 200), (20, 1.0, 5), (2, 4.0, 0)],
+)
+def test_counts_far_narrower_than_their_rates(x64, mean, var, count):
+    f_mean, f_var = jnp.full((1, 1), float(mean)), jnp.full((1, 1), var)
+    predictive = Predictive(f_mean, f_var, likelihood=Poisson())
+    found = predictive_losses(Poisson(), predictive, jnp.full((1, 1), count))
+    f = np.linspace(mean - 25 * var**0.5, mean + 25 * var**0.5, 200_001)
+    log_p = (
+        count * f - np.exp(f) - special.gammaln(count + 1) + stats.norm.logpdf(f, mean, var**0.5)
+    )
+    expected = -special.logsumexp(log_p) - np.log(f[1] - f[0])
+    assert float(found[0, 0]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_counts_of_a_known_rate(x64):
+    f_mean, counts = jnp.array([[1.0, 8.0, -3.0]]), jnp.array([[3, 2900, 0]])
+    predictive = Predictive(f_mean, jnp.zeros_like(f_mean), likelihood=Poisson())
+    found = predictive_losses(Poisson(), predictive, counts)
+    np.testing.assert_allclose(found, -stats.poisson.logpmf(counts, np.exp(f_mean)), rtol=1e-9)
 
 
 @pytest.mark.parametrize("likelihood", [Gaussian(), Categorical(), Bernoulli(), Poisson()])

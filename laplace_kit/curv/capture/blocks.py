@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from laplace_kit.curv.capture.layout import Layout
@@ -360,7 +361,8 @@ def gram(left: Block, right: Block) -> Float[Array, "P Q"]:
     r"""Return $\sum_n \sum_r J_{nr} J_{nr}'^\top$ between two layers, in the order of matrices.
 
     The cheaper in memory of two orders: inputs with inputs and gradients with gradients first, a
-    factor R fewer operations, or rows multiplied out.
+    factor R fewer operations, or rows multiplied out. Of a layer with itself the former takes every
+    pair once, a quarter of the operations.
     """
     (a, g), (b, h) = _one_group(left), _one_group(right)
     (num, columns, out), (_, width), (_, other_width) = g.shape, a.shape, b.shape
@@ -371,10 +373,32 @@ def gram(left: Block, right: Block) -> Float[Array, "P Q"]:
         other = jnp.einsum("bj,brp->brjp", b, h)
         other = other.reshape(num * columns, other_width * other_out)
         return rows.T @ other
+    if left is right:
+        return _gram_of_pairs(a, g)
     inputs = jnp.einsum("bi,bj->bij", a, b).reshape(num, width * other_width)
     outputs = jnp.einsum("bro,brp->bop", g, h).reshape(num, out * other_out)
     total = (inputs.T @ outputs).reshape(width, other_width, out, other_out)
     return jnp.transpose(total, (0, 2, 1, 3)).reshape(width * out, other_width * other_out)
+
+
+def _gram_of_pairs(a: Float[Array, "B I"], g: Float[Array, "B R O"]) -> Float[Array, "IO IO"]:
+    r"""Return $\sum_n a_n a_n^\top \otimes \sum_r g_{nr} g_{nr}^\top$ from its distinct entries."""
+    width, out = a.shape[1], g.shape[2]
+    (first, second), of_inputs = _pairs(width)
+    outputs, of_outputs = _pairs(out)
+    # Rows are gathered, and not columns, because they lie in one piece.
+    inputs = a.T[first] * a.T[second]
+    gradients = jnp.einsum("bro,brp->opb", g, g)[outputs]
+    distinct = gradients @ inputs.T
+    total = distinct[of_outputs].T[of_inputs].reshape(width, width, out, out)
+    return jnp.transpose(total, (0, 2, 1, 3)).reshape(width * out, width * out)
+
+
+def _pairs(num: int) -> tuple[tuple[np.ndarray, np.ndarray], Int[Array, " M"]]:
+    """Return the pairs of indices without order, and the number of each entry's of a matrix."""
+    index = jnp.arange(num)
+    high, low = jnp.maximum(index[:, None], index), jnp.minimum(index[:, None], index)
+    return np.tril_indices(num), (high * (high + 1) // 2 + low).ravel()
 
 
 def _one_group(block: Block) -> tuple[Float[Array, "B I"], Float[Array, "B R O"]]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Num
 
 from laplace_kit.eval.metrics import checks, weighting
-from laplace_kit.eval.metrics.classification import hits
+from laplace_kit.eval.metrics.classification import agreement
 
 
 class ReliabilityBins(NamedTuple):
@@ -15,7 +15,8 @@ class ReliabilityBins(NamedTuple):
 
     Bin `b` holds the `counts[b]` examples with a confidence in `(edges[b], edges[b + 1]]`; of these
     `confidence[b]` is the mean and `accuracy[b]` the fraction whose most probable class is the
-    label. Both are zero where the bin is empty. With weights, counts are their sums.
+    label, or the mean of what soft labels give to that class. Both are zero where the bin is empty.
+    With weights, counts are their sums.
     """
 
     edges: Float[Array, " B+1"]
@@ -45,7 +46,7 @@ def reliability_bins(
     probs, targets = checks.labelled(probs, y)
     weights = weighting.checked(weights, len(probs), probs.dtype)
     edges = equal_width_edges(num_bins, probs.dtype)
-    return averages(jnp.max(probs, axis=1), hits(probs, targets), weights, edges)
+    return averages(jnp.max(probs, axis=1), agreement(probs, targets), weights, edges)
 
 
 def equal_mass_bins(
@@ -68,7 +69,7 @@ def equal_mass_bins(
     weights = weighting.as_counts(weighting.checked(weights, len(probs), probs.dtype))
     confidence = jnp.max(probs, axis=1)
     edges = _equal_mass_edges(confidence, weights, num_bins)
-    return averages(confidence, hits(probs, targets), weights, edges)
+    return averages(confidence, agreement(probs, targets), weights, edges)
 
 
 def equal_width_edges(num_bins: int, dtype: jnp.dtype) -> Float[Array, " E"]:

@@ -85,3 +85,15 @@ def hits(
     """Return 1 where the label is among the first `k` classes, else 0; NaN where it is unknown."""
     ranks = _ranks(probs, targets)
     return jnp.where(jnp.isnan(ranks), jnp.nan, (ranks < k).astype(probs.dtype))
+
+
+@jax.jit
+def agreement(probs: Float[Array, "N C"], targets: Float[Array, "N C"]) -> Float[Array, " N"]:
+    """Return what the label gives to the most probable class; NaN where either is unknown.
+
+    Confidence is compared with this: of hard labels the hits, of soft ones a fraction, as large as
+    the confidence where prediction and label are equal.
+    """
+    first = jnp.argmax(probs, axis=1, keepdims=True)
+    unknown = jnp.isnan(jnp.sum(probs + targets, axis=1))
+    return jnp.where(unknown, jnp.nan, jnp.take_along_axis(targets, first, axis=1)[:, 0])

@@ -77,7 +77,8 @@ def bootstrap(
     Returns
     -------
     interval
-        Replicates without a value, such as an AUROC without one of the classes, are left out.
+        Replicates without a value, such as an AUROC without one of the classes, are left out. Of
+        a single example the ends are NaN.
         Cost: R evaluations of the metric, whose sorting is done once where it does not depend on
         the weights.
 
@@ -256,6 +257,9 @@ def _bootstrap(statistic, arrays, samples, weights, key, num_resamples, level) -
     replicates = _replicates(statistic, arrays, base, key, num_resamples, num_chunks, chunk)
     leaves, structure = jax.tree.flatten(value)
     parts = _intervals(leaves, jax.tree.leaves(replicates), level)
+    if min(map(len, samples)) < 2:
+        # Every resample of one example is that example: nothing is known of others.
+        parts = jax.tree.map(lambda end: jnp.full_like(end, jnp.nan), parts)
     return Interval(value, *map(structure.unflatten, parts))
 
 

@@ -10,6 +10,7 @@ from laplace_kit.eval.plots.style import (
     BLUE,
     GREY,
     VERMILLION,
+    curve,
     diagonal,
     series_style,
     share_histogram,
@@ -174,12 +175,15 @@ def risk_coverage_curve(
     Returns
     -------
     Axes
-        `ax`; its last line is the curve.
+        `ax`; its last line is the curve, its last collection the dot where it begins.
     """
-    color, style = series_style(series)
-    ax.plot(np.asarray(coverage), np.asarray(risk), style, color=color, label=label)
+    curve(ax, coverage, risk, label, series)
+    # Equally sure predictions are kept together, so that a curve may begin where it ends.
+    first, color = (np.asarray(values)[:1] for values in (coverage, risk)), series_style(series)[0]
+    ax.scatter(*first, s=9, color=color, clip_on=False, zorder=3)
     ax.set(xlim=(0, 1), xlabel="share of predictions kept, surest first", ylabel="risk of those")
-    ax.set_ylim(bottom=0)
+    # Otherwise the first curve would decide on the height of all.
+    ax.set_ylim(bottom=0, auto=True)
     return tidy(ax, legend=True)
 
 

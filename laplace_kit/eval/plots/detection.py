@@ -8,8 +8,8 @@ from jaxtyping import ArrayLike, Float
 from laplace_kit.eval.plots.style import (
     BLUE,
     VERMILLION,
+    curve,
     diagonal,
-    series_style,
     share_histogram,
     tidy,
 )
@@ -77,8 +77,7 @@ def roc_curve(
     Axes
         `ax`; its last line is the curve.
     """
-    color, style = series_style(series)
     diagonal(ax, 0.0, 1.0)
-    ax.plot(np.asarray(false_positive), np.asarray(true_positive), style, color=color, label=label)
+    curve(ax, false_positive, true_positive, label, series)
     ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="test set flagged", ylabel="foreign inputs found")
     return tidy(ax, legend=True)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Num
 
 from laplace_kit.eval import metrics
-from laplace_kit.eval.plots.style import BLUE, GREY, diagonal, series_style, tidy
+from laplace_kit.eval.plots.style import BLUE, GREY, curve, diagonal, tidy
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -47,9 +47,8 @@ def coverage_curve(
     """
     levels = np.linspace(0.0, 1.0, num_levels + 2)[1:-1]
     observed = np.asarray(metrics.interval_coverage(mean, std, y, levels))
-    color, style = series_style(series)
     diagonal(ax, 0.0, 1.0)
-    ax.plot(levels, observed, style, color=color, label=label, marker="o", markersize=3)
+    curve(ax, levels, observed, label, series, marker="o")
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="nominal level", ylabel="observed coverage")
     return tidy(ax, legend=True)
 

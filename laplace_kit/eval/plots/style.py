@@ -1,9 +1,9 @@
 """Colours, line styles and parts that the plots share."""
 
-from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import ArrayLike
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -16,7 +16,34 @@ SERIES = ((VERMILLION, "--"), (BLUE, "-"), (GREEN, "-."), (PURPLE, ":"))
 
 def series_style(series: int) -> tuple[str, str]:
     """Return the colour and the line style of the series of a number, counted from zero."""
-    return next(islice(cycle(SERIES), series, None))
+    # Colours that come again have another line style.
+    color, _ = SERIES[series % len(SERIES)]
+    _, style = SERIES[(series + series // len(SERIES)) % len(SERIES)]
+    return color, style
+
+
+def curve(
+    ax: "matplotlib.axes.Axes",
+    x: ArrayLike,
+    y: ArrayLike,
+    label: str,
+    series: int,
+    marker: str | None = None,
+) -> None:
+    """Draw the line of a series."""
+    color, style = series_style(series)
+    ax.plot(
+        np.asarray(x),
+        np.asarray(y),
+        style,
+        color=color,
+        label=label,
+        marker=marker,
+        markersize=3,
+        clip_on=False,
+        # Solid lines below the others, through whose gaps they show where curves are equal.
+        zorder=2.0 if style == "-" else 2.1,
+    )
 
 
 def share_histogram(
@@ -50,6 +77,8 @@ def diagonal(ax: "matplotlib.axes.Axes", low: float, high: float) -> None:
 def tidy(ax: "matplotlib.axes.Axes", *, legend: bool) -> "matplotlib.axes.Axes":
     """Leave two spines and, where asked, put the legend above the plot, where it hides no data."""
     ax.spines[["top", "right"]].set_visible(False)
+    # A power of ten above the axis goes to the left, over the numbers that it belongs to.
+    ax.yaxis.get_offset_text().set_horizontalalignment("right")
     if legend:
         ax.legend(
             loc="lower left",

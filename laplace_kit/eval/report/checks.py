@@ -11,6 +11,9 @@ from jaxtyping import ArrayLike
 from laplace_kit.eval.report.predictions import ClassPredictions
 from laplace_kit.eval.report.table import RESERVED
 
+# What is estimated from draws may miss its bounds a little.
+INFORMATION_TOLERANCE = 1e-3
+
 
 def usable_directory(directory: str | Path) -> Path:
     """Return `directory` as a path, after a look at whether it can be one.
@@ -30,7 +33,16 @@ def usable_directory(directory: str | Path) -> Path:
     return directory
 
 
-def check_predictors(names: Collection[str]) -> None:
+def check_mapping(argument: str, value: object) -> None:
+    """Refuse predictions, or sets, that have no names."""
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(
+            f"Found {argument}= of type {type(value).__name__}, expected a mapping from names; "
+            f"pass, for example, {argument}={{'name': ...}}."
+        )
+
+
+def check_predictors(names: Collection[object]) -> None:
     """Refuse a report of nothing, and names that cannot be part of a file's."""
     if not names:
         raise ValueError(
@@ -40,10 +52,10 @@ def check_predictors(names: Collection[str]) -> None:
     check_names(names, RESERVED)
 
 
-def check_names(names: Collection[str], reserved: Collection[str] = ()) -> None:
+def check_names(names: Collection[object], reserved: Collection[str] = ()) -> None:
     """Refuse names that cannot be part of a file's name, or that mean something else."""
     for name in names:
-        if name in reserved or not re.fullmatch(r"[\w.+-]+", name):
+        if not isinstance(name, str) or name in reserved or not re.fullmatch(r"[\w.+-]+", name):
             raise ValueError(
                 f"Found the name {name!r}, expected letters, digits, '_', '.', '+' or '-', as it "
                 f"becomes part of a file's name, and none of {list(reserved)}; choose another."
@@ -87,6 +99,13 @@ def check_sets(
                     f"{where!r}, expected {np.shape(probs)[:1]}, one number for each row of "
                     "probabilities."
                 )
+            largest = np.log(np.shape(probs)[1])
+            if epistemic is not None and np.max(epistemic) > largest + INFORMATION_TOLERANCE:
+                raise ValueError(
+                    f"Found an epistemic part of {np.max(epistemic):.4g} of {name!r} on {where!r}, "
+                    f"expected at most {largest:.4g} nats, the entropy of equal probabilities; "
+                    "multiply bits by log(2)."
+                )
 
 
 def finite(name: str, values: ArrayLike) -> np.ndarray:
@@ -107,6 +126,6 @@ def about(name: str, where: str) -> Iterator[None]:
     """Add to an error the predictor and the set it is about."""
     try:
         yield
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         error.add_note(f"This is about the predictor {name!r} on {where!r}.")
         raise

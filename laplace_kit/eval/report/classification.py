@@ -129,4 +129,4 @@ def _foreign(predictions: Mapping[str, ClassPredictions], measured: Mapping) -> 
             }
             for kind in dict.fromkeys(kind for of in outside.values() for kind in of)
         }
-        yield sections.roc_curves(where, curves, values)
+        yield sections.roc_curves(where, curves, values, [*predictions])

@@ -1,6 +1,6 @@
 """What a report draws of classifiers; captions quote measured values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
@@ -127,14 +127,15 @@ def roc_curves(
     where: str,
     curves: Mapping[str, Mapping[str, tuple[Float[ArrayLike, " _"], Float[ArrayLike, " _"]]]],
     measured: Mapping[str, Values],
+    predictors: Sequence[str],
 ) -> Section:
-    """Draw the ROC curves of a foreign set, by kind of score and predictor."""
+    """Draw the ROC curves of a foreign set, each predictor in the colour that it always has."""
     drawn = []
     for kind, by_name in curves.items():
         figure = pictures.new_figure(4.4)
         ax = figure.subplots()
         for name, (false_positive, true_positive) in by_name.items():
-            label, series = pictures.legend_name(name), [*measured].index(name)
+            label, series = pictures.legend_name(name), predictors.index(name)
             plots.roc_curve(ax, false_positive, true_positive, label=label, series=series)
         found = (f"{display_name(name)} {_auroc(measured[name], kind)}" for name in by_name)
         caption = f"By {SCORES[kind].short}, {where}: AUROC {', '.join(found)}"

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from laplace_kit.eval.evaluate import as_classes, observed_rows, two_classes
 from laplace_kit.eval.predictive import Predictive
+from laplace_kit.eval.report import checks
 from laplace_kit.eval.report.classification import classification_report
 from laplace_kit.eval.report.page import PosteriorCard, Report
 from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
@@ -82,9 +83,16 @@ def compare_report(
     ------
     TypeError, ValueError
         If the likelihood has no predictive to report on, `ood` or `shifted` is given for one that
-        is not a classification, or something to compare with does not go with the targets.
+        is not a classification or has other inputs than the test set, something to compare with
+        does not go with the targets, or a name cannot be part of a file's.
     """
+    checks.check_mapping("compare", compare)
     compare, shifted, ood = compare or {}, shifted or {}, ood or {}
+    # Before the work of predicting.
+    checks.usable_directory(directory)
+    checks.check_predictors([*predict, *compare])
+    for where, inputs in (*((where, z) for where, (z, _) in shifted.items()), *ood.items()):
+        _check_inputs(where, inputs, x)
     # What predicts is asked about every set; other predictions are about the test set as it is.
     twice = [name for name in compare if name in predict]
     if twice:
@@ -115,8 +123,12 @@ def _classification(predict, compare, likelihood, data, directory, shifted, ood,
         probs, targets = as_classes(likelihood, on_test, y)
         on_shifted = {}
         for where, (z, of_z) in shifted.items():
-            on_shifted[where], labels[where] = as_classes(likelihood, predict_one(z), of_z)
-        on_ood = {where: predict_one(z) for where, z in ood.items()}
+            with checks.about(name, where):
+                on_shifted[where], labels[where] = as_classes(likelihood, predict_one(z), of_z)
+        on_ood = {}
+        for where, z in ood.items():
+            with checks.about(name, where):
+                on_ood[where] = predict_one(z)
         parts = {where: _epistemic_entropy(of) for where, of in on_ood.items()}
         predictions[name] = ClassPredictions(
             probs,
@@ -160,6 +172,17 @@ def _regression(predict, compare, likelihood, data, directory, title, card):
     return regression_report(
         predictions, rows, directory, x=_one_for_each(x, rows), title=title, card=card
     )
+
+
+def _check_inputs(where: str, inputs: PyTree, x: PyTree) -> None:
+    """Refuse a set whose inputs are not arrays of as many axes in the same places as `x`."""
+    found, expected = (jax.tree.map(np.ndim, of) for of in (inputs, x))
+    if found != expected:
+        raise ValueError(
+            f"Found the set {where!r} with the inputs {jax.tree.map(np.shape, inputs)} by their "
+            f"shapes, expected them as the test set's, {jax.tree.map(np.shape, x)}, but for their "
+            "number; pass inputs in one array, and no labels where there are none."
+        )
 
 
 # --- predictives as rows --------------------------------------------------------------------------

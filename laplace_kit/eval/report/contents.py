@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from laplace_kit.eval.report.checks import INFORMATION_TOLERANCE
+
 # As in the metrics: rounding of bfloat16 passes, logits do not.
 _SUM_TOLERANCE = 0.02
-# What is estimated from draws may miss zero a little.
-_INFORMATION_TOLERANCE = 1e-3
+# A part may exceed the whole by rounding, to bfloat16 at worst.
+_PART_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def probabilities(contents: Contents, name: str) -> np.ndarray:
             "drop the last axis" if values.shape[-1] == 1 else "reshape to (-1, C)",
         )
     if name.rpartition("/")[2] == "logits":
+        _check_logits(contents, name, values)
         return _softmax(values if values.ndim == 2 else np.stack([0 * values, values], axis=1))
     if values.ndim == 2:
         _check_distributions(contents, name, values)
@@ -106,7 +109,7 @@ def probabilities(contents: Contents, name: str) -> np.ndarray:
         raise contents.refused(
             f"{values[index]:.4g} at {contents.at(name, index)}",
             "p(y = 1), from 0 to 1",
-            "apply the sigmoid to logits",
+            "apply the sigmoid to logits, or divide percentages by 100",
         )
     return np.stack([1 - values, values], axis=1)
 
@@ -134,16 +137,22 @@ def labels(contents: Contents, name: str, probs: np.ndarray) -> np.ndarray:
         raise contents.refused(
             f"the label {y[index]} at {contents.at(name, index)}",
             f"integers from 0 to {probs.shape[1] - 1}",
-            "drop or renumber such labels",
+            "number the classes from 0, and drop examples without a label",
         )
     return y.astype(int)
 
 
 def information(contents: Contents, name: str, probs: np.ndarray) -> np.ndarray:
     """Return the mutual information `(N,)` of the labels of `probs` and the weights."""
-    values = _floating(contents, name)
+    values, largest = _floating(contents, name), np.log(probs.shape[1])
     _check_shape(contents, name, values, probs.shape[:1])
-    _check_not_negative(contents, name, values, _INFORMATION_TOLERANCE)
+    _check_not_negative(contents, name, values, INFORMATION_TOLERANCE)
+    if index := first_index(values > largest + INFORMATION_TOLERANCE):
+        raise contents.refused(
+            f"{values[index]:.4g} at {contents.at(name, index)}",
+            f"at most {largest:.4g} nats, the entropy of {probs.shape[1]} equal probabilities",
+            "multiply bits by log(2)",
+        )
     return values
 
 
@@ -180,6 +189,18 @@ def deviations(contents: Contents, name: str, y: np.ndarray, *, positive: bool) 
     return values
 
 
+def epistemic_parts(contents: Contents, name: str, std: np.ndarray) -> np.ndarray:
+    """Return the standard deviations due to the weights, none larger than those of all, `std`."""
+    values = deviations(contents, name, std, positive=False)
+    if index := first_index(values > std * (1 + _PART_TOLERANCE)):
+        raise contents.refused(
+            f"{values[index]:.4g} at {contents.at(name, index)} where std is {std[index]:.4g}",
+            "a part of std",
+            "add the observation noise to std, in variances",
+        )
+    return values
+
+
 # --- shared parts ------------------------------------------------------------------------------
 
 
@@ -202,14 +223,33 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 def _check_distributions(contents: Contents, name: str, rows: np.ndarray) -> None:
     with np.errstate(over="ignore"):
         sums, smallest = rows.sum(axis=1, dtype=float), rows.min(axis=1)
-    valid = (abs(sums - 1) <= _SUM_TOLERANCE) & (smallest >= -_SUM_TOLERANCE)
+    valid = _sums_to_one(rows, axis=1)
     if index := first_index(~valid):
         raise contents.refused(
             f"{contents.at(name, index)} with the sum {sums[index]:.4g} and the smallest entry "
             f"{smallest[index]:.4g}",
             "numbers from 0 to 1 that sum to one",
-            "apply the softmax to logits, or divide by the sum",
+            "transpose it, to one row for each example"
+            if _sums_to_one(rows, axis=0).all()
+            else "apply the softmax to logits, or divide by the sum",
         )
+
+
+def _check_logits(contents: Contents, name: str, values: np.ndarray) -> None:
+    """Refuse probabilities in the place of logits, whose softmax would be far too unsure."""
+    if values.ndim == 2 and _sums_to_one(values, axis=1).all():
+        raise contents.refused(
+            f"{name} whose rows all sum to one",
+            "numbers before the softmax",
+            "name probabilities probs",
+        )
+
+
+def _sums_to_one(values: np.ndarray, axis: int) -> np.ndarray:
+    """Say of each row, or column, whether it is a distribution."""
+    with np.errstate(over="ignore"):
+        sums = values.sum(axis=axis, dtype=float)
+    return (abs(sums - 1) <= _SUM_TOLERANCE) & (values.min(axis=axis) >= -_SUM_TOLERANCE)
 
 
 def _check_shape(contents: Contents, name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:

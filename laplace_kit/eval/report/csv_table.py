@@ -28,7 +28,6 @@ def read_csv(path: Path) -> Contents:
         If it is not such a table, with the line of the first fault.
     """
     header, rows, lines = _parse(path)
-    _check_header(path, header)
     values = np.array([_numbers(path, header, row, n) for row, n in zip(rows, lines, strict=True)])
     columns = dict(zip(header, values.T, strict=True))
     classes = sorted((name for name in header if name.startswith("p_")), key=_class)
@@ -63,6 +62,8 @@ def _parse(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
         )
     (header, _), *body = numbered
     header = [name.strip() for name in header]
+    # Before the lengths of the rows, which decimal commas between semicolons make look uneven.
+    _check_header(path, header)
     for row, line in body:
         if len(row) != len(header):
             raise refused(
@@ -108,6 +109,6 @@ def _numbers(path: Path, header: list[str], row: list[str], line: int) -> list[f
                 path,
                 f"{cell[:80]!r} as {name} in line {line}" if cell else f"no {name} in line {line}",
                 "a number",
-                "number the classes from 0, and drop examples with gaps",
+                "write 50% as 0.5, number the classes from 0, and drop examples with gaps",
             ) from error
     return values

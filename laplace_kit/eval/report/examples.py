@@ -71,8 +71,8 @@ def of_classes(
         ),
         gallery(
             "Most confidently wrong",
-            f"Of the {num_wrong} wrong predictions of {name}, those it was surest of. Labels may "
-            "be wrong, too."
+            f"The wrong predictions of {name} that it was surest of, of {num_wrong} in all. Labels "
+            "may be wrong, too."
             if num_wrong
             else f"No prediction of {name} on the test set is wrong.",
             surest,

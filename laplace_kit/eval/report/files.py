@@ -44,6 +44,7 @@ from laplace_kit.eval.report.archive import (
 from laplace_kit.eval.report.contents import (
     Contents,
     deviations,
+    epistemic_parts,
     information,
     inputs,
     labels,
@@ -186,6 +187,13 @@ def read(path: str | os.PathLike) -> StoredPredictions:
         what its name says: in one line, with the file, the place and the remedy.
     """
     path = Path(path)
+    if path.is_dir():
+        raise refused(
+            path,
+            "a directory",
+            "a file that ends in .npz or .csv",
+            f"name the file in it, as {path / 'predictions.npz'} is of a report",
+        )
     if path.suffix.lower() not in _READERS:
         raise refused(
             path,
@@ -244,12 +252,10 @@ def _regressor(
     contents: Contents, keys: Keys, name: str | None, y: np.ndarray
 ) -> RegressionPredictions:
     mean, std = (one_of(contents, keys, Place(name), field) for field in ("mean", "std"))
-    epistemic_std = keys.get(Key(Place(name), "epistemic_std"))
-    return RegressionPredictions(
-        means(contents, mean, y),
-        deviations(contents, std, y, positive=True),
-        None if epistemic_std is None else deviations(contents, epistemic_std, y, positive=False),
-    )
+    part = keys.get(Key(Place(name), "epistemic_std"))
+    centre, spread = means(contents, mean, y), deviations(contents, std, y, positive=True)
+    epistemic_std = None if part is None else epistemic_parts(contents, part, spread)
+    return RegressionPredictions(centre, spread, epistemic_std)
 
 
 def _labels(

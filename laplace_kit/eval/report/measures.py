@@ -19,13 +19,12 @@ larger, or smaller, value is always the better one. Schema 1 had neither `predic
 `bootstrap`.
 """  # noqa: E501
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import ArrayLike, Num
+from jaxtyping import ArrayLike, Float, Num
 
 from laplace_kit.eval import metrics
 from laplace_kit.eval.metrics import Interval
@@ -147,11 +146,13 @@ def _by_name(columns: Sequence[tuple[str, str]], pairs: Pairs, found: Interval) 
     differences = {name: {} for name in [*names][1:]}
     for key in (key for key in METRICS if key in values):
         for place, (name, suffix) in enumerate(columns):
-            value, bounds = values[key][place], (low[key][place], high[key][place])
+            value = values[key][place]
+            ends = (float(end[key][place]) for end in (low, high))
+            bounds = METRICS[key].attainable(*ends)
             # JSON knows no infinity, which overflow makes of finite predictions.
             by_name[name][key + suffix] = float(value) if np.isfinite(value) else None
             if np.isfinite((value, *bounds)).all():
-                intervals[name][key + suffix] = [*map(float, bounds)]
+                intervals[name][key + suffix] = [*bounds]
     for key in (key for key in METRICS if key in changes):
         for number, (place, _) in enumerate(pairs):
             name, suffix = columns[place]
@@ -165,28 +166,43 @@ def _by_name(columns: Sequence[tuple[str, str]], pairs: Pairs, found: Interval) 
 
 
 def _claim_of_classes(probs: ArrayLike, y: ArrayLike) -> dict[str, float]:
-    """Compare mean confidence with accuracy; right answers are independent given the claims."""
-    probs, labels = np.asarray(probs, float), hard_labels(y)
-    confidence = probs.max(axis=1)
-    right = probs.argmax(axis=1) == labels
-    variance = np.clip(confidence * (1.0 - confidence), 0.0, None).sum()
-    gap = confidence.sum() - right.sum()
-    return _claim(float(confidence.mean()), float(right.mean()), gap, variance)
+    """Compare mean confidence with accuracy; right answers are independent given the claims.
+
+    A soft label is right by as much as it gives to the predicted class.
+    """
+    probs, y = np.asarray(probs, float), np.asarray(y)
+    predicted, everyone = probs.argmax(axis=1), np.arange(len(probs))
+    right = y == predicted if y.ndim == 1 else y[everyone, predicted]
+    return _claim(probs.max(axis=1), float(right.mean()))
 
 
 def _claim_of_intervals(values: Mapping[str, Any], num_examples: int) -> dict[str, float]:
     """Compare the 90% intervals with their coverage, the outputs of an example counting as one."""
-    kept = float(values["coverage_90"])
-    variance = num_examples * _CLAIMED_BY_INTERVALS * (1.0 - _CLAIMED_BY_INTERVALS)
-    return _claim(
-        _CLAIMED_BY_INTERVALS, kept, num_examples * (_CLAIMED_BY_INTERVALS - kept), variance
-    )
+    return _claim(np.full(num_examples, _CLAIMED_BY_INTERVALS), values["coverage_90"])
 
 
-def _claim(claimed: float, kept: float, gap: float, variance: float) -> dict[str, float]:
-    """Return a claim with the chance of as large a gap, were it true, in the normal limit."""
-    z = abs(gap) / math.sqrt(max(variance, 1e-12))
-    return {"claimed": claimed, "kept": kept, "p_value": math.erfc(z / math.sqrt(2.0))}
+def _claim(claims: Float[np.ndarray, " N"], kept: float) -> dict[str, float]:
+    """Return the mean claim, and the chance of as large a gap were all true: the two-sided, exact.
+
+    The normal limit would not do: of a confident predictor the errors are few, however many
+    examples there are.
+    """
+    chances, num_kept = _of_number(np.clip(claims, 0.0, 1.0)), round(kept * len(claims))
+    tail = min(chances[: num_kept + 1].sum(), chances[num_kept:].sum())
+    p_value = float(np.clip(2.0 * tail, 0.0, 1.0))
+    return {"claimed": float(claims.mean()), "kept": float(kept), "p_value": p_value}
+
+
+def _of_number(probs: Float[np.ndarray, " N"]) -> Float[np.ndarray, " M"]:
+    """Return the distribution of how many of independent events happen, in O(N log^2 N)."""
+    found = np.stack([1.0 - probs, probs], axis=1)
+    while len(found) > 1:
+        if len(found) % 2:
+            found = np.concatenate([found, np.eye(1, found.shape[1])])  # nothing that happens
+        size = 2 * found.shape[1]
+        first, second = (np.fft.rfft(half, size) for half in (found[::2], found[1::2]))
+        found = np.fft.irfft(first * second, size)
+    return found[0]
 
 
 # --- one object -----------------------------------------------------------------------------------

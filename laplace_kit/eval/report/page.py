@@ -173,4 +173,4 @@ def _contents(content: Content) -> tuple[str, ...]:
 
 
 def _anchor(title: str) -> str:
-    return re.sub(r"[^a-z]+", "-", title.lower())
+    return re.sub(r"[^\w.+]+", "-", title)

@@ -91,6 +91,6 @@ def names(predictors) -> str:
 
 
 def legend_name(predictor: str) -> str:
-    """Return a predictor's name, cut where it would outgrow a legend."""
-    name = display_name(predictor)
-    return name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1]}…"
+    """Return a predictor's name, without its middle where it would outgrow a legend."""
+    name, half = display_name(predictor), _LONGEST_LABEL // 2
+    return name if len(name) <= _LONGEST_LABEL else f"{name[: half - 1]}…{name[-half:]}"

@@ -38,9 +38,9 @@ def regression_report(
     directory
         Where to write; made if it is missing.
     x
-        Inputs with a leading axis N. Where they are numbers, `(N,)` or `(N, 1)`, and there is one
-        output, the predictive band is drawn over them; the examples worth a look are shown with
-        them, as in `classification_report`.
+        Inputs with a leading axis N. Where they are different numbers, `(N,)` or `(N, 1)`,
+        and there is one output, the predictive band is drawn over them; the examples worth a look
+        are shown with them, as in `classification_report`.
     subject
         The predictor by which these examples are chosen; by default "laplace", or the last.
     title
@@ -90,7 +90,11 @@ def _sections(
     targets = np.ravel(y)
     pit = {name: np.asarray(metrics.pit_gaussian(mean[name], std[name], targets)) for name in mean}
     curves = {name: _risk_coverage(mean[name], std[name], targets) for name in mean}
-    over_x = getattr(x, "size", 0) == len(y) == y.size
+    over_x = (
+        getattr(x, "size", 0) == len(y) == y.size
+        and np.issubdtype(x.dtype, np.number)
+        and np.unique(x).size > 1
+    )
     return (
         *(
             [sections.bands(np.ravel(x), mean, std, epistemic_std, targets, measured)]
@@ -109,6 +113,7 @@ def _risk_coverage(
     mean: np.ndarray, std: np.ndarray, y: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return shares kept, the smallest deviations first, and the mean squared error of those."""
-    squared = np.square(y - mean)[np.argsort(std, kind="stable")]
     kept = np.arange(1, len(y) + 1)
-    return kept / len(y), np.cumsum(squared) / kept
+    with np.errstate(over="ignore"):
+        squared = np.square(y - mean)[np.argsort(std, kind="stable")]
+        return kept / len(y), np.cumsum(squared) / kept

@@ -10,6 +10,9 @@ from typing import Any
 
 Values = Mapping[str, float | None]
 
+# Metrics in float32 that differ by less are equal.
+_ROUNDING = 1e-6
+
 RESERVED = (
     "schema",
     "task",
@@ -24,16 +27,27 @@ RESERVED = (
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric's name and which values are better; `goal` is the value of a perfect predictor."""
+    """A metric's name and which values are better; `goal` is the value of a perfect predictor.
+
+    `by_chance` says that an estimate may lie beyond the goal.
+    """
 
     label: str
     better: str = ""
     goal: float | None = None
+    by_chance: bool = False
 
     @property
     def is_monotone(self) -> bool:
         """Whether a larger, or a smaller, value is always the better one."""
         return self.better in ("lower", "higher")
+
+    def attainable(self, low: float, high: float) -> tuple[float, float]:
+        """Return an interval without the part that no predictor can reach."""
+        if self.goal is None or not self.is_monotone or self.by_chance:
+            return low, high
+        limit = min if self.better == "higher" else max
+        return limit(low, self.goal), limit(high, self.goal)
 
     def loss(self, value: float | None) -> float:
         """Return how far `value` is from the goal; what is not finite is farthest."""
@@ -51,7 +65,7 @@ METRICS = {
     "ace": Metric("ACE", "lower", 0.0),
     "mce": Metric("MCE", "lower", 0.0),
     "classwise_ece": Metric("Class-wise ECE", "lower", 0.0),
-    "debiased_ce": Metric("Debiased calibration error", "lower", 0.0),
+    "debiased_ce": Metric("Debiased calibration error", "lower", 0.0, by_chance=True),
     "aurc": Metric("AURC", "lower", 0.0),
     "auroc": Metric("AUROC, largest probability", "higher", 1.0),
     "auroc_entropy": Metric("AUROC, entropy", "higher", 1.0),
@@ -123,6 +137,8 @@ def number(value: float | None) -> str:
     """Return a metric as text: four decimals, or three digits where these would hide the value."""
     if value is None:
         return "not finite"
+    if abs(value) < _ROUNDING:
+        value = 0.0
     plain = value == 0 or 1e-3 <= abs(value) < 1e5
     return f"{value:.4f}" if plain else f"{value:.2e}"
 
@@ -198,7 +214,7 @@ def _row(key: str, values: Mapping[str, Values], bootstrap: Mapping[str, Any]) -
         Cell(
             number(of[key]),
             interval(bootstrap["intervals"][name].get(key)),
-            lowest < highest and metric.loss(of[key]) == lowest,
+            highest - lowest > _ROUNDING and metric.loss(of[key]) - lowest < _ROUNDING,
             of[key],
         )
         if key in of
@@ -235,6 +251,4 @@ def interval(bounds: list[float] | None) -> str:
 
 def signed(value: float) -> str:
     """Return a difference as text, with its sign unless it is rounding error."""
-    if abs(value) < 1e-7:
-        return number(0.0)
-    return number(value) if value < 0 else f"+{number(value)}"
+    return number(value) if value < _ROUNDING else f"+{number(value)}"

@@ -123,3 +123,12 @@ def test_a_million_examples_in_float32():
     _, gaps = brute_force_gaps(top, labels == 0, np.linspace(0, 1, 16))
     found = mt.maximum_calibration_error(probs.astype("float32"), labels)
     np.testing.assert_allclose(found, gaps.max(), atol=1e-5)
+
+
+def test_soft_labels_that_equal_the_predictions_are_calibrated():
+    probs, _ = classification(60, dtype="float32")
+    found = [metric(probs, probs) for metric in (*TOP_LABEL, mt.debiased_calibration_error)]
+    np.testing.assert_allclose(found, np.zeros(len(found)), atol=1e-6)
+    halved = (probs + np.eye(probs.shape[1], dtype=np.float32)[probs.argmax(axis=1)]) / 2
+    expected = np.mean(halved.max(axis=1) - probs.max(axis=1))
+    np.testing.assert_allclose(mt.expected_calibration_error(halved, probs), expected, rtol=1e-4)

@@ -156,3 +156,14 @@ def test_what_is_refused():
         mt.bootstrap(mt.accuracy, probs, labels + 4, key=KEY)
     with pytest.raises(ValueError, match=r"weights of shape \(9,\) for 10 examples"):
         mt.bootstrap(mt.accuracy, probs, labels, key=KEY, weights=np.ones(9))
+
+
+def test_a_single_example_says_nothing_of_others():
+    probs, labels = classification(1, dtype="float32")
+    found = mt.bootstrap(mt.brier_score, probs, labels, key=KEY, num_resamples=5)
+    np.testing.assert_allclose(found.value, mt.brier_score(probs, labels))
+    assert np.isnan([found.low, found.high, found.standard_error]).all()
+    scores = jnp.arange(4.0)
+    found = mt.bootstrap_two_sample(mt.auroc, scores, scores[2:3], key=KEY, num_resamples=5)
+    assert float(found.value) == 0.625
+    assert np.isnan([found.low, found.high]).all()

@@ -82,13 +82,20 @@ def test_confidence_histogram_leaves_out_the_errors_that_are_not_there(ax, class
 def test_risk_coverage_curves_are_told_apart(ax):
     for series in range(2):
         plots.risk_coverage_curve(
-            ax, np.array([0.5, 1.0]), np.array([0.1, series]), label=str(series), series=series
+            ax, np.array([0.5, 1.0]), np.array([0.1, 1 + series]), label=str(series), series=series
         )
     first, second = ax.lines
-    np.testing.assert_array_equal(second.get_xydata(), [[0.5, 0.1], [1.0, 1.0]])
+    np.testing.assert_array_equal(second.get_xydata(), [[0.5, 0.1], [1.0, 2.0]])
     assert first.get_color() != second.get_color()
     assert first.get_linestyle() != second.get_linestyle()
-    assert ax.get_ylim()[0] == 0
+    low, high = ax.get_ylim()
+    assert low == 0
+    assert high > 2, "the second curve is not cut off at the height of the first"
+
+
+def test_a_risk_coverage_curve_of_one_prediction_is_a_point(ax):
+    plots.risk_coverage_curve(ax, np.array([1.0]), np.array([0.5]))
+    np.testing.assert_array_equal(ax.collections[0].get_offsets(), [[1.0, 0.5]])
 
 
 def test_entropy_scatter_tells_right_from_wrong(ax):

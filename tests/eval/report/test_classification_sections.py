@@ -51,3 +51,16 @@ def test_the_epistemic_share_is_that_of_the_entropies():
     assert captions(found) == [
         f"other, test set: epistemic share of the entropy {part.sum() / entropy.sum():.4f}"
     ]
+
+
+def test_a_predictor_looks_alike_in_every_picture(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        sections.plots, "roc_curve", lambda ax, x, y, *, label, series: drawn.append(series)
+    )
+    curve = (np.array([0.0, 1.0]), np.array([0.0, 1.0]))
+    found = sections.roc_curves(
+        "noise", {"max_probability": {"other": curve}}, {"other": {"auroc": 0.5}}, ["map", "other"]
+    )
+    assert drawn == [1], "as on the page, although the first knows nothing of this set"
+    assert captions(found) == ["By largest probability, noise: AUROC other 0.5000"]

@@ -197,6 +197,35 @@ def test_others_that_do_not_fit(likelihood, predict, y, other, message):
         report({"map": predict}, likelihood, y, compare={"other": other})
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compare": {"deep ensemble": np.ones((N, 3))}}, "name 'deep ensemble'"),
+        ({"ood": {"far": (X, X)}}, r"set 'far' .*\(30, 2\), but for their number"),
+        ({"ood": {"far": X[0]}}, r"set 'far' with the inputs \(2,\)"),
+        ({"shifted": {"far": (X[None], X)}}, r"inputs \(1, 30, 2\) by their shapes"),
+        ({"directory": __file__}, "Found a file at"),
+    ],
+)
+def test_what_is_refused_before_predicting(options, message):
+    def never(x):
+        raise AssertionError("this should have been refused before")
+
+    with pytest.raises(ValueError, match=message):
+        report({"map": never}, Categorical(), np.zeros(N, int), **options)
+
+
+def test_errors_of_a_model_name_the_set():
+    def narrow(x):
+        if x.shape[1] != 2:
+            raise TypeError("as the model has it")
+        return classifier(1.0)(x)
+
+    with pytest.raises(TypeError, match="as the model has it") as caught:
+        report({"map": narrow}, Categorical(), np.zeros(N, int), ood={"far": np.ones((4, 5))})
+    assert caught.value.__notes__ == ["This is about the predictor 'map' on 'far'."]
+
+
 def test_a_name_that_is_taken():
     message = r"\['map'\] in compare=, expected names other than \['map'\]"
     with pytest.raises(ValueError, match=message):

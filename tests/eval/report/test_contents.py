@@ -40,6 +40,7 @@ def test_labels_as_integers_and_as_distributions():
     ("arrays", "message"),
     [
         ({"probs": [[0.5, 0.6]]}, r"probs\[0\] with the sum 1.1 .*softmax"),
+        ({"probs": [[0.9, 0.2, 0.5], [0.1, 0.8, 0.5]]}, r"the sum 1.6 .*; transpose it"),
         ({"probs": [[0.5, np.nan]]}, r"nan at probs\[0, 1\], expected finite"),
         ({"probs": [[np.inf, np.nan]]}, r"and 1 more such values"),
         ({"probs": [0.5, 1.5]}, r"1.5 at probs\[1\], expected p\(y = 1\)"),
@@ -52,6 +53,13 @@ def test_labels_as_integers_and_as_distributions():
 def test_what_are_no_probabilities(arrays, message):
     with pytest.raises(ValueError, match=message):
         contents.probabilities(holding(**arrays), "probs")
+
+
+def test_probabilities_are_no_logits():
+    for logits in ([[0.0, 0.0]], [[3.0, -2.0]], [[0.5, 0.5], [0.5, 0.4]], [0.5, 0.5]):
+        contents.probabilities(holding(logits=logits), "logits")
+    with pytest.raises(ValueError, match=r"logits whose rows all sum to one.*name probabilities"):
+        contents.probabilities(holding(logits=[[0.5, 0.5], [0.9, 0.1]]), "logits")
 
 
 @pytest.mark.parametrize(
@@ -83,12 +91,27 @@ def test_regression_arrays():
         contents.targets(holding(y=np.zeros((2, 1, 1))), "y")
 
 
+def test_an_epistemic_part_is_no_larger_than_the_whole():
+    std = np.array([[1.0], [2.0]])
+    # Rounded to bfloat16, a part may seem larger.
+    file = holding(y=[0.0, 0.0], rounded=[1.004, 0.0], larger=[0.5, 2.5], negative=[-0.5, 1.0])
+    np.testing.assert_array_equal(contents.epistemic_parts(file, "rounded", std), [[1.004], [0.0]])
+    with pytest.raises(ValueError, match=r"2.5 at larger\[1, 0\] where std is 2, .*add the obser"):
+        contents.epistemic_parts(file, "larger", std)
+    with pytest.raises(ValueError, match=r"-0.5 at negative\[0, 0\], expected no negative"):
+        contents.epistemic_parts(file, "negative", std)
+
+
 def test_information_and_inputs():
     file = holding(y=[0, 1], epistemic=[0.1, -1e-4], wrong=[0.1, -0.1], x=np.zeros((2, 4)), z=[1])
     probs = np.full((2, 2), 0.5)
     assert contents.information(file, "epistemic", probs).shape == (2,)
     with pytest.raises(ValueError, match=r"-0.1 at wrong\[1\]"):
         contents.information(file, "wrong", probs)
+    bits = holding(rounded=[0.0, np.log(2) + 1e-4], bits=[0.0, 0.9])
+    assert contents.information(bits, "rounded", probs)[1] > np.log(2)
+    with pytest.raises(ValueError, match=r"0.9 at bits\[1\], expected at most 0.6931 .*bits by"):
+        contents.information(bits, "bits", probs)
     assert contents.inputs(file, "x").shape == (2, 4)
     with pytest.raises(ValueError, match=r"z of shape \(1,\), expected inputs with the leading"):
         contents.inputs(file, "z")

@@ -44,6 +44,8 @@ def test_one_column_is_the_probability_of_the_second_class(tmp_path):
         ("y,p\n1,0.5\n0,\n", "found no p in line 3, expected a number"),
         ("y,p\ncat,0.5\n", "found 'cat' as y in line 2"),
         ("y,q\n1,0.5\n", "found the column 'q', expected y and p_0"),
+        ("y;p\n1;0,5\n", "found the column 'y;p', .*commas between"),
+        ("y,p\n1,0,5\n", "found 3 values in line 2, expected 2"),
         ("y,p,p\n1,0.5,0.5\n", "found the column 'p' twice"),
         ("y,p_0,p_2\n1,0.5,0.5\n", "found the columns p_0, p_2, expected p_0, p_1 and so on"),
         ("y,p,p_0,p_1\n1,0,0,1\n", "found the columns p, p_0, p_1"),

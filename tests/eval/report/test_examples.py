@@ -23,7 +23,7 @@ def test_classes_by_entropy_and_by_confidence_in_what_is_wrong():
     assert wrong.predictors == ("MAP", "Laplace")
     assert wrong.examples[0].says == ("0 (80%)", "1 (80%)")
     assert wrong.examples[0].truth == "0"
-    assert "Of the 1 wrong predictions of Laplace" in wrong.note
+    assert "wrong predictions of Laplace that it was surest of, of 1 in all" in wrong.note
 
 
 def test_nothing_wrong_is_said():

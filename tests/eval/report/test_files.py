@@ -61,7 +61,7 @@ def classifiers(draw):
         return softmax(draw(hnp.arrays(dtype, (rows, num_classes), elements=st.integers(-9, 9))))
 
     def information(rows):
-        return draw(hnp.arrays(dtype, rows, elements=st.floats(0, 1, width=32)))
+        return draw(hnp.arrays(dtype, rows, elements=st.floats(0, 0.5, width=32)))
 
     def labels(rows):
         return draw(hnp.arrays(np.int64, rows, elements=st.integers(0, num_classes - 1)))
@@ -97,11 +97,12 @@ def test_classifiers_are_read_as_they_were_written(tmp_path, arguments):
 def test_regressors_are_read_as_they_were_written(tmp_path, data):
     shape, dtype = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 3))), data.draw(FLOATS)
     anything = hnp.arrays(dtype, shape, elements=st.floats(-1e3, 1e3, width=32))
+    part = hnp.arrays(dtype, shape, elements=st.floats(0, 0.125, width=32))
     positive = hnp.arrays(dtype, shape, elements=st.floats(0.125, 1e3, width=32))
     names = data.draw(st.lists(NAMES, min_size=1, max_size=3, unique=True))
     predictions = {
         name: RegressionPredictions(
-            data.draw(anything), data.draw(positive), data.draw(st.none() | positive)
+            data.draw(anything), data.draw(positive), data.draw(st.none() | part)
         )
         for name in names
     }
@@ -282,6 +283,19 @@ WITH_NAN = np.where(np.arange(8).reshape(4, 2) >= 5, np.nan, 0.5)
             r"epistemic of shape \(3,\), expected",
         ),
         ({"y": LABELS, "probs": HALVES, "epistemic": -STD}, r"-1 at epistemic\[0\], expected no"),
+        (
+            {"y": LABELS, "probs": HALVES, "epistemic": STD},
+            r"1 at epistemic\[0\], expected at most 0.6931 nats, .*; multiply bits by log\(2\)",
+        ),
+        ({"y": LABELS, "logits": HALVES}, "logits whose rows all sum to one, .*name probabilit"),
+        (
+            {"y": LABELS[:2], "probs": np.array([[0.9, 0.2, 0.5], [0.1, 0.8, 0.5]])},
+            r"probs\[0\] with the sum 1.6 .*; transpose it, to one row for each example",
+        ),
+        (
+            {"y": MEAN, "mean": MEAN, "std": STD, "epistemic_std": 1.5 * STD},
+            r"1.5 at epistemic_std\[0, 0\] where std is 1, expected a part of std; add the obs",
+        ),
         ({"y": MEAN, "mean": MEAN[:3], "std": STD}, r"mean of shape \(3,\), expected one value"),
         ({"y": MEAN, "mean": MEAN, "std": 0 * STD}, r"0 at std\[0, 0\], expected positive .*noise"),
         ({"y": MEAN, "mean": MEAN, "std": -STD}, r"-1 at std\[0, 0\], expected no negative"),
@@ -305,6 +319,7 @@ def test_archives_that_are_refused(tmp_path, arrays, message):
         ("\n\n", "an empty file"),
         ("y,p\n", "a single line, expected a header"),
         ("y;p\n1;0.5\n", "the column 'y;p', expected y and .*commas between"),
+        ("y;p\n1;0,5\n", "the column 'y;p', expected y and .*commas between"),
         ("y,p,p\n1,0,0\n", "the column 'p' twice"),
         (",y,p\n0,1,0\n", "the column '', .*index=False"),
         ("y,mean,sd\n0,1,1\n", "the column 'sd'"),
@@ -314,7 +329,8 @@ def test_archives_that_are_refused(tmp_path, arrays, message):
         ("p\n1\n", "found probs, expected y and probs"),
         ("y,p\n1,0.5\n\n1\n", "1 values in line 4, expected 2, as the header has; .*cut off"),
         ("y,p\n1,0.5,\n", "3 values in line 2"),
-        ("y,p\n1,0.5\ncat,0.5\n", "'cat' as y in line 3, expected a number; number the classes"),
+        ("y,p\n1,0.5\ncat,0.5\n", "'cat' as y in line 3, expected a number; .* number the classes"),
+        ("y,p\n1,50%\n", "'50%' as p in line 2, expected a number; write 50% as 0.5"),
         ("y,p\n1,\n", "no p in line 2, expected a number"),
         ("y,p\n1,nan\n", "nan at p in line 2"),
         ("y,p_0,p_1\n1,0,1\n\n1,0,nan\n", "nan at p_1 in line 4, expected finite numbers"),
@@ -351,6 +367,8 @@ def test_what_is_no_archive(tmp_path):
         read(path)
     with pytest.raises(ValueError, match=r"the ending '.txt', expected .npz or .csv"):
         read(tmp_path / "a.txt")
+    with pytest.raises(ValueError, match=r"found a directory, expected a file .*predictions\.npz"):
+        read(tmp_path)
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "missing.npz")
 

@@ -1,13 +1,13 @@
 """The numbers of a report are those of the metrics, and their intervals those of the bootstrap."""
 
 import json
-import math
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.special import softmax
+from scipy.stats import binom, norm
 
 from laplace_kit.eval import metrics
 from laplace_kit.eval.report import measures
@@ -113,11 +113,21 @@ def test_claims_are_judged_by_what_chance_would_do(classified, regressed):
     predictions, y, written = classified
     probs = predictions["map"].probs.astype(float)
     confidence, right = probs.max(axis=1), probs.argmax(axis=1) == y
-    z = (confidence.sum() - right.sum()) / math.sqrt((confidence * (1 - confidence)).sum())
+    chances = np.ones(1)
+    for claim in confidence:
+        chances = np.convolve(chances, [1 - claim, claim])
+    assert right.mean() < confidence.mean()
     assert written.metrics["claims"]["map"] == pytest.approx(
-        {"claimed": confidence.mean(), "kept": right.mean(), "p_value": 2 * norm.sf(abs(z))},
-        rel=1e-5,
+        {
+            "claimed": confidence.mean(),
+            "kept": right.mean(),
+            "p_value": 2 * chances[: right.sum() + 1].sum(),
+        },
+        abs=1e-12,
     )
+    expected = binom.pmf(np.arange(8), 7, 0.3)
+    found = measures._of_number(np.full(7, 0.3))
+    np.testing.assert_allclose(found, [*expected, *[0.0] * (len(found) - 8)], atol=1e-14)
     assert written.metrics["claims"]["laplace"]["p_value"] == pytest.approx(1, abs=1e-3)
     assert regressed[-1].metrics["claims"]["laplace"]["p_value"] > 0.05
     assert regressed[-1].metrics["claims"]["map"]["p_value"] < 1e-6
@@ -128,6 +138,50 @@ def test_certainty_is_calibrated_only_where_it_is_right():
     right = measures._claim_of_classes(certain, np.array([0, 1, 1]))
     wrong = measures._claim_of_classes(certain, np.array([0, 1, 0]))
     assert (right["p_value"], wrong["p_value"]) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("num", [50, 500, 5000])
+def test_miscalibration_is_told_in_sign_and_size(num):
+    rng = np.random.default_rng(num)
+    logits = rng.normal(0.0, 1.5, (num, 5))
+    honest = softmax(logits, axis=1)
+    y = (honest.cumsum(axis=1) > rng.uniform(size=(num, 1))).argmax(axis=1)
+    # A temperature keeps what is most probable: the gap is that between confidences, and chance.
+    for temperature, sign in ((0.5, 1), (2.0, -1)):
+        probs = softmax(logits / temperature, axis=1)
+        found = measures._claim_of_classes(probs, y)
+        expected = (probs.max(axis=1) - honest.max(axis=1)).mean()
+        assert np.sign(expected) == sign
+        assert found["claimed"] - found["kept"] == pytest.approx(expected, abs=1.5 / num**0.5)
+        assert found["p_value"] < 0.05 or num == 50
+    targets = rng.normal(size=(num, 1))
+    for scale, sign in ((0.5, 1), (2.0, -1)):
+        kept = (np.abs(targets) <= norm.ppf(0.95) * scale).mean()
+        found = measures._claim_of_intervals({"coverage_90": kept}, num)
+        expected = 0.9 - (2 * norm.cdf(norm.ppf(0.95) * scale) - 1)
+        assert np.sign(expected) == sign
+        assert found["claimed"] - found["kept"] == pytest.approx(expected, abs=1.5 / num**0.5)
+        assert found["p_value"] < 0.05
+
+
+@pytest.mark.parametrize(("num", "doubt"), [(50, 1e-3), (50, 3e-3), (500, 1e-4), (500, 3e-3)])
+def test_honest_predictors_are_seldom_found_guilty(num, doubt):
+    rng = np.random.default_rng(0)
+    probs = np.full((num, 2), [1.0 - doubt, doubt])
+    p_values = [
+        measures._claim_of_classes(probs, (rng.uniform(size=num) < doubt).astype(int))["p_value"]
+        for _ in range(500)
+    ]
+    assert np.mean(np.array(p_values) < 0.05) < 0.06
+    assert np.mean(np.array(p_values) < 0.001) < 0.004
+
+
+def test_soft_labels_are_right_by_what_they_give():
+    labels = np.random.default_rng(0).dirichlet(np.ones(3), 500)
+    found = measures._claim_of_classes(labels, labels)
+    assert found["kept"] == pytest.approx(found["claimed"])
+    assert found["p_value"] == pytest.approx(1.0)
+    assert measures._claim_of_classes(labels, labels.argmax(axis=1))["p_value"] < 1e-6
 
 
 def test_overflow_becomes_null_without_an_interval(regressed):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from laplace_kit.eval.report import files, page, table
 from laplace_kit.eval.report.page import PosteriorCard
+from laplace_kit.eval.report.pictures import Section
 
 
 class Page(html.parser.HTMLParser):
@@ -67,6 +68,18 @@ def test_numbers_of_the_page_are_those_of_metrics_json(written, shown):
     ]
     assert [value for value, _ in shown.numbers] == values
     assert [text.replace("−", "-") for _, text in shown.numbers] == [*map(table.number, values)]
+
+
+def test_links_lead_to_the_set_that_they_name(tmp_path, classified):
+    titles = ("Detection, noise1", "Detection, noise2", "Detection, Noise1", "Detection, \u00fc")
+    sections = tuple(Section(title, "", ()) for title in titles)
+    content = page.Content("Links", sections, (), None)
+    written = page.write(tmp_path, classified[-1].metrics, content, lambda path: path.touch())
+    found = Page(written.index.read_text()).attributes
+    links = [value.removeprefix("#") for name, value in found if name == "href"]
+    anchors = [value for name, value in found if name == "id"]
+    assert len({*anchors}) == len(anchors) == len(titles) + 2
+    assert [link for link in links if link in anchors] == anchors
 
 
 def test_page_holds_metrics_json_the_verdict_and_the_intervals(written, shown):

@@ -36,6 +36,8 @@ def test_colours_keep_their_range(scale):
 
 def test_names_are_cut_in_legends_alone():
     assert pictures.legend_name("map") == "MAP"
-    assert len(pictures.legend_name("x" * 80)) == 22
+    first, second = (pictures.legend_name("x" * 80 + end) for end in "12")
+    assert len(first) == len(second) == 22
+    assert first != second, "names that begin alike are told apart by their ends"
     assert pictures.names(["map", "laplace", "other"]) == "MAP, Laplace and other"
     assert pictures.file_name("ood", "map", "noise") == "ood_map@noise.png"

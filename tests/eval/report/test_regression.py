@@ -39,6 +39,15 @@ def test_a_report_replaces_an_older_one_byte_for_byte(tmp_path, regressed):
         assert ours.read_bytes() == theirs.read_bytes(), ours.name
 
 
+@pytest.mark.parametrize("x", [np.ones((3, 1)), np.array(["a", "b", "c"])])
+def test_extreme_values_and_inputs_that_no_band_can_be_drawn_over(tmp_path, x):
+    y = np.array([[0.0], [1.0], [2.0]], np.float32)
+    predictions = {"map": RegressionPredictions(y + np.float32(1e30), np.ones_like(y))}
+    written = report.regression_report(predictions, y, tmp_path, x=x)
+    assert "band_map.png" not in {path.name for path in written.files}
+    assert written.metrics["map"]["coverage_90"] == 0
+
+
 def test_a_file_where_the_directory_should_be(tmp_path, regressed):
     predictions, y, _ = regressed
     file = tmp_path / "taken"

@@ -43,6 +43,20 @@ def test_better_values_are_those_nearest_the_goal():
     assert not coverage.is_monotone
 
 
+def test_intervals_end_where_no_predictor_can_reach():
+    ends = {key: table.METRICS[key].attainable(-0.1, 1.1) for key in table.METRICS}
+    assert ends["accuracy"] == (-0.1, 1.0)
+    assert ends["ece"] == (0.0, 1.1)
+    assert ends["nll"] == ends["debiased_ce"] == ends["chi_squared"] == (-0.1, 1.1)
+
+
+def test_values_equal_but_for_rounding_are_equal():
+    (group,) = table.groups(numbers(map=(0.9, 0.5, 0.9), laplace=(0.9 + 1e-8, 0.5, 0.9)))
+    assert not any(cell.best for cell in group.rows[0].cells)
+    assert table.number(9.7e-8) == table.number(-1e-8) == table.signed(-1.8e-8) == "0.0000"
+    assert table.signed(2e-6) == "+2.00e-06"
+
+
 def test_cells_hold_their_intervals():
     (group,) = table.groups(numbers(map=(0.9, 0.5, 0.9)))
     assert [cell.interval for cell in group.rows[0].cells] == ["0.4000 to 1.4000"]
@@ -95,3 +109,7 @@ def test_text_table_lines_up():
 def test_a_metric_has_one_name():
     labels = [metric.label for metric in table.METRICS.values()]
     assert len(set(labels)) == len(labels)
+
+
+def test_nothing_has_no_sign():
+    assert table.number(-0.0) == "0.0000"
