@@ -295,7 +295,7 @@ class Laplace:
     def predict_over(
         self, batches: Iterable[Any], *, key: PRNGKeyArray | None = None, progress: bool = False
     ) -> Predictive:
-        """Return the predictive at the inputs of a loader; see `laplace_kit.eval.batches`.
+        """Return the predictive, as `with_prediction` sets it, at the inputs of a loader.
 
         Parameters
         ----------
