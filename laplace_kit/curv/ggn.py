@@ -19,6 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Num, PyTree
 from laplace_kit.curv.capture.blocks import HeadRows
 from laplace_kit.curv.capture.capture import Capture, capture, unit_directions
 from laplace_kit.curv.capture.cost import (
+    DIRECTIONS_WORTH_A_PASS,
     multiplied_out,
     plan,
     products_of_pairs,
@@ -29,6 +30,7 @@ from laplace_kit.curv.capture.heads import sole_head
 from laplace_kit.curv.capture.layers import Layer, find_layers
 from laplace_kit.curv.capture.layout import to_flat
 from laplace_kit.curv.capture.rows import Rows, assemble
+from laplace_kit.curv.capture.uses import is_slow_in_loops
 from laplace_kit.curv.linear import known_nonnegative
 from laplace_kit.curv.objective import per_example
 from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind
@@ -133,9 +135,11 @@ class GaussNewtonOperator(CurvatureOperator):
         """
         objective, (x, _) = self.objective, batch_spec(self.data)
         cost = rows_cost(objective, x, self.example_bytes, work)
-        held = plan(cost, self._num_columns, self.batch_size, self.memory_limit, sum_bytes)
+        on_host = is_slow_in_loops(find_layers(objective, x).program)
+        num, limits = self._num_columns, (self.batch_size, self.memory_limit)
+        held = plan(cost, num, *limits, sum_bytes, num if on_host else DIRECTIONS_WORTH_A_PASS)
         fn = fn_of_width(held.num_directions)
-        return self.sum_over(fn, args, batch_size=held.batch_size)
+        return self.sum_over(fn, args, batch_size=held.batch_size, on_host=on_host)
 
     def sum_columns(self, fn_of_width: Callable[[int], Callable], args: PyTree = None) -> PyTree:
         """Sum a function of products with the columns of a head over examples; see `sum_rows`.

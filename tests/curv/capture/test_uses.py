@@ -10,6 +10,7 @@ from laplace_kit.curv.capture.uses import (
     evaluate,
     find_uses,
     flatten_program,
+    is_slow_in_loops,
     moves_entries,
     reached_from,
 )
@@ -59,6 +60,15 @@ def test_the_flat_program_computes_the_model():
         value = read(number)
         assert (jnp.shape(value), jnp.result_type(value)) == (aval.shape, aval.dtype)
         assert program.shape(number) == aval.shape
+
+
+def test_convolutions_are_slow_in_loops_on_a_cpu():
+    def convolve(kernel, x):
+        return jax.jit(jnp.convolve)(x.ravel(), kernel)
+
+    for fn, expected in ((convolve, True), (lambda kernel, x: x @ kernel[:, None], False)):
+        program = flatten_program(jax.tree_util.Partial(fn), jnp.ones(3), X)
+        assert is_slow_in_loops(program) == (expected and jax.default_backend() == "cpu")
 
 
 def test_derivatives_of_the_flat_program_are_the_models():
