@@ -20,6 +20,7 @@ from benchmarks.peers.protocol import (
     Workload,
     serve,
 )
+from laplace_kit import tree
 from laplace_kit.approx.kronecker import fit_kronecker
 from laplace_kit.curv.linearized import linearized
 from laplace_kit.curv.matrix_free.lanczos import tridiagonalize
@@ -55,8 +56,14 @@ def jobs(workload: Workload, variant: str) -> Jobs:
 
     fitted = functools.cache(fit)
 
+    # As parameters, which saves copies; a flat vector would do.
+    vector, vectors = tree.unravel(v, params), tree.unravel(vs, params)
+
     def product(operator):
-        return Job(lambda: _ready(_multiply(operator, v)), _values("product", np.asarray))
+        return Job(
+            lambda: _ready(_multiply(operator, vector)),
+            lambda found: {"product": tree.ravel(found)},
+        )
 
     def lanczos():
         nothing = jnp.zeros((1, len(v)))
@@ -132,17 +139,20 @@ def jobs(workload: Workload, variant: str) -> Jobs:
         return _ready(lk.load(Path(folder().name, "posterior"), model_fn)).params
 
     def mean(params):
-        return {"mean": jax.flatten_util.ravel_pytree(params)[0]}
+        return {"mean": tree.ravel(params)}
 
     return {
         "gradient": Job(
             lambda: _ready(_gradient(model_fn, params, data)),
-            lambda found: {"gradient": jax.flatten_util.ravel_pytree(found)[0]},
+            lambda found: {"gradient": tree.ravel(found)},
         ),
         "GGN product": product(ggn),
         "Hessian product": product(hessian),
         "Fisher product": product(fisher),
-        "16 GGN products": Job(lambda: _ready(_together(ggn, vs)), _values("products", np.asarray)),
+        "16 GGN products": Job(
+            lambda: _ready(_together(ggn, vectors)),
+            lambda found: {"products": tree.ravel(found, num_leading=1)},
+        ),
         "Lanczos": Job(lanczos, ritz),
         "diagonal": Job(lambda: _ready(ggn.diagonal()), _values("diagonal", np.asarray)),
         "K-FAC": Job(
