@@ -204,6 +204,14 @@ def _rows(arrays: PyTree, rows: Int[Array, " M"]) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[rows], arrays)
 
 
+def even_chunk(data: Data, batch_size: int) -> int:
+    """Return the smallest chunk of data in memory that needs no more chunks than this one."""
+    if not isinstance(data, InMemory):
+        return batch_size
+    num = data.num_examples
+    return -(-num // -(-num // batch_size))
+
+
 # --- sums over examples -------------------------------------------------------------------------
 
 
@@ -239,9 +247,8 @@ def sum_over(
     """
     if isinstance(data, InMemory):
         num = data.num_examples
-        num_chunks = -(-num // (batch_size or num))
-        size = -(-num // num_chunks)
-        if on_host and num_chunks > 1 and is_concrete((args, data)):
+        size = min(batch_size or num, num)
+        if on_host and size < num and is_concrete((args, data)):
             return _host_sum(fn, args, data, size)
         return _scan_sum(fn, args, data, size)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):

@@ -34,7 +34,7 @@ from laplace_kit.curv.capture.uses import is_slow_in_loops
 from laplace_kit.curv.linear import known_nonnegative
 from laplace_kit.curv.objective import per_example
 from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind
-from laplace_kit.data import Chunk, DataLike, as_data, batch_spec
+from laplace_kit.data import Chunk, DataLike, as_data, batch_spec, even_chunk
 from laplace_kit.likelihood import FromLoss, LikelihoodLike
 from laplace_kit.tree import pytree_dataclass
 
@@ -139,7 +139,8 @@ class GaussNewtonOperator(CurvatureOperator):
         num, limits = self._num_columns, (self.batch_size, self.memory_limit)
         held = plan(cost, num, *limits, sum_bytes, num if on_host else DIRECTIONS_WORTH_A_PASS)
         fn = fn_of_width(held.num_directions)
-        return self.sum_over(fn, args, batch_size=held.batch_size, on_host=on_host)
+        size = self.batch_size or even_chunk(self.data, held.batch_size)
+        return self.sum_over(fn, args, batch_size=size, on_host=on_host)
 
     def sum_columns(self, fn_of_width: Callable[[int], Callable], args: PyTree = None) -> PyTree:
         """Sum a function of products with the columns of a head over examples; see `sum_rows`.
