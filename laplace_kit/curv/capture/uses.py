@@ -67,9 +67,10 @@ def is_slow_in_loops(program: Program) -> bool:
     """Tell whether the host had better loop over chunks of examples than the compiled program.
 
     On a CPU, XLA brings derivatives of convolutions into the form that its library is for, but not
-    those inside of a loop: these take several times as long.
+    those inside of a loop: these take several times as long. Frozen ones have none.
     """
-    names = {step.primitive.name for step in program.steps}
+    varying = reached_from(program, program.leaves)
+    names = {step.primitive.name for step in program.steps if varying.intersection(step.results)}
     return jax.default_backend() == "cpu" and "conv_general_dilated" in names
 
 

@@ -66,7 +66,11 @@ def test_convolutions_are_slow_in_loops_on_a_cpu():
     def convolve(kernel, x):
         return jax.jit(jnp.convolve)(x.ravel(), kernel)
 
-    for fn, expected in ((convolve, True), (lambda kernel, x: x @ kernel[:, None], False)):
+    def frozen(scale, x):
+        return convolve(jnp.ones(3), x) * scale[0]
+
+    cases = ((convolve, True), (frozen, False), (lambda kernel, x: x @ kernel[:, None], False))
+    for fn, expected in cases:
         program = flatten_program(jax.tree_util.Partial(fn), jnp.ones(3), X)
         assert is_slow_in_loops(program) == (expected and jax.default_backend() == "cpu")
 
