@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from laplace_kit.tree import as_array, is_concrete, pytree_dataclass
+from laplace_kit.convolutions import canonical
+from laplace_kit.tree import as_array, pytree_dataclass
 
 # Kept with a posterior, for what is judged on training data after the fit.
 NUM_EXAMPLES = 256
@@ -215,9 +216,7 @@ def even_chunk(data: Data, batch_size: int) -> int:
 # --- sums over examples -------------------------------------------------------------------------
 
 
-def sum_over(
-    fn: Callable, args: PyTree, data: Data, batch_size: int | None, *, on_host: bool = False
-) -> PyTree:
+def sum_over(fn: Callable, args: PyTree, data: Data, batch_size: int | None) -> PyTree:
     r"""Return $\sum_{\text{chunks}} \mathrm{fn}(\mathrm{args}, \text{chunk})$.
 
     Parameters
@@ -231,9 +230,6 @@ def sum_over(
         In memory, or a stream.
     batch_size
         The number of examples in a chunk, at most; `None` for all in memory (or a whole batch).
-    on_host
-        Whether the host loops over chunks in memory too, where values are concrete: for programs
-        that are slow inside of a compiled loop.
 
     Returns
     -------
@@ -247,10 +243,7 @@ def sum_over(
     """
     if isinstance(data, InMemory):
         num = data.num_examples
-        size = min(batch_size or num, num)
-        if on_host and size < num and is_concrete((args, data)):
-            return _host_sum(fn, args, data, size)
-        return _scan_sum(fn, args, data, size)
+        return _scan_sum(fn, args, data, min(batch_size or num, num))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
         raise TypeError(
             "Found a stream of batches inside a JAX transformation (jit, vmap, grad), expected "
@@ -273,7 +266,7 @@ def sum_over(
 
 @partial(jax.jit, static_argnames=("fn", "batch_size"))
 def _scan_sum(fn, args, data, batch_size):
-    num = data.num_examples
+    fn, num = canonical(fn), data.num_examples
     if batch_size == num:
         return _accumulable(fn(args, _slice(data, 0, num)))
     shapes = jax.eval_shape(lambda: _accumulable(fn(args, _slice(data, 0, batch_size))))
@@ -285,27 +278,9 @@ def _scan_sum(fn, args, data, batch_size):
     return jax.lax.scan(body, zeros, jnp.arange(-(-num // batch_size)))[0]
 
 
-def _host_sum(fn, args, data, batch_size):
-    spec = _of_slice.eval_shape(fn, args, data, 0, batch_size)
-    total = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), spec)
-    for i in range(-(-data.num_examples // batch_size)):
-        total = _add_slice(fn, args, data, i, total, batch_size)
-    return total
-
-
-@partial(jax.jit, static_argnames=("fn", "batch_size"), inline=True)
-def _of_slice(fn, args, data, i, batch_size):
-    return _accumulable(fn(args, _slice(data, i, batch_size)))
-
-
-@partial(jax.jit, static_argnames=("fn", "batch_size"), donate_argnames="total")
-def _add_slice(fn, args, data, i, total, batch_size):
-    return jax.tree.map(jnp.add, total, _of_slice(fn, args, data, i, batch_size))
-
-
 @partial(jax.jit, static_argnames="fn", inline=True)
 def _of_chunk(fn, args, chunk):
-    return _accumulable(fn(args, chunk))
+    return _accumulable(canonical(fn)(args, chunk))
 
 
 @partial(jax.jit, static_argnames="fn", donate_argnames="total")
@@ -389,9 +364,8 @@ def _with_progress(data: Stream) -> Iterable:
 # --- maps over inputs ---------------------------------------------------------------------------
 
 
-def map_over(
-    fn: Callable, args: PyTree, x: PyTree, batch_size: int, *, on_host: bool = False
-) -> PyTree:
+@partial(jax.jit, static_argnames=("fn", "batch_size"))
+def map_over(fn: Callable, args: PyTree, x: PyTree, batch_size: int) -> PyTree:
     """Return `fn(args, x)` row by row, computed in chunks of `batch_size` inputs.
 
     Parameters
@@ -402,43 +376,17 @@ def map_over(
         Pytrees of arrays; `x` with a leading axis of N inputs.
     batch_size
         The number of inputs held at a time.
-    on_host
-        As in `sum_over`.
     """
-    data = InMemory(x, ())
+    fn, data = canonical(fn), InMemory(x, ())
     num = data.num_examples
     size = min(batch_size, num)
-    if not on_host or size == num or not is_concrete((args, x)):
-        return _scan_map(fn, args, data, size)
-    parts = [_map_slice(fn, args, data, i, size) for i in range(-(-num // size))]
-    return _stack_and_join(parts, num)
+    if size == num:
+        return fn(args, x)
+    steps = -(-num // size)
+    out = jax.lax.map(lambda i: fn(args, _slice(data, i, size).x), jnp.arange(steps))
 
+    def join(stacked):
+        head = stacked[:-1].reshape((steps - 1) * size, *stacked.shape[2:])
+        return jnp.concatenate([head, stacked[-1][steps * size - num :]])
 
-@partial(jax.jit, static_argnames=("fn", "batch_size"))
-def _scan_map(fn, args, data, batch_size):
-    num = data.num_examples
-    if batch_size == num:
-        return fn(args, data.x)
-    steps = jnp.arange(-(-num // batch_size))
-    return _join(jax.lax.map(lambda i: _map_slice(fn, args, data, i, batch_size), steps), num)
-
-
-@partial(jax.jit, static_argnames=("fn", "batch_size"), inline=True)
-def _map_slice(fn, args, data, i, batch_size):
-    return fn(args, _slice(data, i, batch_size).x)
-
-
-@partial(jax.jit, static_argnames="num")
-def _stack_and_join(parts, num):
-    return _join(jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts), num)
-
-
-def _join(stacked: PyTree, num: int) -> PyTree:
-    """Return the rows of all chunks, of the last one those that are new."""
-
-    def join(leaf):
-        steps, size = leaf.shape[:2]
-        head = leaf[:-1].reshape((steps - 1) * size, *leaf.shape[2:])
-        return jnp.concatenate([head, leaf[-1][steps * size - num :]])
-
-    return jax.tree.map(join, stacked)
+    return jax.tree.map(join, out)

@@ -124,11 +124,10 @@ def test_what_is_not_data_is_named(data, error, words):
 # --- sums over examples ---------------------------------------------------------------------------
 
 
-@given(num=st.integers(1, 12), batch_size=st.integers(1, 14) | st.none(), on_host=st.booleans())
-def test_sum_in_memory(num, batch_size, on_host):
+@given(num=st.integers(1, 12), batch_size=st.integers(1, 14) | st.none())
+def test_sum_in_memory(num, batch_size):
     x, y = arrays(num)
-    data = as_data((x, y))
-    found = sum_over(weighted_sums, jnp.float32(2.0), data, batch_size, on_host=on_host)
+    found = sum_over(weighted_sums, jnp.float32(2.0), as_data((x, y)), batch_size)
     assert_sums(found, expected_sums(2.0, x, y))
 
 
@@ -139,16 +138,6 @@ def test_even_chunks_are_as_many_and_no_larger(num, batch_size):
     assert -(-num // size) == -(-num // batch_size)
     assert (size - 1) * -(-num // batch_size) < num
     assert even_chunk(as_data(twins.Loader(*arrays(3), 2)), batch_size) == batch_size
-
-
-def test_a_loop_on_the_host_compiles_one_program_for_all_chunks():
-    x, y = arrays(23)
-    data = as_data((x, y))
-    sum_over(weighted_sums, jnp.float32(2.0), data, 5, on_host=True)
-    with twins.compilations() as names:
-        found = sum_over(weighted_sums, jnp.float32(3.0), data, 5, on_host=True)
-    assert_sums(found, expected_sums(3.0, x, y))
-    assert not names
 
 
 @given(
@@ -176,7 +165,7 @@ def test_sum_inside_jit_and_its_derivative():
 
     @jax.jit
     def total(factor, data):
-        return sum_over(weighted_sums, factor, data, 3, on_host=True)["first"].sum()
+        return sum_over(weighted_sums, factor, data, 3)["first"].sum()
 
     found = jax.grad(total)(2.0, as_data((x, y)))
     assert found == pytest.approx(x.sum(), rel=1e-5)
@@ -312,11 +301,11 @@ def rowwise(factor, x):
     return {"y": factor * x["a"][:, None] ** 2, "z": x["b"].sum(axis=1)}
 
 
-@given(num=st.integers(1, 12), batch_size=st.integers(1, 14), on_host=st.booleans())
-def test_map_is_the_function_row_by_row(num, batch_size, on_host):
+@given(num=st.integers(1, 12), batch_size=st.integers(1, 14))
+def test_map_is_the_function_row_by_row(num, batch_size):
     rng = np.random.default_rng(num)
     x = {"a": jnp.asarray(rng.normal(size=num)), "b": jnp.asarray(rng.normal(size=(num, 2)))}
-    found = map_over(rowwise, 3.0, x, batch_size, on_host=on_host)
+    found = map_over(rowwise, 3.0, x, batch_size)
     expected = rowwise(3.0, x)
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-6)

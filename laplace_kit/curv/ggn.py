@@ -19,7 +19,6 @@ from jaxtyping import Array, ArrayLike, Float, Int, Num, PyTree
 from laplace_kit.curv.capture.blocks import HeadRows
 from laplace_kit.curv.capture.capture import Capture, capture, unit_directions
 from laplace_kit.curv.capture.cost import (
-    DIRECTIONS_WORTH_A_PASS,
     multiplied_out,
     plan,
     products_of_pairs,
@@ -30,7 +29,6 @@ from laplace_kit.curv.capture.heads import sole_head
 from laplace_kit.curv.capture.layers import Layer, find_layers
 from laplace_kit.curv.capture.layout import to_flat
 from laplace_kit.curv.capture.rows import Rows, assemble
-from laplace_kit.curv.capture.uses import is_slow_in_loops
 from laplace_kit.curv.linear import known_nonnegative
 from laplace_kit.curv.objective import per_example
 from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind
@@ -135,12 +133,10 @@ class GaussNewtonOperator(CurvatureOperator):
         """
         objective, (x, _) = self.objective, batch_spec(self.data)
         cost = rows_cost(objective, x, self.example_bytes, work)
-        on_host = is_slow_in_loops(find_layers(objective, x).program)
-        num, limits = self._num_columns, (self.batch_size, self.memory_limit)
-        held = plan(cost, num, *limits, sum_bytes, num if on_host else DIRECTIONS_WORTH_A_PASS)
+        held = plan(cost, self._num_columns, self.batch_size, self.memory_limit, sum_bytes)
         fn = fn_of_width(held.num_directions)
         size = self.batch_size or even_chunk(self.data, held.batch_size)
-        return self.sum_over(fn, args, batch_size=size, on_host=on_host)
+        return self.sum_over(fn, args, batch_size=size)
 
     def sum_columns(self, fn_of_width: Callable[[int], Callable], args: PyTree = None) -> PyTree:
         """Sum a function of products with the columns of a head over examples; see `sum_rows`.

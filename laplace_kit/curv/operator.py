@@ -104,7 +104,6 @@ class CurvatureOperator(SelfAdjointOperator):
         *,
         num_vectors: int = 1,
         batch_size: int | None = None,
-        on_host: bool = False,
     ) -> PyTree:
         """Sum `fn((operator, args), chunk)` over the data, times the scale.
 
@@ -119,13 +118,11 @@ class CurvatureOperator(SelfAdjointOperator):
             How many vectors an example pushes through the linearised model.
         batch_size
             The number of examples in a chunk; by default the operator's own, or what memory allows.
-        on_host
-            As in `laplace_kit.data.sum_over`.
         """
         held = self.example_bytes * (_LINEARISATION + _VECTOR * num_vectors)
         batch_size = batch_size or self.batch_size or memory.chunk_size(held, self.memory_limit)
         kernel = tree.replace(self, data=None)
-        total = sum_over(fn, (kernel, args), self.data, batch_size, on_host=on_host)
+        total = sum_over(fn, (kernel, args), self.data, batch_size)
         is_one = isinstance(self.scale, float | int) and self.scale == 1
         return total if is_one else _scaled(total, self.scale)
 

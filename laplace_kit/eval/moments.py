@@ -11,15 +11,8 @@ from jaxtyping import Array, Float, PyTree
 from laplace_kit import memory
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.curv.capture.capture import capture
-from laplace_kit.curv.capture.cost import (
-    DIRECTIONS_WORTH_A_PASS,
-    check_fits,
-    plan,
-    projections,
-    rows_cost,
-)
+from laplace_kit.curv.capture.cost import check_fits, plan, projections, rows_cost
 from laplace_kit.curv.capture.layers import find_layers
-from laplace_kit.curv.capture.uses import is_slow_in_loops
 from laplace_kit.curv.objective import Objective
 from laplace_kit.data import map_over
 
@@ -60,9 +53,8 @@ def linearized_moments(
         If one input, with all of its outputs for covariances or with one for variances, exceeds the
         memory limit.
     """
-    layers = find_layers(objective, x)
-    on_host = is_slow_in_loops(layers.program)
-    posterior = posterior.for_prediction(tuple(layer.layout for layer in layers.layers))
+    layouts = tuple(layer.layout for layer in find_layers(objective, x).layers)
+    posterior = posterior.for_prediction(layouts)
     unit = memory.activation_bytes(objective.model_fn, objective.params, x)
     work = partial(projections, num_vectors=posterior.num_projections)
     cost = rows_cost(objective, x, unit, work, of_outputs=not full)
@@ -72,11 +64,9 @@ def linearized_moments(
         check_fits(cost, num_outputs, memory.budget(memory_limit), remedy)
         held = cost.once + num_outputs * cost.direction
         size = batch_size or max(memory.working_set(memory_limit) // held, 1)
-        return map_over(_full_moments, (objective, posterior), x, size, on_host=on_host)
-    fewest = num_outputs if on_host else DIRECTIONS_WORTH_A_PASS
-    held = plan(cost, num_outputs, batch_size, memory_limit, fewest_directions=fewest)
-    variances = _Variances(held.num_directions)
-    return map_over(variances, (objective, posterior), x, held.batch_size, on_host=on_host)
+        return map_over(_full_moments, (objective, posterior), x, size)
+    held = plan(cost, num_outputs, batch_size, memory_limit)
+    return map_over(_Variances(held.num_directions), (objective, posterior), x, held.batch_size)
 
 
 class _Variances(NamedTuple):

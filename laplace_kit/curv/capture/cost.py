@@ -20,7 +20,7 @@ _LINEARISATION, _DIRECTION = 2, 2
 # With fewer examples than this in a chunk, the forward pass is a matter of single vectors.
 _EXAMPLES_WORTH_A_PASS = 16
 # With fewer directions than this at a time, so are the backward passes.
-DIRECTIONS_WORTH_A_PASS = 8
+_DIRECTIONS_WORTH_A_PASS = 8
 # A chunk of so many times the bytes it is added to spends little of its time on adding.
 _CHUNK_TO_SUM = 8
 
@@ -96,7 +96,6 @@ def plan(
     batch_size: int | None,
     memory_limit: int | None,
     sum_bytes: int = 0,
-    fewest_directions: int = DIRECTIONS_WORTH_A_PASS,
 ) -> Plan:
     """Choose how much to hold at a time.
 
@@ -112,8 +111,6 @@ def plan(
         In bytes; `None` for a share of the device's memory.
     sum_bytes
         What each chunk is added to.
-    fewest_directions
-        To hold at a time where the limit allows, be it of fewer examples.
 
     Raises
     ------
@@ -126,9 +123,10 @@ def plan(
     small = max(memory.working_set(memory_limit), _CHUNK_TO_SUM * sum_bytes)
     room = limit if batch_size else min(small, limit)
     at_once = (room // wanted - cost.once) // cost.direction
-    if batch_size is None:
-        at_once = max(at_once, min(fewest_directions, (limit - cost.once) // cost.direction))
-    at_once = min(max(at_once, 1), num_directions)
+    if batch_size is None:  # rather fewer examples than fewer directions
+        at_once = max(at_once, min(_DIRECTIONS_WORTH_A_PASS, (limit - cost.once) // cost.direction))
+    blocks = -(-num_directions // max(at_once, 1))
+    at_once = -(-num_directions // blocks)  # as even as they can be
     size = batch_size or max(room // (cost.once + at_once * cost.direction), 1)
     return Plan(size, at_once)
 

@@ -63,17 +63,6 @@ class Program(NamedTuple):
         return jnp.shape(operand.val) if isinstance(operand, Literal) else self.avals[operand].shape
 
 
-def is_slow_in_loops(program: Program) -> bool:
-    """Tell whether the host had better loop over chunks of examples than the compiled program.
-
-    On a CPU, XLA brings derivatives of convolutions into the form that its library is for, but not
-    those inside of a loop: these take several times as long. Frozen ones have none.
-    """
-    varying = reached_from(program, program.leaves)
-    names = {step.primitive.name for step in program.steps if varying.intersection(step.results)}
-    return jax.default_backend() == "cpu" and "conv_general_dilated" in names
-
-
 class Use(NamedTuple):
     """Where a leaf is consumed: the step, the operand, and the moves that brought it there.
 

@@ -146,7 +146,7 @@ def test_many_outputs_are_split_so_that_several_examples_fit():
     cost = Cost(100, 1000, "w")
     chosen = plan(cost, 1000, None, 16 * 20_100)
     assert chosen == Plan(16, 20)
-    assert plan(cost, 1000, 4, 16 * 20_100).num_directions == 80
+    assert plan(cost, 1000, 4, 16 * 20_100).num_directions == 77  # 13 blocks, of 80 each too many
     # Below eight directions at a time, rather fewer examples.
     assert plan(cost, 1000, None, 4 * 8100) == Plan(4, 8)
     assert plan(cost, 1000, None, 3100) == Plan(1, 3)

@@ -10,7 +10,6 @@ from laplace_kit.curv.capture.uses import (
     evaluate,
     find_uses,
     flatten_program,
-    is_slow_in_loops,
     moves_entries,
     reached_from,
 )
@@ -60,19 +59,6 @@ def test_the_flat_program_computes_the_model():
         value = read(number)
         assert (jnp.shape(value), jnp.result_type(value)) == (aval.shape, aval.dtype)
         assert program.shape(number) == aval.shape
-
-
-def test_convolutions_are_slow_in_loops_on_a_cpu():
-    def convolve(kernel, x):
-        return jax.jit(jnp.convolve)(x.ravel(), kernel)
-
-    def frozen(scale, x):
-        return convolve(jnp.ones(3), x) * scale[0]
-
-    cases = ((convolve, True), (frozen, False), (lambda kernel, x: x @ kernel[:, None], False))
-    for fn, expected in cases:
-        program = flatten_program(jax.tree_util.Partial(fn), jnp.ones(3), X)
-        assert is_slow_in_loops(program) == (expected and jax.default_backend() == "cpu")
 
 
 def test_derivatives_of_the_flat_program_are_the_models():
