@@ -6,22 +6,25 @@ entries. Only the classes that the caller names are ever built.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 FORMAT, VERSION = "laplace_kit", 1
 
 _ZIP_MAGIC = b"PK\x03\x04"
+# By the identity of what is stored, its name and its values: what appears twice is stored once.
+_Arrays = dict[int, tuple[str, np.ndarray]]
 # What reading a damaged archive may raise; `RuntimeError` stands for entries that seem encrypted,
 # compressed by unknown methods, or nested without end.
 _DAMAGE = (
@@ -48,7 +51,7 @@ def write(path: str | os.PathLike, value: PyTree, classes: Mapping[str, type]) -
     TypeError
         If the tree holds anything else.
     """
-    arrays: dict[str, np.ndarray] = {}
+    arrays: _Arrays = {}
     names = {cls: name for name, cls in classes.items()}
     tree = _encode(value, names, arrays)
     header = {"format": FORMAT, "version": VERSION, "tree": tree}
@@ -57,7 +60,7 @@ def write(path: str | os.PathLike, value: PyTree, classes: Mapping[str, type]) -
     unfinished = path.with_name(path.name + ".part")
     try:
         with unfinished.open("wb") as file:
-            np.savez(file, header=text, **arrays)
+            np.savez(file, header=text, **dict(arrays.values()))
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -102,10 +105,16 @@ def _read(file: BinaryIO, classes: Mapping[str, type]) -> PyTree:
             raise ValueError(f"its format is {header['format']!r}")
         if header["version"] > VERSION:
             raise ValueError(f"its version is {header['version']}, newer than {VERSION}")
-        return _decode(header["tree"], classes, archive)
+
+        @functools.cache  # what was one array is one again
+        def load(name: str, dtype: str) -> Array:
+            array = archive[name]
+            return jnp.asarray(array if array.dtype == dtype else array.view(jnp.dtype(dtype)))
+
+        return _decode(header["tree"], classes, load)
 
 
-def _encode(value: Any, names: Mapping[type, str], arrays: dict[str, np.ndarray]) -> Any:
+def _encode(value: Any, names: Mapping[type, str], arrays: _Arrays) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, jax.Array | np.ndarray | np.generic):
@@ -130,26 +139,23 @@ def _encode(value: Any, names: Mapping[type, str], arrays: dict[str, np.ndarray]
 
 
 def _encode_array(value, arrays):
-    dtype = str(value.dtype)
     array = np.asarray(value)
     if array.dtype.kind == "V":  # bfloat16 and its like, which NumPy's format does not know
         array = array.view(f"u{array.dtype.itemsize}")
-    name = f"array{len(arrays)}"
-    arrays[name] = array
-    return {"kind": "array", "name": name, "dtype": dtype}
+    name, _ = arrays.setdefault(id(value), (f"array{len(arrays)}", array))
+    return {"kind": "array", "name": name, "dtype": str(value.dtype)}
 
 
-def _decode(node: Any, classes: Mapping[str, type], archive: Mapping[str, np.ndarray]) -> Any:
+def _decode(node: Any, classes: Mapping[str, type], load: Callable[[str, str], Array]) -> Any:
     if not isinstance(node, dict):
         return node
     kind = node["kind"]
     if kind == "array":
-        array, dtype = archive[node["name"]], jnp.dtype(node["dtype"])
-        return jnp.asarray(array if array.dtype == dtype else array.view(dtype))
+        return load(node["name"], node["dtype"])
     if kind == "dict":
-        return {key: _decode(child, classes, archive) for key, child in node["items"]}
+        return {key: _decode(child, classes, load) for key, child in node["items"]}
     if kind in ("list", "tuple"):
-        children = [_decode(child, classes, archive) for child in node["children"]]
+        children = [_decode(child, classes, load) for child in node["children"]]
         return children if kind == "list" else tuple(children)
     cls = classes[node["class"]]
     obj = object.__new__(cls)  # the fields were validated before they were saved
@@ -157,5 +163,5 @@ def _decode(node: Any, classes: Mapping[str, type], archive: Mapping[str, np.nda
     if set(node["fields"]) != expected:
         raise ValueError(f"{node['class']} has the fields {sorted(node['fields'])}")
     for name, child in node["fields"].items():
-        object.__setattr__(obj, name, _decode(child, classes, archive))
+        object.__setattr__(obj, name, _decode(child, classes, load))
     return obj

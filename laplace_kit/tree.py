@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +90,40 @@ def paths(tree: PyTree) -> tuple[str, ...]:
     """Return the path of every leaf, as in `"layers/0/kernel"`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
+
+
+# --- leaves in common ------------------------------------------------------------------------
+
+
+def apart(value: PyTree, owner: PyTree) -> jax.tree_util.Partial:
+    """Return a pytree without the leaves of another: called with that, it is whole again.
+
+    What is returned from `jit` is copied, be it an argument; what is left out is not.
+
+    Parameters
+    ----------
+    value
+        The pytree, made from `owner`.
+    owner
+        Whose leaves, where they are in `value` as they are, need not be kept twice.
+    """
+    leaves, structure = jax.tree.flatten(value)
+    places = {id(leaf): place for place, leaf in enumerate(jax.tree.leaves(owner))}
+    sources = tuple(places.get(id(leaf)) for leaf in leaves)
+    own = [leaf for leaf, place in zip(leaves, sources, strict=True) if place is None]
+    return jax.tree_util.Partial(_Whole(structure, sources), own)
+
+
+class _Whole(NamedTuple):
+    """How a pytree is put together: which leaf of its owner each of its own is, or `None`."""
+
+    structure: jax.tree_util.PyTreeDef
+    sources: tuple[int | None, ...]
+
+    def __call__(self, own, owner):
+        given, rest = jax.tree.leaves(owner), iter(own)
+        leaves = [next(rest) if place is None else given[place] for place in self.sources]
+        return jax.tree.unflatten(self.structure, leaves)
 
 
 # --- the flat form ---------------------------------------------------------------------------

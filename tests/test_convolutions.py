@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import twins
 from jax.extend.core import ClosedJaxpr
 
 from laplace_kit.convolutions import canonical
-from tests import twins
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="layouts are a CPU's concern")
 

@@ -68,6 +68,17 @@ def test_every_kind_of_field(options, tmp_path):
     is_bitwise_equal(again.params, la.params)
 
 
+def test_an_array_that_appears_twice_is_stored_once_and_is_one_again(tmp_path):
+    array = jnp.arange(5, dtype=jnp.bfloat16)
+    storage.write(tmp_path / "twice", {"first": array, "second": (array, array + 1)}, {})
+    with zipfile.ZipFile(tmp_path / "twice") as archive:
+        assert len(archive.namelist()) == 3  # with the header
+    found = storage.read(tmp_path / "twice", {})
+    assert found["second"][0] is found["first"]
+    assert found["first"].dtype == jnp.bfloat16
+    assert found["second"][1].tolist() == [1, 2, 3, 4, 5]
+
+
 def test_integer_leaves_and_other_likelihoods(tmp_path):
     problem = twins.problem("with_integers")
     la = lk.fit(*problem.args[:3], likelihood="poisson", structure="diagonal")

@@ -194,6 +194,26 @@ def test_broadcast_names_what_does_not_fit(values, words):
     assert all(word in str(error.value) for word in words)
 
 
+# --- leaves in common -----------------------------------------------------------------------------
+
+
+def test_what_is_taken_apart_is_put_together_with_the_owner_s_own_leaves():
+    owner = {"large": jnp.arange(3.0), "other": jnp.ones(2)}
+
+    @jax.jit
+    def rest_of(owner):
+        value = {"kept": [owner["large"], owner["large"]], "new": owner["other"] + 1, "none": None}
+        return tree.apart(value, owner)
+
+    rest = rest_of(owner)
+    assert len(jax.tree.leaves(rest)) == 1
+    whole = rest(owner)
+    assert whole["kept"][0] is whole["kept"][1] is owner["large"]
+    assert_trees_equal(whole["new"], jnp.full(2, 2.0))
+    # With the leaves of another owner of the same form it is that one's.
+    assert rest({**owner, "large": jnp.zeros(3)})["kept"][0].sum() == 0
+
+
 # --- arrays ---------------------------------------------------------------------------------------
 
 

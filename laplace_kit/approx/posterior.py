@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from laplace_kit import tree
 from laplace_kit.curv.capture.layout import Layout
 from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.tree import is_concrete, pytree_dataclass
@@ -181,14 +182,20 @@ def _rounding(values: Float[Array, " R"], size: int) -> Float[Array, ""]:
 
 
 @jax.jit
-def _all_finite(tree):
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+def _all_finite(arrays):
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays)]).all()
+
+
+def _posterior(structure, precision, jitter=0.0):
+    """Make the posterior, which shares with the structure what does not depend on the prior."""
+    rest, finite = _apart(structure, precision, jitter)
+    return rest(structure), finite
 
 
 @jax.jit
-def _posterior(structure, precision, jitter=0.0):
+def _apart(structure, precision, jitter):
     posterior = structure.posterior(precision, jitter)
-    return posterior, _all_finite(posterior)
+    return tree.apart(posterior, structure), _all_finite(posterior)
 
 
 def factorise(

@@ -5,12 +5,11 @@ drawn labels, is computed here and kept in arrays. What remains to be computed f
 tangents and cotangents.
 """
 
-from functools import partial, singledispatch
-from typing import NamedTuple
+from functools import singledispatch
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial, PyTreeDef
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
 from laplace_kit import memory, tree
@@ -27,8 +26,8 @@ _VECTOR = 2  # a tangent and a cotangent, in units of one example's activations
 class LinearizedOperator(SelfAdjointOperator):
     """The same matrix as `operator`, with all that its products have in common computed.
 
-    Made by `linearized`. `product`, of the operator and a flat vector, is a pytree of the arrays
-    that it reads and that `operator` does not hold already: the residuals.
+    Made by `linearized`. `product`, called with the operator, is the linear map of flat vectors; as
+    a pytree, the arrays that it reads and that `operator` does not hold already: the residuals.
     """
 
     operator: CurvatureOperator
@@ -137,39 +136,20 @@ def _of_composed(operator: SumOperator | ScaledOperator | DampedOperator) -> Sel
 @jax.jit
 def _linearize(operator):
     zeros = jnp.zeros(operator.shape[0], operator.dtype)
-    leaves, structure = jax.tree.flatten(jax.linearize(operator.mv, zeros)[1])
     # Parameters and inputs are among what the product reads: no copy is made of them.
-    places = {id(leaf): place for place, leaf in enumerate(jax.tree.leaves(operator))}
-    sources = tuple(places.get(id(leaf)) for leaf in leaves)
-    residuals = [leaf for leaf, place in zip(leaves, sources, strict=True) if place is None]
-    return Partial(_Product(structure, sources), residuals)
-
-
-class _Product(NamedTuple):
-    """A linear map as a pytree, and which leaf of the operator each of its leaves is.
-
-    `None` in `sources` stands for the next residual.
-    """
-
-    structure: PyTreeDef
-    sources: tuple[int | None, ...]
-
-    def __call__(self, residuals, operator, v):
-        own, others = jax.tree.leaves(operator), iter(residuals)
-        leaves = [next(others) if place is None else own[place] for place in self.sources]
-        return jax.tree.unflatten(self.structure, leaves)(v)
+    return tree.apart(jax.linearize(operator.mv, zeros)[1], operator)
 
 
 @jax.jit
 def _mv(linear, v):
     operator = linear.operator
     free, restore = read_vectors(v, operator.params, operator.objective.params, ())
-    return restore(tree.unravel(linear.product(operator, tree.ravel(free)), free))
+    return restore(tree.unravel(linear.product(operator)(tree.ravel(free)), free))
 
 
 @jax.jit
 def _matmat(linear, vs):
-    operator, product = linear.operator, partial(linear.product, linear.operator)
+    operator, product = linear.operator, linear.product(linear.operator)
     like = operator.objective.params
     first = next(iter(jax.tree.leaves(vs)), 0.0)
     num = jnp.shape(first)[0] if jnp.ndim(first) else 0
