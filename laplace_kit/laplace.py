@@ -124,7 +124,7 @@ class Laplace:
         self,
         *,
         method: Method = "linearized",
-        link: Link = "probit",
+        link: Link | None = None,
         covariance: CovarianceForm = "auto",
         num_samples: int | None = None,
     ) -> "Laplace":
@@ -133,7 +133,7 @@ class Laplace:
         Parameters
         ----------
         method, link, covariance, num_samples
-            As in `laplace_kit.eval.predictive.predict`.
+            As in `laplace_kit.eval.predictive.predict`; a link of `None` is left to `tune`.
         """
         return tree.replace(self, prediction=Prediction(method, link, covariance, num_samples))
 
@@ -214,7 +214,9 @@ class Laplace:
             evidence, or by the loss of the labelled data. `None`: with the evidence, except for
             Gaussian likelihoods, whose evidence is exact.
         link
-            The link that `predict` takes from here on; `None` leaves it as it is.
+            The link that `predict` takes from here on; `None` leaves it as it is or, where none has
+            been named, takes that of `"probit"` and the mean-field ones under which held-out data
+            of several classes are predicted best.
         num_folds
             Of `"cross_validation"`.
         bounds
@@ -283,7 +285,7 @@ class Laplace:
             self.posterior,
             x,
             method=method or default.method,
-            link=link or default.link,
+            link=link or default.named_link,
             covariance=covariance or default.covariance,
             key=key,
             num_samples=num_samples or default.num_samples,

@@ -18,6 +18,7 @@ from laplace_kit.approx.prior import structure_for
 from laplace_kit.curv.mode import examine_mode, labelled
 from laplace_kit.data import InMemory
 from laplace_kit.errors import check_option
+from laplace_kit.eval.outputs import from_gaussian
 from laplace_kit.eval.predictive import Predictive, predict
 from laplace_kit.eval.temperature import PriorTerms, variational_temperature
 from laplace_kit.eval.tune import Residuals, Tuning, tune_evidence
@@ -29,7 +30,7 @@ from laplace_kit.eval.validation import (
     split_folds,
     tune_validation,
 )
-from laplace_kit.likelihood import Gaussian, MultivariateGaussian, unmasked
+from laplace_kit.likelihood import Categorical, Gaussian, MultivariateGaussian, unmasked
 
 if TYPE_CHECKING:
     from laplace_kit.laplace import Laplace
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 METHODS = ("evidence", "validation", "cross_validation")
 NOISES = ("keep", "residuals", "evidence")
 _TEMPERATURES = (1e-6, 1e2)
+# In closed form, and narrower or wider with the posterior, as not all are; all of the same moments.
+_LINKS = ("probit", "mean_field_1", "mean_field_2")
 
 
 class Request(NamedTuple):
@@ -71,12 +74,16 @@ def tune(la: "Laplace", request: Request, data: Any) -> "Laplace":
     if method == "validation":
 
         def of_precision(prior_precision: float) -> float:
-            return loss(_predict(la.with_prior(prior_precision), x, request.key), y)
+            return min(_by_link(la.with_prior(prior_precision), x, y, loss, request.key).values())
 
     else:
         of_precision = _of_folds(la, x, y, loss, request)
     found = tune_validation(of_precision, bounds=request.bounds, method=method)
     tuned = la.with_prior(found.prior_precision)
+    if method == "validation":
+        losses = _by_link(tuned, x, y, loss, request.key)
+        prediction = dataclasses.replace(la.prediction, link=min(losses, key=losses.get))
+        tuned = tree.replace(tuned, prediction=prediction)
     if request.temperature:
 
         def of_temperature(temperature: float) -> float:
@@ -85,6 +92,24 @@ def tune(la: "Laplace", request: Request, data: Any) -> "Laplace":
         best, _, _ = minimise(of_temperature, *_TEMPERATURES)
         tuned = tuned.with_temperature(best)
     return _noted(tuned, found)
+
+
+def _by_link(
+    la: "Laplace", x: Any, y: Any, loss: Callable, key: PRNGKeyArray | None
+) -> dict[str | None, float]:
+    """Return the loss under the posterior's link, or under every one that is to be chosen from."""
+    predictive = _predict(la, x, key)
+    kind, _ = unmasked(la.likelihood, (None,))
+    is_open = la.prediction.link is None and la.prediction.method == "linearized"
+    if not (is_open and isinstance(kind, Categorical)):
+        return {la.prediction.link: loss(predictive, y)}
+    losses = {}
+    for link in _LINKS:
+        moments = predictive.f_mean, predictive.f_var, predictive.f_cov
+        again = from_gaussian(la.likelihood, *moments, link=link, key=None, num_samples=2)
+        value = loss(again, y)
+        losses[link] = value if math.isfinite(value) else math.inf
+    return losses
 
 
 def _by_evidence(la: "Laplace", request: Request, noise: str) -> "Laplace":
@@ -189,7 +214,7 @@ def _of_folds(la: "Laplace", x: Any, y: Any, loss: Callable, request: Request) -
             posterior,
             inputs,
             method=default.method,
-            link=default.link,
+            link=default.named_link,
             covariance=default.covariance,
             num_samples=default.num_samples,
             key=request.key,

@@ -286,7 +286,7 @@ def test_the_minimum_on_held_out_data(name, x64):
     la = fit(lk.Gaussian(0.4) if name == "crps" else targets, targets, structure="diagonal")
     x, y = surprises(targets)
     objective = loss if name == "own" else name
-    tuned = la.tune(data=(x, y), objective=objective, bounds=bounds)
+    tuned = la.tune(data=(x, y), objective=objective, bounds=bounds, link="probit")
     found = loss(tuned.predict(x), y)
     assert tuned.tuning.method == "validation"
     assert float(tuned.tuning.objective.max()) == pytest.approx(-found, abs=1e-12)
@@ -327,6 +327,33 @@ def test_link_is_kept_for_predictions(x64):
     tuned = la.tune(link="mean_field_1", bounds=WIDE)
     assert tuned.prediction.link == "mean_field_1"
     twins.assert_close(tuned.predict(x).probs, tuned.predict(x, link="mean_field_1").probs)
+
+
+def test_held_out_data_choose_a_link_that_is_not_named(x64):
+    la, (x, y) = fit("categorical", structure="diagonal"), surprises("categorical")
+    tuned = la.tune(data=(x, y), bounds=WIDE)
+    chosen = nll(tuned.predict(x), y)
+    assert -float(tuned.tuning.objective.max()) == pytest.approx(chosen)
+    each = {}
+    for link in ("probit", "mean_field_1", "mean_field_2"):
+        named = la.tune(data=(x, y), bounds=WIDE, link=link)
+        assert named.prediction.link == link
+        each[link] = nll(named.predict(x), y)
+    assert each[tuned.prediction.link] == pytest.approx(chosen, rel=1e-3)
+    assert chosen <= min(each.values()) * (1 + 1e-3)
+    assert len(set(each.values())) == 3
+    # One that was chosen is named from then on.
+    assert tuned.tune(data=(x, y), bounds=WIDE).prediction == tuned.prediction
+
+
+def test_no_link_is_chosen_without_classes_or_without_held_out_data(x64):
+    regression = fit(lk.Gaussian(0.4), "gaussian", structure="diagonal")
+    tuned = regression.tune(data=surprises("gaussian"), bounds=WIDE)
+    assert tuned.prediction == regression.prediction
+    la = fit("categorical", structure="diagonal")
+    assert la.tune(bounds=WIDE).prediction.link is None
+    x, _ = data("categorical")
+    twins.assert_close(la.predict(x).probs, la.predict(x, link="probit").probs)
 
 
 # --- cross-validation -----------------------------------------------------------------------------

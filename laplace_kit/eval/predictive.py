@@ -35,7 +35,8 @@ _COVARIANCE_SHARE = 4
 class Prediction:
     """How predictions are made: one configuration that `tune` judges and `predict` uses.
 
-    `method`, `link`, `covariance` and `num_samples` as `predict` takes them.
+    `method`, `link`, `covariance` and `num_samples` as `predict` takes them. A link of `None` is
+    left to `tune`, which chooses one by held-out data, and stands for `"probit"` until it has.
 
     Raises
     ------
@@ -44,16 +45,21 @@ class Prediction:
     """
 
     method: Method = "linearized"
-    link: str = "probit"
+    link: str | None = None
     covariance: CovarianceForm = "auto"
     num_samples: int | None = None
 
     def __post_init__(self):
         check_option("method", self.method, METHODS)
         check_option("covariance", self.covariance, COVARIANCES)
-        check_option("link", self.link, links.LINKS)
+        check_option("link", self.named_link, links.LINKS)
         if self.num_samples is not None and self.num_samples < 2:
             raise ValueError(f"Found num_samples={self.num_samples}, expected at least 2 draws.")
+
+    @property
+    def named_link(self) -> str:
+        """The link to predict with."""
+        return self.link or "probit"
 
 
 def predict(
