@@ -10,7 +10,7 @@ python := .venv/bin/python
 pytest := $(python) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-regression test test-slow lint format docs notebooks bench bench-peers bench-quick bench-quality clean
+.PHONY: help demo demo-regression test test-slow lint format docs notebooks bench bench-peers bench-quick bench-quality bench-all clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -65,6 +65,12 @@ bench-quality: .venv/.dev  ## measure how good predictions are, on the data in L
 	$(python) -m benchmarks.quality.images
 	$(python) -m benchmarks.quality.regression
 	$(python) -m benchmarks.peers.page
+
+bench-all: bench-peers bench-quality  ## regenerate every number that the documentation quotes: 90 minutes
+	$(python) -m benchmarks.peers.quality --python .venv-peers/bin/python
+	$(python) -m docs.structure_costs
+	$(python) -m docs.tuning_table
+	$(python) -m docs.predictive_table
 
 clean:  ## remove everything these targets made
 	rm -rf .venv .venv-peers out site dist .hypothesis .pytest_cache .ruff_cache
