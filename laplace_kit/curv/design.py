@@ -192,7 +192,8 @@ def _rows(operator, chunk):
     captured = capture(operator.objective, chunk.x)
     f = captured.outputs
     factor = operator.output_factor(f, chunk, jnp.arange(operator.num_columns(f.shape[1:])))
-    factor = factor * jnp.sqrt(jnp.asarray(operator.scale, factor.dtype))
+    if operator.scale is not None:
+        factor = factor * jnp.sqrt(jnp.asarray(operator.scale, factor.dtype))
     dtype = jnp.promote_types(operator.dtype, jnp.float32)
     return captured.pull(per_example(factor, chunk.weight)).astype(dtype)
 

@@ -181,7 +181,7 @@ class FiniteDifferenceHessianOperator(CurvatureOperator):
     data: DataLike
     likelihood: LikelihoodLike
     batch_size: int | None = dataclasses.field(default=None, kw_only=True)
-    scale: Num[ArrayLike, ""] = dataclasses.field(default=1.0, kw_only=True)
+    scale: Num[ArrayLike, ""] | None = dataclasses.field(default=1.0, kw_only=True)
     memory_limit: int | None = dataclasses.field(default=None, kw_only=True)
     example_bytes: int = dataclasses.field(default=0, init=False)
 

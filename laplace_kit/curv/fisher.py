@@ -49,7 +49,7 @@ class EmpiricalFisherOperator(GaussNewtonOperator):
     data: DataLike
     likelihood: LikelihoodLike
     batch_size: int | None = dataclasses.field(default=None, kw_only=True)
-    scale: Num[ArrayLike, ""] = dataclasses.field(default=1.0, kw_only=True)
+    scale: Num[ArrayLike, ""] | None = dataclasses.field(default=1.0, kw_only=True)
     memory_limit: int | None = dataclasses.field(default=None, kw_only=True)
     example_bytes: int = dataclasses.field(default=0, init=False)
 
@@ -105,7 +105,7 @@ class MonteCarloFisherOperator(GaussNewtonOperator):
     key: PRNGKeyArray = dataclasses.field(kw_only=True)
     num_samples: int = dataclasses.field(default=1, kw_only=True)
     batch_size: int | None = dataclasses.field(default=None, kw_only=True)
-    scale: Num[ArrayLike, ""] = dataclasses.field(default=1.0, kw_only=True)
+    scale: Num[ArrayLike, ""] | None = dataclasses.field(default=1.0, kw_only=True)
     memory_limit: int | None = dataclasses.field(default=None, kw_only=True)
     example_bytes: int = dataclasses.field(default=0, init=False)
 
@@ -143,7 +143,7 @@ def empirical_fisher_mv(
     v: PyTree,
     likelihood,
     *,
-    scale: Num[ArrayLike, ""] = 1.0,
+    scale: Num[ArrayLike, ""] | None = 1.0,
 ) -> PyTree:
     """Return the product of one batch's empirical Fisher matrix with `v`; see `ggn_mv`."""
     data = as_data(tuple(batch))
@@ -161,7 +161,7 @@ def mc_fisher_mv(
     *,
     key: PRNGKeyArray,
     num_samples: int = 1,
-    scale: Num[ArrayLike, ""] = 1.0,
+    scale: Num[ArrayLike, ""] | None = 1.0,
 ) -> PyTree:
     """Return the product of one batch's Monte-Carlo Fisher matrix with `v`; see `ggn_mv`.
 

@@ -337,7 +337,7 @@ class GGNOperator(GaussNewtonOperator):
     data: DataLike
     likelihood: LikelihoodLike
     batch_size: int | None = dataclasses.field(default=None, kw_only=True)
-    scale: Num[ArrayLike, ""] = dataclasses.field(default=1.0, kw_only=True)
+    scale: Num[ArrayLike, ""] | None = dataclasses.field(default=1.0, kw_only=True)
     memory_limit: int | None = dataclasses.field(default=None, kw_only=True)
     example_bytes: int = dataclasses.field(default=0, init=False)
 
@@ -373,7 +373,7 @@ def ggn_mv(
     v: PyTree,
     likelihood,
     *,
-    scale: Num[ArrayLike, ""] = 1.0,
+    scale: Num[ArrayLike, ""] | None = 1.0,
 ) -> PyTree:
     """Return the product of one batch's GGN with `v`: `GGNOperator.mv` as a pure function.
 

@@ -66,7 +66,7 @@ class HessianOperator(CurvatureOperator):
     data: DataLike
     likelihood: LikelihoodLike
     batch_size: int | None = dataclasses.field(default=None, kw_only=True)
-    scale: Num[ArrayLike, ""] = dataclasses.field(default=1.0, kw_only=True)
+    scale: Num[ArrayLike, ""] | None = dataclasses.field(default=1.0, kw_only=True)
     memory_limit: int | None = dataclasses.field(default=None, kw_only=True)
     example_bytes: int = dataclasses.field(default=0, init=False)
 
@@ -95,7 +95,7 @@ def hessian_mv(
     v: PyTree,
     likelihood,
     *,
-    scale: Num[ArrayLike, ""] = 1.0,
+    scale: Num[ArrayLike, ""] | None = 1.0,
 ) -> PyTree:
     """Return the product of one batch's Hessian with `v`; see `ggn_mv`."""
     data = as_data(tuple(batch))

@@ -28,8 +28,9 @@ class CurvatureOperator(SelfAdjointOperator):
     """A self-adjoint `(P, P)` curvature matrix of the summed loss, as a pytree.
 
     Subclasses are final dataclasses with the fields `model_fn, params, data, likelihood,
-    batch_size, scale, memory_limit, example_bytes`, checked and converted by `bind`. Each says
-    what one chunk of examples contributes; this class sums over the data and reads vectors.
+    batch_size, scale, memory_limit, example_bytes`, checked and converted by `bind`; a scale of
+    `None` is one. Each says what one chunk of examples contributes; this class sums over the data
+    and reads vectors.
     """
 
     @abc.abstractmethod
@@ -123,8 +124,7 @@ class CurvatureOperator(SelfAdjointOperator):
         batch_size = batch_size or self.batch_size or memory.chunk_size(held, self.memory_limit)
         kernel = tree.replace(self, data=None)
         total = sum_over(fn, (kernel, args), self.data, batch_size)
-        is_one = isinstance(self.scale, float | int) and self.scale == 1
-        return total if is_one else _scaled(total, self.scale)
+        return total if self.scale is None else _scaled(total, self.scale)
 
 
 @partial(jax.jit, inline=True)
@@ -203,6 +203,8 @@ def bind(operator: CurvatureOperator) -> None:
     put(operator, "model_fn", as_pytree_function(operator.model_fn))
     put(operator, "likelihood", as_likelihood(operator.likelihood))
     put(operator, "data", as_data(operator.data))
+    if isinstance(operator.scale, float | int) and operator.scale == 1:
+        put(operator, "scale", None)  # as a number it would be an argument, and multiply every sum
     objective = operator.objective
     x, y = batch_spec(operator.data)
     outputs = check_outputs(objective, x, y)
