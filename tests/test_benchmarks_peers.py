@@ -170,13 +170,15 @@ def test_tables_say_what_is_wrong_failed_and_absent(results):
 def test_results_come_back_from_their_file_and_renew_the_page(results, tmp_path):
     results.write(tmp_path / "peers.json")
     assert Results.read(tmp_path / "peers.json") == results
-    scores = [Scores("glass", "MAP", {"NLL": (0.5, 0.7)})]
+    values = {"NLL": (0.5, 0.7), "ECE": (0.1, 0.1)}
+    scores = [Scores("glass", method, values) for method in ("MAP", "auto")]
     quality.keep("images", scores, "the setting", tmp_path)
     text = "".join(f"{name}\n<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in page.SECTIONS)
     found = page.renewed(text, tmp_path)
     assert found.count("old") == len(page.SECTIONS) - 2
     assert "| fit full | 100 | 400 | wrong by 0.5 | 700 | 4.00 |" in found
-    assert "| MAP | 0.600 ± 0.100 |" in found
+    assert "| MAP | 0.600 ± 0.100 | 0.100 ± 0.000 |" in found
+    assert "| glass | 0.6000 | 0.6000 | +0.0000 ± 0.0000 | yes |" in found
     assert "`the setting`" in found
     assert page.renewed(found, tmp_path) == found
 

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.quality import classification, images, regression
 from benchmarks.quality.tables import Scores
+from benchmarks.quality.targets import PEER, targets
 from benchmarks.quality.training import (
     Recipe,
     Scale,
@@ -65,20 +66,6 @@ def test_mixture_has_the_moments_of_its_parts_together():
     mean, variance = regression._mixture(list(zip(means, variances, strict=True)))
     np.testing.assert_allclose(mean, [2.0])
     np.testing.assert_allclose(variance, [3.0 + 8.0 / 3.0], rtol=1e-6)
-
-
-def test_verdicts_compare_the_best_mean_with_the_reference():
-    def scores(data_set, method, mean):
-        return Scores(data_set, method, {"log-likelihood": (mean - 0.1, mean + 0.1)})
-
-    rows = [scores("wine", method, -0.95) for method in regression.COMPARED]
-    rows += [scores("yacht", method, -1.3) for method in regression.COMPARED[:-1]]
-    rows += [scores("yacht", regression.COMPARED[-1], -1.2), scores("other", "auto", 0.0)]
-    _, _, yacht, wine = regression.verdicts(rows).splitlines()
-    assert yacht.startswith("| yacht | -1.25 | -1.300 |")
-    assert yacht.endswith("| -1.200 | yes |")
-    assert wine.startswith("| wine | -0.93 | -0.950 |")
-    assert wine.endswith("| no |")
 
 
 @pytest.mark.slow
@@ -151,3 +138,42 @@ def test_every_classifier_is_scored_and_none_that_is_tuned_is_worse_where_the_mo
     losses = {method: np.mean(row.values["NLL"]) for method, row in scores.items()}
     assert all(losses[method] < losses["MAP"] for method in losses if method != "MAP")
     assert all(len(row.values["pooled ECE"]) == 1 for row in scores.values())
+
+
+# --- targets --------------------------------------------------------------------------------------
+
+
+def test_log_likelihoods_are_compared_with_the_literature():
+    methods = {"auto": -1.3, "auto, mixture": -1.1, "evidence-trained": -1.25}
+    rows = [
+        Scores("yacht", method, {"log-likelihood": (mean - 0.1, mean + 0.1), "RMSE": (1.0, 1.0)})
+        for method, mean in methods.items()
+    ]
+    line = targets(rows).splitlines()[-1]
+    assert line == "| yacht | -1.25 | -1.300 | -1.100 | -1.250 | auto, mixture, evidence-trained |"
+    rows = [Scores("kin8nm", method, {"log-likelihood": (1.0,)}) for method in methods]
+    assert targets(rows).splitlines()[-1].endswith("| **none** |")
+
+
+def of_classes(method, nll, error):
+    return Scores("glass", method, {"NLL": nll, "ECE": (0.5, 0.5), "pooled ECE": (error,)})
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"), [(0.05, "yes"), (0.06, "**no**"), (0.2, "**no**"), (None, "small")]
+)
+def test_errors_of_classes_are_compared_with_the_mode(error, verdict):
+    before = 0.1 if error else 0.02
+    rows = [
+        of_classes("MAP", (1.0, 2.0), before),
+        of_classes("auto", (0.9, 1.7), error or 0.5),
+    ]
+    first, second = targets(rows).split("\n\n")
+    assert "| glass | 1.5000 | 1.3000 | -0.2000 ± 0.1000 | yes |" in first
+    assert verdict in second.splitlines()[-1]
+
+
+def test_another_library_is_compared_where_it_is_there():
+    rows = [of_classes("MAP", (3.0,), 0.1), of_classes("auto", (1.1,), 0.1)]
+    found = targets([*rows, of_classes(PEER, (1.0,), 0.1)])
+    assert found.splitlines()[-1] == "| glass | 1.0000 | 1.1000 | +0.1000 | **no** |"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks.peers import tables
 from benchmarks.quality.tables import RESULTS, Scores, described, markdown
+from benchmarks.quality.targets import targets
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
@@ -18,8 +19,9 @@ def side_by_side(path: Path) -> str:
 def quality(path: Path) -> str:
     """Return the scores of predictions on data sets."""
     content = json.loads(path.read_text())
-    scores = markdown([Scores(**row) for row in content["scores"]])
-    return f"{described(content['machine'])}.\n\n`{content['setting']}`\n\n{scores}"
+    scores = [Scores(**row) for row in content["scores"]]
+    origin = f"{described(content['machine'])}.\n\n`{content['setting']}`"
+    return f"{origin}\n\n{targets(scores)}\n\n{markdown(scores)}"
 
 
 # What each file of results becomes; its section on the page lies between markers of its name.

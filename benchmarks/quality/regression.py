@@ -25,16 +25,6 @@ from benchmarks.quality.tables import Scores, data_folder, keep, show
 from benchmarks.quality.training import Recipe, Scale, init_mlp, nth, stack, train
 from laplace_kit.eval.metrics import gaussian_nll, rmse
 
-# Test log-likelihoods of dropout at its best setting, mean over the same 20 splits.
-REFERENCES = {
-    "concrete": -2.94,
-    "energy": -1.21,
-    "yacht": -1.25,
-    "wine": -0.93,
-    "kin8nm": 1.14,
-    "power": -2.81,
-}
-COMPARED = ("auto", "auto, mixture", "evidence-trained")
 # The name in the table, and what `fit` is asked for: structure and subset.
 POST_HOC = {
     "full": ("full", None),
@@ -231,22 +221,6 @@ def run(folder: Path, setting: Setting) -> Iterator[Scores]:
             yield Scores(name, method, {key: tuple(row[key] for row in rows) for key in rows[0]})
 
 
-def verdicts(scores: Sequence[Scores]) -> str:
-    """Return a Markdown table that compares log-likelihoods with the references."""
-    lines = [
-        f"| log-likelihood | dropout, tuned | {' | '.join(COMPARED)} | at least as good |",
-        f"|---|---:|{'---:|' * len(COMPARED)}---|",
-    ]
-    for name, reference in REFERENCES.items():
-        own = {row.method: row.values["log-likelihood"] for row in scores if row.data_set == name}
-        if own:
-            means = [float(np.mean(own[method])) for method in COMPARED]
-            cells = " | ".join(f"{mean:.3f}" for mean in means)
-            met = "yes" if max(means) >= reference else "no"
-            lines.append(f"| {name} | {reference:.2f} | {cells} | {met} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, help="the folder, by default LAPLACE_KIT_DATA")
@@ -255,7 +229,6 @@ def main() -> None:
     setting = QUICK if args.quick else FULL
     scores = list(run(data_folder(args.data), setting))
     show(scores, setting)
-    print(f"\n{verdicts(scores)}")
     if not args.quick:
         keep("regression", scores, setting)
 
