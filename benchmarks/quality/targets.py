@@ -46,7 +46,7 @@ def _references(scores: Sequence[Scores]) -> str:
             met = [
                 method for method, mean in zip(COMPARED, means, strict=True) if mean >= reference
             ]
-            verdict = ", ".join(met) or "**none**"
+            verdict = "; ".join(met) or "**none**"
             lines.append(f"| {name} | {reference:.2f} | {cells} | {verdict} |")
     return "\n".join(lines)
 
