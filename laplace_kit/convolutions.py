@@ -23,8 +23,9 @@ def canonical(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     ----------
     fn
         Of pytrees of arrays, to be called inside of `jit`. Convolutions inside of its own loops,
-        branches and calls are rewritten too, those of functions with a derivative rule of their
-        own are not. On other devices than a CPU all stays as it is: compilers choose layouts there.
+        branches and calls are rewritten too, derivative rules of functions stay in force, and
+        results with a sharding of their own are left alone. On other devices than a CPU all stays
+        as it is: compilers choose layouts there.
 
     Returns
     -------
@@ -53,7 +54,7 @@ def _evaluate(closed: ClosedJaxpr, *args: ArrayLike) -> list[ArrayLike]:
 
     for equation in jaxpr.eqns:
         operands = list(map(read, equation.invars))
-        if equation.primitive.name == _NAME:
+        if equation.primitive.name == _NAME and equation.params.get("out_sharding") is None:
             results = [_convolve(equation, *operands)]
         else:
             params = {name: _rewritten(value) for name, value in equation.params.items()}
