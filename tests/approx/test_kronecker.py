@@ -51,6 +51,21 @@ def test_linear_regression_is_exact(structure, prior, x64):
     )
 
 
+def test_eigenvectors_are_not_held_twice():
+    x = jnp.asarray(RNG.normal(size=(20, 3)), jnp.float32)
+    la = lk.fit(
+        lambda params, x: x @ params["w"],
+        {"w": jnp.ones((3, 2))},
+        (x, x[:, :2]),
+        likelihood=lk.Gaussian(),
+        structure="kron",
+    )
+    (block,) = la.structure.blocks
+    for posterior in (la.posterior, la.with_prior(3.0).posterior):
+        assert posterior.blocks[0].left is block.left
+        assert posterior.blocks[0].right is block.right
+
+
 # --- all kinds of layers --------------------------------------------------------------------------
 
 
