@@ -108,8 +108,8 @@ def _read(file: BinaryIO, classes: Mapping[str, type]) -> PyTree:
 
         @functools.cache  # what was one array is one again
         def load(name: str, dtype: str) -> Array:
-            array = archive[name]
-            return jnp.asarray(array if array.dtype == dtype else array.view(jnp.dtype(dtype)))
+            array, kind = archive[name], jnp.dtype(dtype)
+            return jnp.asarray(array if array.dtype == kind else array.view(kind))
 
         return _decode(header["tree"], classes, load)
 

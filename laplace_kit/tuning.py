@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 METHODS = ("evidence", "validation", "cross_validation")
 NOISES = ("keep", "residuals", "evidence")
 _TEMPERATURES = (1e-6, 1e2)
-# In closed form, and narrower or wider with the posterior, as not all are; all of the same moments.
+# In closed form, of the same moments; the bridge hardly depends on how wide the posterior is.
 _LINKS = ("probit", "mean_field_1", "mean_field_2")
 
 

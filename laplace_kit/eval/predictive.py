@@ -59,7 +59,7 @@ class Prediction:
     @property
     def named_link(self) -> str:
         """The link to predict with."""
-        return self.link or "probit"
+        return "probit" if self.link is None else self.link
 
 
 def predict(
