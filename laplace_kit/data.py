@@ -206,10 +206,8 @@ def _rows(arrays: PyTree, rows: Int[Array, " M"]) -> PyTree:
 
 
 def even_chunk(data: Data, batch_size: int) -> int:
-    """Return the smallest chunk of data in memory that needs no more chunks than this one."""
-    if not isinstance(data, InMemory):
-        return batch_size
-    num = data.num_examples
+    """Return the smallest chunk that cuts data in memory, or a batch, in as many as this one."""
+    num = data.num_examples if isinstance(data, InMemory) else data.num_first
     return -(-num // -(-num // batch_size))
 
 

@@ -12,6 +12,14 @@ from laplace_kit.tree import as_pytree_function
 _SHARE = 4  # an operation may take one part in so many of the device's memory
 # On a CPU, arrays that leave the caches cost more to touch than to compute.
 _CACHED = 12 * 1024**2
+# An allocator gives larger blocks back to the system, which clears every page of them for the next
+# call. glibc keeps blocks of 32 MiB at most; of all intermediate values, as they are counted here,
+# XLA holds a third at a time.
+_RECYCLED = 80 * 1024**2
+# A chunk of so many times the bytes it is added to spends little of its time on adding.
+_CHUNK_TO_SUM = 8
+# With fewer examples than this in a chunk, a pass through the model is a matter of single vectors.
+EXAMPLES_WORTH_A_PASS = 16
 
 
 def budget(memory_limit: int | None = None) -> int:
@@ -42,10 +50,26 @@ def budget(memory_limit: int | None = None) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _SHARE
 
 
-def working_set(memory_limit: int | None = None) -> int:
-    """Return the bytes to hold at a time where smaller chunks cost nothing else: on a CPU, few."""
+def working_set(memory_limit: int | None = None, sum_bytes: int = 0) -> int:
+    """Return the bytes to hold at a time where smaller chunks cost little else: on a CPU, few.
+
+    Parameters
+    ----------
+    memory_limit
+        In bytes, as in `budget`.
+    sum_bytes
+        What each chunk is added to.
+    """
+    return _of_budget(_CACHED, memory_limit, sum_bytes)
+
+
+def _of_budget(size: int, memory_limit: int | None, sum_bytes: int) -> int:
     limit = budget(memory_limit)
-    return min(limit, _CACHED) if jax.default_backend() == "cpu" else limit
+    return min(limit, max(size, _CHUNK_TO_SUM * sum_bytes)) if _on_cpu() else limit
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def readable(num_bytes: int | float) -> str:
@@ -109,3 +133,26 @@ def _intermediate_bytes(jaxpr) -> int:
 def chunk_size(bytes_per_example: int, memory_limit: int | None = None) -> int:
     """Return how many examples of that size fit the budget: at least one."""
     return max(budget(memory_limit) // max(bytes_per_example, 1), 1)
+
+
+def summed_chunk(
+    bytes_per_example: int, memory_limit: int | None = None, sum_bytes: int = 0
+) -> int:
+    """Return how many examples to hold at a time in a sum over data: at least one.
+
+    On a CPU, as many as memory can hold that one call hands on to the next, and so always as many
+    for more data; elsewhere as many as fit the budget.
+
+    Parameters
+    ----------
+    bytes_per_example
+        All intermediate values of one example, as `activation_bytes` counts them.
+    memory_limit
+        In bytes, as in `budget`.
+    sum_bytes
+        What each chunk is added to.
+    """
+    unit, most = max(bytes_per_example, 1), chunk_size(bytes_per_example, memory_limit)
+    return min(
+        max(_of_budget(_RECYCLED, memory_limit, sum_bytes) // unit, EXAMPLES_WORTH_A_PASS), most
+    )

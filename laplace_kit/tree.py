@@ -134,6 +134,11 @@ def size(tree: PyTree) -> int:
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
+def num_bytes(tree: PyTree) -> int:
+    """Return the bytes of all leaves together."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def dtype(tree: PyTree) -> jnp.dtype:
     """Return the dtype of the flat form: the leaves' common one."""
     return jnp.result_type(*jax.tree.leaves(tree))

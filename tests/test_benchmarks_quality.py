@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.quality import classification, images, regression
+from benchmarks.quality import classification, images, regression, targets
 from benchmarks.quality.tables import Scores
-from benchmarks.quality.targets import PEER, targets
 from benchmarks.quality.training import (
     Recipe,
     Scale,
@@ -91,7 +90,7 @@ def test_scores_are_in_the_targets_own_units(tmp_path, monkeypatch):
     scores = list(regression.run(tmp_path, setting))
     one, ten = ({s.method: s.values for s in scores if s.data_set == n} for n in ("one", "ten"))
     assert len(one) == len(ten) == len(scores) / 2 == 6
-    assert set(regression.COMPARED) <= set(one)
+    assert set(targets.COMPARED) <= set(one)
     assert one["auto"] == one["full"]
     for method, values in one.items():
         assert np.isfinite(list(values.values())).all()
@@ -149,10 +148,10 @@ def test_log_likelihoods_are_compared_with_the_literature():
         Scores("yacht", method, {"log-likelihood": (mean - 0.1, mean + 0.1), "RMSE": (1.0, 1.0)})
         for method, mean in methods.items()
     ]
-    line = targets(rows).splitlines()[-1]
+    line = targets.targets(rows).splitlines()[-1]
     assert line == "| yacht | -1.25 | -1.300 | -1.100 | -1.250 | auto, mixture; evidence-trained |"
     rows = [Scores("kin8nm", method, {"log-likelihood": (1.0,)}) for method in methods]
-    assert targets(rows).splitlines()[-1].endswith("| **none** |")
+    assert targets.targets(rows).splitlines()[-1].endswith("| **none** |")
 
 
 def of_classes(method, nll, error):
@@ -168,12 +167,12 @@ def test_errors_of_classes_are_compared_with_the_mode(error, verdict):
         of_classes("MAP", (1.0, 2.0), before),
         of_classes("auto", (0.9, 1.7), error or 0.5),
     ]
-    first, second = targets(rows).split("\n\n")
+    first, second = targets.targets(rows).split("\n\n")
     assert "| glass | 1.5000 | 1.3000 | -0.2000 ± 0.1000 | yes |" in first
     assert verdict in second.splitlines()[-1]
 
 
 def test_another_library_is_compared_where_it_is_there():
     rows = [of_classes("MAP", (3.0,), 0.1), of_classes("auto", (1.1,), 0.1)]
-    found = targets([*rows, of_classes(PEER, (1.0,), 0.1)])
+    found = targets.targets([*rows, of_classes(targets.PEER, (1.0,), 0.1)])
     assert found.splitlines()[-1] == "| glass | 1.0000 | 1.1000 | +0.1000 | **no** |"

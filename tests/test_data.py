@@ -137,7 +137,7 @@ def test_even_chunks_are_as_many_and_no_larger(num, batch_size):
     assert 1 <= size <= min(num, batch_size)
     assert -(-num // size) == -(-num // batch_size)
     assert (size - 1) * -(-num // batch_size) < num
-    assert even_chunk(as_data(twins.Loader(*arrays(3), 2)), batch_size) == batch_size
+    assert even_chunk(as_data(twins.Loader(*arrays(num), num)), batch_size) == size
 
 
 @given(

@@ -78,6 +78,33 @@ def test_chunk_is_what_fits():
     assert memory.chunk_size(0, memory_limit=1000) == 1000
 
 
+def test_chunk_of_a_sum_is_what_calls_hand_on_to_each_other():
+    most = memory.summed_chunk(1)
+    assert 32 * 2**20 < most < 128 * 2**20
+    assert memory.summed_chunk(2**20) == most // 2**20
+    assert memory.summed_chunk(2**20, memory_limit=5 * 2**20) == 5
+    assert memory.summed_chunk(2**20, memory_limit=1) == 1
+    # Fewer than sixteen examples make no pass, unless there is no memory for more.
+    assert memory.summed_chunk(most, memory_limit=100 * most) == 16
+    assert memory.summed_chunk(most, memory_limit=10 * most) == 10
+    # Adding up large sums takes as long as many examples.
+    assert memory.summed_chunk(2**20, memory_limit=2**40, sum_bytes=most) == 8 * most // 2**20
+    assert memory.summed_chunk(2**20, memory_limit=2**23, sum_bytes=most) == 8
+
+
+def test_accelerators_hold_what_fits(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert memory.summed_chunk(10, memory_limit=2**40) == 2**40 // 10
+    assert memory.working_set(2**40) == 2**40
+
+
+def test_working_set_is_small_unless_sums_are_large():
+    assert memory.working_set(2**40) < 2**25
+    assert memory.working_set(2**20) == 2**20
+    assert memory.working_set(2**40, sum_bytes=2**30) == 2**33
+    assert memory.working_set(2**31, sum_bytes=2**30) == 2**31
+
+
 def test_default_is_a_share_of_what_the_device_tells(monkeypatch):
     class Device:
         def __init__(self, stats):

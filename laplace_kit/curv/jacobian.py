@@ -17,7 +17,7 @@ from laplace_kit.curv.capture.cost import multiplied_out, plan, rows_cost
 from laplace_kit.curv.objective import Objective, per_example, restrict
 from laplace_kit.curv.operator import check_outputs
 from laplace_kit.curv.vector import read_vectors
-from laplace_kit.data import InMemory, as_data, check_batch_size, map_over, sum_over
+from laplace_kit.data import InMemory, as_data, check_batch_size, even_chunk, map_over, sum_over
 from laplace_kit.likelihood import Gaussian
 from laplace_kit.tree import as_pytree_function, pytree_dataclass
 
@@ -274,8 +274,8 @@ def _pull(operator: JacobianOperator, u: Array, several: bool) -> PyTree:
         )
     num = max(leading, default=1)
     us = jnp.moveaxis(u.reshape(num, *outputs), 0, 1)
-    data, size = InMemory(operator.x, us), _batch_size(operator, num)
-    sums = sum_over(_pull_chunk, objective, data, size)
+    data = InMemory(operator.x, us)
+    sums = sum_over(_pull_chunk, objective, data, _summed_chunk(operator, data, num))
     vectors = jax.tree.map(lambda s, leaf: s.astype(leaf.dtype), sums, objective.params)
     if not several:
         vectors = jax.tree.map(lambda leaf: leaf[0], vectors)
@@ -289,8 +289,21 @@ def _pull(operator: JacobianOperator, u: Array, several: bool) -> PyTree:
 
 
 def _batch_size(operator: JacobianOperator, num_vectors: int) -> int:
-    held = operator.example_bytes * (_LINEARISATION + _VECTOR * num_vectors)
-    return operator.batch_size or memory.chunk_size(held, operator.memory_limit)
+    return operator.batch_size or memory.chunk_size(
+        _held(operator, num_vectors), operator.memory_limit
+    )
+
+
+def _summed_chunk(operator: JacobianOperator, data: InMemory, num_vectors: int) -> int:
+    if operator.batch_size:
+        return operator.batch_size
+    sums = num_vectors * tree.num_bytes(operator.objective.params)
+    held = _held(operator, num_vectors)
+    return even_chunk(data, memory.summed_chunk(held, operator.memory_limit, sums))
+
+
+def _held(operator: JacobianOperator, num_vectors: int) -> int:
+    return operator.example_bytes * (_LINEARISATION + _VECTOR * num_vectors)
 
 
 def _push_chunk(objective_and_vectors, x):

@@ -116,8 +116,7 @@ def linearized(operator: SelfAdjointOperator) -> SelfAdjointOperator:
 def _of_curvature(operator: CurvatureOperator) -> CurvatureOperator | LinearizedOperator:
     if not operator.in_memory:
         return operator
-    residuals = jax.tree.leaves(_linearize.eval_shape(operator))
-    num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in residuals)
+    num_bytes = tree.num_bytes(_linearize.eval_shape(operator))
     if num_bytes > memory.budget(operator.memory_limit):
         return operator
     return LinearizedOperator(operator, _linearize(operator))
@@ -154,7 +153,7 @@ def _matmat(linear, vs):
     first = next(iter(jax.tree.leaves(vs)), 0.0)
     num = jnp.shape(first)[0] if jnp.ndim(first) else 0
     free, restore = read_vectors(vs, operator.params, like, (num,))
-    held = min(operator.batch_size or operator.data.num_examples, operator.data.num_examples)
+    held = min(operator.chunk_size(), operator.data.num_examples)
     num_bytes = _VECTOR * operator.example_bytes * held
     at_once = max(memory.working_set(operator.memory_limit) // num_bytes, 1)
     products = jax.lax.map(product, tree.ravel(free, num_leading=1), batch_size=at_once)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 from laplace_kit import data as data_module
 from laplace_kit import memory, tree
 from laplace_kit.curv.objective import Objective, chunk_loss
-from laplace_kit.data import Data, InMemory, batch_spec, gather, sum_over
+from laplace_kit.data import Data, InMemory, batch_spec, even_chunk, gather, sum_over
 from laplace_kit.likelihood import FromLoss, Likelihood, check_targets
 from laplace_kit.tree import pytree_dataclass
 
@@ -53,7 +53,8 @@ def examine_mode(
     if batch_size is None:
         x, _ = batch_spec(data)
         unit = memory.activation_bytes(objective.model_fn, objective.params, x)
-        batch_size = memory.chunk_size(3 * unit, memory_limit)
+        sums = tree.num_bytes(objective.params)
+        batch_size = even_chunk(data, memory.summed_chunk(3 * unit, memory_limit, sums))
     loss, gradient, num_data, num_bad = sum_over(_chunk_statistics, objective, data, batch_size)
     if int(num_bad):
         raise ValueError(_describe_first_bad(objective, data, batch_size))

@@ -13,7 +13,15 @@ from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.mode import check_values
 from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.curv.vector import read_vectors
-from laplace_kit.data import Chunk, InMemory, as_data, batch_spec, check_batch_size, sum_over
+from laplace_kit.data import (
+    Chunk,
+    InMemory,
+    as_data,
+    batch_spec,
+    check_batch_size,
+    even_chunk,
+    sum_over,
+)
 from laplace_kit.likelihood import as_likelihood, check_targets
 from laplace_kit.tree import as_pytree_function
 
@@ -120,11 +128,18 @@ class CurvatureOperator(SelfAdjointOperator):
         batch_size
             The number of examples in a chunk; by default the operator's own, or what memory allows.
         """
-        held = self.example_bytes * (_LINEARISATION + _VECTOR * num_vectors)
-        batch_size = batch_size or self.batch_size or memory.chunk_size(held, self.memory_limit)
+        batch_size = batch_size or self.chunk_size(num_vectors)
         kernel = tree.replace(self, data=None)
         total = sum_over(fn, (kernel, args), self.data, batch_size)
         return total if self.scale is None else _scaled(total, self.scale)
+
+    def chunk_size(self, num_vectors: int = 1) -> int:
+        """Return how many examples products with so many vectors hold at a time."""
+        if self.batch_size:
+            return self.batch_size
+        held = self.example_bytes * (_LINEARISATION + _VECTOR * num_vectors)
+        sums = num_vectors * tree.num_bytes(self.objective.params)
+        return even_chunk(self.data, memory.summed_chunk(held, self.memory_limit, sums))
 
 
 @partial(jax.jit, inline=True)

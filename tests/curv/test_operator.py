@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import twins
 
-from laplace_kit import curv
+from laplace_kit import curv, memory
 from laplace_kit.data import InMemory, as_data
 from laplace_kit.tree import paths
 
@@ -295,6 +295,15 @@ def test_batch_size_bounds_the_memory(kind, method):
     steps = 3000 // 10 * 4  # the chunks' numbers
     assert many <= 1.1 * few + steps
     assert at_once > 20 * many
+
+
+@pytest.mark.parametrize("method", ["mv", "matmat"])
+@families
+def test_products_hold_no_more_for_more_data(kind, method, monkeypatch):
+    monkeypatch.setattr(memory, "_RECYCLED", 2**18)
+    some, many = (temporary_bytes(kind, method, (num, 9, 20)) for num in (3000, 12_000))
+    at_once = temporary_bytes(kind, method, (3000, 9, 20), batch_size=3000)
+    assert many <= 1.1 * some < 0.5 * at_once
 
 
 @pytest.mark.parametrize("method", METHODS)

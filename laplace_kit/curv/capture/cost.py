@@ -17,12 +17,8 @@ from laplace_kit.curv.objective import Objective
 # What lives at once in a captured pass, in units of one example's activations: the linearised
 # pass with its inputs, and for each direction a cotangent and its image.
 _LINEARISATION, _DIRECTION = 2, 2
-# With fewer examples than this in a chunk, the forward pass is a matter of single vectors.
-_EXAMPLES_WORTH_A_PASS = 16
-# With fewer directions than this at a time, so are the backward passes.
+# With fewer directions than this at a time, backward passes are a matter of single vectors.
 _DIRECTIONS_WORTH_A_PASS = 8
-# A chunk of so many times the bytes it is added to spends little of its time on adding.
-_CHUNK_TO_SUM = 8
 
 
 class Cost(NamedTuple):
@@ -119,9 +115,8 @@ def plan(
     """
     limit = memory.budget(memory_limit)
     check_fits(cost, 1, limit)
-    wanted = batch_size or _EXAMPLES_WORTH_A_PASS
-    small = max(memory.working_set(memory_limit), _CHUNK_TO_SUM * sum_bytes)
-    room = limit if batch_size else min(small, limit)
+    wanted = batch_size or memory.EXAMPLES_WORTH_A_PASS
+    room = limit if batch_size else memory.working_set(memory_limit, sum_bytes)
     at_once = (room // wanted - cost.once) // cost.direction
     if batch_size is None:  # rather fewer examples than fewer directions
         at_once = max(at_once, min(_DIRECTIONS_WORTH_A_PASS, (limit - cost.once) // cost.direction))
