@@ -77,11 +77,6 @@ def together(operator: SelfAdjointOperator, vs):
     return operator.matmat(vs)
 
 
-def several(operator: SelfAdjointOperator, vs):
-    """Return products with an operator that is linearised first."""
-    return together(linearized(operator), vs)
-
-
 def one_by_one(operator: SelfAdjointOperator, vs):
     return [operator.mv(v) for v in vs]
 
@@ -109,8 +104,7 @@ def operator_jobs(
         (" product", jax.jit(multiply), operator, v, targets.single, 1),
         (" product, flat and eager", multiply, operator, flat, targets.single, 1),
         (" product, linearised", multiply, linearized(operator), flat, targets.lanczos, 1),
-        (f", {num} together", together, operator, vs, None, num),
-        (f", {num} together, linearised", several, operator, vs, targets.together, num),
+        (f", {num} together", together, operator, vs, targets.together, num),
         (f", {num} one by one", one_by_one, operator, vs, None, num),
         (f"{run}, linearised", once, operator, flat, targets.lanczos, num_steps),
         (f"{run}, not linearised", anew, operator, flat, None, num_steps),

@@ -18,6 +18,8 @@ _CACHED = 12 * 1024**2
 _RECYCLED = 80 * 1024**2
 # A chunk of so many times the bytes it is added to spends little of its time on adding.
 _CHUNK_TO_SUM = 8
+# Where examples use a weight once each, adding two gradients takes as long as some ten of them.
+_EXAMPLES_WORTH_A_SUM = 256
 # With fewer examples than this in a chunk, a pass through the model is a matter of single vectors.
 EXAMPLES_WORTH_A_PASS = 16
 
@@ -60,12 +62,8 @@ def working_set(memory_limit: int | None = None, sum_bytes: int = 0) -> int:
     sum_bytes
         What each chunk is added to.
     """
-    return _of_budget(_CACHED, memory_limit, sum_bytes)
-
-
-def _of_budget(size: int, memory_limit: int | None, sum_bytes: int) -> int:
     limit = budget(memory_limit)
-    return min(limit, max(size, _CHUNK_TO_SUM * sum_bytes)) if _on_cpu() else limit
+    return min(limit, max(_CACHED, _CHUNK_TO_SUM * sum_bytes)) if _on_cpu() else limit
 
 
 def _on_cpu() -> bool:
@@ -153,6 +151,7 @@ def summed_chunk(
         What each chunk is added to.
     """
     unit, most = max(bytes_per_example, 1), chunk_size(bytes_per_example, memory_limit)
-    return min(
-        max(_of_budget(_RECYCLED, memory_limit, sum_bytes) // unit, EXAMPLES_WORTH_A_PASS), most
-    )
+    if not _on_cpu():
+        return most
+    for_sums = min(_CHUNK_TO_SUM * sum_bytes // unit, _EXAMPLES_WORTH_A_SUM)
+    return min(max(_RECYCLED // unit, for_sums, EXAMPLES_WORTH_A_PASS), most)

@@ -87,9 +87,11 @@ def test_chunk_of_a_sum_is_what_calls_hand_on_to_each_other():
     # Fewer than sixteen examples make no pass, unless there is no memory for more.
     assert memory.summed_chunk(most, memory_limit=100 * most) == 16
     assert memory.summed_chunk(most, memory_limit=10 * most) == 10
-    # Adding up large sums takes as long as many examples.
-    assert memory.summed_chunk(2**20, memory_limit=2**40, sum_bytes=most) == 8 * most // 2**20
-    assert memory.summed_chunk(2**20, memory_limit=2**23, sum_bytes=most) == 8
+    # Adding up large sums takes as long as many examples, but not as any number of them.
+    sums = most // 4
+    assert memory.summed_chunk(2**20, memory_limit=2**40, sum_bytes=sums) == 8 * sums // 2**20
+    assert memory.summed_chunk(2**20, memory_limit=2**40, sum_bytes=2**40) == 256
+    assert memory.summed_chunk(2**20, memory_limit=2**23, sum_bytes=2**40) == 8
 
 
 def test_accelerators_hold_what_fits(monkeypatch):

@@ -19,8 +19,6 @@ from laplace_kit.curv.operator import CurvatureOperator
 from laplace_kit.curv.vector import read_vectors
 from laplace_kit.tree import pytree_dataclass
 
-_VECTOR = 2  # a tangent and a cotangent, in units of one example's activations
-
 
 @pytree_dataclass()
 class LinearizedOperator(SelfAdjointOperator):
@@ -68,10 +66,10 @@ class LinearizedOperator(SelfAdjointOperator):
     def matmat(self, vs: PyTree) -> PyTree:
         """Return the products with K vectors; see `CurvatureOperator.matmat`.
 
-        As many at a time as fit the memory limit, on a CPU the caches: few, as there the tangents
-        of many take longer to write and to read than to compute.
+        With the forward pass made anew: of several products it is a small part, and small chunks,
+        through which all vectors go together, save more than it costs.
         """
-        return _matmat(self, vs)
+        return self.operator.matmat(vs)
 
     def diagonal(self) -> Float[Array, " P"]:
         """Return the operator's exact diagonal, `(P,)`."""
@@ -144,17 +142,3 @@ def _mv(linear, v):
     operator = linear.operator
     free, restore = read_vectors(v, operator.params, operator.objective.params, ())
     return restore(tree.unravel(linear.product(operator)(tree.ravel(free)), free))
-
-
-@jax.jit
-def _matmat(linear, vs):
-    operator, product = linear.operator, linear.product(linear.operator)
-    like = operator.objective.params
-    first = next(iter(jax.tree.leaves(vs)), 0.0)
-    num = jnp.shape(first)[0] if jnp.ndim(first) else 0
-    free, restore = read_vectors(vs, operator.params, like, (num,))
-    held = min(operator.chunk_size(), operator.data.num_examples)
-    num_bytes = _VECTOR * operator.example_bytes * held
-    at_once = max(memory.working_set(operator.memory_limit) // num_bytes, 1)
-    products = jax.lax.map(product, tree.ravel(free, num_leading=1), batch_size=at_once)
-    return restore(tree.unravel(products, like))

@@ -154,17 +154,6 @@ def test_no_vectors_have_no_products():
         assert operator.matmat(np.ones((0, 31))).shape == (0, 31)
 
 
-def test_many_vectors_go_in_blocks_that_fit():
-    problem = twins.problem("mlp")
-    vs = problem.vectors(7)
-    held = num_bytes(linearized(operator_of(curv.GGNOperator, problem)))
-    options = {"memory_limit": 4 * held, "batch_size": problem.num_examples}
-    linear = linearized(operator_of(curv.GGNOperator, problem, **options))
-    assert "scan" in str(jax.make_jaxpr(lambda op, vs: op.matmat(vs))(linear, vs))
-    expected = vs @ twins.dense(twins.ggn, "mlp")
-    twins.assert_close(linear.matmat(vs), expected, dtype="float32")
-
-
 def test_streams_are_left_as_they_are():
     problem = twins.problem("mlp")
     batches = twins.batches(problem.x, problem.y, 4, 3)

@@ -203,7 +203,7 @@ def _multiply(operator, v):
 
 @jax.jit
 def _together(operator, vs):
-    return linearized(operator).matmat(vs)
+    return operator.matmat(vs)
 
 
 if __name__ == "__main__":
