@@ -145,15 +145,19 @@ def fit(
     data = as_data(data, progress=progress)
     of_outputs = as_likelihood(likelihood)
     ask = _Asked(structure, curvature, rank, num_samples, memory_limit)
+    prior, num_asked = None, None
     if not _is_last_layer(subset):  # wrong options are refused before the model is traced
         free, selection = select(params, subset)
-        _prior(prior_precision, prior_mean, free, selection)
+        num_asked = tree.size(free)
+        prior = _prior(prior_precision, prior_mean, free, selection)
         if rank is not None:
-            check_rank(rank, tree.size(free))
+            check_rank(rank, num_asked)
     plan = _plan(model_fn, params, of_outputs, subset, data, ask)
     objective, selection, sizes = plan.objective, plan.selection, plan.sizes
     free = objective.params
-    precision, mean = _prior(prior_precision, prior_mean, free, selection)
+    if num_asked != sizes.num_params:  # the last layer, which "auto" takes by itself, too
+        prior = _prior(prior_precision, prior_mean, free, selection)
+    precision, mean = prior
     dtype = precision.dtype
     x, _ = batch_spec(data)
 
