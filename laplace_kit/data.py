@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 from laplace_kit.convolutions import canonical
@@ -202,7 +203,10 @@ def first_examples(data: Data, num: int) -> tuple[PyTree, PyTree]:
 
 @jax.jit
 def _rows(arrays: PyTree, rows: Int[Array, " M"]) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf[rows], arrays)
+    def take(arrays, rows):
+        return jax.tree.map(lambda leaf: leaf[rows], arrays)
+
+    return _automatic(take, _sharding_of(arrays, PartitionSpec()))(arrays, rows)
 
 
 def even_chunk(data: Data, batch_size: int) -> int:
@@ -264,6 +268,11 @@ def sum_over(fn: Callable, args: PyTree, data: Data, batch_size: int | None) -> 
 
 @partial(jax.jit, static_argnames=("fn", "batch_size"))
 def _scan_sum(fn, args, data, batch_size):
+    replicated = _sharding_of(data, PartitionSpec())
+    return _automatic(partial(_sum_chunks, fn, batch_size), replicated)(args, data)
+
+
+def _sum_chunks(fn, batch_size, args, data):
     fn, num = canonical(fn), data.num_examples
     if batch_size == num:
         return _accumulable(fn(args, _slice(data, 0, num)))
@@ -274,6 +283,25 @@ def _scan_sum(fn, args, data, batch_size):
         return jax.tree.map(jnp.add, total, fn(args, _slice(data, i, batch_size))), None
 
     return jax.lax.scan(body, zeros, jnp.arange(-(-num // batch_size)))[0]
+
+
+def _automatic(fn: Callable, out_sharding: NamedSharding | None) -> Callable:
+    """Leave shardings to the compiler within `fn`, where arrays have explicit ones.
+
+    Otherwise every product over examples would have to name its own.
+    """
+    if out_sharding is None:
+        return fn
+    return jax.sharding.auto_axes(fn, out_sharding=out_sharding)
+
+
+def _sharding_of(arrays: PyTree, spec: PartitionSpec) -> NamedSharding | None:
+    """Return a sharding on the mesh over which any of these arrays is explicitly sharded."""
+    for leaf in jax.tree.leaves(arrays):
+        found = jax.typeof(leaf).sharding
+        if any(found.spec):
+            return NamedSharding(found.mesh, spec)
+    return None
 
 
 @partial(jax.jit, static_argnames="fn", inline=True)
@@ -375,6 +403,12 @@ def map_over(fn: Callable, args: PyTree, x: PyTree, batch_size: int) -> PyTree:
     batch_size
         The number of inputs held at a time.
     """
+    first = jax.typeof(jax.tree.leaves(x)[0]).sharding
+    by_rows = _sharding_of(x, PartitionSpec(*first.spec[:1]))
+    return _automatic(partial(_map_chunks, fn, batch_size), by_rows)(args, x)
+
+
+def _map_chunks(fn, batch_size, args, x):
     fn, data = canonical(fn), InMemory(x, ())
     num = data.num_examples
     size = min(batch_size, num)

@@ -270,16 +270,24 @@ def test_sharded_examples_give_the_same_sum():
         """
         import jax, jax.numpy as jnp, numpy as np
         from jax.sharding import NamedSharding, PartitionSpec
-        from laplace_kit.data import as_data, sum_over
+        from laplace_kit.data import as_data, first_examples, map_over, sum_over
         x = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
         mesh = jax.make_mesh((8,), ("data",))
         spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
         assert len(spread.devices()) == 8
         def total(_, chunk):
             return chunk.weight @ chunk.x
-        for batch_size in (None, 24, 64):
+        def doubled(factor, x):
+            return factor * x
+        for batch_size in (None, 24, 7, 64):  # of 7, no device has a whole chunk
             found = sum_over(total, (), as_data((spread, spread)), batch_size)
             np.testing.assert_allclose(found, x.sum(axis=0), rtol=1e-5)
+            found = map_over(doubled, 2.0, spread, batch_size or 64)
+            np.testing.assert_array_equal(found, 2 * x)
+            assert len(found.devices()) == 8
+            assert found.addressable_shards[0].data.shape == (8, 3)
+        some, _ = first_examples(as_data((spread, spread)), 10)
+        np.testing.assert_array_equal(some, x[np.arange(10) * 64 // 10])
         """
     )
 

@@ -410,3 +410,35 @@ def test_progress_is_shown_on_request_and_changes_nothing(stream, capsys):
     assert out == ""
     assert "fitting the diagonal ggn" in err
     jax.tree.map(np.testing.assert_array_equal, shown.structure, quiet.structure)
+
+
+# --- several devices ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", ["Explicit", "Auto"])
+def test_sharded_examples_give_the_same_posterior(axes):
+    twins.run_on_eight_devices(
+        f"""
+        import jax, numpy as np, twins
+        import laplace_kit as lk
+        from jax.sharding import AxisType, NamedSharding, PartitionSpec
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.{axes},))
+        for name in ("mlp", "convnet"):
+            problem = twins.problem(name)
+            x, y = np.concatenate([problem.x] * 8), np.concatenate([problem.y] * 8)
+            spread = jax.device_put((x, y), NamedSharding(mesh, PartitionSpec("data")))
+            params = jax.device_put(problem.params, NamedSharding(mesh, PartitionSpec()))
+            for structure in ("full", "kron", "diagonal"):
+                options = dict(likelihood=problem.likelihood, structure=structure)
+                one = lk.fit(problem.model_fn, problem.params, (x, y), **options).tune()
+                many = lk.fit(problem.model_fn, params, spread, **options).tune()
+                predictive = many.predict(spread[0])
+                assert len(predictive.f_var.devices()) == 8
+                for found, expected in (
+                    (predictive.f_var, one.predict(x).f_var),
+                    (many.log_marginal_likelihood(), one.log_marginal_likelihood()),
+                ):
+                    np.testing.assert_allclose(found, expected, rtol=2e-3)
+        """
+    )

@@ -147,7 +147,8 @@ class GaussNewtonOperator(CurvatureOperator):
         cost = rows_cost(objective, x, self.example_bytes, products_with_columns, of_outputs=True)
         at_once = min(num, _COLUMNS_AT_A_TIME)
         held = plan(cost, at_once, self.batch_size, self.memory_limit, sum_bytes=4 * num**2)
-        return self.sum_over(fn_of_width(held.num_directions), args, batch_size=held.batch_size)
+        size = self.batch_size or even_chunk(self.data, held.batch_size)
+        return self.sum_over(fn_of_width(held.num_directions), args, batch_size=size)
 
     @property
     def has_closed_head(self) -> bool:

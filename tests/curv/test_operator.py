@@ -187,13 +187,15 @@ def test_sharded_examples_give_the_same_product():
         params = jax.device_put(problem.params, NamedSharding(mesh, PartitionSpec()))
         v = problem.vectors(1)[0]
         for kind in (curv.GGNOperator, curv.HessianOperator, curv.EmpiricalFisherOperator):
-            for batch_size in (None, 48):
+            for batch_size in (None, 48, 37):
                 options = dict(batch_size=batch_size)
                 one = kind(problem.model_fn, problem.params, (x, y), "categorical", **options)
                 many = kind(problem.model_fn, params, spread, "categorical", **options)
                 twins.assert_close(many @ v, one @ v, dtype="float32")
                 found = jax.jit(lambda operator, v: operator @ v)(many, v)
                 twins.assert_close(found, one @ v, dtype="float32")
+            twins.assert_close(many.diagonal(), one.diagonal(), dtype="float32")
+            twins.assert_close(many.to_dense(), one.to_dense(), dtype="float32")
         """
     )
 
