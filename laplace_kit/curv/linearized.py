@@ -86,7 +86,8 @@ def linearized(operator: SelfAdjointOperator) -> SelfAdjointOperator:
 
     $H v = \sum_n J_n^\top L_n J_n v$ is taken apart, by partial evaluation, into what is known
     before $v$ is, the residuals of $J_n$ and $L_n$ (of the linearised gradient, for a Hessian), and
-    the linear map that remains. Data in several chunks keep the residuals of all chunks.
+    the linear map that remains. Residuals of all examples are kept, so they make one chunk unless
+    a `batch_size` was given or the memory limit is lower.
 
     Parameters
     ----------
@@ -133,6 +134,8 @@ def _of_composed(operator: SumOperator | ScaledOperator | DampedOperator) -> Sel
 @jax.jit
 def _linearize(operator):
     zeros = jnp.zeros(operator.shape[0], operator.dtype)
+    # Of several chunks, every product would copy each one's residuals out of those of all.
+    operator = tree.replace(operator, batch_size=operator.largest_chunk_size())
     # Parameters and inputs are among what the product reads: no copy is made of them.
     return tree.apart(jax.linearize(operator.mv, zeros)[1], operator)
 

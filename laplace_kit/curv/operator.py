@@ -137,9 +137,18 @@ class CurvatureOperator(SelfAdjointOperator):
         """Return how many examples products with so many vectors hold at a time."""
         if self.batch_size:
             return self.batch_size
-        held = self.example_bytes * (_LINEARISATION + _VECTOR * num_vectors)
+        held = self._held_bytes(num_vectors)
         sums = num_vectors * tree.num_bytes(self.objective.params)
         return even_chunk(self.data, memory.summed_chunk(held, self.memory_limit, sums))
+
+    def largest_chunk_size(self) -> int:
+        """Return how many examples the memory limit lets a product with one vector hold."""
+        held = self._held_bytes(num_vectors=1)
+        largest = memory.chunk_size(held, self.memory_limit)
+        return self.batch_size or even_chunk(self.data, largest)
+
+    def _held_bytes(self, num_vectors: int) -> int:
+        return self.example_bytes * (_LINEARISATION + _VECTOR * num_vectors)
 
 
 @partial(jax.jit, inline=True)

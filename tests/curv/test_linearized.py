@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import twins
 
-from laplace_kit import curv
+from laplace_kit import curv, memory
 from laplace_kit.curv.linearized import LinearizedOperator, linearized
 from laplace_kit.curv.partition import block_diagonal
 from laplace_kit.tree import replace
@@ -50,7 +50,7 @@ def test_products_equal_the_dense_definition(name, dtype):
         def products(operators, vs):
             linear = {kind: linearized(operator) for kind, operator in operators.items()}
             assert all(isinstance(operator, LinearizedOperator) for operator in linear.values())
-            return {kind: operator.matmat(vs) for kind, operator in linear.items()}
+            return {kind: jax.vmap(operator.mv)(vs) for kind, operator in linear.items()}
 
         found, matrices = products(operators, vs), twins.matrices(operators, name)
     for kind, several in found.items():
@@ -136,6 +136,23 @@ def test_parameters_and_inputs_are_not_copied():
     assert all(
         leaf.shape[:2] == (4, 2) for leaf in jax.tree.leaves(chunked.product) if leaf.ndim > 2
     )
+
+
+def test_residuals_make_one_chunk_where_products_take_several(monkeypatch):
+    problem = twins.problem("mlp")
+    chunked = operator_of(curv.GGNOperator, problem, memory_limit=2**20)
+    monkeypatch.setattr(memory, "_RECYCLED", 1)
+    monkeypatch.setattr(memory, "EXAMPLES_WORTH_A_PASS", 1)
+    monkeypatch.setattr(memory, "_CHUNK_TO_SUM", 0)
+    assert chunked.chunk_size() < problem.num_examples == chunked.largest_chunk_size()
+    linear = linearized(chunked)
+    assert all(
+        leaf.shape[0] == problem.num_examples
+        for leaf in jax.tree.leaves(linear.product)
+        if leaf.ndim > 1
+    )
+    v = problem.vectors(1)[0]
+    np.testing.assert_allclose(linear.mv(v), chunked.mv(v), rtol=1e-5, atol=1e-6)
 
 
 def test_what_exceeds_the_memory_limit_is_not_kept():

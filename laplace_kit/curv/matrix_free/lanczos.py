@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.linearized import linearized
@@ -25,6 +25,8 @@ _CHECK_DEPTH = 10  # products spent on asking whether a larger eigenvalue was mi
 _MAX_ROUNDS = 20
 _MAX_RESTARTS = 5  # runs from the vectors that are wanted and have not converged
 _BREAKDOWN = 10  # roundings of the norm: what adds less to a Krylov space adds nothing
+# A basis is read for inner products and for what they take away: by blocks, from memory once.
+_ROWS_IN_CACHE = 8
 _ROUNDINGS = 4  # times the square root of P: the rounding of an inner product, at its most
 
 
@@ -212,14 +214,14 @@ def tridiagonalize(
     num, dtype = len(start), start.dtype
     eps = jnp.finfo(dtype).eps
 
-    def project(v, rows):
-        for basis in (locked, rows):
-            v = v - (basis @ v) @ basis
-        return v
+    num_locked = jnp.max(jnp.arange(1, len(locked) + 1) * locked.any(axis=1), initial=0)
+
+    def project(v, rows, count):
+        return _project(_project(v, locked, num_locked), rows, count)
 
     def new_direction(rows, i):
         v = jnp.roll(start, i) / jnp.linalg.norm(start)
-        v = project(project(v, rows), rows)
+        v = project(project(v, rows, i), rows, i)
         length = jnp.linalg.norm(v)
         return jnp.where(length > jnp.sqrt(eps), v / length, 0)
 
@@ -229,7 +231,7 @@ def tridiagonalize(
         image = operator.mv(v.astype(operator.dtype)).astype(dtype)
         alpha = jnp.vdot(v, image)
         # By the recurrence little is left along the rows, so that to project once is enough.
-        rest = project(image - alpha * v - beta * previous, rows)
+        rest = project(image - alpha * v - beta * previous, rows, i + 1)
         beta = jnp.linalg.norm(rest)
         size = jnp.maximum(size, jnp.maximum(jnp.abs(alpha), beta))
         goes_on = beta > _BREAKDOWN * eps * size
@@ -242,6 +244,20 @@ def tridiagonalize(
         first, beta, size = new_direction(rows, 0), jnp.zeros((), dtype), jnp.asarray(norm, dtype)
         state = rows, diagonal, diagonal, first, zero, beta, size
         return jax.lax.fori_loop(0, depth, step, state)[:3]
+
+
+def _project(
+    v: Float[Array, " P"], rows: Float[Array, "K P"], count: Int[ArrayLike, ""]
+) -> Float[Array, " P"]:
+    """Take out of a vector what is along the first `count` rows; those that follow are zeros."""
+    size = min(_ROWS_IN_CACHE, len(rows))
+
+    def take_out(k, v):
+        # The last block starts earlier: what was taken out can be taken out again.
+        block = jax.lax.dynamic_slice_in_dim(rows, k * size, size)
+        return v - (block @ v) @ block
+
+    return jax.lax.fori_loop(0, -(-count // max(size, 1)), take_out, v)
 
 
 def _leading_on_host(operator, rank, key):

@@ -192,14 +192,18 @@ def test_every_product_reads_one_linearisation(monkeypatch):
     assert not names
 
 
+@pytest.mark.parametrize("depth", [6, 19])
 @pytest.mark.parametrize("name", ["indefinite", "one_twelvefold", "zero"])
-def test_tridiagonal_form_of_the_deflated_matrix(name, x64):
-    """Past a breakdown too, where the recurrence goes on from a new direction."""
+def test_tridiagonal_form_of_the_deflated_matrix(name, depth, x64):
+    """Past a breakdown too, where the recurrence goes on from a new direction.
+
+    The deeper space is orthogonalised by blocks, of which the last one overlaps.
+    """
     operator = rotated(SPECTRA[name])
     start = jnp.linspace(-1.0, 2.0, P)
     locked = jnp.asarray(rotation(P)[:3])
-    krylov, alphas, betas = map(np.asarray, tridiagonalize(operator, start, locked, depth=6))
-    np.testing.assert_allclose(krylov @ krylov.T, np.eye(6), atol=1e-13)
+    krylov, alphas, betas = map(np.asarray, tridiagonalize(operator, start, locked, depth))
+    np.testing.assert_allclose(krylov @ krylov.T, np.eye(depth), atol=1e-13)
     np.testing.assert_allclose(krylov @ locked.T, 0, atol=1e-13)
     rest = np.eye(P) - locked.T @ locked
     image = krylov @ rest @ np.asarray(operator.dense) @ rest
