@@ -15,7 +15,7 @@ import numpy as np
 import laplace_kit
 
 # However long a job takes, it takes part in about so many turns.
-_FEWEST_TURNS = 3
+FEWEST_TURNS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def measure(
                 row[i] = _seconds(jobs[i])
         if turn == 0:
             wanted = np.ceil(repetitions * row / budget).astype(int)
-            period = np.clip(wanted, 1, max(repetitions // _FEWEST_TURNS, 1))
+            period = np.clip(wanted, 1, max(repetitions // FEWEST_TURNS, 1))
             period[0] = 1
     taken = ~np.isnan(steady)
     return [

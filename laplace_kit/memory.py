@@ -19,7 +19,7 @@ _RECYCLED = 80 * 1024**2
 # A chunk of so many times the bytes it is added to spends little of its time on adding.
 _CHUNK_TO_SUM = 8
 # Where examples use a weight once each, adding two gradients takes as long as some ten of them.
-_EXAMPLES_WORTH_A_SUM = 256
+_EXAMPLES_WORTH_A_SUM = 512
 # With fewer examples than this in a chunk, a pass through the model is a matter of single vectors.
 EXAMPLES_WORTH_A_PASS = 16
 

@@ -90,7 +90,7 @@ def test_chunk_of_a_sum_is_what_calls_hand_on_to_each_other():
     # Adding up large sums takes as long as many examples, but not as any number of them.
     sums = most // 4
     assert memory.summed_chunk(2**20, memory_limit=2**40, sum_bytes=sums) == 8 * sums // 2**20
-    assert memory.summed_chunk(2**20, memory_limit=2**40, sum_bytes=2**40) == 256
+    assert memory.summed_chunk(2**20, memory_limit=2**40, sum_bytes=2**40) == 512
     assert memory.summed_chunk(2**20, memory_limit=2**23, sum_bytes=2**40) == 8
 
 

@@ -34,6 +34,7 @@ from laplace_kit.curv.objective import per_example
 from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind
 from laplace_kit.data import Chunk, DataLike, as_data, batch_spec, even_chunk
 from laplace_kit.likelihood import FromLoss, LikelihoodLike
+from laplace_kit.tangents import side_by_side
 from laplace_kit.tree import pytree_dataclass
 
 # Columns of a head to multiply at a time: with many examples each, their sums stay in the caches.
@@ -69,6 +70,7 @@ class GaussNewtonOperator(CurvatureOperator):
             lambda params: objective.model_fn(params, chunk.x), objective.params
         )
         transpose = jax.linear_transpose(push_forward, objective.params)
+        push_forward = side_by_side(push_forward)
 
         def product(v: PyTree) -> PyTree:
             u = self.output_mv(f, chunk, push_forward(v))

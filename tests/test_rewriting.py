@@ -1,0 +1,51 @@
+"""Operations replaced in a program and in the programs within it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from laplace_kit.rewriting import rewritten
+
+
+def doubled_sine(equation, x):
+    return 2 * equation.primitive.bind(x, **equation.params)
+
+
+def in_a_loop(x):
+    return jax.lax.fori_loop(0, 3, lambda _, total: total + jnp.sin(x), x)
+
+
+def in_a_branch(x):
+    return jax.lax.cond(x[0] > 0, lambda x: x + jnp.sin(x), lambda x: x, x)
+
+
+def in_a_call(x):
+    return {"found": jax.jit(jnp.sin)(x), "also": (jnp.cos(x), x)}
+
+
+def twice(x):
+    return jnp.sin(jnp.sin(x))
+
+
+@pytest.mark.parametrize(
+    ("fn", "expected"),
+    [
+        (in_a_loop, lambda x: x + 6 * np.sin(x)),
+        (in_a_branch, lambda x: x + 2 * np.sin(x)),
+        (in_a_call, lambda x: {"found": 2 * np.sin(x), "also": (np.cos(x), x)}),
+        (twice, lambda x: 2 * np.sin(2 * np.sin(x))),
+    ],
+)
+def test_operations_within_are_replaced(fn, expected):
+    x = np.linspace(0.5, 2.0, 4, dtype=np.float32)
+    found = jax.jit(rewritten(fn, {"sin": doubled_sine}))(x)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5), found, expected(x)
+    )
+
+
+def test_other_operations_stay():
+    x = jnp.linspace(0.5, 2.0, 4)
+    before, after = (jax.make_jaxpr(fn)(x) for fn in (in_a_loop, rewritten(in_a_loop, {})))
+    assert str(before) == str(after)
