@@ -66,7 +66,7 @@ bench-quality: .venv/.dev  ## measure how good predictions are, on the data in L
 	$(python) -m benchmarks.quality.regression
 	$(python) -m benchmarks.peers.page
 
-bench-all: bench-peers bench-quality  ## regenerate every number that the documentation quotes: 90 minutes
+bench-all: bench-peers bench-quality  ## regenerate every number that the documentation quotes: over an hour
 	$(python) -m benchmarks.peers.quality --python .venv-peers/bin/python
 	$(python) -m docs.structure_costs
 	$(python) -m docs.tuning_table
