@@ -55,7 +55,7 @@ class Setting:
 
 
 FULL = Setting()
-QUICK = Setting(structures=("ekfac", "diagonal"), num_splits=3)
+QUICK = Setting(prior_precisions=(0.01,), structures=("ekfac", "diagonal"), num_splits=3)
 
 
 def load(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -195,7 +195,9 @@ def ignore_bounds() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, help="the folder of the data, or LAPLACE_KIT_DATA")
-    parser.add_argument("--quick", action="store_true", help="few splits")
+    parser.add_argument(
+        "--quick", action="store_true", help="few splits, under the weak prior alone"
+    )
     args = parser.parse_args()
     ignore_bounds()
     setting = QUICK if args.quick else FULL
