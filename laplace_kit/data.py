@@ -45,6 +45,11 @@ class InMemory:
         """The number of examples."""
         return jax.tree.leaves(self.x)[0].shape[0]
 
+    @property
+    def num_first(self) -> int:
+        """The number of examples of the first batch: here all are one."""
+        return self.num_examples
+
 
 @pytree_dataclass(static=("batches", "first", "num_first", "progress"))
 class Stream:
@@ -211,8 +216,7 @@ def _rows(arrays: PyTree, rows: Int[Array, " M"]) -> PyTree:
 
 def even_chunk(data: Data, batch_size: int) -> int:
     """Return the smallest chunk that cuts data in memory, or a batch, in as many as this one."""
-    num = data.num_examples if isinstance(data, InMemory) else data.num_first
-    return -(-num // -(-num // batch_size))
+    return -(-data.num_first // -(-data.num_first // batch_size))
 
 
 # --- sums over examples -------------------------------------------------------------------------

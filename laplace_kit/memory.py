@@ -1,5 +1,6 @@
 """How much memory an operation may take, and how many examples that lets it hold at a time."""
 
+import math
 import os
 from collections.abc import Callable
 
@@ -14,7 +15,8 @@ _SHARE = 4  # an operation may take one part in so many of the device's memory
 _CACHED = 12 * 1024**2
 # An allocator gives larger blocks back to the system, which clears every page of them for the next
 # call. glibc keeps blocks of 32 MiB at most; of all intermediate values, as they are counted here,
-# XLA holds a third at a time.
+# XLA holds a third at a time. Chunks that are cut from the data have a slice of them besides, and
+# are as fast with half as many examples.
 _RECYCLED = 80 * 1024**2
 # A chunk of so many times the bytes it is added to spends little of its time on adding.
 _CHUNK_TO_SUM = 8
@@ -22,6 +24,10 @@ _CHUNK_TO_SUM = 8
 _EXAMPLES_WORTH_A_SUM = 512
 # With fewer examples than this in a chunk, a pass through the model is a matter of single vectors.
 EXAMPLES_WORTH_A_PASS = 16
+# So many do best in a chunk whose values fill the caches anyway. With K vectors every example takes
+# K times the cache, and what a chunk costs by itself stays: the optimum falls as the root of K. No
+# power of two, as arrays of such sizes compete for the same sets of a cache.
+_EXAMPLES_WORTH_A_CHUNK = 25
 
 
 def budget(memory_limit: int | None = None) -> int:
@@ -134,7 +140,11 @@ def chunk_size(bytes_per_example: int, memory_limit: int | None = None) -> int:
 
 
 def summed_chunk(
-    bytes_per_example: int, memory_limit: int | None = None, sum_bytes: int = 0
+    num_examples: int,
+    bytes_per_example: int,
+    memory_limit: int | None = None,
+    sum_bytes: int = 0,
+    num_vectors: int = 1,
 ) -> int:
     """Return how many examples to hold at a time in a sum over data: at least one.
 
@@ -143,15 +153,22 @@ def summed_chunk(
 
     Parameters
     ----------
+    num_examples
+        Of the data.
     bytes_per_example
         All intermediate values of one example, as `activation_bytes` counts them.
     memory_limit
         In bytes, as in `budget`.
     sum_bytes
         What each chunk is added to.
+    num_vectors
+        How many vectors share a pass through the model.
     """
     unit, most = max(bytes_per_example, 1), chunk_size(bytes_per_example, memory_limit)
     if not _on_cpu():
         return most
+    whole = _RECYCLED // unit
+    recycled = whole if num_examples <= whole else whole // 2
     for_sums = min(_CHUNK_TO_SUM * sum_bytes // unit, _EXAMPLES_WORTH_A_SUM)
-    return min(max(_RECYCLED // unit, for_sums, EXAMPLES_WORTH_A_PASS), most)
+    for_pass = round(_EXAMPLES_WORTH_A_CHUNK / math.sqrt(num_vectors))
+    return min(max(recycled, for_sums, for_pass), most)

@@ -29,7 +29,7 @@ def jobs(workload, variant):
         return workload.v
     of = lambda found: {"product": np.asarray(found)}
     return {
-        "gradient": Job(noisy, of),
+        "gradient": Job(noisy, of, held=lambda: 1.5),
         "other": Job(lambda: 2 * workload.v, of),
         "raises": Job(fail, of),
         "slow": Job(lambda: time.sleep(60), of),
@@ -101,6 +101,7 @@ def test_a_library_answers_whatever_it_prints_or_raises(process, tiny, tmp_path)
     answer = process.ask({"job": "gradient", "values": str(tmp_path / "values.npz")}, 30)
     assert answer["seconds"] > 0
     assert answer["peak"] >= 0
+    assert answer["held"] == 1.5
     np.testing.assert_array_equal(np.load(tmp_path / "values.npz")["product"], tiny.v)
     assert process.ask({"job": "raises", "values": "unused"}, 30) == {
         "error": "ValueError: three words only"
@@ -108,6 +109,8 @@ def test_a_library_answers_whatever_it_prints_or_raises(process, tiny, tmp_path)
     assert process.ask({"job": "slow"}, 0.2) == {"error": "longer than 0.2 s"}
     assert process.ask({"job": "gone"}, 30)["error"].startswith("the process ended")
     assert process.ask({"job": "other"}, 30)["seconds"] > 0  # it was started again
+    other = process.ask({"job": "other", "values": str(tmp_path / "values.npz")}, 30)
+    assert other["held"] is None
 
 
 def test_wrong_values_are_not_timed():
@@ -150,6 +153,14 @@ def test_speed_is_compared_with_the_fastest_that_is_right(results):
         "| - | not measured |"
     )
     assert all(name.startswith("S: ") for name in found)
+    more = [
+        measurement(name, "GGN product", OURS.name, (seconds,), held=held)
+        for name, seconds, held in (("M", 1.0, 10.0), ("M, 8,000", 3.0, 20.0))
+    ]
+    grown = tables.targets(dataclasses.replace(results, measurements=more))
+    found = {target.name: target.found for target in grown}
+    assert found["M: GGN product, seconds with four times the examples"] == 3.0
+    assert found["M: GGN product, memory held with four times the examples"] == 2.0
     assert tables.slower(results).endswith("on 1 jobs: met.")
 
 

@@ -1,5 +1,7 @@
 """The memory budget, and the size of an example counted on models whose size is known."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -79,24 +81,29 @@ def test_chunk_is_what_fits():
 
 
 def test_chunk_of_a_sum_is_what_calls_hand_on_to_each_other():
-    most = memory.summed_chunk(1)
+    chunk = partial(memory.summed_chunk, 10**9)
+    most = chunk(1)
     assert 32 * 2**20 < most < 128 * 2**20
-    assert memory.summed_chunk(2**20) == most // 2**20
-    assert memory.summed_chunk(2**20, memory_limit=5 * 2**20) == 5
-    assert memory.summed_chunk(2**20, memory_limit=1) == 1
-    # Fewer than sixteen examples make no pass, unless there is no memory for more.
-    assert memory.summed_chunk(most, memory_limit=100 * most) == 16
-    assert memory.summed_chunk(most, memory_limit=10 * most) == 10
+    assert chunk(2**20) == most // 2**20
+    assert chunk(2**20, memory_limit=5 * 2**20) == 5
+    assert chunk(2**20, memory_limit=1) == 1
+    # All that is not cut has no slice of the data beside it.
+    assert memory.summed_chunk(2 * most, 1) == 2 * most
+    assert memory.summed_chunk(2 * most + 1, 1) == most
+    # A few examples make the most of a pass, unless there is no memory for them.
+    assert chunk(most, memory_limit=100 * most) == 25
+    assert chunk(most, memory_limit=100 * most, num_vectors=25) == 5
+    assert chunk(most, memory_limit=10 * most) == 10
     # Adding up large sums takes as long as many examples, but not as any number of them.
     sums = most // 4
-    assert memory.summed_chunk(2**20, memory_limit=2**40, sum_bytes=sums) == 8 * sums // 2**20
-    assert memory.summed_chunk(2**20, memory_limit=2**40, sum_bytes=2**40) == 512
-    assert memory.summed_chunk(2**20, memory_limit=2**23, sum_bytes=2**40) == 8
+    assert chunk(2**20, memory_limit=2**40, sum_bytes=sums) == 8 * sums // 2**20
+    assert chunk(2**20, memory_limit=2**40, sum_bytes=2**40) == 512
+    assert chunk(2**20, memory_limit=2**23, sum_bytes=2**40) == 8
 
 
 def test_accelerators_hold_what_fits(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert memory.summed_chunk(10, memory_limit=2**40) == 2**40 // 10
+    assert memory.summed_chunk(10**12, 10, memory_limit=2**40) == 2**40 // 10
     assert memory.working_set(2**40) == 2**40
 
 

@@ -65,8 +65,9 @@ class Measurement:
     """What one library made of one job.
 
     Seconds of the first call, which compiles, and of those after it; the MB at the peak of the
-    first call over what was resident before; the relative distance from our values, where they can
-    be compared; or a note on why there is nothing of that.
+    first call over what was resident before, and those that its program holds, where that can be
+    told; the relative distance from our values, where they can be compared; or a note on why there
+    is nothing of that.
     """
 
     workload: str
@@ -75,6 +76,7 @@ class Measurement:
     first: float | None = None
     seconds: tuple[float, ...] = ()
     peak: float | None = None
+    held: float | None = None
     distance: float | None = None
     note: str = ""
 
@@ -139,7 +141,11 @@ def _first(found, process, folder, ours, setting):
         values = dict(arrays)
     distance = distance_between(values, ours) if ours else None
     found = dataclasses.replace(
-        found, first=answer["seconds"], peak=answer["peak"], distance=distance
+        found,
+        first=answer["seconds"],
+        peak=answer["peak"],
+        held=answer["held"],
+        distance=distance,
     )
     return found, values
 

@@ -74,12 +74,14 @@ class Job(NamedTuple):
     """What is timed, and what its result says in the terms of all libraries.
 
     `run` returns when the result is there; `setup` is called once before, and is not timed. What
-    `values` returns has names, so that a library gives those of its own flavour only.
+    `values` returns has names, so that a library gives those of its own flavour only. `held`, where
+    it can be told, is the MB of a compiled program besides its arguments and its result.
     """
 
     run: Callable[[], Any]
     values: Callable[[Any], Mapping[str, np.ndarray]]
     setup: Callable[[], Any] = lambda: None
+    held: Callable[[], float] | None = None
 
 
 # What a library does not do has, in the place of a job, a few words on why.
@@ -131,10 +133,11 @@ def _answer(job: Job, values: str | None) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         peak = resident_memory("VmHWM") - idle
         np.savez(values, **job.values(result))
+        held = job.held() if job.held else None
     # Whatever another library raises is its answer, which a table shows.
     except Exception as error:
         return {"error": f"{type(error).__name__}: {str(error).strip() or 'no message'}"}
-    return {"seconds": seconds, "peak": peak}
+    return {"seconds": seconds, "peak": peak, "held": held}
 
 
 def _idle_memory() -> float:

@@ -300,7 +300,9 @@ def _summed_chunk(operator: JacobianOperator, data: InMemory, num_vectors: int) 
         return operator.batch_size
     sums = num_vectors * tree.num_bytes(operator.objective.params)
     held = _held(operator, num_vectors)
-    return even_chunk(data, memory.summed_chunk(held, operator.memory_limit, sums))
+    limit = operator.memory_limit
+    fitting = memory.summed_chunk(data.num_first, held, limit, sums, num_vectors)
+    return even_chunk(data, fitting)
 
 
 def _held(operator: JacobianOperator, num_vectors: int) -> int:

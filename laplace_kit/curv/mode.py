@@ -54,7 +54,8 @@ def examine_mode(
         x, _ = batch_spec(data)
         unit = memory.activation_bytes(objective.model_fn, objective.params, x)
         sums = tree.num_bytes(objective.params)
-        batch_size = even_chunk(data, memory.summed_chunk(3 * unit, memory_limit, sums))
+        fitting = memory.summed_chunk(data.num_first, 3 * unit, memory_limit, sums)
+        batch_size = even_chunk(data, fitting)
     loss, gradient, num_data, num_bad = sum_over(_chunk_statistics, objective, data, batch_size)
     if int(num_bad):
         raise ValueError(_describe_first_bad(objective, data, batch_size))

@@ -139,7 +139,8 @@ class CurvatureOperator(SelfAdjointOperator):
             return self.batch_size
         held = self._held_bytes(num_vectors)
         sums = num_vectors * tree.num_bytes(self.objective.params)
-        return even_chunk(self.data, memory.summed_chunk(held, self.memory_limit, sums))
+        num, limit = self.data.num_first, self.memory_limit
+        return even_chunk(self.data, memory.summed_chunk(num, held, limit, sums, num_vectors))
 
     def largest_chunk_size(self) -> int:
         """Return how many examples the memory limit lets a product with one vector hold."""

@@ -142,7 +142,7 @@ def test_residuals_make_one_chunk_where_products_take_several(monkeypatch):
     problem = twins.problem("mlp")
     chunked = operator_of(curv.GGNOperator, problem, memory_limit=2**20)
     monkeypatch.setattr(memory, "_RECYCLED", 1)
-    monkeypatch.setattr(memory, "EXAMPLES_WORTH_A_PASS", 1)
+    monkeypatch.setattr(memory, "_EXAMPLES_WORTH_A_CHUNK", 1)
     monkeypatch.setattr(memory, "_CHUNK_TO_SUM", 0)
     assert chunked.chunk_size() < problem.num_examples == chunked.largest_chunk_size()
     linear = linearized(chunked)

@@ -63,6 +63,7 @@ def jobs(workload: Workload, variant: str) -> Jobs:
         return Job(
             lambda: _ready(_multiply(operator, vector)),
             lambda found: {"product": tree.ravel(found)},
+            held=lambda: _held(_multiply.lower(operator, vector)),
         )
 
     def lanczos():
@@ -175,6 +176,11 @@ def jobs(workload: Workload, variant: str) -> Jobs:
         "save kron": Job(save, mean, lambda: fitted("kron")),
         "load kron": Job(load, mean, save),
     }
+
+
+def _held(lowered) -> float:
+    """Return the MB that a program holds besides its arguments and its result."""
+    return lowered.compile().memory_analysis().temp_size_in_bytes / 1e6
 
 
 def _ready(found):
