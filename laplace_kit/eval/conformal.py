@@ -14,9 +14,10 @@ $\mathrm{Beta}(k, n + 1 - k)$.
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Num, PyTree
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
 
 from laplace_kit.errors import check_option
 from laplace_kit.eval.evaluate import as_classes
@@ -30,23 +31,40 @@ from laplace_kit.tree import pytree_dataclass
 SCORES = ("lac", "aps")
 
 
-@pytree_dataclass(static=("score",))
+@pytree_dataclass(static=("score", "randomised"))
 class ConformalSets:
     """The classes whose score is at most `threshold`; made by `conformal_sets`."""
 
     threshold: Float[Array, ""]
     score: str
+    randomised: bool
 
-    def __call__(self, predictive: Predictive) -> Bool[Array, "N ... C"]:
+    def __call__(
+        self, predictive: Predictive, *, key: PRNGKeyArray | None = None
+    ) -> Bool[Array, "N ... C"]:
         """Tell which classes are in the set of each label.
 
         Parameters
         ----------
         predictive
             Of the same kind as the one that was calibrated.
+        key
+            Where the scores were randomised, to be used once, and not the one they were made with.
+
+        Raises
+        ------
+        ValueError
+            If there is a key and scores were not randomised, or none and they were.
         """
+        if (key is not None) != self.randomised:
+            raise ValueError(
+                "Found no key for randomised scores, expected one, such as key=jax.random.key(1)."
+                if self.randomised
+                else "Found a key for scores that were not randomised, expected none; pass "
+                "one to conformal_sets(..., score='aps') too."
+            )
         probs = class_probabilities(predictive.likelihood, predictive)
-        return _scores(probs, self.score) <= self.threshold
+        return _scores(probs, self.score, key) <= self.threshold
 
 
 @pytree_dataclass()
@@ -73,7 +91,12 @@ class ConformalIntervals:
 
 
 def conformal_sets(
-    predictive: Predictive, y: PyTree, *, level: float = 0.9, score: str = "lac"
+    predictive: Predictive,
+    y: PyTree,
+    *,
+    level: float = 0.9,
+    score: str = "lac",
+    key: PRNGKeyArray | None = None,
 ) -> ConformalSets:
     r"""Return what makes sets of classes that hold the label with a probability of `level`.
 
@@ -89,6 +112,11 @@ def conformal_sets(
         `"lac"`: $1 - p_y$, the smallest sets on average, which may be empty. `"aps"`: the
         probability of the label and of every class before it, for sets that are larger where the
         predictive is less sure.
+    key
+        Of `"aps"`: subtracts from each score a random share of the class's own probability, by
+        which sets are smaller, sometimes empty, and cover with the level and no more. Without it,
+        labels that are the least probable class all have the score one, and two classes are both
+        in nearly every set.
 
     Returns
     -------
@@ -107,16 +135,19 @@ def conformal_sets(
     ----------
     Sadinle, Lei and Wasserman (2019), Least ambiguous set-valued classifiers with bounded error
     levels. Romano, Sesia and Candès (2020), Classification with valid and adaptive coverage, whose
-    scores are not randomised here.
+    scores are those with a key.
     """
     check_option("score", score, SCORES)
+    if key is not None and score != "aps":
+        raise ValueError(f"Found a key for score={score!r}, expected one for 'aps' alone.")
     check_levels("level", level)
     class_probabilities(predictive.likelihood, predictive)  # there are classes
     likelihood, y = checked_targets(predictive, y)
     probs, labels = as_classes(likelihood, predictive, y)
-    scores = np.asarray(_scores(probs, score))
+    scores = np.asarray(_scores(probs, score, key))
     own = np.take_along_axis(scores, _classes(np.asarray(labels))[:, None], axis=1)
-    return ConformalSets(jnp.asarray(_smallest(own, level)[0], probs.dtype), score)
+    threshold = jnp.asarray(_smallest(own, level)[0], probs.dtype)
+    return ConformalSets(threshold, score, randomised=key is not None)
 
 
 def conformal_intervals(
@@ -194,6 +225,15 @@ def _smallest(
     return np.take_along_axis(np.sort(scores, axis=0), rank[None] - 1, axis=0)[0]
 
 
-def _scores(probs: Float[Array, "*shape C"], score: str) -> Float[Array, "*shape C"]:
-    """Return the score of every class."""
-    return 1 - probs if score == "lac" else cumulative_probability(probs)
+def _scores(
+    probs: Float[Array, "*shape C"], score: str, key: PRNGKeyArray | None
+) -> Float[Array, "*shape C"]:
+    """Return the score of every class, with a key randomised."""
+    if score == "lac":
+        return 1 - probs
+    cumulative = cumulative_probability(probs)
+    if key is None:
+        return cumulative
+    # One share for each label: its classes' scores lie side by side, and one of them holds it.
+    share = jax.random.uniform(key, (*probs.shape[:-1], 1), probs.dtype)
+    return cumulative - share * probs

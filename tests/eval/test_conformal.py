@@ -57,6 +57,25 @@ def test_coverage_of_sets_has_its_exact_distribution(score, x64):
     assert_coverage(np.asarray(covered), rank=34)  # ceil(40 * 0.85)
 
 
+def test_randomised_sets_of_two_classes_cover_with_the_level(x64):
+    """Where those that are not hold both classes of every input."""
+    rng, covered = np.random.default_rng(2), []
+    likelihood = Bernoulli()
+    for key in jax.random.split(jax.random.key(0), REPEATS):
+        logits = rng.normal(size=(NUM + NUM_TEST, 1))
+        y = (rng.logistic(size=logits.shape) < logits).astype(float)
+        parts = np.split(special.expit(logits), [NUM])
+        predictive = [classifier(part, likelihood) for part in parts]
+        first, second = jax.random.split(key)
+        sets = conformal_sets(predictive[0], y[:NUM], level=LEVEL, score="aps", key=first)
+        inside = np.asarray(sets(predictive[1], key=second))[:, 0]
+        covered.append(inside[np.arange(NUM_TEST), y[NUM:, 0].astype(int)].sum())
+    assert_coverage(np.asarray(covered), rank=34)
+    plain = conformal_sets(predictive[0], y[:NUM], level=LEVEL, score="aps")
+    np.testing.assert_allclose(plain.threshold, 1)
+    assert np.asarray(plain(predictive[1])).mean() > 0.9
+
+
 def test_coverage_of_intervals_has_its_exact_distribution_for_every_output(x64):
     rng, covered = np.random.default_rng(1), []
     for _ in range(REPEATS):
@@ -134,6 +153,17 @@ def test_what_cannot_be_calibrated_is_refused():
         conformal_sets(classifier(probs), probs)
     with pytest.raises(ValueError, match="score"):
         conformal_sets(classifier(probs), np.zeros(20, int), score="raps")
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="Found a key for score='lac'"):
+        conformal_sets(classifier(probs), np.zeros(20, int), key=key)
+    plain, randomised = (
+        conformal_sets(classifier(probs), np.zeros(20, int), score="aps", key=k)
+        for k in (None, key)
+    )
+    with pytest.raises(ValueError, match="Found no key for randomised scores"):
+        randomised(classifier(probs))
+    with pytest.raises(ValueError, match="Found a key for scores that were not randomised"):
+        plain(classifier(probs), key=key)
     with pytest.raises(ValueError, match="between 0 and 1"):
         conformal_sets(classifier(probs), np.zeros(20, int), level=1.0)
     with pytest.raises(TypeError, match="expected classes"):
