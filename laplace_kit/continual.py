@@ -1,5 +1,6 @@
 """`update`: an old posterior and new data make a new posterior, without the old data."""
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from laplace_kit import tree
+from laplace_kit.approx.full import FullStructure
 from laplace_kit.approx.named import named_operator, named_structure
 from laplace_kit.approx.update import Expansion, updated
 from laplace_kit.curv.mode import examine_mode
@@ -64,6 +66,9 @@ def update(la: "Laplace", data: Any, *, key: PRNGKeyArray | None = None) -> "Lap
     old = Expansion(la.log_likelihood, la.gradient, la.structure)
     new = Expansion(mode.log_likelihood, mode.gradient.astype(la.gradient.dtype), structure)
     found = updated(old, new, la.expand(la.prior_precision))
+    if choice.form == "dual" and isinstance(found.expansion.structure, FullStructure):
+        because = "all data together have more rows than there are parameters"
+        choice = dataclasses.replace(choice, form="primal", because=because)
     theta = tree.ravel(la.mode)
     moved = tree.replace(
         la,
@@ -71,6 +76,7 @@ def update(la: "Laplace", data: Any, *, key: PRNGKeyArray | None = None) -> "Lap
         structure=found.expansion.structure,
         log_likelihood=found.expansion.log_likelihood,
         gradient=found.expansion.gradient,
+        choice=choice,
         tuning=None,
         examples=_joined(la.examples, first_examples(data, NUM_EXAMPLES)),
         num_data=la.num_data + mode.num_data,

@@ -166,6 +166,11 @@ def test_the_dual_form_keeps_its_rows():
     vector = jnp.asarray(rng.normal(size=179), jnp.float32)
     expected = la.structure.mv(vector) + other.structure.mv(vector)
     twins.assert_close(found.structure.mv(vector), expected, dtype="float32")
+    # With sixty examples more it is a matrix, and says so.
+    more = rng.normal(size=(60, 40)).astype(np.float32), rng.integers(0, 3, 60)
+    grown = la.update(more)
+    assert (grown.choice.form, found.choice.form) == ("primal", "dual")
+    assert grown.update(parts[1]).structure.matrix.shape == (179, 179)
 
 
 def test_the_old_posterior_is_unchanged():
