@@ -1,5 +1,6 @@
 """What predictions must satisfy before a report is made of them."""
 
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ def usable_directory(directory: str | Path) -> Path:
     Raises
     ------
     ValueError
-        If it, or one of its parents, is a file.
+        If it, or one of its parents, is a file, or may not be written to.
     """
     directory = Path(directory)
     nearest = next(path for path in (directory, *directory.parents) if path.exists())
@@ -29,6 +30,11 @@ def usable_directory(directory: str | Path) -> Path:
         raise ValueError(
             f"Found a file at {nearest}, expected a directory to write the report to, or nothing "
             "yet; choose another directory or move the file away."
+        )
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"Found the directory {nearest}, which may not be written to, expected one for the "
+            "report that may; choose another directory or change its permissions."
         )
     return directory
 

@@ -1,5 +1,7 @@
 """What a report refuses before it measures; the rest is tested where reports are written."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,16 @@ def test_the_subject_is_laplace_or_the_last():
 def test_a_new_directory_is_not_made_yet(tmp_path):
     assert checks.usable_directory(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert not (tmp_path / "a").exists()
+
+
+def test_a_directory_without_permission_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    message = r"Found the directory .*, which may not be written to, expected one"
+    for directory in (tmp_path, tmp_path / "a" / "b"):
+        with pytest.raises(ValueError, match=message):
+            checks.usable_directory(directory)
+    (tmp_path / "a").mkdir()
+    assert checks.usable_directory(tmp_path / "a" / "b") == tmp_path / "a" / "b"
 
 
 def test_the_first_number_that_is_not_finite_is_named():
