@@ -87,8 +87,25 @@ def readable(num_bytes: int | float) -> str:
 
 @jax.jit
 def apply_model(model_fn: jax.tree_util.Partial, params: PyTree, x: PyTree) -> PyTree:
-    """Call a model that is a pytree; as one jitted function, its traces are kept by JAX."""
-    return model_fn(params, x)
+    """Call a model that is a pytree; as one jitted function, its traces are kept by JAX.
+
+    Raises
+    ------
+    ValueError
+        If the model refuses the inputs.
+    """
+    try:
+        return model_fn(params, x)
+    except jax.errors.ConcretizationTypeError:  # about the model, and at length
+        raise
+    except (TypeError, ValueError) as error:
+        shapes = ", ".join(f"{leaf.shape[1:]} {leaf.dtype}" for leaf in jax.tree.leaves(x))
+        reason, *_ = str(error).split("\n")
+        raise ValueError(
+            f"Found examples of shape {shapes}, which the model refuses "
+            f"({type(error).__name__}: {reason}); expected inputs with a "
+            "leading axis of examples, each as the model was trained on, for model_fn(params, x)."
+        ) from error
 
 
 def activation_bytes(model_fn: Callable, params: PyTree, x: PyTree) -> int:
@@ -170,5 +187,5 @@ def summed_chunk(
     whole = _RECYCLED // unit
     recycled = whole if num_examples <= whole else whole // 2
     for_sums = min(_CHUNK_TO_SUM * sum_bytes // unit, _EXAMPLES_WORTH_A_SUM)
-    for_pass = round(_EXAMPLES_WORTH_A_CHUNK / math.sqrt(num_vectors))
+    for_pass = round(_EXAMPLES_WORTH_A_CHUNK / math.sqrt(max(num_vectors, 1)))
     return min(max(recycled, for_sums, for_pass), most)

@@ -231,6 +231,7 @@ def predict_at_mode(
         With `f_var` zero. Cost: one forward pass.
     """
     x = _checked_inputs(x)
+    objective.output_spec(x)  # inputs that the model refuses are told by this
     if batch_size is None:
         unit = memory.activation_bytes(objective.model_fn, objective.params, x)
         batch_size = memory.chunk_size(unit, memory_limit)

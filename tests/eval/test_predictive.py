@@ -280,6 +280,26 @@ def test_inputs_that_are_not_finite(value):
         predict(objective, posterior, {"left": x, "right": X})
 
 
+def test_inputs_that_the_model_refuses():
+    objective, posterior = small_problem()
+    message = r"examples of shape \(5,\) float32, which the model refuses \(TypeError: .*leading"
+    for x in (np.ones((4, 5), np.float32), jnp.ones((1, 5))):
+        with pytest.raises(ValueError, match=message):
+            predict(objective, posterior, x)
+        with pytest.raises(ValueError, match=message):
+            predict_at_mode(objective, x, batch_size=2)
+
+
+def test_a_model_that_cannot_be_traced_is_told_by_jax():
+    def doubled_if_positive(params, x):
+        return 2 * x if x.sum() > 0 else x
+
+    objective, posterior = small_problem()
+    model_fn = jax.tree_util.Partial(doubled_if_positive)
+    with pytest.raises(jax.errors.TracerBoolConversionError):
+        predict(tree.replace(objective, model_fn=model_fn), posterior, X)
+
+
 def test_inputs_without_rows():
     with pytest.raises(ValueError, match=r"empty data \(shapes \(0, 3\)\), expected at least one"):
         predict(*small_problem(), X[:0])
