@@ -29,7 +29,7 @@ from benchmarks.timing import machine
 
 PEAK_LIMIT = 300.0  # MB of any job of the quick subset, compilation included
 
-FULL = Setting(repetitions=15, budget=2.0, once=10.0, limit=120.0)
+FULL = Setting(repetitions=40, budget=2.0, once=10.0, limit=120.0)
 QUICK = Setting(repetitions=3, budget=0.5, once=10.0, limit=60.0)
 
 PRODUCTS = (YARDSTICK, "GGN product", "Hessian product")
