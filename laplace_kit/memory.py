@@ -22,8 +22,6 @@ _RECYCLED = 80 * 1024**2
 _CHUNK_TO_SUM = 8
 # Where examples use a weight once each, adding two gradients takes as long as some ten of them.
 _EXAMPLES_WORTH_A_SUM = 512
-# With fewer examples than this in a chunk, a pass through the model is a matter of single vectors.
-EXAMPLES_WORTH_A_PASS = 16
 # So many do best in a chunk whose values fill the caches anyway. With K vectors every example takes
 # K times the cache, and what a chunk costs by itself stays: the optimum falls as the root of K. No
 # power of two, as arrays of such sizes compete for the same sets of a cache.
@@ -165,8 +163,8 @@ def summed_chunk(
 ) -> int:
     """Return how many examples to hold at a time in a sum over data: at least one.
 
-    On a CPU, as many as memory can hold that one call hands on to the next, and so always as many
-    for more data; elsewhere as many as fit the budget.
+    On a CPU, as many as memory can hold that one call hands on to the next: all, or of more data
+    always half as many as that; elsewhere as many as fit the budget.
 
     Parameters
     ----------

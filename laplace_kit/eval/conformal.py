@@ -113,10 +113,10 @@ def conformal_sets(
         probability of the label and of every class before it, for sets that are larger where the
         predictive is less sure.
     key
-        Of `"aps"`: subtracts from each score a random share of the class's own probability, by
-        which sets are smaller, sometimes empty, and cover with the level and no more. Without it,
-        labels that are the least probable class all have the score one, and two classes are both
-        in nearly every set.
+        Of `"aps"`: subtracts from each score a random share of the class's own probability,
+        $u p_y$ with $u$ uniform between 0 and 1, by which sets are smaller, sometimes empty, and
+        cover with the level and no more. Without it, labels that are the least probable class all
+        have the score one, and two classes are both in nearly every set.
 
     Returns
     -------

@@ -19,6 +19,8 @@ from laplace_kit.curv.objective import Objective
 _LINEARISATION, _DIRECTION = 2, 2
 # With fewer directions than this at a time, backward passes are a matter of single vectors.
 _DIRECTIONS_WORTH_A_PASS = 8
+# The same of examples and the forward pass.
+_EXAMPLES_WORTH_A_PASS = 16
 
 
 class Cost(NamedTuple):
@@ -115,7 +117,7 @@ def plan(
     """
     limit = memory.budget(memory_limit)
     check_fits(cost, 1, limit)
-    wanted = batch_size or memory.EXAMPLES_WORTH_A_PASS
+    wanted = batch_size or _EXAMPLES_WORTH_A_PASS
     room = limit if batch_size else memory.working_set(memory_limit, sum_bytes)
     at_once = (room // wanted - cost.once) // cost.direction
     if batch_size is None:  # rather fewer examples than fewer directions
