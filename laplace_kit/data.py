@@ -36,12 +36,17 @@ class Chunk:
     weight: Float[Array, " B"]
 
 
-@pytree_dataclass()
+@pytree_dataclass(static=("of_features",))
 class InMemory:
-    """Inputs and targets as arrays with one leading axis of examples."""
+    """Inputs and targets as arrays with one leading axis of examples.
+
+    With `of_features` the inputs were computed, by the frozen part of a model, and may be infinite
+    as a mask is.
+    """
 
     x: PyTree
     y: PyTree
+    of_features: bool = False
 
     @property
     def num_examples(self) -> int:
