@@ -28,7 +28,7 @@ from laplace_kit.curv.capture.coverage import of_objective
 from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.kronecker import WEIGHT_SHARING, num_entries
 from laplace_kit.curv.matrix_free.ritz import check_rank
-from laplace_kit.curv.mode import examine_mode
+from laplace_kit.curv.mode import check_inputs, examine_mode
 from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.curv.operator import check_outputs
 from laplace_kit.curv.split import with_features
@@ -164,6 +164,8 @@ def fit(
     with _stages(progress) as enter:
         enter("checking the mode")
         cached, features = with_features(objective, data, batch_size, memory_limit)
+        if features is not data:
+            check_inputs(data.x)  # which may leave no trace in the features
         mode = examine_mode(cached, features, batch_size=batch_size, memory_limit=memory_limit)
         chosen = plan.chosen
         if not isinstance(data, InMemory):  # only now the examples are counted

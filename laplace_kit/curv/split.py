@@ -18,7 +18,6 @@ from jaxtyping import Array, Float, PyTree
 from laplace_kit import memory
 from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.capture.uses import Program, Step, evaluate, moves_entries, reached_from
-from laplace_kit.curv.mode import check_inputs
 from laplace_kit.curv.objective import Objective
 from laplace_kit.data import Data, InMemory, map_over
 from laplace_kit.likelihood import Gaussian
@@ -74,12 +73,7 @@ def with_features(
     objective, data
         With the same outputs, derivatives and layers. As they were given for a stream, where no
         frozen array is used before free parameters enter, as with a free first layer, and where the
-        features exceed the memory limit.
-
-    Raises
-    ------
-    ValueError
-        If the inputs are not finite. Features may be infinite, as where a mask is.
+        features exceed the memory limit. Features may be infinite, as where a mask is.
     """
     if not isinstance(data, InMemory):
         return objective, data
@@ -90,7 +84,6 @@ def with_features(
     num_bytes = data.num_examples * cut.bytes_per_example
     if not cut.reads_frozen or num_bytes > memory.budget(memory_limit):
         return objective, data
-    check_inputs(data.x)  # which may leave no trace in the features
     features, head = split(objective.model_fn, objective.params, data.x)
     if batch_size is None:
         unit = memory.activation_bytes(objective.model_fn, objective.params, data.x)
