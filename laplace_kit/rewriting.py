@@ -61,12 +61,14 @@ def _evaluate(rules: Rules, closed: ClosedJaxpr, *args: ArrayLike) -> list[Array
 
 
 def _rewritten(rules: Rules, param: Any) -> Any:
-    """Return a parameter of an operation: where it is a program, one that is rewritten."""
-    if not _holds_any(rules, param):
-        return param
-    if isinstance(param, tuple):
-        return tuple(_rewritten(rules, part) for part in param)
-    return jax.make_jaxpr(partial(_evaluate, rules, param))(*param.in_avals)
+    """Return a parameter of an operation, the programs in it rewritten, in the containers it has."""
+
+    def of_part(part: Any) -> Any:
+        if not (_is_program(part) and _has_any(rules, part.jaxpr)):
+            return part
+        return jax.make_jaxpr(partial(_evaluate, rules, part))(*part.in_avals)
+
+    return jax.tree.map(of_part, param) if _holds_any(rules, param) else param
 
 
 def _has_any(rules: Rules, jaxpr: Jaxpr) -> bool:
@@ -78,6 +80,8 @@ def _has_any(rules: Rules, jaxpr: Jaxpr) -> bool:
 
 
 def _holds_any(rules: Rules, param: Any) -> bool:
-    if isinstance(param, tuple):
-        return any(_holds_any(rules, part) for part in param)
-    return isinstance(param, ClosedJaxpr) and _has_any(rules, param.jaxpr)
+    return any(_has_any(rules, part.jaxpr) for part in jax.tree.leaves(param) if _is_program(part))
+
+
+def _is_program(part: Any) -> bool:
+    return isinstance(part, ClosedJaxpr)

@@ -24,6 +24,26 @@ def in_a_call(x):
     return {"found": jax.jit(jnp.sin)(x), "also": (jnp.cos(x), x)}
 
 
+def in_a_linear_solve(x):
+    matrix = jnp.diag(jnp.sin(x))
+    return jax.lax.custom_linear_solve(
+        lambda v: jnp.sin(x) * v, matrix @ x, lambda _, b: b / jnp.sin(x), symmetric=True
+    )
+
+
+def in_a_root(x):
+    """The root of z^3 = 8 sin(x)^3 by Newton's method."""
+    power = 8 * jnp.sin(x) ** 3
+
+    def solve(fn, z):
+        return jax.lax.fori_loop(0, 50, lambda _, z: z - fn(z) / (3 * z**2), z)
+
+    def divide(product, b):
+        return b / product(jnp.ones_like(b))
+
+    return jax.lax.custom_root(lambda z: z**3 - power, jnp.full_like(x, 2.0), solve, divide)
+
+
 def twice(x):
     return jnp.sin(jnp.sin(x))
 
@@ -34,6 +54,8 @@ def twice(x):
         (in_a_loop, lambda x: x + 6 * np.sin(x)),
         (in_a_branch, lambda x: x + 2 * np.sin(x)),
         (in_a_call, lambda x: {"found": 2 * np.sin(x), "also": (np.cos(x), x)}),
+        (in_a_linear_solve, lambda x: x),
+        (in_a_root, lambda x: 4 * np.sin(x)),
         (twice, lambda x: 2 * np.sin(2 * np.sin(x))),
     ],
 )

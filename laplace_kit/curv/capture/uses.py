@@ -14,15 +14,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from laplace_kit.curv.capture.layout import Move
 
-# Operations on one array that only move its entries about, or, the last one, may repeat them.
-_MOVES = (
-    *("reshape", "transpose", "squeeze", "rev", "convert_element_type", "copy"),
-    "broadcast_in_dim",
+# Operations that leave values and derivatives as they are, but for rounding: what they speak of is
+# the dtype, or where and when arrays are held. `stop_gradient` is none of these.
+_IDENTITIES = (
+    *("convert_element_type", "reduce_precision", "copy", "copy_p", "name"),
+    *("optimization_barrier", "device_put", "sharding_constraint", "reshard", "layout_constraint"),
 )
+# Operations on one array that only move its entries about, or, the last one, may repeat them.
+_MOVES = (*_IDENTITIES, "reshape", "transpose", "squeeze", "rev", "broadcast_in_dim")
 # Calls without semantics of their own, by the parameter that holds the program.
 _CALLS = {
     "jit": "jaxpr",
@@ -41,6 +44,11 @@ class Step(NamedTuple):
     params: dict[str, Any]
     operands: tuple[int | Literal, ...]
     results: tuple[int, ...]
+
+    def apply(self, *operands: ArrayLike) -> list[Array]:
+        """Return the results for some operands."""
+        found = self.primitive.bind(*operands, **self.primitive.get_bind_params(self.params))
+        return found if self.primitive.multiple_results else [found]
 
 
 class Program(NamedTuple):
@@ -136,16 +144,15 @@ class _Builder:
             else:
                 results = tuple(self.fresh(variable.aval) for variable in equation.outvars)
                 step = Step(equation.primitive, equation.params, operands, results)
-                self.steps.append(step)
-                if moves_entries(step) and self._are_moved(operands):
-                    self.moved.update(results)
+                for part in _one_by_one(step):
+                    self.steps.append(part)
+                    if moves_entries(part) and self._are_moved(part.operands):
+                        self.moved.update(part.results)
             known.update(zip(equation.outvars, results, strict=True))
         return tuple(read(atom) for atom in jaxpr.outvars)
 
     def _scans_parameters(self, primitive: Primitive, params: dict[str, Any], operands) -> bool:
-        if primitive.name != "scan":
-            return False
-        return self._are_moved(operands[params["num_consts"] + params["num_carry"] :])
+        return primitive.name == "scan" and self._are_moved(operands[sum(_scan_sizes(params)) :])
 
     def _are_moved(self, operands: Sequence[int | Literal]) -> bool:
         """Tell whether any of these is a parameter, moved about or not."""
@@ -153,7 +160,7 @@ class _Builder:
 
     def _unroll(self, params: dict[str, Any], operands: Sequence[int | Literal]):
         """Inline the body of a scan once for every step; slices of what it scans come first."""
-        num_consts, num_carry = params["num_consts"], params["num_carry"]
+        num_consts, num_carry = _scan_sizes(params)
         consts, rest = operands[:num_consts], operands[num_consts:]
         carry, scanned = tuple(rest[:num_carry]), rest[num_carry:]
         stacks: list[tuple] = [()] * params["length"]
@@ -175,6 +182,41 @@ class _Builder:
         return self.inline(jax.make_jaxpr(fn)(*shapes), operands)[0]
 
 
+def _scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
+    """Return how many of a scan's operands are constants, and how many are carried on.
+
+    Numbers up to JAX 0.10; in later versions the lengths of the first two of three groups.
+    """
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carried, _ = params["ft_in"].unpack()
+    return len(constants), len(carried)
+
+
+def _one_by_one(step: Step) -> list[Step]:
+    """Return an identity on several arrays as one for each, and any other step as it is.
+
+    Its parameters are in common, or have an entry for each array.
+    """
+    num = len(step.operands)
+    if num == 1 or step.primitive.name not in _IDENTITIES:
+        return [step]
+
+    def part(value: Any, i: int) -> Any:
+        by_operand = isinstance(value, tuple | list) and len(value) == num
+        return value[i : i + 1] if by_operand else value
+
+    return [
+        Step(
+            step.primitive,
+            {name: part(value, i) for name, value in step.params.items()},
+            (operand,),
+            (result,),
+        )
+        for i, (operand, result) in enumerate(zip(step.operands, step.results, strict=True))
+    ]
+
+
 def find_uses(program: Program) -> tuple[tuple[Use, ...], ...]:
     """Return, for each leaf, the steps that consume it; a leaf that is returned counts as used."""
     origin = {number: (leaf, (), False, None) for leaf, number in enumerate(program.leaves)}
@@ -184,7 +226,8 @@ def find_uses(program: Program) -> tuple[tuple[Use, ...], ...]:
             if isinstance(operand, Literal) or operand not in origin:
                 continue
             leaf, moves, repeated, part = origin[operand]
-            taken = _part_taken(step, program) if operand == program.leaves[leaf] else None
+            unmoved = part is None and not as_moves(moves, program)
+            taken = _part_taken(step, program) if unmoved else None
             if taken is not None:
                 origin[step.results[0]] = (leaf, (), False, taken)
             elif moves_entries(step):
@@ -245,7 +288,7 @@ def as_moves(steps: Iterable[Step], program: Program) -> tuple[Move, ...]:
             moves.append(Move("transpose", tuple(step.params["permutation"])))
         elif name == "rev":
             moves.append(Move("flip", tuple(step.params["dimensions"])))
-        elif name not in ("convert_element_type", "copy"):
+        elif name not in _IDENTITIES:
             moves.append(Move("reshape", program.shape(step.results[0])))
     return tuple(moves)
 
@@ -276,11 +319,9 @@ def evaluate(
         return operand.val if isinstance(operand, Literal) else values[operand]
 
     for position, step in enumerate(program.steps):
-        params = step.primitive.get_bind_params(step.params)
-        results = step.primitive.bind(*map(read, step.operands), **params)
-        results = results if step.primitive.multiple_results else (results,)
+        results = step.apply(*map(read, step.operands))
         if probes and position in probes:
             probe = probes[position]
-            results = (results[0] + (probe(read) if callable(probe) else probe),)
+            results = [results[0] + (probe(read) if callable(probe) else probe)]
         values.update(zip(step.results, results, strict=True))
     return read
