@@ -38,6 +38,28 @@ def rewritten(fn: Callable[..., PyTree], rules: Rules) -> Callable[..., PyTree]:
     return run
 
 
+def has_operation(fn: Callable[..., PyTree], *args: PyTree, name: str) -> bool:
+    """Return whether a function has an operation of some name, within its loops and calls too.
+
+    Parameters
+    ----------
+    fn, *args
+        The function and its arguments, or their shapes: it is traced, and nothing is computed.
+    name
+        Of the primitive.
+    """
+    return _has_operation(jax.make_jaxpr(fn)(*args).jaxpr, name)
+
+
+def _has_operation(jaxpr: Jaxpr, name: str) -> bool:
+    if any(equation.primitive.name == name for equation in jaxpr.eqns):
+        return True
+    values = (value for equation in jaxpr.eqns for value in equation.params.values())
+    parts = (part for value in values for part in jax.tree.leaves(value))
+    inner = (getattr(part, "jaxpr", part) for part in parts)
+    return any(_has_operation(part, name) for part in inner if isinstance(part, Jaxpr))
+
+
 def _evaluate(rules: Rules, closed: ClosedJaxpr, *args: ArrayLike) -> list[ArrayLike]:
     jaxpr = closed.jaxpr
     values = dict(zip(jaxpr.constvars, closed.consts, strict=True))

@@ -19,6 +19,7 @@ from laplace_kit import tree
 from laplace_kit.approx.posterior import Structure, factorise
 from laplace_kit.approx.update import newton_step
 from laplace_kit.curv.objective import Objective
+from laplace_kit.derivatives import linearize
 from laplace_kit.errors import check_option
 from laplace_kit.eval import metrics
 from laplace_kit.eval.evaluate import as_classes, evaluate, negative_log_likelihood
@@ -249,5 +250,5 @@ def cross_validated(
 
 def _shifted(model_fn, mode, step, params, x):
     r"""Return $f(\theta, x) + J^* \Delta$, whose Jacobian at the mode is that of the model."""
-    _, change = jax.jvp(lambda p: model_fn(p, x), (mode,), (step,))
+    change = linearize(lambda p: model_fn(p, x), mode).push_forward(step)
     return model_fn(params, x) + change

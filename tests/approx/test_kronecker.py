@@ -66,7 +66,7 @@ def test_eigenvectors_are_not_held_twice():
         assert posterior.blocks[0].right is block.right
 
 
-# --- parameters of shape () ------------------------------------------------------------------------
+# --- parameters of shape () -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("structure", ["kron", "ekfac"])
@@ -122,7 +122,7 @@ def test_scalars_have_their_exact_curvature(structure, x64):
     twins.assert_close(la.predict(x).f_cov, np.einsum("ncp,pq,ndq->ncd", jac, cov, jac))
 
 
-# --- weights behind operations that leave them as they are -----------------------------------------
+# --- weights behind operations that leave them as they are ----------------------------------------
 
 
 def test_k_fac_of_weights_with_shardings_and_barriers_is_that_without():
