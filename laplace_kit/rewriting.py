@@ -83,7 +83,7 @@ def _evaluate(rules: Rules, closed: ClosedJaxpr, *args: ArrayLike) -> list[Array
 
 
 def _rewritten(rules: Rules, param: Any) -> Any:
-    """Return a parameter of an operation, the programs in it rewritten, in the containers it has."""
+    """Return a parameter of an operation, the programs in its containers rewritten."""
 
     def of_part(part: Any) -> Any:
         if not (_is_program(part) and _has_any(rules, part.jaxpr)):
