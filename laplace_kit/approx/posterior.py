@@ -172,9 +172,22 @@ class Spectrum:
         return jnp.sum(self.values / (self.values + delta))
 
 
-def without_rounding(values: Float[Array, " R"], size: int) -> Float[Array, " R"]:
-    """Set eigenvalues that are negative by rounding alone to zero; truly negative ones stay."""
-    return jnp.where((values < 0) & (values >= -_rounding(values, size)), 0, values)
+def without_rounding(
+    values: Float[Array, " R"], size: int, coarsest: float = 0.0
+) -> Float[Array, " R"]:
+    """Set eigenvalues that are negative by rounding alone to zero; truly negative ones stay.
+
+    Parameters
+    ----------
+    values
+        In the dtype that they were computed in.
+    size
+        Of the matrix.
+    coarsest
+        The rounding of the matrix itself, relative to its norm, where that is in lower precision.
+    """
+    rounding = jnp.maximum(_rounding(values, size), coarsest * jnp.abs(values).max())
+    return jnp.where((values < 0) & (values >= -rounding), 0, values)
 
 
 def _rounding(values: Float[Array, " R"], size: int) -> Float[Array, ""]:

@@ -20,7 +20,7 @@ from laplace_kit.data import as_data, check_batch_size, map_over
 from laplace_kit.errors import check_option
 from laplace_kit.eval import link as links
 from laplace_kit.eval.joint import joint_moments, marginal_moments
-from laplace_kit.eval.moments import linearized_moments
+from laplace_kit.eval.moments import accurate, linearized_moments
 from laplace_kit.eval.outputs import Predictive as Predictive
 from laplace_kit.eval.outputs import from_gaussian, from_samples
 
@@ -203,7 +203,7 @@ def _sampled_outputs(args, x):
     def at_draw(key):
         eps = jax.random.normal(key, mode.shape, mode.dtype)
         params = tree.unravel(mode + posterior.scale_mv(eps), objective.params)
-        return objective.model_fn(params, x)
+        return accurate(objective.model_fn(params, x))
 
     return jnp.moveaxis(jax.lax.map(at_draw, keys), 0, 1)
 
@@ -242,4 +242,4 @@ def predict_at_mode(
 
 
 def _outputs(objective, x):
-    return objective.outputs(x)
+    return accurate(objective.outputs(x))

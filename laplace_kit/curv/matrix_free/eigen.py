@@ -19,6 +19,7 @@ from laplace_kit.curv.matrix_free.ritz import (
     rayleigh_ritz,
     take,
 )
+from laplace_kit.curv.rounding import rounding
 from laplace_kit.errors import check_option
 
 _NORM_STEPS = 12  # vectors for the norm alone: a few per cent short of it does no harm
@@ -57,7 +58,8 @@ def eigenpairs(
         `"lobpcg"`, JAX's, which takes products with blocks of vectors: more products in fewer
         passes over the data, and eigenvalues that repeat come together.
     tolerance
-        On the residuals, relative to the norm; by default the square root of the dtype's epsilon.
+        On the residuals, relative to the norm; by default the square root of the dtype's epsilon,
+        or the rounding of a model in lower precision.
     max_iterations
         Of restarts, or of blocks.
     progress
@@ -96,7 +98,8 @@ def eigenpairs(
     find = partial(_lanczos, progress=progress) if method == "lanczos" else _lobpcg
     dim = operator.shape[0]
     check_rank(2 * num if which == "both" else num, dim)
-    tolerance = float(jnp.finfo(operator.dtype).eps) ** 0.5 if tolerance is None else tolerance
+    if tolerance is None:
+        tolerance = max(float(jnp.finfo(operator.dtype).eps) ** 0.5, rounding(operator))
     if max(5 * num, _MIN_KRYLOV) >= dim:
         high, low = {"largest": (num, 0), "smallest": (0, num), "both": (num, num)}[which]
         return take(dense_eigenpairs(operator), np.r_[:high, dim - low : dim])
