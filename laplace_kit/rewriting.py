@@ -10,6 +10,9 @@ from jaxtyping import Array, ArrayLike, PyTree
 
 Rules = Mapping[str, Callable[..., Array]]
 
+# Operations whose programs mean something in their place alone, by names of axes or references.
+_KEPT_WHOLE = ("shard_map", "pallas_call")
+
 
 def rewritten(fn: Callable[..., PyTree], rules: Rules) -> Callable[..., PyTree]:
     """Return a function whose operations of some names are others.
@@ -18,7 +21,7 @@ def rewritten(fn: Callable[..., PyTree], rules: Rules) -> Callable[..., PyTree]:
     ----------
     fn
         Of pytrees of arrays, to be called inside of `jit`. Derivative rules of functions in it stay
-        in force.
+        in force, and what is mapped over shards stays as it is.
     rules
         By a primitive's name, a function `(equation, *operands) -> result` in its place.
 
@@ -74,7 +77,9 @@ def _evaluate(rules: Rules, closed: ClosedJaxpr, *args: ArrayLike) -> list[Array
         if rule is not None:
             results = [rule(equation, *operands)]
         else:
-            params = {name: _rewritten(rules, value) for name, value in equation.params.items()}
+            params = equation.params
+            if equation.primitive.name not in _KEPT_WHOLE:
+                params = {name: _rewritten(rules, value) for name, value in params.items()}
             params = equation.primitive.get_bind_params(params)
             results = equation.primitive.bind(*operands, **params)
             results = results if equation.primitive.multiple_results else [results]
@@ -98,6 +103,7 @@ def _has_any(rules: Rules, jaxpr: Jaxpr) -> bool:
         equation.primitive.name in rules
         or any(_holds_any(rules, value) for value in equation.params.values())
         for equation in jaxpr.eqns
+        if equation.primitive.name not in _KEPT_WHOLE
     )
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from laplace_kit.rewriting import rewritten
+from laplace_kit.rewriting import has_operation, rewritten
 
 
 def doubled_sine(equation, x):
@@ -65,6 +65,30 @@ def test_operations_within_are_replaced(fn, expected):
     jax.tree.map(
         lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5), found, expected(x)
     )
+
+
+def test_what_is_mapped_over_shards_stays():
+    """Its programs speak of axes of the mesh, and cannot be traced anywhere else."""
+    mesh = jax.make_mesh((1,), ("a",))
+    spec = jax.sharding.PartitionSpec("a")
+
+    def over_shards(x):
+        return jnp.sin(x) + jax.lax.psum(jnp.sin(x).sum(), "a")
+
+    def fn(x):
+        return jax.shard_map(over_shards, mesh=mesh, in_specs=spec, out_specs=spec)(x) + jnp.sin(x)
+
+    x = np.linspace(0.5, 2.0, 4, dtype=np.float32)
+    found = jax.jit(rewritten(fn, {"sin": doubled_sine}))(x)
+    np.testing.assert_allclose(found, 3 * np.sin(x) + np.sin(x).sum(), rtol=1e-5)
+
+
+def test_operations_are_found_in_every_program():
+    x = jnp.linspace(0.5, 2.0, 4)
+    functions = (in_a_loop, in_a_branch, in_a_call, in_a_linear_solve, jax.checkpoint(twice))
+    for fn in functions:
+        assert has_operation(fn, x, name="sin")
+        assert not has_operation(fn, jax.ShapeDtypeStruct((4,), "float32"), name="tan")
 
 
 def test_other_operations_stay():

@@ -59,8 +59,8 @@ def leading_eigenpairs(
     pairs
         In float32 or better; those within the square root of its epsilon, relative to the norm, are
         said to have converged, or within the rounding of a model in lower precision; eigenvalues
-        below that rounding are left out. Cost: `2 rank + 10` products for each run, of which a spectrum that
-        decays needs one or two, and `rank` for the residuals; or the dense matrix.
+        below that rounding are left out. Cost: `2 rank + 10` products for each run, of which a
+        spectrum that decays needs one or two, and `rank` for the residuals; or the dense matrix.
     smallest
         The smallest Ritz value that was met, `()`: no smaller than the smallest eigenvalue where
         that is negative.
