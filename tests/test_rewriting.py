@@ -69,7 +69,7 @@ def test_operations_within_are_replaced(fn, expected):
 
 def test_what_is_mapped_over_shards_stays():
     """Its programs speak of axes of the mesh, and cannot be traced anywhere else."""
-    mesh = jax.make_mesh((1,), ("a",))
+    mesh = jax.make_mesh((1,), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("a")
 
     def over_shards(x):
