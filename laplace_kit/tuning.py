@@ -20,7 +20,7 @@ from laplace_kit.data import InMemory
 from laplace_kit.errors import check_option
 from laplace_kit.eval.outputs import from_gaussian
 from laplace_kit.eval.predictive import Predictive, predict
-from laplace_kit.eval.temperature import PriorTerms, variational_temperature
+from laplace_kit.eval.temperature import prior_terms, variational_temperature
 from laplace_kit.eval.tune import Residuals, Tuning, tune_evidence
 from laplace_kit.eval.validation import (
     Fold,
@@ -186,11 +186,7 @@ def _variational(la: "Laplace") -> jax.Array:
         batch_size=la.choice.batch_size,
         memory_limit=la.choice.memory_limit,
     )
-    precision, num_params = la.expand(la.prior_precision), tree.size(la.mode)
-    spread = jnp.sum(precision * la.posterior.variance())
-    prior = PriorTerms(
-        jnp.asarray(num_params, spread.dtype), spread, jnp.sum(precision * la.deviation**2)
-    )
+    prior = prior_terms(la.posterior, la.expand(la.prior_precision), la.deviation)
     return variational_temperature(la.likelihood, predictive, y, prior, la.num_data)
 
 
