@@ -18,8 +18,7 @@ from laplace_kit.approx.prior import structure_for
 from laplace_kit.curv.mode import examine_mode, labelled
 from laplace_kit.data import InMemory
 from laplace_kit.errors import check_option
-from laplace_kit.eval.outputs import from_gaussian
-from laplace_kit.eval.predictive import Predictive, predict
+from laplace_kit.eval.predictive import Predictive, from_moments, predict
 from laplace_kit.eval.temperature import prior_terms, variational_temperature
 from laplace_kit.eval.tune import Residuals, Tuning, tune_evidence
 from laplace_kit.eval.validation import (
@@ -106,7 +105,7 @@ def _by_link(
     losses = {}
     for link in _LINKS:
         moments = predictive.f_mean, predictive.f_var, predictive.f_cov
-        again = from_gaussian(la.likelihood, *moments, link=link, key=None, num_samples=2)
+        again = from_moments(la.likelihood, *moments, link=link, key=None, num_samples=2)
         value = loss(again, y)
         losses[link] = value if math.isfinite(value) else math.inf
     return losses

@@ -10,6 +10,7 @@ All vectors are flat, in float32 or better.
 import abc
 import math
 from collections.abc import Callable, Hashable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -172,11 +173,19 @@ class Spectrum:
         return jnp.sum(self.values / (self.values + delta))
 
 
+@jax.jit
+def spectrum_of(parts: tuple[Float[Array, "..."], ...]) -> Spectrum:
+    """Return the spectrum whose eigenvalues are the entries of these arrays."""
+    values = jnp.concatenate([part.reshape(-1) for part in parts])
+    return Spectrum(values, values.min(), len(values))
+
+
 def without_rounding(values: Float[Array, " R"], size: int) -> Float[Array, " R"]:
     """Set eigenvalues that are negative by rounding alone to zero; truly negative ones stay."""
     return jnp.where((values < 0) & (values >= -_rounding(values, size)), 0, values)
 
 
+@partial(jax.jit, static_argnames="size", inline=True)
 def _rounding(values: Float[Array, " R"], size: int) -> Float[Array, ""]:
     return size * jnp.finfo(values.dtype).eps * jnp.abs(values).max()
 
