@@ -434,7 +434,7 @@ class Laplace:
     @property
     def deviation(self) -> Float[Array, " P"]:
         r"""The mode less the prior mean, $\theta^* - \theta_0$, flat."""
-        return tree.ravel(self.mode).astype(self.prior_mean.dtype) - self.prior_mean
+        return _deviation(self.mode, self.prior_mean)
 
     def expand(self, prior_precision: PyTree) -> Float[Array, " P"]:
         """Return one prior precision for each free parameter, from any form that `fit` takes."""
@@ -446,3 +446,8 @@ class Laplace:
         structure = structure_for(self.structure, self.prior_precision, precision)
         posterior, jitter = factorise(structure, precision, self.temperature)
         return tree.replace(self, posterior=posterior, jitter=jitter)
+
+
+@jax.jit
+def _deviation(mode: PyTree, prior_mean: Float[Array, " P"]) -> Float[Array, " P"]:
+    return tree.ravel(mode).astype(prior_mean.dtype) - prior_mean

@@ -18,9 +18,8 @@ from laplace_kit.approx.prior import structure_for
 from laplace_kit.curv.mode import examine_mode, labelled
 from laplace_kit.data import InMemory
 from laplace_kit.errors import check_option
-from laplace_kit.eval.outputs import from_gaussian
-from laplace_kit.eval.predictive import Predictive, predict
-from laplace_kit.eval.temperature import PriorTerms, variational_temperature
+from laplace_kit.eval.predictive import Predictive, from_moments, predict
+from laplace_kit.eval.temperature import prior_terms, variational_temperature
 from laplace_kit.eval.tune import Residuals, Tuning, tune_evidence
 from laplace_kit.eval.validation import (
     Fold,
@@ -106,7 +105,7 @@ def _by_link(
     losses = {}
     for link in _LINKS:
         moments = predictive.f_mean, predictive.f_var, predictive.f_cov
-        again = from_gaussian(la.likelihood, *moments, link=link, key=None, num_samples=2)
+        again = from_moments(la.likelihood, *moments, link=link, key=None, num_samples=2)
         value = loss(again, y)
         losses[link] = value if math.isfinite(value) else math.inf
     return losses
@@ -186,11 +185,7 @@ def _variational(la: "Laplace") -> jax.Array:
         batch_size=la.choice.batch_size,
         memory_limit=la.choice.memory_limit,
     )
-    precision, num_params = la.expand(la.prior_precision), tree.size(la.mode)
-    spread = jnp.sum(precision * la.posterior.variance())
-    prior = PriorTerms(
-        jnp.asarray(num_params, spread.dtype), spread, jnp.sum(precision * la.deviation**2)
-    )
+    prior = prior_terms(la.posterior, la.expand(la.prior_precision), la.deviation)
     return variational_temperature(la.likelihood, predictive, y, prior, la.num_data)
 
 

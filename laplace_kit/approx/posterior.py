@@ -10,6 +10,7 @@ All vectors are flat, in float32 or better.
 import abc
 import math
 from collections.abc import Callable, Hashable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -172,6 +173,13 @@ class Spectrum:
         return jnp.sum(self.values / (self.values + delta))
 
 
+@jax.jit
+def spectrum_of(parts: tuple[Float[Array, "..."], ...]) -> Spectrum:
+    """Return the spectrum whose eigenvalues are the entries of these arrays."""
+    values = jnp.concatenate([part.reshape(-1) for part in parts])
+    return Spectrum(values, values.min(), len(values))
+
+
 def without_rounding(
     values: Float[Array, " R"], size: int, coarsest: float = 0.0
 ) -> Float[Array, " R"]:
@@ -190,6 +198,7 @@ def without_rounding(
     return jnp.where((values < 0) & (values >= -rounding), 0, values)
 
 
+@partial(jax.jit, static_argnames="size", inline=True)
 def _rounding(values: Float[Array, " R"], size: int) -> Float[Array, ""]:
     return size * jnp.finfo(values.dtype).eps * jnp.abs(values).max()
 

@@ -5,7 +5,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import matfree.decomp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
@@ -156,6 +155,8 @@ def _largest_eigenvalues(
     batch_size: int,
 ) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
     """Return the largest Ritz value of every block and its residual; some blocks at a time."""
+    import matfree.decomp
+
     dtype = jnp.promote_types(operator.dtype, jnp.float32)
     start = jax.random.normal(key, block_of.shape, dtype)
     # Its upper half repeats the lower until the Krylov space of a small block is exhausted.

@@ -140,7 +140,7 @@ def predict(
             objective, posterior, x, batch_size=batch_size, memory_limit=memory_limit
         )
         moments = (mean, *marginal_moments(mean, joint_cov))
-        predictive = from_gaussian(
+        predictive = from_moments(
             objective.likelihood, *moments, link=link, key=key, num_samples=num_samples or 1000
         )
         return tree.replace(predictive, joint_cov=joint_cov)
@@ -149,7 +149,7 @@ def predict(
         moments = linearized_moments(
             objective, posterior, x, full=full, batch_size=batch_size, memory_limit=memory_limit
         )
-        return from_gaussian(
+        return from_moments(
             objective.likelihood, *moments, link=link, key=key, num_samples=num_samples or 1000
         )
     num_outputs = math.prod(f.shape[1:])
@@ -159,7 +159,12 @@ def predict(
     batch_size = batch_size or memory.chunk_size(held, memory_limit)
     keys = jax.random.split(key, num_samples)
     samples = map_over(_sampled_outputs, (objective, posterior, keys), x, batch_size)
-    return from_samples(objective.likelihood, samples, full)
+    return _from_samples(objective.likelihood, samples, full)
+
+
+# What is small is one program all the same: operation by operation it would be twenty.
+from_moments = jax.jit(from_gaussian, static_argnames=("link", "num_samples"))
+_from_samples = jax.jit(from_samples, static_argnames="full")
 
 
 def _checked_inputs(x: PyTree) -> PyTree:
@@ -169,7 +174,8 @@ def _checked_inputs(x: PyTree) -> PyTree:
     if not tree.is_concrete(finite):
         return x
     for path, rows in zip(tree.paths(x), jax.tree.leaves(finite), strict=True):
-        if not np.all(rows):
+        rows = np.asarray(rows)
+        if not rows.all():
             where = f" at {path!r}" if path else ""
             row = int(np.argmin(rows))
             raise ValueError(
@@ -235,11 +241,14 @@ def predict_at_mode(
     if batch_size is None:
         unit = memory.activation_bytes(objective.model_fn, objective.params, x)
         batch_size = memory.chunk_size(unit, memory_limit)
-    f = map_over(_outputs, objective, x, batch_size)
-    return from_gaussian(
-        objective.likelihood, f, jnp.zeros_like(f), None, link="probit", key=None, num_samples=2
-    )
+    return _at_mode(objective.likelihood, map_over(_outputs, objective, x, batch_size))
 
 
 def _outputs(objective, x):
     return accurate(objective.outputs(x))
+
+
+@jax.jit
+def _at_mode(likelihood, f):
+    certain = jnp.zeros_like(f)
+    return from_gaussian(likelihood, f, certain, None, link="probit", key=None, num_samples=2)

@@ -6,7 +6,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.sparse.linalg import lobpcg_standard
 from jaxtyping import PRNGKeyArray
 
 from laplace_kit.curv.linear import SelfAdjointOperator
@@ -197,6 +196,8 @@ def _lobpcg(operator, starts, tolerance, max_iterations):
 
 @partial(jax.jit, static_argnums=3)
 def _blocks(operator, starts, tolerance, max_iterations):
+    from jax.experimental.sparse.linalg import lobpcg_standard
+
     mv = product(operator)
     _, columns, steps = lobpcg_standard(
         lambda block: mv(block.T).T, starts.T, max_iterations, tolerance
