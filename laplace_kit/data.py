@@ -6,7 +6,8 @@ with examples that were already there and a weight of zero, so that no padded ze
 model and no ragged batch recompiles.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,8 +17,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
+from laplace_kit import streams
+from laplace_kit.arrays import as_arrays, is_list_of_numbers
 from laplace_kit.convolutions import canonical
-from laplace_kit.tree import as_array, pytree_dataclass
+from laplace_kit.tree import pytree_dataclass
 
 # Kept with a posterior, for what is judged on training data after the fit.
 NUM_EXAMPLES = 256
@@ -33,12 +36,17 @@ class Chunk:
     weight: Float[Array, " B"]
 
 
-@pytree_dataclass()
+@pytree_dataclass(static=("of_features",))
 class InMemory:
-    """Inputs and targets as arrays with one leading axis of examples."""
+    """Inputs and targets as arrays with one leading axis of examples.
+
+    With `of_features` the inputs were computed, by the frozen part of a model, and may be infinite
+    as a mask is.
+    """
 
     x: PyTree
     y: PyTree
+    of_features: bool = False
 
     @property
     def num_examples(self) -> int:
@@ -62,10 +70,11 @@ class Stream:
 
 
 Data = InMemory | Stream
-DataLike = Data | tuple[PyTree, PyTree] | Iterable[tuple[PyTree, PyTree]]  # what `as_data` reads
+# What `as_data` reads; batches of torch are lists.
+DataLike = Data | tuple[PyTree, PyTree] | Iterable[tuple[PyTree, PyTree] | list[PyTree]]
 
 
-def as_data(data: Any, *, progress: bool = False) -> Data:
+def as_data(data: Any, *, progress: bool = False, once: bool = False) -> Data:
     """Read a pair `(x, y)` as arrays in memory and any other re-iterable as a stream of batches.
 
     Parameters
@@ -76,11 +85,13 @@ def as_data(data: Any, *, progress: bool = False) -> Data:
         `InMemory` or `Stream` is returned as it is.
     progress
         Show a bar for each pass over a stream.
+    once
+        Whether a single pass will be made, for which an iterator, such as a generator, will do.
 
     Raises
     ------
     TypeError
-        If `data` is a one-shot iterator or generator, or not iterable.
+        If `data` is not iterable, or cannot be iterated again.
     ValueError
         If it is empty, or the leading axes differ.
     """
@@ -88,18 +99,10 @@ def as_data(data: Any, *, progress: bool = False) -> Data:
         return data
     if isinstance(data, tuple):
         return _in_memory(data)
-    if isinstance(data, Iterator):
-        raise TypeError(
-            f"Found a one-shot iterator ({type(data).__name__}) as data, expected a pair (x, y) or "
-            "something that can be iterated again and again, as several passes are made; wrap it "
-            "as list(data), or in a class whose __iter__ makes a new iterator."
-        )
-    if not isinstance(data, Iterable) or hasattr(data, "shape"):
-        raise TypeError(
-            f"Found data of type {type(data).__name__}, expected a tuple (x, y) of arrays or a "
-            "re-iterable of such pairs (a list of batches, a DataLoader)."
-        )
-    first = next(iter(data), None)
+    batches = streams.iterator_of(data)
+    if not once:
+        streams.check_restarts(data, batches)
+    first = next(batches, None)
     if first is None:
         raise ValueError(
             "Found empty data: no batch came, expected at least one example; check the loader."
@@ -110,58 +113,46 @@ def as_data(data: Any, *, progress: bool = False) -> Data:
     )
     leaves, structure = jax.tree.flatten(spec)
     hashable = (tuple((leaf.shape, leaf.dtype) for leaf in leaves), structure)
-    return Stream(_ByIdentity(data), hashable, batch.num_examples, progress)
-
-
-class _ByIdentity:
-    """Any iterable, hashable by identity: lists are not, and compare by content."""
-
-    def __init__(self, iterable: Iterable):
-        self.iterable = iterable
-
-    def __iter__(self):
-        return iter(self.iterable)
-
-    def __len__(self):
-        return len(self.iterable)
-
-    def __eq__(self, other):
-        return isinstance(other, _ByIdentity) and self.iterable is other.iterable
-
-    def __hash__(self):
-        return id(self.iterable)
+    source = itertools.chain([first], batches) if once else data
+    return Stream(streams.ByIdentity(source), hashable, batch.num_examples, progress)
 
 
 def _as_batch(item: Any) -> InMemory:
-    if not (isinstance(item, tuple | list) and len(item) == 2):
-        kind = f"a {type(item).__name__}"
-        shape = getattr(item, "shape", None)
-        kind += f" of shape {tuple(shape)}" if shape is not None else ""
-        raise ValueError(
-            f"Found {kind} where a batch (x, y) was expected; pass arrays in memory as a tuple "
-            "(x, y), or an iterable that yields pairs."
-        )
-    return _in_memory(item)
+    if isinstance(item, tuple | list) and not is_list_of_numbers(item):
+        return _in_memory(item)
+    kind = f"a {type(item).__name__}"
+    if isinstance(item, Mapping):
+        kind += f" with the keys {[*item]}"
+    elif hasattr(item, "shape"):
+        kind += f" of shape {tuple(item.shape)}"
+    raise ValueError(
+        f"Found {kind} where a batch (x, y) was expected; pass arrays in memory as a tuple (x, y), "
+        "or an iterable that yields pairs, of inputs and targets."
+    )
 
 
 def _in_memory(pair: Any) -> InMemory:
     if len(pair) != 2:
         raise ValueError(
-            f"Found a tuple of {len(pair)} as data, expected a pair (x, y); put several inputs "
-            "into one pytree, for example ((x1, x2), y) or ({'image': x1, 'text': x2}, y)."
+            f"Found a {type(pair).__name__} of {len(pair)} as data, expected a pair (x, y); put "
+            "several inputs into one pytree, for example ((x1, x2), y). Examples have no weights: "
+            "a loss of your own may take them with the targets, (x, (y, w)) for "
+            "lk.FromLoss(lambda f, target: target[1] * loss(f, target[0]))."
         )
-    x, y = (jax.tree.map(as_array, part) for part in pair)
+    x, y = as_arrays(pair[0], "inputs"), as_arrays(pair[1], "targets")
     leaves = jax.tree.leaves((x, y))
-    shapes = ", ".join(str(leaf.shape) for leaf in leaves)
+    shapes = _listed([leaf.shape for leaf in leaves])
     if not jax.tree.leaves(x) or any(leaf.ndim == 0 for leaf in leaves):
         raise ValueError(
             f"Found data with the shapes {shapes or '()'}, expected arrays with a leading axis of "
             "examples; add one with x[None]."
         )
     if len({leaf.shape[0] for leaf in leaves}) > 1:
+        is_rows = isinstance(x, list) and len(x) == leaves[-1].shape[0]
+        remedy = "; of a list of examples make one array, np.stack(x)" if is_rows else ""
         raise ValueError(
             f"Found data whose leading axes differ ({shapes}), expected the same number of "
-            "examples in every array of x and y."
+            f"examples in every array of x and y{remedy}."
         )
     if leaves[0].shape[0] == 0:
         raise ValueError(
@@ -179,14 +170,28 @@ def batch_spec(data: Data) -> tuple[PyTree, PyTree]:
     return jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
 
 
-def gather(data: DataLike) -> tuple[PyTree, PyTree]:
-    """Return inputs and targets as whole arrays, from memory or from a stream."""
-    data = as_data(data)
+def read_batches(data: Data) -> Iterator[InMemory]:
+    """Yield the batches of one pass over data, each like the first; in memory all are one batch."""
     if isinstance(data, InMemory):
-        return data.x, data.y
-    batches = [_as_batch(item) for item in data.batches]
-    pairs = [(batch.x, batch.y) for batch in batches]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pairs)
+        yield data
+        return
+    first = [leaf.shape[1:] for leaf in jax.tree.leaves(batch_spec(data))]
+    for item in streams.with_bar(data.batches) if data.progress else data.batches:
+        batch = _as_batch(item)
+        found = [leaf.shape[1:] for leaf in jax.tree.leaves((batch.x, batch.y))]
+        if found != first:
+            raise ValueError(
+                f"Found a batch whose examples have the shapes {_listed(found)}, expected those of "
+                f"the first batch, {_listed(first)}; make every batch alike but for the number of "
+                "examples."
+            )
+        yield batch
+
+
+def gather(data: DataLike) -> tuple[PyTree, PyTree]:
+    """Return inputs and targets as whole arrays, from memory or from one pass over batches."""
+    pairs = [(batch.x, batch.y) for batch in read_batches(as_data(data, once=True))]
+    return pairs[0] if len(pairs) == 1 else jax.tree.map(lambda *a: jnp.concatenate(a), *pairs)
 
 
 def first_examples(data: Data, num: int) -> tuple[PyTree, PyTree]:
@@ -197,8 +202,7 @@ def first_examples(data: Data, num: int) -> tuple[PyTree, PyTree]:
             return data.x, data.y
         return _rows((data.x, data.y), np.arange(num) * total // num)
     pairs, found = [], 0
-    for item in data.batches:
-        batch = _as_batch(item)
+    for batch in read_batches(data):
         pairs.append(_take(batch, np.arange(min(batch.num_examples, num - found))))
         found += batch.num_examples
         if found >= num:
@@ -347,9 +351,7 @@ def chunks(data: Stream, batch_size: int | None) -> Iterator[Chunk]:
     """Cut the batches of a stream into chunks of one size, the last of each batch filled up."""
     size = min(batch_size or data.num_first, data.num_first)
     start = 0
-    for item in _with_progress(data):
-        batch = _as_batch(item)
-        _check_like_first(batch, data)
+    for batch in read_batches(data):
         num = batch.num_examples
         for low in range(0, num, size):
             rows = np.minimum(np.arange(low, low + size), num - 1)
@@ -359,14 +361,9 @@ def chunks(data: Stream, batch_size: int | None) -> Iterator[Chunk]:
         start += num
 
 
-def _check_like_first(batch: InMemory, data: Stream) -> None:
-    first = [leaf.shape[1:] for leaf in jax.tree.leaves(batch_spec(data))]
-    found = [leaf.shape[1:] for leaf in jax.tree.leaves((batch.x, batch.y))]
-    if found != first:
-        raise ValueError(
-            f"Found a batch whose examples have the shapes {found}, expected those of the first "
-            f"batch, {first}; make every batch alike but for the number of examples."
-        )
+def _listed(shapes: list[tuple[int, ...]]) -> str:
+    """Return shapes as text, the first of many."""
+    return ", ".join(map(str, shapes[:6])) + (", ..." if len(shapes) > 6 else "")
 
 
 def check_batch_size(batch_size: int | None) -> None:
@@ -381,14 +378,6 @@ def check_batch_size(batch_size: int | None) -> None:
 def _take(batch: InMemory, rows: np.ndarray) -> tuple[PyTree, PyTree]:
     """Select rows on the host: on the device each size of batch would need a program of its own."""
     return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], (batch.x, batch.y))
-
-
-def _with_progress(data: Stream) -> Iterable:
-    if not data.progress:
-        return data.batches
-    from tqdm.auto import tqdm
-
-    return tqdm(data.batches, desc="batches", leave=False)
 
 
 # --- maps over inputs ---------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 """Data in memory and in streams: what is accepted, sums over examples, maps over inputs."""
 
+import collections
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,17 +103,23 @@ X, Y = arrays(5)
         ([X, Y], ValueError, ["ndarray of shape (5, 3)", "batch (x, y)", "tuple (x, y)"]),
         (X, TypeError, ["ndarray", "tuple (x, y)"]),
         (3.0, TypeError, ["float", "re-iterable"]),
-        ({"x": X, "y": Y}, ValueError, ["a str", "batch (x, y)"]),
-        ("path", ValueError, ["a str", "iterable that yields pairs"]),
+        ({"x": X, "y": Y}, TypeError, ["type dict", "tuple (x, y)"]),
+        ("path", TypeError, ["type str", "re-iterable of such pairs"]),
+        ([{"x": X, "y": Y}], ValueError, ["a dict with the keys ['x', 'y']", "yields pairs"]),
+        ([[1.0, 2.0], [3.0, 4.0]], ValueError, ["a list where", "tuple (x, y)"]),
         ([], ValueError, ["empty", "at least one example", "loader"]),
         ((X[:0], Y[:0]), ValueError, ["empty", "(0, 3)", "at least one example"]),
         ([(X[:0], Y[:0])], ValueError, ["empty", "(0, 3)"]),
-        ((X, Y, Y), ValueError, ["a tuple of 3", "((x1, x2), y)"]),
+        ((X, Y, Y), ValueError, ["a tuple of 3", "((x1, x2), y)", "no weights", "lk.FromLoss"]),
+        ([[X, Y, Y]], ValueError, ["a list of 3", "a pair (x, y)", "no weights"]),
+        ((X.tolist(), [[0.0], [1.0, 2.0]]), ValueError, ["targets of type list", "one length"]),
+        ((X, np.asarray(["a"] * 5)), TypeError, ["targets of text", "np.unique"]),
+        ((np.asarray([["a"]]), Y), TypeError, ["inputs of text", "encode"]),
+        (([*X], Y), ValueError, ["(3,), (3,), (3,)", "np.stack(x)"]),
         ((X, Y[:4]), ValueError, ["leading axes differ", "(5, 3), (4,)"]),
         (({"a": X, "b": X[:2]}, Y), ValueError, ["leading axes differ", "(2, 3)"]),
         ((X, 1.0), ValueError, ["()", "leading axis", "x[None]"]),
         (({}, Y), ValueError, ["leading axis"]),
-        ([(X, Y, Y)], ValueError, ["a tuple", "batch (x, y)"]),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -338,19 +347,153 @@ def test_gather_joins_what_a_stream_yields():
 
 
 def test_a_stream_that_ends_for_good_is_refused():
-    class OneShot:
+    class Source:
+        """What makes new iterators that share one source, which a second pass alone can tell."""
+
         def __init__(self, items):
             self.items = iter(items)
 
         def __iter__(self):
-            return self.items
+            return (item for item in self.items)
 
-    data = as_data(OneShot([arrays(3)]))
+    data = as_data(Source([arrays(3)]))
     with pytest.raises(TypeError, match=r"no batch in a pass.*expected the same.*list\(data\)"):
         sum_over(weighted_sums, 1.0, data, None)
 
 
 def test_a_batch_unlike_the_first_is_refused():
     (x, y), (other, _) = arrays(4), arrays(4)
-    with pytest.raises(ValueError, match=r"shapes \[\(2,\), \(\)\], expected.*\[\(3,\), \(\)\]"):
-        sum_over(weighted_sums, 1.0, as_data([(x, y), (other[:, :2], y)]), None)
+    batches = [(x, y), (other[:, :2], y)]
+    message = r"shapes \(2,\), \(\), expected those of the first batch, \(3,\), \(\);"
+    with pytest.raises(ValueError, match=message):
+        sum_over(weighted_sums, 1.0, as_data(batches), None)
+    with pytest.raises(ValueError, match=message):
+        gather(batches)
+
+
+# --- one pass -------------------------------------------------------------------------------------
+
+
+class SameIterator:
+    """Batches whose `__iter__` goes on where the last pass ended."""
+
+    def __init__(self, batches):
+        self.batches = iter(batches)
+
+    def __iter__(self):
+        return self.batches
+
+
+class LoaderOver:
+    """Like a torch `DataLoader` over an `IterableDataset`: a new iterator over the same source."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __iter__(self):
+        return Resettable(self.dataset)
+
+
+class Resettable:
+    """An iterator that can start afresh, as that of a loader with persistent workers."""
+
+    def __init__(self, batches):
+        self.batches = batches
+        self.reset()
+
+    def reset(self):
+        self.iterator = iter(self.batches)
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self.iterator)
+
+
+class Persistent:
+    """A re-iterable that returns one and the same iterator, reset."""
+
+    def __init__(self, batches):
+        self.iterator = Resettable(batches)
+
+    def __iter__(self):
+        return self.iterator.reset()
+
+
+def one_shot(batches):
+    yield from batches
+
+
+X7, Y7 = arrays(7)
+BATCHES = twins.batches(X7, Y7, 3, 3, 1)
+ONE_PASS = {
+    "generator": lambda: one_shot(BATCHES),
+    "same iterator": lambda: SameIterator(BATCHES),
+    "loader of a stream": lambda: LoaderOver(SameIterator(BATCHES)),
+    "loader of a generator": lambda: LoaderOver(one_shot(BATCHES)),
+}
+
+
+@pytest.mark.parametrize("kind", ONE_PASS)
+def test_one_pass_is_enough_to_gather_all(kind):
+    jax.tree.map(np.testing.assert_array_equal, gather(ONE_PASS[kind]()), (X7, Y7))
+
+
+@pytest.mark.parametrize("kind", ONE_PASS)
+def test_what_several_passes_cannot_be_made_over_is_refused(kind):
+    with pytest.raises(TypeError, match=r"one-shot iterator.*expected a pair.*list\(data\)"):
+        as_data(ONE_PASS[kind]())
+
+
+def test_what_starts_afresh_is_a_stream():
+    for data in (Persistent(BATCHES), LoaderOver(BATCHES), LoaderOver(Persistent(BATCHES))):
+        stream = as_data(data)
+        for _ in range(2):
+            found = sum_over(weighted_sums, jnp.float32(1.0), stream, None)
+            assert_sums(found, expected_sums(1.0, X7, Y7))
+
+
+def test_torch_loaders_over_streams():
+    torch_data = pytest.importorskip("torch.utils.data")
+
+    class Rows(torch_data.IterableDataset):
+        def __init__(self, rows):
+            self.rows = rows
+
+        def __iter__(self):
+            return iter(self.rows)
+
+    rows = [*zip(X7, Y7.tolist(), strict=True)]
+    once = torch_data.DataLoader(Rows(iter(rows)), batch_size=3)
+    x, y = gather(once)
+    np.testing.assert_array_equal(x, X7)
+    np.testing.assert_allclose(y, Y7, rtol=1e-6)
+    with pytest.raises(TypeError, match=r"one-shot iterator \(DataLoader\)"):
+        as_data(torch_data.DataLoader(Rows(iter(rows)), batch_size=3))
+    again = as_data(torch_data.DataLoader(Rows(rows), batch_size=3))
+    assert_sums(sum_over(weighted_sums, 1.0, again, None), expected_sums(1.0, X7, Y7))
+
+
+# --- what holds the numbers -----------------------------------------------------------------------
+
+
+def test_mappings_lists_and_tensors_are_read_in_memory_and_from_a_loader():
+    x = collections.UserDict(ids=X7, more=types.MappingProxyType({"mask": X7.tolist()}))
+    for data in ((x, Y7.tolist()), [(x, Y7.tolist())], [[x, Y7.tolist()]]):
+        found, y = gather(data)
+        assert jax.tree.structure(found) == jax.tree.structure({"ids": 0, "more": {"mask": 0}})
+        jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, X7), found)
+        np.testing.assert_allclose(y, Y7, rtol=1e-6)
+
+
+def test_tensors_that_require_gradients_and_in_bfloat16_from_a_loader():
+    torch = pytest.importorskip("torch")
+    x = torch.tensor(X7)
+    pairs = [(x.clone().requires_grad_(), Y7), (x.bfloat16(), torch.tensor(Y7))]
+    for pair, dtype in zip(pairs, ("float32", "bfloat16"), strict=True):
+        for data in (pair, [pair]):
+            found, _ = gather(data)
+            assert found.dtype == dtype
+            np.testing.assert_allclose(found.astype("float32"), X7, rtol=2**-8)

@@ -30,7 +30,8 @@ def test_targets_without_the_output_axis():
     message = (
         r"Gaussian: found targets of shape \(7,\) for outputs \(7, 1\), expected the same shape"
     )
-    assert "y.reshape((7, 1))" in refused(ValueError, message, y=np.zeros(N))
+    for y in (np.zeros(N), [0.0] * N):  # what reshapes each of them
+        assert "np.asarray(y).reshape((7, 1))" in refused(ValueError, message, y=y)
 
 
 def test_labels_out_of_range_name_the_example_and_the_batch():
@@ -67,6 +68,44 @@ def test_data_that_are_no_data():
     refused(ValueError, r"empty data: no batch came", data=[])
     one_shot = ((np.ones((2, 3)), np.ones((2, 1))) for _ in range(2))
     refused(TypeError, r"one-shot iterator \(generator\).*wrap it as list\(data\)", data=one_shot)
+
+
+def test_weights_of_examples_name_the_loss_that_takes_them():
+    x, y, w = np.ones((N, 3), np.float32), np.zeros((N, 1), np.float32), np.arange(N)[:, None]
+    for data in ((x, y, w), [(x, y, w)], [[x, y, w]]):
+        refused(ValueError, r"of 3 as data, expected a pair.*lk\.FromLoss\(lambda f", data=data)
+
+    def loss(f, y):
+        return 0.5 * jnp.sum((f - y) ** 2)
+
+    weighted = lk.FromLoss(lambda f, target: target[1][0] * loss(f, target[0]))
+    la = lk.fit(linear, {"weight": jnp.ones((3, 1))}, (x, (y, w)), likelihood=weighted)
+    assert float(la.log_likelihood) == -0.5 * 9.0 * sum(range(N))  # outputs are 3, targets 0
+
+
+def test_labels_that_are_no_numbers():
+    names = np.asarray(["cat", "dog", "eel"])[np.arange(N) % 3]
+    changes = {"params": {"weight": jnp.ones((3, 3))}, "likelihood": "categorical"}
+    for y in (names, names.astype(object), names.tolist()):
+        refused(
+            TypeError, r"targets of text.*such as cat.*np\.unique\(y, return_inv", y=y, **changes
+        )
+    _, y = np.unique(names, return_inverse=True)
+    assert lk.fit(linear, changes["params"], (np.ones((N, 3)), y), likelihood="categorical")
+
+
+def test_targets_of_which_some_are_missing():
+    y = np.where(np.arange(N) == 5, np.nan, 0.0)[:, None]
+    refused(ValueError, r"not finite.*\(y, mask\) for lk\.Masked\(likelihood\).*example 5", y=y)
+    data = (np.ones((N, 3), np.float32), (y, np.isfinite(y)))
+    params, masked = {"weight": jnp.ones((3, 1))}, lk.Masked(lk.Gaussian())
+    la = lk.fit(linear, params, data, likelihood=masked)
+    filled = lk.fit(linear, params, (data[0], (np.nan_to_num(y), data[1][1])), likelihood=masked)
+    np.testing.assert_array_equal(la.gradient, filled.gradient)
+    np.testing.assert_array_equal(la.gradient, np.full(3, 3.0 * (N - 1)))
+    assert float(la.log_marginal_likelihood()) == float(filled.log_marginal_likelihood())
+    assert la.evaluate(data) == filled.evaluate(data)
+    assert la.evaluate(data)["rmse"] == 3.0
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def loss_along(
     params
         $\theta$, a pytree; leaves that are not floating point are frozen.
     data
-        `(x, y)` in memory, or a re-iterable of such pairs.
+        `(x, y)` in memory, or an iterable of such pairs.
     likelihood
         A likelihood object, its name, or a loss `(f, y)` of one example.
     directions
@@ -79,7 +79,7 @@ def loss_along(
     problems. Li et al. (2018), Visualizing the loss landscape of neural nets.
     """
     check_batch_size(batch_size)
-    data = as_data(data)
+    data = as_data(data, once=True)
     objective, _ = restrict(model_fn, params, as_likelihood(likelihood))
     x, y = batch_spec(data)
     check_outputs(objective, x, y)

@@ -1,5 +1,6 @@
 """One pass over the data at the mode: log-likelihood, gradient, count, and what is not finite."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,11 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from laplace_kit import data as data_module
 from laplace_kit import memory, tree
 from laplace_kit.curv.objective import Objective, chunk_loss
-from laplace_kit.data import Data, InMemory, batch_spec, even_chunk, gather, sum_over
-from laplace_kit.likelihood import FromLoss, Likelihood, check_targets
+from laplace_kit.data import (
+    Chunk,
+    Data,
+    InMemory,
+    batch_spec,
+    even_chunk,
+    gather,
+    read_batches,
+    sum_over,
+)
+from laplace_kit.likelihood import (
+    Factorized,
+    FromLoss,
+    Likelihood,
+    Masked,
+    check_targets,
+    targets_seen,
+)
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -34,7 +50,7 @@ def examine_mode(
     objective
         The model, its free parameters and the likelihood.
     data
-        In memory or a stream.
+        In memory or a stream. In features only NaN is wrong.
     batch_size, memory_limit
         What bounds the memory.
 
@@ -56,9 +72,11 @@ def examine_mode(
         sums = tree.num_bytes(objective.params)
         fitting = memory.summed_chunk(data.num_first, 3 * unit, memory_limit, sums)
         batch_size = even_chunk(data, fitting)
-    loss, gradient, num_data, num_bad = sum_over(_chunk_statistics, objective, data, batch_size)
+    of_features = isinstance(data, InMemory) and data.of_features
+    args = objective, of_features
+    loss, gradient, num_data, num_bad = sum_over(_chunk_statistics, args, data, batch_size)
     if int(num_bad):
-        raise ValueError(_describe_first_bad(objective, data, batch_size))
+        raise ValueError(_describe_first_bad(objective, of_features, data, batch_size))
     accumulated = [
         leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
         for leaf in jax.tree.leaves(gradient)
@@ -74,7 +92,7 @@ def labelled(objective: Objective, data: Any) -> tuple[PyTree, PyTree]:
     objective
         The model and the likelihood.
     data
-        `(x, y)` in memory, or a re-iterable of such pairs.
+        `(x, y)` in memory, or an iterable of such pairs: one pass is made.
 
     Raises
     ------
@@ -113,56 +131,97 @@ def check_values(
     bad = _value_faults(anywhere, jnp.zeros(outputs.shape[1:], outputs.dtype), x, y)
     if not tree.is_concrete(bad):  # under a transformation of something else
         return
-    for what, rows in zip(_descriptions(likelihood), jax.device_get(bad), strict=True):
+    descriptions = (_INPUTS, *_descriptions(likelihood))
+    for what, rows in zip(descriptions, jax.device_get(bad), strict=True):
         if rows.any():
-            first = int(np.argmax(rows))
+            first, count = int(np.argmax(rows)), int(rows.sum())
+            example, remedy = _of_target(likelihood, outputs.shape[1:], what, y, y, first)
             raise ValueError(
-                f"Found {what}: first at example {first} ({int(rows.sum())} in all); clean or drop "
-                "these examples, and check the preprocessing."
+                f"Found {what}: first at example {first}{example} ({count} in all); {remedy}, and "
+                "check the preprocessing."
             )
+
+
+def check_inputs(x: PyTree) -> None:
+    """Refuse inputs in memory that are not finite, naming the first example."""
+    if any(int(count) for count in _count_not_finite(x)):
+        bad = np.flatnonzero(~np.asarray(_finite_rows(x)))
+        raise ValueError(
+            f"Found {_INPUTS}: first at example {bad[0]} ({len(bad)} in all); {_DROP}, and check "
+            "the preprocessing."
+        )
 
 
 @jax.jit
 def _value_faults(likelihood, f, x, y):
-    valid = jnp.ones(len(jax.tree.leaves(x)[0]), bool)
+    valid, seen = jnp.ones(len(jax.tree.leaves(x)[0]), bool), y
     if likelihood is not None:
         valid = jax.vmap(lambda y_n: likelihood.is_valid(f, y_n))(y)
-    return ~_finite_rows(x), ~_finite_rows(y), ~valid
+        seen = jax.vmap(lambda y_n: targets_seen(likelihood, f, y_n))(y)
+    return ~_finite_rows(x), ~_finite_rows(seen), ~valid
 
 
-def _descriptions(likelihood: Likelihood) -> tuple[str, str, str]:
+_INPUTS = "inputs that are not finite; expected finite numbers"
+_FEATURES = "features that are NaN, made of the inputs by what is frozen; expected numbers"
+_OUTPUTS = "model outputs that are not finite; expected finite numbers"
+_DROP = "clean or drop these examples"
+
+
+def _descriptions(likelihood: Likelihood) -> tuple[str, str]:
+    """Return what can be wrong with targets: they are not finite, or not valid."""
+    expected = "finite numbers"
+    if isinstance(likelihood, Masked):
+        expected += " wherever the mask is one"
+    elif isinstance(likelihood, Factorized):
+        expected += ", or (y, mask) for lk.Masked(likelihood) where some are missing"
     return (
-        "inputs that are not finite; expected finite numbers",
-        "targets that are not finite; expected finite numbers",
+        f"targets that are not finite; expected {expected}",
         f"targets out of range; expected {likelihood.support}",
     )
 
 
-def _chunk_statistics(objective, chunk):
+def _of_target(
+    likelihood: Likelihood, event: tuple[int, ...], what: str, y: PyTree, all_y: PyTree, row: int
+) -> tuple[str, str]:
+    """Return the words for the target that is out of range, if it is a number, and the remedy."""
+    _, out_of_range = _descriptions(likelihood)
+    if what != out_of_range:
+        return "", _DROP
+    value, *others = [leaf[row] for leaf in jax.tree.leaves(y)]
+    target = f" with the target {value}" if not others and jnp.size(value) == 1 else ""
+    return target, likelihood.renumbering(event, all_y) or _DROP
+
+
+def _chunk_statistics(args, chunk):
+    objective, of_features = args
     loss, gradient = jax.value_and_grad(lambda params: chunk_loss(objective, params, chunk))(
         objective.params
     )
     counted = chunk.weight > 0
-    bad = jnp.stack(list(_faults(objective, chunk).values())).any(axis=0)
+    bad = jnp.stack(list(_faults(objective, of_features, chunk).values())).any(axis=0)
     return loss, gradient, jnp.sum(counted), jnp.sum(bad & counted)
 
 
-def _faults(objective, chunk) -> dict[str, Array]:
+def _faults(objective, of_features, chunk) -> dict[str, Array]:
     """Return, for each thing that can be wrong, which examples of a chunk it is wrong for."""
-    f = objective.outputs(chunk.x)
-    valid = jax.vmap(objective.likelihood.is_valid)(f, chunk.y)
-    inputs, targets, out_of_range = _descriptions(objective.likelihood)
+    likelihood, f = objective.likelihood, objective.outputs(chunk.x)
+    seen = jax.vmap(partial(targets_seen, likelihood))(f, chunk.y)
+    valid = jax.vmap(likelihood.is_valid)(f, chunk.y)
+    not_finite, out_of_range = _descriptions(likelihood)
     return {
-        inputs: ~_finite_rows(chunk.x),
-        targets: ~_finite_rows(chunk.y),
-        "model outputs that are not finite; expected finite numbers": ~_finite_rows(f),
+        _INPUTS: ~(_finite_rows(chunk.x) | of_features),
+        _FEATURES: ~(_finite_rows(chunk.x, or_infinite=True) | ~jnp.asarray(of_features)),
+        not_finite: ~_finite_rows(seen),
+        _OUTPUTS: ~_finite_rows(f),
         out_of_range: ~valid,
     }
 
 
-def _finite_rows(values: PyTree) -> Array:
+def _finite_rows(values: PyTree, *, or_infinite: bool = False) -> Array:
     rows = [
-        jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(axis=1)
+        (~jnp.isnan(leaf) if or_infinite else jnp.isfinite(leaf))
+        .reshape(leaf.shape[0], -1)
+        .all(axis=1)
         for leaf in jax.tree.leaves(values)
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     ]
@@ -170,27 +229,26 @@ def _finite_rows(values: PyTree) -> Array:
     return jnp.stack(rows).all(axis=0) if rows else jnp.ones(num, bool)
 
 
-def _describe_first_bad(objective, data, batch_size) -> str:
+def _describe_first_bad(objective, of_features, data, batch_size) -> str:
     """Find the first offending example on the host; only ever run to write a message."""
-    batches = [(data.x, data.y)] if isinstance(data, InMemory) else data.batches
-    for number, item in enumerate(batches):
-        batch = data_module.as_data(tuple(item))
+    for number, batch in enumerate(read_batches(data)):
         num = batch.num_examples
         for start in range(0, num, batch_size or num):
             rows = slice(start, start + (batch_size or num))
             x, y = jax.tree.map(lambda a: a[rows], (batch.x, batch.y))  # noqa: B023
             ones = jnp.ones(len(jax.tree.leaves(x)[0]))
-            chunk = data_module.Chunk(x, y, jnp.arange(len(ones)), ones)
-            for what, bad in _faults(objective, chunk).items():
+            chunk = Chunk(x, y, jnp.arange(len(ones)), ones)
+            for what, bad in _faults(objective, of_features, chunk).items():
                 if bool(bad.any()):
-                    example = start + int(np.argmax(np.asarray(bad)))
-                    where = f"example {example}"
+                    row, count = int(np.argmax(np.asarray(bad))), int(bad.sum())
+                    where = f"example {start + row}"
                     if not isinstance(data, InMemory):
                         where += f" of batch {number}"
-                    count = int(bad.sum())
+                    event = objective.output_spec(x).shape[1:]
+                    found = _of_target(objective.likelihood, event, what, y, batch.y, row)
                     return (
-                        f"Found {what}: first at {where} ({count} in the same chunk); clean or "
-                        "drop these examples, and check the preprocessing and the parameters."
+                        f"Found {what}: first at {where}{found[0]} ({count} in the same chunk); "
+                        f"{found[1]}, and check the preprocessing and the parameters."
                     )
     return "Found data, targets or outputs that are not finite; they differ from pass to pass."
 

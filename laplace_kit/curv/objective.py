@@ -30,8 +30,54 @@ class Objective:
         return self.model_fn(self.params, x)
 
     def output_spec(self, x: PyTree) -> jax.ShapeDtypeStruct:
-        """Return the outputs' shape and dtype; nothing is computed."""
-        return apply_model.eval_shape(self.model_fn, self.params, x)
+        """Return the outputs' shape and dtype; nothing is computed.
+
+        Raises
+        ------
+        ValueError
+            If the model refuses the inputs or its outputs lack their leading axis, as of a single
+            example, `x[0]`.
+        """
+        rows = jax.tree.leaves(x)
+        num = rows[0].shape[0]
+        try:
+            outputs = apply_model.eval_shape(self.model_fn, self.params, x)
+        except ValueError:
+            self._refuse_single_example(x)
+            raise
+        has_rows = not hasattr(outputs, "shape") or outputs.shape[:1] == (num,)
+        # Where outputs are as many as features, an example looks like a batch of numbers.
+        if not has_rows or (any(leaf.ndim == 1 for leaf in rows) and not self._takes(x, 1)):
+            self._refuse_single_example(x)
+        if not has_rows:
+            raise ValueError(
+                f"Found outputs of shape {outputs.shape} for {num} examples, expected a leading "
+                f"axis of {num}; a model of single examples becomes one of batches by "
+                "lk.model.batched(fn)."
+            )
+        return outputs
+
+    def _refuse_single_example(self, x: PyTree) -> None:
+        of_several = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), x
+        )
+        if self._takes(of_several, 2):
+            shapes = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(x))
+            raise ValueError(
+                f"Found inputs of shape {shapes}, of a single example, expected a leading axis of "
+                "examples; pass x[None], or x[:1] instead of x[0]."
+            )
+
+    def _takes(self, x: PyTree, num: int) -> bool:
+        """Return whether so many inputs of the same shapes have one row of outputs for each."""
+        spec = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((num, *leaf.shape[1:]), leaf.dtype), x
+        )
+        try:
+            outputs = apply_model.eval_shape(self.model_fn, self.params, spec)
+        except ValueError:  # which is what `apply_model` makes of the model's own
+            return False
+        return not hasattr(outputs, "shape") or outputs.shape[:1] == (num,)
 
 
 def restrict(

@@ -233,7 +233,7 @@ def bind(operator: CurvatureOperator) -> None:
     objective = operator.objective
     x, y = batch_spec(operator.data)
     outputs = check_outputs(objective, x, y)
-    if isinstance(operator.data, InMemory):
+    if isinstance(operator.data, InMemory) and not operator.data.of_features:
         check_values(objective.likelihood, outputs, operator.data.x, operator.data.y)
     example_bytes = memory.activation_bytes(objective.model_fn, objective.params, x)
     put(operator, "example_bytes", example_bytes)
@@ -253,12 +253,6 @@ def check_outputs(objective: Objective, x: PyTree, y: PyTree) -> jax.ShapeDtypeS
         If the outputs lack the leading axis of examples or do not suit the targets.
     """
     outputs = objective.output_spec(x)
-    num = jax.tree.leaves(x)[0].shape[0]
-    if hasattr(outputs, "shape") and outputs.shape[:1] != (num,):
-        raise ValueError(
-            f"Found outputs of shape {outputs.shape} for {num} examples, expected a leading axis "
-            f"of {num}; a model of single examples becomes one of batches by lk.model.batched(fn)."
-        )
     check_targets(objective.likelihood, outputs, y)
     if not jnp.issubdtype(outputs.dtype, jnp.floating):
         raise ValueError(

@@ -13,7 +13,7 @@ from laplace_kit.curv.capture.cost import multiplied_out, plan, rows_cost
 from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.curv.operator import check_outputs
-from laplace_kit.data import InMemory, as_data, batch_spec, check_batch_size, map_over
+from laplace_kit.data import as_data, batch_spec, check_batch_size, map_over, read_batches
 from laplace_kit.likelihood import LikelihoodLike, as_likelihood
 
 
@@ -35,7 +35,7 @@ def per_example_gradients(
     params
         A pytree; leaves that are not floating point are frozen, and `None` in the result.
     data
-        `(x, y)` in memory, or a re-iterable of such pairs.
+        `(x, y)` in memory, or an iterable of such pairs: one pass is made.
     likelihood
         A likelihood object, its name, or a loss `(f, y)` of one example.
     batch_size
@@ -107,15 +107,15 @@ def _map(
 ) -> tuple[Objective, list[Array]]:
     check_batch_size(batch_size)
     objective, _ = restrict(model_fn, params, as_likelihood(likelihood))
-    data = as_data(data)
+    data = as_data(data, once=True)
     x, y = batch_spec(data)
     check_outputs(objective, x, y)
     unit = memory.activation_bytes(objective.model_fn, objective.params, x)
     size = plan(
         rows_cost(objective, x, unit, multiplied_out), 1, batch_size, memory_limit
     ).batch_size
-    batches = [data] if isinstance(data, InMemory) else map(as_data, map(tuple, data.batches))
-    return objective, [map_over(fn, objective, (batch.x, batch.y), size) for batch in batches]
+    pairs = ((batch.x, batch.y) for batch in read_batches(data))
+    return objective, [map_over(fn, objective, pair, size) for pair in pairs]
 
 
 def _gradients(objective: Objective, batch: tuple[PyTree, PyTree]) -> Float[Array, "B P"]:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PyTree
 from laplace_kit import memory
 from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.capture.uses import Program, Step, evaluate, moves_entries, reached_from
+from laplace_kit.curv.mode import check_inputs
 from laplace_kit.curv.objective import Objective
 from laplace_kit.data import Data, InMemory, map_over
 from laplace_kit.likelihood import Gaussian
@@ -74,6 +75,11 @@ def with_features(
         With the same outputs, derivatives and layers. As they were given for a stream, where no
         frozen array is used before free parameters enter, as with a free first layer, and where the
         features exceed the memory limit.
+
+    Raises
+    ------
+    ValueError
+        If the inputs are not finite. Features may be infinite, as where a mask is.
     """
     if not isinstance(data, InMemory):
         return objective, data
@@ -84,12 +90,13 @@ def with_features(
     num_bytes = data.num_examples * cut.bytes_per_example
     if not cut.reads_frozen or num_bytes > memory.budget(memory_limit):
         return objective, data
+    check_inputs(data.x)  # which may leave no trace in the features
     features, head = split(objective.model_fn, objective.params, data.x)
     if batch_size is None:
         unit = memory.activation_bytes(objective.model_fn, objective.params, data.x)
         batch_size = max(memory.working_set(memory_limit) // max(unit, 1), 1)
     phi = map_over(_apply, features, data.x, batch_size)
-    return replace(objective, model_fn=head), InMemory(phi, data.y)
+    return replace(objective, model_fn=head), InMemory(phi, data.y, of_features=True)
 
 
 def _apply(features: Partial, x: PyTree) -> tuple[Array, ...]:

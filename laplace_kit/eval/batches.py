@@ -5,14 +5,15 @@ with `split`, which cuts inputs into batches, the host loops and a bar shows the
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from laplace_kit import tree
+from laplace_kit import streams, tree
+from laplace_kit.arrays import is_list_of_numbers, on_host
 from laplace_kit.data import check_batch_size
 from laplace_kit.eval.outputs import Predictive
 
@@ -62,7 +63,7 @@ def predict_batches(
         As for `predict_over`, with the same errors.
     """
     _check_batches(batches)
-    return _predictions(predict, _with_progress(batches) if progress else batches)
+    return _predictions(predict, streams.with_bar(batches) if progress else batches)
 
 
 def split(x: PyTree, batch_size: int) -> list[PyTree]:
@@ -76,7 +77,7 @@ def split(x: PyTree, batch_size: int) -> list[PyTree]:
         Of every batch but the last.
     """
     check_batch_size(batch_size)
-    x = jax.tree.map(np.asarray, x)
+    x = on_host(x, "inputs")
     return [
         _rows(x, slice(low, low + batch_size)) for low in range(0, _num_examples(x), batch_size)
     ]
@@ -85,7 +86,7 @@ def split(x: PyTree, batch_size: int) -> list[PyTree]:
 def _predictions(predict: Predict, batches: Iterable[Any]) -> Iterator[Predictive]:
     size = None
     for item in batches:
-        x = jax.tree.map(np.asarray, _inputs(item))
+        x = on_host(_inputs(item), "inputs")
         num = _num_examples(x)
         size = num if size is None else size
         for low in range(0, num, size):
@@ -96,7 +97,7 @@ def _predictions(predict: Predict, batches: Iterable[Any]) -> Iterator[Predictiv
 
 
 def _check_batches(batches: Iterable[Any]) -> None:
-    if isinstance(batches, tuple | dict) or hasattr(batches, "shape"):
+    if isinstance(batches, tuple | Mapping) or hasattr(batches, "shape"):
         raise TypeError(
             f"Found inputs in memory ({type(batches).__name__}), expected an iterable of batches; "
             "pass them to predict, or cut them by laplace_kit.eval.batches.split(x, batch_size)."
@@ -105,20 +106,14 @@ def _check_batches(batches: Iterable[Any]) -> None:
 
 def _inputs(item: Any) -> PyTree:
     """Return the inputs of a batch: x itself, or the first of `(x,)` or `(x, y)`."""
-    if not isinstance(item, tuple | list):
+    if not isinstance(item, tuple | list) or is_list_of_numbers(item):
         return item
     if len(item) not in (1, 2):
         raise ValueError(
-            f"Found a batch of {len(item)} parts, expected inputs x or a pair (x, y); put several "
-            "inputs into one pytree, for example {'image': x1, 'text': x2}."
+            f"Found a batch of {len(item)} parts, expected inputs x or a pair (x, y); leave out "
+            "weights, and put several inputs into one pytree, as in {'image': x1, 'text': x2}."
         )
     return item[0]
-
-
-def _with_progress(batches: Iterable[Any]) -> Iterable[Any]:
-    from tqdm.auto import tqdm
-
-    return tqdm(batches, desc="batches", leave=False)
 
 
 # --- rows -----------------------------------------------------------------------------------------

@@ -147,12 +147,13 @@ def predictive_losses(
 def _(likelihood: Categorical, predictive, y):
     probs = predictive.probs
     if y.shape != probs.shape:
-        y = jax.nn.one_hot(y, probs.shape[-1], dtype=probs.dtype)
+        y = jax.nn.one_hot(y.astype(jnp.int32), probs.shape[-1], dtype=probs.dtype)
     return -jnp.sum(y * _log(probs), axis=-1)
 
 
 @predictive_losses.register
 def _(likelihood: Bernoulli, predictive, y):
+    y = y.astype(predictive.probs.dtype)  # -y of an unsigned label is no number below zero
     return -y * _log(predictive.probs) - (1 - y) * _log(1 - predictive.probs)
 
 

@@ -47,7 +47,9 @@ class FunctionSample:
         values
             Cost: one forward pass; linearised, one more for its tangent.
         """
-        return _one(self, as_data((x, ())).x)
+        x = as_data((x, ())).x
+        self.objective.output_spec(x)  # refuses a single example
+        return _one(self, x)
 
 
 @pytree_dataclass(static=("method", "batch_size", "memory_limit"))
@@ -82,6 +84,7 @@ class FunctionSamples:
         """
         x = as_data((x, ())).x
         objective, batch_size = self.objective, self.batch_size
+        objective.output_spec(x)  # refuses a single example
         if batch_size is None:
             unit = memory.activation_bytes(objective.model_fn, objective.params, x)
             batch_size = memory.chunk_size((2 + 2 * len(self)) * unit, self.memory_limit)

@@ -121,7 +121,7 @@ def pit(
     if not isinstance(likelihood, Poisson):
         return upper
     u = 0.5 if key is None else jax.random.uniform(key, upper.shape, upper.dtype)
-    lower = cdf(likelihood, predictive, y - 1)
+    lower = cdf(likelihood, predictive, y.astype(upper.dtype) - 1)  # unsigned zeros less one wrap
     return lower + u * (upper - lower)
 
 

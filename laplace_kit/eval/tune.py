@@ -27,6 +27,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from laplace_kit import tree
 from laplace_kit.approx.posterior import Structure
+from laplace_kit.arrays import as_array
 from laplace_kit.tree import pytree_dataclass
 
 # Enough for an indefinite curvature, where the evidence may have several summits.
@@ -172,7 +173,7 @@ def tune_evidence(
             )
     one = np.ones((), dtype)
     fields = (found, noise, one, np.exp(visited), values, at_bound, flat)
-    return Tuning(*jax.tree.map(tree.as_array, fields), "evidence")
+    return Tuning(*jax.tree.map(as_array, fields), "evidence")
 
 
 def checked_bounds(bounds: tuple[float, float]) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from laplace_kit.likelihood.gaussian import Gaussian as Gaussian
 from laplace_kit.likelihood.gaussian import HeteroscedasticGaussian as HeteroscedasticGaussian
 from laplace_kit.likelihood.loss import FromLoss as FromLoss
 from laplace_kit.likelihood.masked import Masked as Masked
+from laplace_kit.likelihood.masked import targets_seen as targets_seen
 from laplace_kit.likelihood.masked import unmasked as unmasked
 from laplace_kit.likelihood.multivariate import MultivariateGaussian as MultivariateGaussian
 from laplace_kit.likelihood.names import LikelihoodLike as LikelihoodLike

@@ -8,6 +8,7 @@ not depend on $y$ and the generalised Gauss-Newton matrix is the Fisher matrix.
 """
 
 import abc
+import math
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,18 @@ class Likelihood(abc.ABC):
     @abc.abstractmethod
     def support(self) -> str:
         """The targets that are valid, in words, for messages."""
+
+    def renumbering(self, event: tuple[int, ...], y: PyTree) -> str:
+        """Return what to do about targets that are numbered in another way, empty where unknown.
+
+        Parameters
+        ----------
+        event
+            The shape of one example's outputs.
+        y
+            All targets that are at hand, with a leading axis, some of them not valid.
+        """
+        return ""
 
     def output_gradient(self, f, y) -> Float[Array, "*event"]:
         r"""Return $g = -\nabla_f \log p(y \mid f)$."""
@@ -122,8 +135,18 @@ def check_same_shape(name: str, outputs: tuple[int, ...], targets: PyTree) -> No
     """Raise a `ValueError` where targets are not one array of the outputs' shape."""
     check_one_array(targets)
     if targets.shape != outputs:
+        is_label = jnp.issubdtype(targets.dtype, jnp.integer) and targets.shape == outputs[:-1]
+        remedy = "give one target for each output, or return as many outputs as there are targets"
+        if is_label and outputs[-1] > 1:
+            remedy = "of labels of classes take lk.Categorical()"
+        elif math.prod(targets.shape) == math.prod(outputs):
+            remedy = f"{reshaped(outputs)}, so that nothing is broadcast by accident"
         raise ValueError(
             f"{name}: found targets of shape {targets.shape} for outputs {outputs}, expected the "
-            f"same shape; reshape the targets, for example y.reshape({outputs}), so that nothing "
-            "is broadcast by accident."
+            f"same shape; {remedy}."
         )
+
+
+def reshaped(shape: tuple[int, ...]) -> str:
+    """Return the words for reshaping targets, which may be an array, a Series, a tensor, a list."""
+    return f"reshape the targets, np.asarray(y).reshape({shape})"

@@ -1,10 +1,12 @@
 """Likelihoods of labels: one of several classes, or yes and no."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from laplace_kit.likelihood.base import Factorized, check_one_array, check_same_shape
+from laplace_kit.likelihood.base import Factorized, check_one_array, check_same_shape, reshaped
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -60,7 +62,7 @@ class Categorical(Factorized):
         if jnp.shape(y) == f.shape:
             losses = -jnp.sum(y * log_p, axis=-1)
         else:
-            labels = jnp.where(self.observed(f, y), y, 0)
+            labels = jnp.where(self.observed(f, y), _widened(y), 0)
             losses = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
         if self.label_smoothing:
             uniform = -log_p.mean(axis=-1)
@@ -69,8 +71,9 @@ class Categorical(Factorized):
 
     def valid_entries(self, f, y):
         if jnp.shape(y) == f.shape:
-            return (y >= 0).all(axis=-1) & (jnp.abs(y.sum(axis=-1) - 1) < 1e-3)
-        return ((y >= 0) & (y < f.shape[-1])) | ~self.observed(f, y)
+            return (y >= 0).all(axis=-1) & _sum_to_one(y)
+        labels = _widened(y)
+        return ((labels >= 0) & (labels < f.shape[-1])) | ~self.observed(f, y)
 
     def observed(self, f, y):
         if self.ignore_index is None or jnp.shape(y) == f.shape:
@@ -107,22 +110,24 @@ class Categorical(Factorized):
         if targets.shape == outputs:
             return
         if targets.shape != outputs[:-1]:
+            fits = math.prod(targets.shape) == math.prod(outputs[:-1])
+            remedy = reshaped(outputs[:-1]) if fits else "give a label for each row of logits"
             raise ValueError(
                 f"Categorical: found targets of shape {targets.shape} for outputs {outputs}, "
                 f"expected integer labels {outputs[:-1]} or one-hot or soft labels {outputs}; "
-                "squeeze or reshape the targets."
+                f"{remedy}."
             )
         if not jnp.issubdtype(targets.dtype, jnp.integer):
             raise ValueError(
                 f"Categorical: found labels of dtype {targets.dtype}, expected integers from 0 to "
-                f"{outputs[-1] - 1}; convert them with y.astype(int)."
+                f"{outputs[-1] - 1}; convert them with np.asarray(y).astype(int)."
             )
         limits = jnp.iinfo(targets.dtype)
         if self.ignore_index is not None and not limits.min <= self.ignore_index <= limits.max:
             raise ValueError(
                 f"Categorical: found labels of dtype {targets.dtype}, which cannot hold "
-                f"ignore_index={self.ignore_index}; convert them with y.astype(int), or pass the "
-                "value that they have where there is no label."
+                f"ignore_index={self.ignore_index}; convert them with np.asarray(y).astype(int), "
+                "or pass the value that they have where there is no label."
             )
 
     @property
@@ -132,10 +137,36 @@ class Categorical(Factorized):
             return words
         return f"{words}; ignore_index={self.ignore_index} where there is no label"
 
+    def renumbering(self, event, y):
+        if not jnp.issubdtype(y.dtype, jnp.integer):
+            return ""
+        labels = _widened(y)
+        labels = labels if self.ignore_index is None else labels[labels != self.ignore_index]
+        found = (int(labels.min()), int(labels.max())) if labels.size else ()
+        return _from_one(event[-1]) if found == (1, event[-1]) else ""
+
     def _where_observed(self, f, y, values: Array) -> Array:
         if self.ignore_index is None:
             return values
         return jnp.where(self.to_outputs(self.observed(f, y), f), values, 0)
+
+
+def _widened(labels: Array) -> Array:
+    """Return labels in a dtype that counts to any number of classes; uint8 ends at 255."""
+    labels = jnp.asarray(labels)
+    return labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)
+
+
+def _sum_to_one(probs: Array) -> Array:
+    """Tell which rows sum to one, but for the rounding of their own dtype to it."""
+    is_rounded = jnp.issubdtype(probs.dtype, jnp.inexact)
+    rounding = float(jnp.finfo(probs.dtype).eps) if is_rounded else 0.0
+    total = jnp.sum(probs, axis=-1, dtype=jnp.promote_types(probs.dtype, jnp.float32))
+    return jnp.abs(total - 1) < 1e-3 + rounding
+
+
+def _from_one(num_classes: int) -> str:
+    return f"they go from 1 to {num_classes}: where labels start at 1, use y - 1"
 
 
 @pytree_dataclass()
@@ -168,6 +199,12 @@ class Bernoulli(Factorized):
 
     def check_shapes(self, outputs, targets):
         check_same_shape("Bernoulli", outputs, targets)
+
+    def renumbering(self, event, y):
+        found = {float(value) for value in jnp.unique(jnp.asarray(y))}
+        if found == {1.0, 2.0}:
+            return _from_one(2)
+        return "they are -1 and 1: use (y + 1) / 2" if found == {-1.0, 1.0} else ""
 
     @property
     def support(self):

@@ -17,7 +17,7 @@ class Masked(Factorized):
 
     The mask broadcasts to the entries: the targets' shape, for `Categorical` the labels' `(N, ...)`
     without the class axis. It has as many axes, each of the same length or of one, so that a mask
-    `(N, 1)` is for whole examples. Missing entries may hold any finite number.
+    `(N, 1)` is for whole examples. Missing entries may hold anything, NaN included.
 
     Parameters
     ----------
@@ -103,6 +103,12 @@ class Masked(Factorized):
                 "for example mask[:, None] for whole examples."
             )
 
+    def renumbering(self, event, y):
+        values, mask = y
+        entries = (len(mask), *self.entry_shape(event))
+        seen = jnp.broadcast_to(mask != 0, entries)
+        return self.likelihood.renumbering(event, values[seen])
+
     @property
     def support(self):
         return f"{self.likelihood.support}, and a mask of zeros and ones"
@@ -116,6 +122,17 @@ class Masked(Factorized):
         of_outputs, values = self.to_outputs(observed, f), y[0]
         of_targets = of_outputs if values.shape == f.shape else observed
         return observed, jnp.where(of_outputs, f, 0), jnp.where(of_targets, values, 0)
+
+
+def targets_seen(likelihood: Likelihood, f: Float[Array, "*event"], y: PyTree) -> PyTree:
+    """Return the target of one example with zeros for what a mask says is missing, as NaN may be.
+
+    Parameters
+    ----------
+    likelihood, f, y
+        As for its methods; the mask itself is left out.
+    """
+    return likelihood._filled(f, y)[2] if isinstance(likelihood, Masked) else y
 
 
 def unmasked(likelihood: Likelihood, y: PyTree) -> tuple[Likelihood, PyTree]:

@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 import twins
 
-from laplace_kit.curv.mode import examine_mode
+from laplace_kit.curv.mode import check_values, examine_mode
 from laplace_kit.curv.objective import restrict
 from laplace_kit.data import as_data
-from laplace_kit.likelihood import Bernoulli, Categorical, Gaussian, Poisson
+from laplace_kit.likelihood import (
+    Bernoulli,
+    Categorical,
+    FromLoss,
+    Gaussian,
+    HeteroscedasticGaussian,
+    Masked,
+    Poisson,
+)
 
 
 def examine(problem, data, **changes):
@@ -132,6 +140,95 @@ def test_targets_out_of_range(likelihood, y, example, support):
         examine_linear(likelihood, X, y)
     assert support in str(error.value)
     assert f"first at example {example} " in str(error.value)
+
+
+STARTS_AT_ONE = "they go from 1 to 3: where labels start at 1, use y - 1"
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "y", "remedy"),
+    [
+        (Categorical(), LABELS + 1, STARTS_AT_ONE),
+        (Categorical(), (LABELS + 1).astype(np.uint8), STARTS_AT_ONE),
+        (Categorical(ignore_index=-1), np.where(LABELS == 1, -1, LABELS + 1), STARTS_AT_ONE),
+        (Masked(Categorical()), (LABELS + 1, np.ones(N, bool)), STARTS_AT_ONE),
+        (Bernoulli(), 2.0 * np.eye(N, 3) - 1, "they are -1 and 1: use (y + 1) / 2"),
+        (Bernoulli(), np.eye(N, 3, dtype=int) + 1, "they go from 1 to 2: where labels start at 1"),
+        (Categorical(), np.where(LABELS == 0, 7, LABELS), "clean or drop"),
+        (Masked(Categorical()), (LABELS + 1, LABELS == 2), "clean or drop"),
+        (Poisson(), -np.eye(N, 3), "clean or drop"),
+    ],
+)
+def test_labels_numbered_in_another_way(likelihood, y, remedy):
+    outputs = jax.ShapeDtypeStruct((N, 3), jnp.float32)
+    whole = as_data((X, y))
+    calls = [
+        lambda: examine_linear(likelihood, X, y, batch_size=3),
+        lambda: check_values(likelihood, outputs, whole.x, whole.y),
+    ]
+    if not isinstance(y, tuple):
+        calls.append(lambda: examine_linear(likelihood, X, y, batches=(N,)))
+    for call in calls:
+        with pytest.raises(ValueError, match="targets out of range; expected") as error:
+            call()
+        assert remedy in str(error.value)
+
+
+def test_the_target_out_of_range_is_named():
+    y = np.where(np.arange(N) == 5, 9, LABELS)
+    with pytest.raises(ValueError, match=r"first at example 5 with the target 9 \(1 in the same"):
+        examine_linear(Categorical(), X, y)
+
+
+# --- what a mask says is missing ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "y"),
+    [
+        (Gaussian(0.5), np.ones((N, 3))),
+        (Bernoulli(), np.ones((N, 3))),
+        (Poisson(), np.ones((N, 3))),
+        (Categorical(), np.eye(3)[LABELS]),
+    ],
+)
+def test_missing_targets_may_be_nan(likelihood, y, x64):
+    mask = np.arange(N) % 3 != 1
+    mask = mask if isinstance(likelihood, Categorical) else np.repeat(mask[:, None], 3, axis=1)
+    shape = (*mask.shape, *(1,) * (y.ndim - mask.ndim))
+    y = np.where(mask.reshape(shape), y, np.nan)
+    weight, x = jnp.asarray(np.linspace(-1, 1, 6).reshape(2, 3)), X.astype(np.float64)
+    found = examine_linear(Masked(likelihood), x, (y, mask), weight)
+    rows = mask.reshape(N, -1).all(axis=1)
+    seen = examine_linear(likelihood, x[rows], y[rows], weight)
+    twins.assert_close(found.log_likelihood, seen.log_likelihood)
+    twins.assert_close(found.gradient, seen.gradient)
+    outputs = jax.ShapeDtypeStruct((N, 3), x.dtype)
+    check_values(Masked(likelihood), outputs, *map(jnp.asarray, (x,)), (y, mask))
+
+
+def test_nan_where_the_mask_is_one_is_refused():
+    y, mask = np.full((N, 3), np.nan), np.ones((N, 3))
+    with pytest.raises(ValueError, match=r"not finite; expected finite numbers wherever the mask"):
+        examine_linear(Masked(Gaussian()), X, (y, mask))
+    mask[2, 1] = np.nan
+    with pytest.raises(ValueError, match=r"targets out of range.*mask of zeros.*example 2 "):
+        examine_linear(Masked(Gaussian()), X, (np.ones((N, 3)), mask))
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "y", "words"),
+    [
+        (Gaussian(), np.full((N, 3), np.nan), "or (y, mask) for lk.Masked(likelihood) where some"),
+        (HeteroscedasticGaussian(), np.full((N, 2), np.nan), "lk.Masked(likelihood)"),
+        (FromLoss(lambda f, y: jnp.sum((f - y) ** 2)), np.full((N, 3), np.nan), "finite numbers:"),
+    ],
+)
+def test_missing_targets_name_the_mask_where_there_is_one(likelihood, y, words):
+    weight = jnp.ones((2, 4)) if isinstance(likelihood, HeteroscedasticGaussian) else None
+    with pytest.raises(ValueError, match="targets that are not finite; expected finite") as error:
+        examine_linear(likelihood, X, y, weight)
+    assert words in str(error.value)
 
 
 def test_over_a_stream_the_batch_is_named_too():

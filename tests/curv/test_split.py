@@ -7,6 +7,7 @@ import pytest
 import twins
 from architectures import NUM, ZOO, gaussian
 
+import laplace_kit as lk
 from laplace_kit import tree
 from laplace_kit.approx.subset import last_layer
 from laplace_kit.curv.capture.layers import find_layers
@@ -15,7 +16,7 @@ from laplace_kit.curv.kronecker import kronecker_factors
 from laplace_kit.curv.objective import chunk_loss, restrict
 from laplace_kit.curv.split import split, with_features
 from laplace_kit.data import Chunk, as_data
-from laplace_kit.likelihood import Gaussian
+from laplace_kit.likelihood import Categorical, Gaussian
 from laplace_kit.selection import Named
 
 # The subset, and the shapes of one example's features, without axes of one.
@@ -191,3 +192,68 @@ def test_splitting_works_while_tracing_and_is_differentiable_in_frozen_arrays(x6
 
     found, expected = (jax.jit(jax.grad(total), static_argnums=1)(params, cut) for cut in (1, 0))
     twins.assert_close(tree.ravel(found), tree.ravel(expected))
+
+
+# --- features that are not finite -----------------------------------------------------------------
+
+TOKENS = {
+    "tokens": np.linspace(-1, 1, NUM * 4 * 2).reshape(NUM, 4, 2),
+    "mask": np.arange(NUM * 4).reshape(NUM, 4) % 4 != 2,
+}
+
+
+def attention(params, x):
+    """Attend to what a mask leaves; the scores' offset is frozen, and minus infinity elsewhere."""
+    values = jnp.tanh(x["tokens"] @ params["embedding"])
+    offset = jnp.where(x["mask"], params["slope"] * jnp.arange(4.0), -jnp.inf)
+    weights = jax.nn.softmax(values @ params["query"] + offset, axis=1)
+    return jnp.einsum("nt,ntd->nd", weights, values) @ params["head"]
+
+
+def attention_params():
+    rng = np.random.default_rng(0)
+    shapes = {"embedding": (2, 3), "slope": (), "query": (3,), "head": (3, 2)}
+    return {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+
+
+def free(path):
+    return path in ("query", "head")
+
+
+@pytest.mark.parametrize("structure", ["full", "kron", "diagonal"])
+def test_a_mask_of_minus_infinity_is_no_fault(structure, x64):
+    params, data = attention_params(), (TOKENS, np.arange(NUM) % 2)
+    objective, _ = restrict(attention, params, Categorical(), free)
+    _, features = with_features(objective, as_data(data), None, None)
+    assert features.of_features
+    assert any(np.isneginf(leaf).any() for leaf in features.x)
+    options = {"likelihood": "categorical", "structure": structure, "subset": free}
+    cached = lk.fit(attention, params, data, **options)
+    streamed = lk.fit(attention, params, [data], **options)  # of which nothing is cached
+    twins.assert_close(cached.log_likelihood, streamed.log_likelihood)
+    twins.assert_close(cached.log_marginal_likelihood(), streamed.log_marginal_likelihood())
+    twins.assert_close(cached.predict(TOKENS).f_cov, streamed.predict(TOKENS).f_cov)
+
+
+def fit_bounded(tokens, fn):
+    def model_fn(params, x):
+        return attention(params, {"tokens": fn(x["tokens"]), "mask": x["mask"]})
+
+    data = {**TOKENS, "tokens": tokens}, np.arange(NUM) % 2
+    return lk.fit(model_fn, attention_params(), data, likelihood="categorical", subset=free)
+
+
+def test_inputs_are_the_user_s_and_finite_also_where_features_hide_it():
+    tokens = TOKENS["tokens"].astype(np.float32)
+    tokens[1, 2, 0] = np.inf
+    with pytest.raises(
+        ValueError, match=r"inputs that are not finite; expected.*first at example 1"
+    ):
+        fit_bounded(tokens, jnp.tanh)
+
+
+def test_features_are_no_nan():
+    tokens = TOKENS["tokens"].astype(np.float32)
+    tokens[1, 2, 0] = 0
+    with pytest.raises(ValueError, match=r"features that are NaN.*frozen.*first at example 1 "):
+        fit_bounded(tokens, lambda x: x / x)

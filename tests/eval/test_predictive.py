@@ -290,6 +290,25 @@ def test_inputs_that_the_model_refuses():
             predict_at_mode(objective, x, batch_size=2)
 
 
+@pytest.mark.parametrize("num_outputs", [2, 3])
+def test_a_single_example(num_outputs):
+    """As many outputs as features look like numbers with an output each."""
+    weight = jnp.ones((3, num_outputs))
+    la = lk.fit(
+        lambda params, x: x @ params,
+        weight,
+        (X.astype(np.float32), np.zeros((N, num_outputs), np.float32)),
+        likelihood="gaussian",
+        structure="diagonal",
+    )
+    message = r"inputs of shape \(3,\), of a single example.*pass x\[None\], or x\[:1\]"
+    functions = la.sample_functions(jax.random.key(0), 2)
+    for call in (la.predict, la.predict_at_mode, functions, functions[0]):
+        with pytest.raises(ValueError, match=message):
+            call(X[0].astype(np.float32))
+        assert call(X[:1].astype(np.float32)) is not None
+
+
 def test_a_model_that_cannot_be_traced_is_told_by_jax():
     def doubled_if_positive(params, x):
         return 2 * x if x.sum() > 0 else x

@@ -139,14 +139,33 @@ def test_entries_of_independent_targets(likelihood, event, y):
 @pytest.mark.parametrize(
     ("name", "outputs", "targets", "dtype", "words"),
     [
-        ("gaussian", (5, 1), (5,), "float32", ["(5,)", "(5, 1)", "same shape; reshape"]),
-        ("bernoulli", (5,), (5, 1), "float32", ["(5, 1)", "(5,)", "y.reshape((5,))"]),
-        ("poisson", (5, 2), (5, 3), "int32", ["(5, 3)", "(5, 2)"]),
+        (
+            "gaussian",
+            (5, 1),
+            (5,),
+            "float32",
+            ["(5,)", "(5, 1)", "same shape", "np.asarray(y).reshape((5, 1))"],
+        ),
+        ("bernoulli", (5,), (5, 1), "float32", ["(5, 1)", "(5,)", "np.asarray(y).reshape((5,))"]),
+        ("poisson", (5, 2), (5, 3), "int32", ["(5, 3)", "(5, 2)", "one target for each output"]),
         ("categorical", (5,), (5,), "int32", ["(N, C)", "lk.Bernoulli()"]),
         ("categorical", (5, 1), (5,), "int32", ["at least two", "lk.Bernoulli()"]),
-        ("categorical", (5, 3), (5, 1), "int32", ["(5, 1)", "(5,)", "squeeze or reshape"]),
-        ("categorical", (5, 3), (5, 4), "float32", ["(5, 4)", "one-hot or soft labels (5, 3)"]),
-        ("categorical", (5, 3), (5,), "float32", ["float32", "0 to 2", "y.astype(int)"]),
+        ("categorical", (5, 3), (5, 1), "int32", ["(5, 1)", "(5,)", "np.asarray(y).reshape((5,))"]),
+        (
+            "categorical",
+            (5, 3),
+            (5, 4),
+            "float32",
+            ["(5, 4)", "one-hot or soft labels (5, 3)", "a label for"],
+        ),
+        (
+            "categorical",
+            (5, 3),
+            (5,),
+            "float32",
+            ["float32", "0 to 2", "np.asarray(y).astype(int)"],
+        ),
+        ("gaussian", (5, 3), (5,), "int32", ["(5,)", "of classes take lk.Categorical()"]),
     ],
 )
 def test_shapes_that_do_not_go_together_are_named(name, outputs, targets, dtype, words):
