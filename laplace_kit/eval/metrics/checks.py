@@ -50,7 +50,7 @@ def fractions(
 def labelled(probs: ArrayLike, y: ArrayLike) -> tuple[Float[Array, "N C"], Float[Array, "N C"]]:
     """Return the probabilities and the labels as distributions over the classes."""
     (probs,) = as_floating(probs)
-    y = jnp.asarray(y)
+    y = _without_wrapping(y)
     if probs.ndim != 2 or probs.size == 0:
         raise ValueError(
             f"Found probs of shape {probs.shape}, expected (N, C) with at least one example; for "
@@ -79,6 +79,13 @@ def labelled(probs: ArrayLike, y: ArrayLike) -> tuple[Float[Array, "N C"], Float
             f"{probs.shape[1] - 1} for probs of shape {probs.shape}; drop or renumber such labels."
         )
     return probs, targets
+
+
+def _without_wrapping(y: ArrayLike) -> Array:
+    """Return labels as an array; 64-bit integers that 32 bits cannot hold stay out of range."""
+    if isinstance(y, np.ndarray) and y.dtype in (np.int64, np.uint64):
+        y = np.clip(y, -1, np.iinfo(np.int32).max)
+    return jnp.asarray(y)
 
 
 @jax.jit
@@ -125,7 +132,7 @@ def binary(p: ArrayLike, y: ArrayLike) -> tuple[Float[Array, " N"], Num[Array, "
     Under `jax.jit` labels out of range make their probabilities NaN.
     """
     (p,) = as_floating(p)
-    y = jnp.asarray(y)
+    y = _without_wrapping(y)
     if p.ndim != 1 or p.size == 0:
         raise ValueError(
             f"Found p of shape {p.shape}, expected the probability of the class 1 for each "
