@@ -8,18 +8,29 @@ and what is inside `jax.jit` are left in the precision they have.
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, PyTree
 
+from laplace_kit.arrays import read_array
 from laplace_kit.tree import is_concrete
 
 _P, _T = ParamSpec("_P"), TypeVar("_T")
 _OnHost = np.ndarray | np.generic
+
+
+@runtime_checkable
+class SupportsArray(Protocol):
+    """A data frame, a series, a tensor, or whatever else NumPy can read."""
+
+    def __array__(self, *args: Any) -> np.ndarray: ...
+
+
+Numbers = ArrayLike | Sequence[Any] | SupportsArray
 
 
 def metric(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -69,49 +80,26 @@ def _rounded(leaf: Any) -> Any:
 
 
 def as_numbers(name: str, values: Any) -> ArrayLike | None:
-    """Return arrays and Python's numbers as they are, other array-likes as NumPy arrays.
+    """Return Python's numbers as they are, and other array-likes as JAX's or NumPy's arrays.
 
     Parameters
     ----------
     name
         The argument's name, for messages.
     values
-        A list, data frame, series, tensor or whatever else NumPy can read; None stays None.
+        As `laplace_kit.arrays.read_array` takes them, with the same errors; None stays None.
 
     Raises
     ------
     TypeError
-        If these are not real numbers or booleans.
-    ValueError
-        If the rows of a list differ in length.
+        If they are complex.
     """
     if values is None or isinstance(values, bool | int | float):
         return values
-    if not isinstance(values, jax.Array | _OnHost):
-        values = _read(name, values)
-    if not (jnp.issubdtype(values.dtype, jnp.number) or values.dtype == bool) or jnp.issubdtype(
-        values.dtype, jnp.complexfloating
-    ):
+    values = read_array(values, name)
+    if jnp.issubdtype(values.dtype, jnp.complexfloating):
         raise TypeError(
-            f"Found {name} of dtype {values.dtype}, expected numbers; turn classes into integers "
-            "from 0 on, for example by np.unique(labels, return_inverse=True)[1], and columns of "
-            "mixed or nullable types into numbers by .to_numpy(float)."
+            f"Found {name} of dtype {values.dtype}, expected real numbers; pass their real parts, "
+            "or their absolute values."
         )
     return values
-
-
-def _read(name: str, values: Any) -> np.ndarray:
-    if hasattr(values, "toarray"):
-        raise TypeError(
-            f"Found {name} as a {type(values).__name__}, expected a dense array; pass "
-            f"{name}.toarray()."
-        )
-    if getattr(values, "requires_grad", False):
-        values = values.detach()
-    try:
-        return np.asarray(values)
-    except ValueError as error:
-        raise ValueError(
-            f"Found {name} as a {type(values).__name__} that is no array ({error}), expected rows "
-            "of the same length; pad or drop some."
-        ) from error

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Num, PRNGKeyArray, PyTree
 
-from laplace_kit.eval.metrics.inputs import as_numbers, in_own_precision
+from laplace_kit.errors import check_count
+from laplace_kit.eval.metrics.inputs import Numbers, as_numbers, in_own_precision
 from laplace_kit.memory import working_set
 
 
@@ -44,11 +45,11 @@ class Interval(NamedTuple):
 
 def bootstrap(
     metric: Callable[..., PyTree],
-    *arrays: ArrayLike,
+    *arrays: Numbers,
     key: PRNGKeyArray,
     num_resamples: int = 1000,
     level: float = 0.95,
-    weights: ArrayLike | None = None,
+    weights: Numbers | None = None,
 ) -> Interval:
     r"""Return a metric with its bootstrap confidence interval.
 
@@ -101,13 +102,13 @@ def bootstrap(
 
 def bootstrap_difference(
     metric: Callable[..., PyTree],
-    first: Sequence[ArrayLike],
-    second: Sequence[ArrayLike],
+    first: Sequence[Numbers],
+    second: Sequence[Numbers],
     *,
     key: PRNGKeyArray,
     num_resamples: int = 1000,
     level: float = 0.95,
-    weights: ArrayLike | None = None,
+    weights: Numbers | None = None,
 ) -> Interval:
     """Return the metric of one predictor minus that of another, by the same resamples of both.
 
@@ -130,14 +131,14 @@ def bootstrap_difference(
 
 def bootstrap_two_sample(
     metric: Callable[..., PyTree],
-    in_scores: ArrayLike,
-    out_scores: ArrayLike,
+    in_scores: Numbers,
+    out_scores: Numbers,
     *,
     key: PRNGKeyArray,
     num_resamples: int = 1000,
     level: float = 0.95,
-    in_weights: ArrayLike | None = None,
-    out_weights: ArrayLike | None = None,
+    in_weights: Numbers | None = None,
+    out_weights: Numbers | None = None,
 ) -> Interval:
     """Return a metric of two samples with its confidence interval, both resampled apart.
 
@@ -160,14 +161,14 @@ def bootstrap_two_sample(
 
 def bootstrap_two_sample_difference(
     metric: Callable[..., PyTree],
-    first: Sequence[ArrayLike],
-    second: Sequence[ArrayLike],
+    first: Sequence[Numbers],
+    second: Sequence[Numbers],
     *,
     key: PRNGKeyArray,
     num_resamples: int = 1000,
     level: float = 0.95,
-    in_weights: ArrayLike | None = None,
-    out_weights: ArrayLike | None = None,
+    in_weights: Numbers | None = None,
+    out_weights: Numbers | None = None,
 ) -> Interval:
     """Return the metric of one score minus that of another, by the same resamples of both samples.
 
@@ -251,10 +252,7 @@ def _same_examples(first: ArrayLike, second: ArrayLike) -> ArrayLike:
 @in_own_precision
 def _bootstrap(statistic, arrays, samples, weights, key, num_resamples, level) -> Interval:
     """Evaluate a statistic as it is, and with resampled weights of each sample."""
-    if num_resamples < 2:
-        raise ValueError(
-            f"Found num_resamples={num_resamples}, expected at least 2; 1000 is usual."
-        )
+    check_count("num_resamples", num_resamples, "resamples", least=2)
     if not 0 < level < 1:
         raise ValueError(f"Found level={level}, expected a number between 0 and 1, such as 0.95.")
     value = statistic(arrays, weights)
