@@ -282,7 +282,9 @@ def test_the_defaults_of_predict_can_be_others():
         sampled.predict(x)
     with exact.as_users_call(), pytest.raises(ValueError, match=r"link='probbit'.*'probit'"):
         la.with_prediction(link="probbit")
-    with pytest.raises(ValueError, match="num_samples=1, expected at least 2 draws"):
+    with pytest.raises(
+        ValueError, match="num_samples=1, expected a whole number of draws, at least 2"
+    ):
         la.with_prediction(num_samples=1)
 
 

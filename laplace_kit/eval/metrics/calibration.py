@@ -6,8 +6,10 @@ from jaxtyping import Array, ArrayLike, Float
 
 from laplace_kit.eval.metrics import bins, checks, weighting
 from laplace_kit.eval.metrics.bins import ReliabilityBins, equal_mass_bins, reliability_bins
+from laplace_kit.eval.metrics.inputs import metric
 
 
+@metric
 def expected_calibration_error(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -29,6 +31,7 @@ def expected_calibration_error(
     return mean_gap(reliability_bins(probs, y, num_bins, weights=weights))
 
 
+@metric
 def maximum_calibration_error(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -43,6 +46,7 @@ def maximum_calibration_error(
     return jnp.max(jnp.abs(in_bins.accuracy - in_bins.confidence))
 
 
+@metric
 def adaptive_calibration_error(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -64,6 +68,7 @@ def adaptive_calibration_error(
     return mean_gap(equal_mass_bins(probs, y, num_bins, weights=weights))
 
 
+@metric
 def classwise_calibration_error(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -91,6 +96,7 @@ def classwise_calibration_error(
     return jnp.mean(of_classes(probs, targets, weights, edges))
 
 
+@metric
 def squared_calibration_error(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -120,6 +126,7 @@ def squared_calibration_error(
     return jnp.sum(jnp.where(counts > 1, counts, 0) * squares) / jnp.sum(counts)
 
 
+@metric
 def debiased_calibration_error(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import jax
 from jaxtyping import ArrayLike, Float
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ClassPredictions:
     """One classifier's probabilities, each row summing to one.
@@ -32,6 +34,7 @@ class ClassPredictions:
     ood_epistemic: Mapping[str, Float[ArrayLike, " _"]] = field(default_factory=dict)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RegressionPredictions:
     """One regressor's Gaussian predictions on the test set.
