@@ -210,7 +210,11 @@ def fit(
 
 
 def load(
-    path: str | os.PathLike, model_fn: Callable, *, likelihood: Likelihood | None = None
+    path: str | os.PathLike,
+    model_fn: Callable,
+    *,
+    params: PyTree = None,
+    likelihood: Likelihood | None = None,
 ) -> Laplace:
     """Read a posterior that `Laplace.save` wrote.
 
@@ -220,6 +224,11 @@ def load(
         The file.
     model_fn
         The same function that was given to `fit`: functions are not stored.
+    params
+        Parameters like those that were given to `fit`: their structure and shapes are checked, and
+        their values are not read. Needed where they are more than dictionaries, lists and tuples,
+        such as modules of equinox, `NamedTuple`s or a `FrozenDict`, as no class is stored; the
+        whole module will do, too.
     likelihood
         Needed where it was `FromLoss`, which is a function too; otherwise it is in the file.
 
@@ -233,7 +242,8 @@ def load(
     OSError
         If the file cannot be opened, as where there is none (`FileNotFoundError`).
     ValueError
-        If the file is damaged, foreign or of a later version, or lacks a likelihood.
+        If the file is damaged, foreign or of a later version, lacks a likelihood, or holds other
+        parameters than `params`.
     """
     fields = storage.read(path, stored.CLASSES)
     if not isinstance(fields, dict) or set(fields) != stored.stored_names(Laplace):
@@ -241,6 +251,7 @@ def load(
             f"Found {os.fspath(path)!r}, which holds something other than a posterior; expected a "
             "file written by la.save(path)."
         )
+    fields = stored.restored(fields, params)
     fields["likelihood"] = likelihood or fields["likelihood"]
     if fields["likelihood"] is None:
         raise ValueError(
