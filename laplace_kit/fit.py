@@ -43,6 +43,7 @@ from laplace_kit.data import (
 )
 from laplace_kit.errors import check_option
 from laplace_kit.eval.predictive import Prediction
+from laplace_kit.independence import check_independence
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Likelihood, as_likelihood
 from laplace_kit.selection import Selection, Subset, can_vary, select
@@ -73,7 +74,8 @@ def fit(
     Parameters
     ----------
     model_fn
-        `(params, x) -> (N, *event)`, pure; see `laplace_kit.model` for modules.
+        `(params, x) -> (N, *event)`, pure, and each example by itself: BatchNorm and dropout in
+        evaluation mode; see `laplace_kit.model` for modules.
     params
         The trained parameters, a pytree. Leaves that are not floating point are frozen.
     data
@@ -165,6 +167,8 @@ def fit(
         enter("checking the mode")
         cached, features = with_features(objective, data, batch_size, memory_limit)
         mode = examine_mode(cached, features, batch_size=batch_size, memory_limit=memory_limit)
+        examples = first_examples(data, NUM_EXAMPLES)
+        check_independence(model_fn, params, examples[0], batch_size)
         chosen = plan.chosen
         if not isinstance(data, InMemory):  # only now the examples are counted
             sizes = _with_rows(sizes, mode.num_data, objective, x, ask)
@@ -199,7 +203,7 @@ def fit(
         gradient=mode.gradient.astype(dtype),
         jitter=jitter,
         temperature=jnp.ones((), dtype),
-        examples=first_examples(data, NUM_EXAMPLES),
+        examples=examples,
         tuning=None,
         coverage=of_objective(objective, x),
         choice=choice,
