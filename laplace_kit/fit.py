@@ -43,6 +43,7 @@ from laplace_kit.data import (
 )
 from laplace_kit.errors import check_option
 from laplace_kit.eval.predictive import Prediction
+from laplace_kit.independence import check_independence
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Likelihood, as_likelihood
 from laplace_kit.selection import Selection, Subset, can_vary, select
@@ -73,7 +74,8 @@ def fit(
     Parameters
     ----------
     model_fn
-        `(params, x) -> (N, *event)`, pure; see `laplace_kit.model` for modules.
+        `(params, x) -> (N, *event)`, pure, and each example by itself: BatchNorm and dropout in
+        evaluation mode; see `laplace_kit.model` for modules.
     params
         The trained parameters, a pytree. Leaves that are not floating point are frozen.
     data
@@ -165,6 +167,8 @@ def fit(
         enter("checking the mode")
         cached, features = with_features(objective, data, batch_size, memory_limit)
         mode = examine_mode(cached, features, batch_size=batch_size, memory_limit=memory_limit)
+        examples = first_examples(data, NUM_EXAMPLES)
+        check_independence(model_fn, params, examples[0], batch_size)
         chosen = plan.chosen
         if not isinstance(data, InMemory):  # only now the examples are counted
             sizes = _with_rows(sizes, mode.num_data, objective, x, ask)
@@ -199,7 +203,7 @@ def fit(
         gradient=mode.gradient.astype(dtype),
         jitter=jitter,
         temperature=jnp.ones((), dtype),
-        examples=first_examples(data, NUM_EXAMPLES),
+        examples=examples,
         tuning=None,
         coverage=of_objective(objective, x),
         choice=choice,
@@ -210,7 +214,11 @@ def fit(
 
 
 def load(
-    path: str | os.PathLike, model_fn: Callable, *, likelihood: Likelihood | None = None
+    path: str | os.PathLike,
+    model_fn: Callable,
+    *,
+    params: PyTree = None,
+    likelihood: Likelihood | None = None,
 ) -> Laplace:
     """Read a posterior that `Laplace.save` wrote.
 
@@ -220,6 +228,11 @@ def load(
         The file.
     model_fn
         The same function that was given to `fit`: functions are not stored.
+    params
+        Parameters like those that were given to `fit`: their structure and shapes are checked, and
+        their values are not read. Needed where they are more than dictionaries, lists and tuples,
+        such as modules of equinox, `NamedTuple`s or a `FrozenDict`, as no class is stored; the
+        whole module will do, too.
     likelihood
         Needed where it was `FromLoss`, which is a function too; otherwise it is in the file.
 
@@ -233,7 +246,8 @@ def load(
     OSError
         If the file cannot be opened, as where there is none (`FileNotFoundError`).
     ValueError
-        If the file is damaged, foreign or of a later version, or lacks a likelihood.
+        If the file is damaged, foreign or of a later version, lacks a likelihood, or holds other
+        parameters than `params`.
     """
     fields = storage.read(path, stored.CLASSES)
     if not isinstance(fields, dict) or set(fields) != stored.stored_names(Laplace):
@@ -241,6 +255,7 @@ def load(
             f"Found {os.fspath(path)!r}, which holds something other than a posterior; expected a "
             "file written by la.save(path)."
         )
+    fields = stored.restored(fields, params)
     fields["likelihood"] = likelihood or fields["likelihood"]
     if fields["likelihood"] is None:
         raise ValueError(

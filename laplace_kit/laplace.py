@@ -425,12 +425,9 @@ class Laplace:
         Parameters
         ----------
         path
-            The file; replaced if it exists.
-
-        Raises
-        ------
-        TypeError
-            If the parameters are not nested dictionaries, lists and tuples of arrays.
+            The file; replaced if it exists. Parameters that are more than dictionaries, lists and
+            tuples, such as equinox modules, are stored by their paths: `load` wants others like
+            them.
         """
         storage.write(path, stored.fields(self), stored.CLASSES)
 

@@ -52,7 +52,9 @@ def from_nnx(module: Any) -> ModelAndParams:
 def _call_nnx(structure, frozen, params, x):
     from flax import nnx
 
-    return nnx.merge(structure, nnx.State(params), frozen)(x)
+    # A copy: a module that counts or draws while it is called may not change what another trace
+    # made, as a scan within `nnx.RNN` would.
+    return nnx.merge(structure, nnx.State(params), frozen, copy=True)(x)
 
 
 def from_linen(

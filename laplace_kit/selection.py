@@ -161,11 +161,20 @@ def _leaf_masks(params: PyTree, subset: Subset) -> list[np.ndarray]:
             "of booleans or an array of indices; to choose by name pass "
             f"lambda path: {subset!r} in path. The parameters' leaves are {_listed(params)}."
         )
-    if callable(subset) and jax.tree.structure(subset) != jax.tree.structure(params):
-        return _masks_by_path(params, subset)  # a mask like a module may be called too
+    if callable(subset) and not _is_mask(subset):
+        return _masks_by_path(params, subset)
     if _is_flat(params, subset):
         return _masks_by_number(params, np.asarray(subset))
     return _masks_by_prefix(params, subset)
+
+
+def _is_mask(subset: PyTree) -> bool:
+    """Return whether all leaves are booleans, as in a mask like a module, which can be called."""
+    leaves = jax.tree.leaves(subset)
+    return bool(leaves) and all(
+        isinstance(leaf, bool | np.bool_) or np.dtype(bool) == getattr(leaf, "dtype", None)
+        for leaf in leaves
+    )
 
 
 def _masks_by_path(params: PyTree, predicate: Callable[[str], bool]) -> list[np.ndarray]:

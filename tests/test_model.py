@@ -136,6 +136,59 @@ def test_nnx_module_with_other_values_reuses_every_program():
     assert not np.allclose(first, second)
 
 
+class Recurrent(nnx.Module):
+    """A module that scans over a module, which counts its random keys while it is called."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.rnn = nnx.RNN(nnx.LSTMCell(3, 4, rngs=rngs))
+        self.head = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.rnn(x)[:, -1])
+
+
+def lstm(params, x):
+    """Return what `Recurrent` does in NumPy: gates in the order input, forget, cell, output."""
+    cell = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["rnn"]["cell"])
+    carry, h = np.zeros((2, len(x), 4))
+
+    def sigmoid(z):
+        return 1 / (1 + np.exp(-z))
+
+    for x_t in x.swapaxes(0, 1):
+        gates = {
+            name: x_t @ cell[of_input]["kernel"]
+            + h @ cell[f"h{name}"]["kernel"]
+            + cell[f"h{name}"]["bias"]
+            for name, of_input in (("i", "ii"), ("f", "if_"), ("g", "ig"), ("o", "io"))
+        }
+        carry = sigmoid(gates["f"]) * carry + sigmoid(gates["i"]) * np.tanh(gates["g"])
+        h = sigmoid(gates["o"]) * np.tanh(carry)
+    return h @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
+
+
+def test_nnx_module_that_changes_itself_while_it_is_called():
+    model_fn, params = from_nnx(Recurrent(nnx.Rngs(0)))
+    x = np.random.default_rng(3).normal(size=(6, 5, 3)).astype(np.float32)
+    expected = lstm(params, x)
+    np.testing.assert_allclose(model_fn(params, x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(model_fn)(params, x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("structure", ["full", "kron"])
+def test_nnx_recurrent_module_is_fitted_and_predicts(structure):
+    model_fn, params = from_nnx(Recurrent(nnx.Rngs(0)))
+    x = np.random.default_rng(3).normal(size=(6, 5, 3)).astype(np.float32)
+    la = lk.fit(model_fn, params, (x, Y), likelihood="categorical", structure=structure)
+    theta, unravel = ravel_pytree(params)
+    jac = np.asarray(jax.jit(jax.jacobian(lambda theta: model_fn(unravel(theta), x)))(theta))
+    found = la.predict(x)
+    twins.assert_close(found.f_mean, lstm(params, x), rtol=1e-4)
+    f_cov = np.einsum("ncp,pq,ndq->ncd", jac, la.posterior.covariance(), jac)
+    twins.assert_close(found.f_cov, f_cov, rtol=1e-3)
+
+
 def test_nnx_refuses_other_modules():
     with pytest.raises(
         TypeError, match=r"Found Dense, expected a flax\.nnx\.Module; for flax\.linen"

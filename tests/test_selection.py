@@ -1,5 +1,8 @@
 """Selections of parameters by path, mask or number, and their inverses."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,6 +98,34 @@ def test_a_bare_array_is_chosen_by_booleans_of_its_shape_or_by_numbers():
         free, selection = select(bare, subset)
         np.testing.assert_array_equal(free, [0.0, 2.0, 5.0])
         np.testing.assert_array_equal(selection.insert(free + 1), bare + ELEMENTS)
+
+
+def test_a_predicate_on_a_bare_array_is_no_mask():
+    bare = jnp.arange(6.0).reshape(2, 3)
+    for subset in (lambda path: True, jax.tree_util.Partial(lambda one, path: path == one, "")):
+        free, selection = select(bare, subset)
+        np.testing.assert_array_equal(free, bare)
+        np.testing.assert_array_equal(selection.insert(free + 1), bare + 1)
+    with pytest.raises(ValueError, match="no free floating-point parameter"):
+        select(bare, lambda path: "head" in path)
+
+
+def test_a_mask_that_can_be_called_is_no_predicate():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Module:
+        weight: Any
+        inner: Any
+
+        def __call__(self, x):
+            return x
+
+    module = Module(jnp.arange(2.0), Module(jnp.arange(3.0), {"a": jnp.ones(2)}))
+    for mask in (Module(False, Module(True, {"a": False})), Module(False, Module(True, False))):
+        free, _ = select(module, mask)
+        np.testing.assert_array_equal(tree.ravel(free), [0.0, 1.0, 2.0])
+    free, _ = select(module, lambda path: path == "inner/weight")
+    np.testing.assert_array_equal(tree.ravel(free), [0.0, 1.0, 2.0])
 
 
 def test_empty_leaves_and_integers_have_no_numbers():
