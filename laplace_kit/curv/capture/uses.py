@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive
 from jaxtyping import Array, ArrayLike, PyTree
 
 from laplace_kit.curv.capture.layout import Move
@@ -26,6 +27,8 @@ _IDENTITIES = (
 )
 # Operations on one array that only move its entries about, or, the last one, may repeat them.
 _MOVES = (*_IDENTITIES, "reshape", "transpose", "squeeze", "rev", "broadcast_in_dim")
+# Operations that cut an array along an axis: into parts of given sizes, or of one without the axis.
+_CUTS = ("split", "unstack")
 # Calls without semantics of their own, by the parameter that holds the program.
 _CALLS = {
     "jit": "jaxpr",
@@ -141,6 +144,8 @@ class _Builder:
                 results = self.inline(inner, operands)
             elif self._scans_parameters(equation.primitive, equation.params, operands):
                 results = self._unroll(equation.params, operands)
+            elif equation.primitive.name in _CUTS and self._are_moved(operands):
+                results = self._cut(equation, operands[0])
             else:
                 results = tuple(self.fresh(variable.aval) for variable in equation.outvars)
                 step = Step(equation.primitive, equation.params, operands, results)
@@ -174,6 +179,21 @@ class _Builder:
             carry, stacks[i] = results[:num_carry], results[num_carry:]
         stacked = [self._apply(lambda *ys: jnp.stack(ys), *ys) for ys in zip(*stacks, strict=True)]
         return (*carry, *stacked)
+
+    def _cut(self, equation: JaxprEqn, operand: int) -> tuple[int | Literal, ...]:
+        """Inline a parameter's split along an axis as slices, one for each part."""
+        axis, keepdims = equation.params["axis"], equation.primitive.name == "split"
+        num = self.avals[operand].shape[axis]
+        stops = np.cumsum(equation.params.get("sizes", (1,) * num)).tolist()
+
+        def part(a: Array, start: int, stop: int) -> Array:
+            cut = jax.lax.slice_in_dim(a, start, stop, axis=axis)
+            return cut if keepdims else jnp.squeeze(cut, axis)
+
+        bounds = zip([0, *stops], stops, strict=False)
+        return tuple(
+            self._apply(partial(part, start=start, stop=stop), operand) for start, stop in bounds
+        )
 
     def _apply(self, fn: Callable, *operands: int | Literal) -> int | Literal:
         """Inline a function of one result."""

@@ -180,6 +180,17 @@ def test_slices_along_the_first_axis_are_uses_of_parts():
     assert parts_of(lambda w, x: jnp.sin(w[1:2, ::-1]) + jnp.sin(w), w) == [[1, None]]
     assert parts_of(lambda w, x: w[:2].sum() + w[:, :1].sum(), w) == [[None, None]]
     assert parts_of(lambda w, x: jnp.sin(w.T[1]), w) == [[None]]
+    cut = (jnp.unstack, lambda w: [part[0] for part in jnp.split(w, 3)], list)
+    for parts in cut:  # a part that is not used counts for none
+        assert parts_of(lambda w, x, parts=parts: jnp.sin(parts(w)[0]), w) == [[0]]
+        used = parts_of(lambda w, x, parts=parts: sum(map(jnp.sin, parts(w)[::-1])), w)
+        assert used == [[2, 1, 0]]
+    for fn in (lambda w: jnp.unstack(w, axis=1)[1], lambda w: jnp.split(w, [1])[1]):
+        assert set(parts_of(lambda w, x, fn=fn: jnp.sin(fn(w)), w)[0]) <= {None, 0}
+        model = jax.tree_util.Partial(lambda w, x, fn=fn: jnp.sin(fn(w)))
+        program = flatten_program(model, w, X)
+        read = evaluate(program, [], [w + jnp.arange(2.0)], [X])
+        np.testing.assert_allclose(read(program.output), jnp.sin(fn(w + jnp.arange(2.0))))
 
 
 def test_scans_over_parameters_are_unrolled():
