@@ -57,8 +57,8 @@ def read_array(values: Any, name: str = "values") -> np.ndarray | Array:
     if _is_sparse(values):
         raise TypeError(
             f"Found {name} as a sparse {type(values).__name__} of shape {tuple(values.shape)}, "
-            "expected a dense array; call its .toarray() or .to_dense(), batch by batch where all "
-            "do not fit."
+            "expected a dense array; call its .toarray(), .todense() or .to_dense(), batch by "
+            "batch where all do not fit."
         )
     if np.ma.isMaskedArray(values) and np.ma.count_masked(values):
         raise ValueError(

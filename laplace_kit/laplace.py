@@ -344,7 +344,7 @@ class Laplace:
         Parameters
         ----------
         data
-            `(x, y)` in memory, or a re-iterable of such pairs.
+            `(x, y)` in memory, or an iterable of such pairs: one pass is made.
         key
             Where `self.prediction` draws samples.
 
@@ -371,7 +371,7 @@ class Laplace:
         Parameters
         ----------
         data
-            The test set: `(x, y)`, or a re-iterable of such pairs.
+            The test set: `(x, y)`, or an iterable of such pairs.
         directory
             Where `index.html`, `metrics.json`, `predictions.npz` and the plots go.
         compare

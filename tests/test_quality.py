@@ -36,6 +36,47 @@ def test_evaluate_in_memory_and_over_a_stream():
     assert found["nll"] == pytest.approx(-np.log(probs[np.arange(9), y]).mean(), rel=1e-5)
 
 
+class OnePass:
+    """A loader whose `__iter__` goes on where the last pass ended, with twos of the rows."""
+
+    def __init__(self, x, y):
+        self.batches = iter(twins.batches(x, y, 2, 2, 2, 2, 1))
+
+    def __iter__(self):
+        return self.batches
+
+
+def test_one_pass_is_enough_for_evaluation(tmp_path):
+    la = fitted()
+    _, x, y = problem()
+    expected = la.evaluate((x, y))
+    assert la.evaluate(OnePass(x, y)) == expected
+    assert la.evaluate(iter(OnePass(x, y))) == expected
+    report = la.report(OnePass(x, y), tmp_path, shifted={"wide": OnePass(2 * x, y)})
+    assert report.metrics["laplace"]["nll"] == pytest.approx(expected["nll"])
+    wide = la.evaluate((2 * x, y))["nll"]
+    assert report.metrics["shifted"]["wide"]["laplace"]["nll"] == pytest.approx(wide)
+
+
+def test_fit_refuses_what_has_one_pass():
+    params, x, y = problem()
+    with pytest.raises(TypeError, match=r"one-shot iterator \(OnePass\).*list\(data\)"):
+        lk.fit(model, params, OnePass(x, y), likelihood="categorical")
+
+
+def test_missing_targets_of_a_report_may_be_nan(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 2)).astype(np.float32)
+    y = rng.normal(size=(40, 2)).astype(np.float32)
+    mask = rng.uniform(size=y.shape) < 0.7
+    params, masked = problem()[0], lk.Masked(lk.Gaussian(0.5))
+    y = np.where(mask, y, np.nan)
+    la = lk.fit(model, params, (x, (y, mask)), likelihood=masked, structure="diagonal")
+    found = la.report((x, (y, mask)), tmp_path).metrics["laplace"]
+    mean = np.asarray(la.predict(x).mean)
+    assert found["rmse"] == pytest.approx(np.sqrt(np.nanmean((y - mean) ** 2)), rel=1e-5)
+
+
 def test_targets_that_do_not_suit_the_outputs(tmp_path):
     la = fitted()
     _, x, y = problem()
@@ -44,7 +85,7 @@ def test_targets_that_do_not_suit_the_outputs(tmp_path):
             ValueError, match=r"found targets of shape \(9, 1\) for outputs \(9, 2\)"
         ):
             call((x, y[:, None]))
-    with pytest.raises(ValueError, match=r"targets out of range; expected integer labels.*drop"):
+    with pytest.raises(ValueError, match=r"out of range; expected integer labels.*use y - 1"):
         la.evaluate((x, y + 1))
 
 

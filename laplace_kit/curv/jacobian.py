@@ -2,8 +2,9 @@ r"""The Jacobian of all outputs in the parameters, as a map in both directions, 
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from numbers import Number
 from typing import TYPE_CHECKING
 
 import jax
@@ -235,7 +236,8 @@ class TransposedJacobianOperator:
 
 
 def _in_memory(x: PyTree) -> PyTree:
-    others = [leaf for leaf in jax.tree.leaves(x) if not hasattr(leaf, "__array__")]
+    leaves = [leaf for leaf in jax.tree.leaves(x) if not isinstance(leaf, Mapping | Number)]
+    others = [leaf for leaf in leaves if not hasattr(leaf, "__array__")]
     if others:
         raise TypeError(
             f"Found {type(others[0]).__name__} as inputs, expected arrays in memory with one "

@@ -153,10 +153,10 @@ def check_values(
     for what, rows in zip(descriptions, jax.device_get(bad), strict=True):
         if rows.any():
             first, count = int(np.argmax(rows)), int(rows.sum())
-            example, remedy = _of_target(likelihood, outputs.shape[1:], what, y, y, first)
+            target, remedy = _of_target(likelihood, outputs.shape[1:], what, y, y, first)
+            remedy = remedy or f"{_DROP} the preprocessing"
             raise ValueError(
-                f"Found {what}: first at example {first}{example} ({count} in all); {remedy}, and "
-                "check the preprocessing."
+                f"Found {what}: first at example {first}{target} ({count} in all); {remedy}."
             )
 
 
@@ -165,8 +165,8 @@ def check_inputs(x: PyTree) -> None:
     if any(int(count) for count in _count_not_finite(x)):
         bad = np.flatnonzero(~np.asarray(_finite_rows(x)))
         raise ValueError(
-            f"Found {_INPUTS}: first at example {bad[0]} ({len(bad)} in all); {_DROP}, and check "
-            "the preprocessing."
+            f"Found {_INPUTS}: first at example {bad[0]} ({len(bad)} in all); {_DROP} the "
+            "preprocessing."
         )
 
 
@@ -182,7 +182,7 @@ def _value_faults(likelihood, f, x, y):
 _INPUTS = "inputs that are not finite; expected finite numbers"
 _FEATURES = "features that are NaN, made of the inputs by what is frozen; expected numbers"
 _OUTPUTS = "model outputs that are not finite; expected finite numbers"
-_DROP = "clean or drop these examples"
+_DROP = "clean or drop these examples, and check"
 
 
 def _descriptions(likelihood: Likelihood) -> tuple[str, str]:
@@ -201,13 +201,14 @@ def _descriptions(likelihood: Likelihood) -> tuple[str, str]:
 def _of_target(
     likelihood: Likelihood, event: tuple[int, ...], what: str, y: PyTree, all_y: PyTree, row: int
 ) -> tuple[str, str]:
-    """Return the words for the target that is out of range, if it is a number, and the remedy."""
+    """Return words for a target out of range, if it is one number, and for its remedy if known."""
     _, out_of_range = _descriptions(likelihood)
     if what != out_of_range:
-        return "", _DROP
-    value, *others = [leaf[row] for leaf in jax.tree.leaves(y)]
-    target = f" with the target {value}" if not others and jnp.size(value) == 1 else ""
-    return target, likelihood.renumbering(event, all_y) or _DROP
+        return "", ""
+    values = [leaf[row] for leaf in jax.tree.leaves(y)]
+    is_number = len(values) == 1 and values[0].size == 1
+    target = f" with the target {values[0]}" if is_number else ""
+    return target, likelihood.renumbering(event, all_y)
 
 
 def _chunk_statistics(args, chunk):
@@ -264,10 +265,11 @@ def _describe_first_bad(objective, of_features, data, batch_size) -> str:
                     if not isinstance(data, InMemory):
                         where += f" of batch {number}"
                     event = objective.output_spec(x).shape[1:]
-                    found = _of_target(objective.likelihood, event, what, y, batch.y, row)
+                    target, remedy = _of_target(objective.likelihood, event, what, y, batch.y, row)
+                    remedy = remedy or f"{_DROP} the preprocessing and the parameters"
                     return (
-                        f"Found {what}: first at {where}{found[0]} ({count} in the same chunk); "
-                        f"{found[1]}, and check the preprocessing and the parameters."
+                        f"Found {what}: first at {where}{target} ({count} in the same chunk); "
+                        f"{remedy}."
                     )
     return "Found data, targets or outputs that are not finite; they differ from pass to pass."
 

@@ -181,6 +181,7 @@ def test_inputs_and_outputs_that_cannot_be_right_are_refused():
     loader = twins.Loader(problem.x, problem.y, 3)
     with pytest.raises(TypeError, match="Found Loader as inputs, expected arrays in memory"):
         JacobianOperator(problem.model_fn, problem.params, loader)
+    assert JacobianOperator(problem.model_fn, problem.params, problem.x.tolist()).shape == (21, 31)
     with pytest.raises(ValueError, match="batch_size=0"):
         of_problem(problem, batch_size=0)
     with pytest.raises(ValueError, match=r"lk\.model\.batched"):

@@ -39,8 +39,9 @@ def test_curve_over_a_stream_along_a_pytree(x64):
     _, unravel = jax.flatten_util.ravel_pytree(problem.params)
     vectors = problem.vectors(1)
     directions = jax.vmap(unravel)(vectors)
-    found = loss_along(problem.model_fn, problem.params, data, "bernoulli", directions, S)
-    twins.assert_close(found.losses, losses_at(problem, vectors, S[:, None]))
+    for batches in (data, iter(data)):
+        found = loss_along(problem.model_fn, problem.params, batches, "bernoulli", directions, S)
+        twins.assert_close(found.losses, losses_at(problem, vectors, S[:, None]))
 
 
 def test_under_jit_and_without_a_second_compilation():

@@ -1,5 +1,8 @@
 """Predictions over batches against those of all inputs at once."""
 
+import collections
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +50,7 @@ FORMS = {
     "pairs": lambda x, y: (x, y),
     "lists of one": lambda x, y: [x],
     "tensors": lambda x, y: [TensorLike(x), TensorLike(y)],
+    "lists of numbers": lambda x, y: (x.tolist(), y.tolist()),
 }
 
 
@@ -65,6 +69,25 @@ def test_a_pytree_of_inputs():
 
     x = {"left": X, "right": 2 * X}
     assert_same(predict_over(predict, split(x, 4)), predict(x))
+
+
+def test_mappings_are_dictionaries():
+    def predict(x):
+        assert type(x) is type(x["more"]) is dict
+        return regression(x["x"] + x["more"]["y"])
+
+    x = collections.UserDict(x=X, more=types.MappingProxyType({"y": np.ones_like(X)}))
+    for form in (x, (x, np.arange(11))):
+        assert_same(predict_over(predict, [form]), regression(X + 1))
+    assert [type(batch) for batch in split(x, 6)] == [dict, dict]
+
+
+def test_tensors_of_torch():
+    torch = pytest.importorskip("torch")
+    batches = [torch.tensor(X[:4]), torch.tensor(X[4:], requires_grad=True)]
+    assert_same(predict_over(regression, batches), regression(X))
+    half = predict_over(regression, [torch.tensor(X).bfloat16()])
+    assert_same(half, regression(jnp.asarray(X, jnp.bfloat16)))
 
 
 def test_one_program_for_all_sizes():
@@ -104,7 +127,7 @@ def test_progress_is_a_bar_on_request(capsys):
 
 
 def test_what_is_no_stream_of_batches_is_refused():
-    for inputs in (X, jnp.asarray(X), (X, np.arange(11)), {"x": X}):
+    for inputs in (X, jnp.asarray(X), (X, np.arange(11)), {"x": X}, collections.UserDict(x=X)):
         with pytest.raises(TypeError, match="inputs in memory"):
             predict_over(regression, inputs)
     with pytest.raises(ValueError, match="no batch"):

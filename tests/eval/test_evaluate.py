@@ -55,6 +55,17 @@ def test_classification(x64):
     assert soft["nll"] == pytest.approx(found["nll"])
 
 
+@pytest.mark.parametrize(("dtype", "num_classes"), [("uint8", 300), ("int8", 200)])
+def test_labels_in_a_dtype_that_does_not_count_to_all_classes(dtype, num_classes, x64):
+    probs = RNG.dirichlet(np.ones(num_classes), size=N)
+    y = np.asarray([3, 44, 99, 100, 126, 127], dtype)
+    predictive = Predictive(jnp.log(probs), jnp.zeros((N, num_classes)), probs=jnp.asarray(probs))
+    found = evaluate(Categorical(), predictive, jnp.asarray(y))
+    assert found["nll"] == pytest.approx(-np.log(probs[np.arange(N), y]).mean())
+    one_hot = np.eye(num_classes)[y]
+    assert found["brier"] == pytest.approx(np.mean(np.sum((probs - one_hot) ** 2, axis=1)))
+
+
 def test_classification_at_several_positions_counts_each(x64):
     probs = RNG.dirichlet(np.ones(3), size=(N, 2))
     y = RNG.integers(0, 3, (N, 2))
@@ -76,6 +87,15 @@ def test_binary(shape, x64):
     rows, labels = as_classes(Bernoulli(), predictive, jnp.asarray(y))
     np.testing.assert_allclose(rows[:, 1], p.ravel())
     np.testing.assert_array_equal(labels, y.ravel())
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "bool", "int8", "float16", "bfloat16"])
+def test_binary_labels_of_any_dtype(dtype, x64):
+    p, y = RNG.uniform(0.05, 0.95, size=N), np.arange(N) % 2
+    predictive = Predictive(jnp.log(p / (1 - p)), jnp.zeros(N), probs=jnp.asarray(p))
+    found = evaluate(Bernoulli(), predictive, jnp.asarray(y, dtype))
+    assert found["nll"] == pytest.approx(log_loss(y, p))
+    assert found["accuracy"] == pytest.approx(np.mean((p > 0.5) == y))
 
 
 def test_binary_targets_in_between_are_rounded_for_accuracy_alone(x64):

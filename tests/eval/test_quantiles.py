@@ -155,6 +155,11 @@ def test_transforms_of_what_was_predicted_are_uniform():
     middle = np.asarray(pit(Poisson(), of_counts, counts))
     assert abs(middle.mean() - 0.5) < 4 * middle.std() / np.sqrt(num)
 
+    assert (counts == 0).any()
+    for dtype in ("uint8", "int8", "float32"):  # of which an unsigned zero less one wraps
+        found = pit(Poisson(), of_counts, counts.astype(dtype))
+        np.testing.assert_allclose(found, middle, rtol=1e-6)
+
     numbers = f + np.sqrt(f_var + 0.25) * z
     transforms = pit(Gaussian(0.5), predictive_of(Gaussian(0.5), f, f_var), numbers)
     assert stats.kstest(np.asarray(transforms).ravel(), "uniform").pvalue > 0.01

@@ -8,6 +8,7 @@ import numpy as np
 import output_space
 import pytest
 import twins
+from scipy import special
 
 from laplace_kit import likelihood as lk
 from laplace_kit.likelihood import Bernoulli, Categorical
@@ -102,6 +103,38 @@ def test_ignored_label_must_be_one_that_labels_can_have():
     lk.check_targets(Categorical(ignore_index=255), f, y)
     with pytest.raises(ValueError, match=r"dtype uint8, which cannot hold ignore_index=-100"):
         lk.check_targets(Categorical(ignore_index=-100), f, y)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "num_classes"), [("uint8", 256), ("uint8", 300), ("int8", 200), ("int16", 40_000)]
+)
+def test_labels_in_a_dtype_that_does_not_count_to_all_classes(dtype, num_classes):
+    """Their own values are labels all the same, up to the largest that the dtype holds."""
+    f = np.random.default_rng(1).normal(size=num_classes).astype(np.float32)
+    log_p = f - special.logsumexp(f.astype(np.float64))
+    largest = np.iinfo(dtype).max
+    for label in (0, 3, largest):
+        y = jnp.asarray(label, dtype)
+        assert Categorical(ignore_index=largest - 1).is_valid(f, y)
+        loss = Categorical(ignore_index=largest - 1).negative_log_prob(f, y)
+        np.testing.assert_allclose(loss, -log_p[label], rtol=1e-5)
+    assert Categorical(ignore_index=largest).negative_log_prob(f, y) == 0
+    if np.iinfo(dtype).min < 0:
+        assert not Categorical().is_valid(f, jnp.asarray(-1, dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("num_classes", [3, 1000])
+def test_soft_labels_in_half_precision(dtype, num_classes):
+    rng = np.random.default_rng(1)
+    y = jnp.asarray(rng.dirichlet(np.ones(num_classes), 20), dtype)
+    f = rng.normal(size=num_classes).astype(np.float32)
+    is_valid = jax.vmap(Categorical().is_valid, (None, 0))
+    assert is_valid(f, y).all()
+    assert not is_valid(f, y * jnp.asarray(0.95, dtype)).any()
+    log_p = f - special.logsumexp(f.astype(np.float64))
+    expected = -np.asarray(y[0], np.float64) @ log_p
+    np.testing.assert_allclose(Categorical().negative_log_prob(f, y[0]), expected, rtol=1e-5)
 
 
 def test_the_ignored_label_is_part_of_the_support():

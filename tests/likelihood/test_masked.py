@@ -96,6 +96,13 @@ def test_missing_entries_may_be_anything(x64):
         twins.assert_close(one, np.pad(other, ((0, 2), (0, 2))))
 
 
+def test_targets_that_are_seen_have_zeros_where_some_are_missing():
+    f, y = jnp.ones(3), jnp.asarray([2.0, jnp.nan, jnp.inf])
+    seen = lk.targets_seen(Masked(Gaussian()), f, (y, jnp.asarray([1, 0, 0])))
+    np.testing.assert_array_equal(seen, [2.0, 0.0, 0.0])
+    assert lk.targets_seen(Gaussian(), f, y) is y
+
+
 def test_mask_and_ignored_labels_together(x64):
     f, likelihood = jnp.asarray(F), Categorical(ignore_index=-1)
     y, mask = jnp.asarray([-1, 2]), jnp.asarray([1, 1])
