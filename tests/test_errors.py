@@ -28,3 +28,14 @@ def test_without_a_near_one_the_options_are_listed(found):
         check_option("structure", found, STRUCTURES)
     assert repr(found) in str(error.value)
     assert "Did you mean" not in str(error.value)
+
+
+def test_words_of_other_libraries_have_hints_of_their_own():
+    hints = {"low_ranked": "That is 'low_rank'.", "all_of_it": "Did you mean 'full'?"}
+    for found in ("all_of_it", "All-of it"):
+        with pytest.raises(ValueError, match=r"'low_rank'\. Did you mean 'full'\?$"):
+            check_option("structure", found, STRUCTURES, hints)
+    with pytest.raises(ValueError, match=r"That is 'low_rank'\.$"):  # before the nearest one
+        check_option("structure", "low_ranked", STRUCTURES, hints)
+    with pytest.raises(ValueError, match=r"Did you mean 'diagonal'\?$"):
+        check_option("structure", "DIAG", STRUCTURES, hints)

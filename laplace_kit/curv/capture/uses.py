@@ -17,6 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
 from jaxtyping import Array, PyTree
 
 from laplace_kit.curv.capture.layout import Move
+from laplace_kit.model import check_one_output
 
 # Operations on one array that only move its entries about, or, the last one, may repeat them.
 _MOVES = (
@@ -87,7 +88,9 @@ def flatten_program(model_fn: jax.tree_util.Partial, params: PyTree, x: PyTree) 
         Arrays or shapes.
     """
     arguments = (model_fn, params, x)
-    closed = jax.make_jaxpr(lambda model_fn, params, x: model_fn(params, x))(*arguments)
+    call = jax.make_jaxpr(lambda model_fn, *args: model_fn(*args), return_shape=True)
+    closed, outputs = call(*arguments)
+    check_one_output(outputs)
     builder = _Builder()
     numbers = [builder.fresh(variable.aval) for variable in closed.jaxpr.invars]
     rest = iter(numbers)
