@@ -19,7 +19,13 @@ from laplace_kit.approx.choice import (
     Sizes,
     choose_structure,
 )
-from laplace_kit.approx.named import CURVATURES, named_operator, named_structure
+from laplace_kit.approx.named import (
+    CURVATURE_HINTS,
+    CURVATURES,
+    STRUCTURE_HINTS,
+    named_operator,
+    named_structure,
+)
 from laplace_kit.approx.posterior import factorise
 from laplace_kit.approx.prior import expand_precision
 from laplace_kit.approx.subset import last_layer
@@ -135,8 +141,8 @@ def fit(
     MacKay (1992), A practical Bayesian framework for backpropagation networks. Daxberger et al.
     (2021), Laplace redux: effortless Bayesian deep learning.
     """
-    check_option("curvature", curvature, CURVATURES)
-    check_option("structure", structure, ("auto", *STRUCTURES))
+    check_option("curvature", curvature, CURVATURES, CURVATURE_HINTS)
+    check_option("structure", structure, ("auto", *STRUCTURES), STRUCTURE_HINTS)
     check_option("weight_sharing", weight_sharing, WEIGHT_SHARING)
     check_batch_size(batch_size)
     if curvature == "mc_fisher" and key is None:
@@ -144,6 +150,7 @@ def fit(
             "Found no key, expected one for curvature='mc_fisher', which draws labels; pass "
             "key=jax.random.key(0)."
         )
+    model_fn = as_pytree_function(model_fn)
     data = as_data(data, progress=progress)
     of_outputs = as_likelihood(likelihood)
     ask = _Asked(structure, curvature, rank, num_samples, memory_limit)
@@ -191,7 +198,7 @@ def fit(
         enter("factorising the posterior")
         posterior, jitter = factorise(fitted, precision)
     return Laplace(
-        model_fn=as_pytree_function(model_fn),
+        model_fn=model_fn,
         mode=free,
         selection=selection,
         likelihood=of_outputs,

@@ -41,3 +41,14 @@ def test_what_is_no_count_is_refused(found):
 def test_counts_pass():
     check_count("num_samples", 1, "draws")
     check_count("num_samples", np.int64(2), "draws", least=2)
+
+
+def test_words_of_other_libraries_have_hints_of_their_own():
+    hints = {"low_ranked": "That is 'low_rank'.", "all_of_it": "Did you mean 'full'?"}
+    for found in ("all_of_it", "All-of it"):
+        with pytest.raises(ValueError, match=r"'low_rank'\. Did you mean 'full'\?$"):
+            check_option("structure", found, STRUCTURES, hints)
+    with pytest.raises(ValueError, match=r"That is 'low_rank'\.$"):  # before the nearest one
+        check_option("structure", "low_ranked", STRUCTURES, hints)
+    with pytest.raises(ValueError, match=r"Did you mean 'diagonal'\?$"):
+        check_option("structure", "DIAG", STRUCTURES, hints)

@@ -18,6 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive
 from jaxtyping import Array, ArrayLike, PyTree
 
 from laplace_kit.curv.capture.layout import Move
+from laplace_kit.model import check_one_output
 
 # Operations that leave values and derivatives as they are, but for rounding: what they speak of is
 # the dtype, or where and when arrays are held. `stop_gradient` is none of these.
@@ -98,7 +99,9 @@ def flatten_program(model_fn: jax.tree_util.Partial, params: PyTree, x: PyTree) 
         Arrays or shapes.
     """
     arguments = (model_fn, params, x)
-    closed = jax.make_jaxpr(lambda model_fn, params, x: model_fn(params, x))(*arguments)
+    call = jax.make_jaxpr(lambda model_fn, *args: model_fn(*args), return_shape=True)
+    closed, outputs = call(*arguments)
+    check_one_output(outputs)
     builder = _Builder()
     numbers = [builder.fresh(variable.aval) for variable in closed.jaxpr.invars]
     rest = iter(numbers)
