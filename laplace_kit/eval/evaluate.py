@@ -9,6 +9,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float, Num, PyTree
 
+from laplace_kit import tree
 from laplace_kit.eval import metrics
 from laplace_kit.eval.predictive import Predictive
 from laplace_kit.eval.report import classification_metrics, regression_metrics
@@ -145,6 +146,10 @@ def predictive_losses(
 
 @predictive_losses.register
 def _(likelihood: Categorical, predictive, y):
+    """Take the loss of the predictive's own logits; of probabilities alone, their logarithms."""
+    if predictive.logits is not None:
+        unsmoothed = tree.replace(likelihood, label_smoothing=0.0)
+        return jax.vmap(unsmoothed.entry_losses)(predictive.logits, y)
     probs = predictive.probs
     if y.shape != probs.shape:
         y = jax.nn.one_hot(y, probs.shape[-1], dtype=probs.dtype)
@@ -153,6 +158,8 @@ def _(likelihood: Categorical, predictive, y):
 
 @predictive_losses.register
 def _(likelihood: Bernoulli, predictive, y):
+    if predictive.logits is not None:
+        return jax.vmap(likelihood.entry_losses)(predictive.logits, y)
     return -y * _log(predictive.probs) - (1 - y) * _log(1 - predictive.probs)
 
 
