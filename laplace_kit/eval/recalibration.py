@@ -51,10 +51,13 @@ class TemperatureScaling:
         predictive
             Of the same kind as the one that was calibrated.
         """
+        is_binary, logits = isinstance(predictive.likelihood, Bernoulli), predictive.logits
+        if logits is not None:
+            logits = logits / self.temperature
+            probs = jax.nn.sigmoid(logits) if is_binary else jax.nn.softmax(logits)
+            return tree.replace(predictive, probs=probs, logits=logits)
         probs = _tempered(class_probabilities(predictive.likelihood, predictive), self.temperature)
-        if isinstance(predictive.likelihood, Bernoulli):
-            probs = probs[..., 1]
-        return tree.replace(predictive, probs=probs)
+        return tree.replace(predictive, probs=probs[..., 1] if is_binary else probs)
 
 
 @pytree_dataclass()

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from laplace_kit.eval import metrics, plots
+from laplace_kit.eval import plots
 from laplace_kit.eval.report import pictures
 from laplace_kit.eval.report.pictures import TEST, Section
 from laplace_kit.eval.report.scores import SCORES
@@ -78,23 +78,22 @@ def risk_coverage(
 
 
 def uncertainty(
-    probs: _ByName,
-    epistemic: Mapping[str, Float[ArrayLike, " N"]],
+    parts: Mapping[str, tuple[Float[ArrayLike, " N"], Float[ArrayLike, " N"]]],
     right: Mapping[str, Bool[np.ndarray, " N"]],
 ) -> Section:
-    """Draw epistemic against aleatoric entropy for each predictor whose parts are known."""
+    """Draw the parts `(aleatoric, epistemic)` of the entropy for each predictor that knows them."""
     drawn = []
-    for name, part in epistemic.items():
-        total, part = np.asarray(metrics.entropy_score(probs[name])), np.asarray(part)
+    for name, each in parts.items():
+        aleatoric, epistemic = (np.asarray(part, float) for part in each)
         figure = pictures.new_figure(3.8)
-        aleatoric = np.clip(total - part, 0.0, None)
-        plots.entropy_scatter(figure.subplots(), aleatoric, part, right[name])
-        share = number(float(part.sum() / max(total.sum(), np.finfo(float).tiny)))
+        plots.entropy_scatter(figure.subplots(), aleatoric, epistemic, right[name])
+        share = number(epistemic.sum() / max((aleatoric + epistemic).sum(), np.finfo(float).tiny))
         caption = f"{display_name(name)}, {TEST}: epistemic share of the entropy {share}"
         drawn.append(pictures.picture(pictures.file_name("uncertainty", name), caption, figure))
     note = (
         "The entropy of each prediction in two parts: epistemic, the mutual information of label "
-        "and weights, which more data would remove, and aleatoric, the rest."
+        "and weights, which more data would remove, and aleatoric, the rest: the entropy that is "
+        "expected whatever the weights are."
     )
     return Section("Epistemic against aleatoric", note, tuple(drawn))
 

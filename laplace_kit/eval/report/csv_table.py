@@ -8,7 +8,7 @@ import numpy as np
 
 from laplace_kit.eval.report.contents import Contents, refused
 
-_PLAIN = ("y", "p", "mean", "std", "epistemic", "epistemic_std")
+_PLAIN = ("y", "p", "mean", "std", "epistemic", "aleatoric", "epistemic_std")
 _COLUMNS = "y and p_0 ... p_{C-1}, or y and p, or y, mean and std"
 
 
