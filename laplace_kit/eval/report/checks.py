@@ -43,6 +43,17 @@ def usable_directory(directory: str | Path) -> Path:
     return directory
 
 
+def check_title(title: str) -> None:
+    """Refuse a title that no file can hold, as of an argument that the locale could not decode."""
+    try:
+        title.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"Found the title {title!r}, which holds bytes that were not decoded, expected text; "
+            "pass title.encode('utf-8', 'surrogateescape').decode('utf-8')."
+        ) from error
+
+
 def check_mapping(argument: str, value: object) -> None:
     """Refuse predictions, or sets, that have no names."""
     if value is not None and not isinstance(value, Mapping):
@@ -73,9 +84,9 @@ def check_names(names: Collection[object], reserved: Collection[str] = ()) -> No
 
 
 def subject_of(names: Collection[str], subject: str | None) -> str:
-    """Return the predictor that the report is about."""
+    """Return the predictor whose examples are shown: "laplace", or else the reference."""
     if subject is None:
-        return "laplace" if "laplace" in names else [*names][-1]
+        return "laplace" if "laplace" in names else next(iter(names))
     if subject not in names:
         raise ValueError(
             f"Found the subject {subject!r}, expected one of the predictors, {[*names]}."

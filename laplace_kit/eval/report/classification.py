@@ -45,7 +45,7 @@ def classification_report(
         Test inputs with a leading axis N, shown for the examples worth a look: as pictures where
         they are images, `(N, H, W)` or `(N, H, W, 1 | 3)`, else by their leading values.
     subject
-        The predictor by which these examples are chosen; by default "laplace", or the last.
+        The predictor by which these examples are chosen; by default "laplace", or the first.
     title
         The heading of the page.
     card
@@ -64,6 +64,7 @@ def classification_report(
         a name cannot be part of a file name, or `directory` is a file.
     """
     directory, shifts = checks.usable_directory(directory), dict(shifted_labels or {})
+    checks.check_title(title)
     checks.check_predictors(predictions)
     checks.check_names([*shifts, *(where for of in predictions.values() for where in of.ood)])
     checks.check_sets(predictions, shifts)

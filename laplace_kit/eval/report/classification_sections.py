@@ -63,12 +63,13 @@ def risk_coverage(
     """Draw the risk-coverage curves `(coverage, risk)` of all predictors together."""
     figure = pictures.new_figure(3.8)
     ax = figure.subplots()
+    labels = pictures.legend_names(curves)
     for series, (name, (coverage, risk)) in enumerate(curves.items()):
-        label = pictures.legend_name(name)
-        plots.risk_coverage_curve(ax, coverage, risk, label=label, series=series)
+        plots.risk_coverage_curve(ax, coverage, risk, label=labels[name], series=series)
     ax.set_ylabel("error rate among those kept")
     found = (f"{display_name(name)} {number(measured[name]['aurc'])}" for name in curves)
-    drawn = pictures.picture("risk_coverage.png", f"AURC: {', '.join(found)}", figure)
+    caption = pictures.in_words(f"AURC: {', '.join(found)}", curves)
+    drawn = pictures.picture("risk_coverage.png", caption, figure)
     note = (
         "Where the least confident predictions are handed to somebody else, how often are the "
         "others wrong? A useful confidence makes the curve fall to the left; the area under it "
@@ -129,15 +130,16 @@ def roc_curves(
     predictors: Sequence[str],
 ) -> Section:
     """Draw the ROC curves of a foreign set, each predictor in the colour that it always has."""
-    drawn = []
+    drawn, labels = [], pictures.legend_names(predictors)
     for kind, by_name in curves.items():
         figure = pictures.new_figure(4.4)
         ax = figure.subplots()
         for name, (false_positive, true_positive) in by_name.items():
-            label, series = pictures.legend_name(name), predictors.index(name)
-            plots.roc_curve(ax, false_positive, true_positive, label=label, series=series)
+            series = predictors.index(name)
+            plots.roc_curve(ax, false_positive, true_positive, label=labels[name], series=series)
         found = (f"{display_name(name)} {_auroc(measured[name], kind)}" for name in by_name)
         caption = f"By {SCORES[kind].short}, {where}: AUROC {', '.join(found)}"
+        caption = pictures.in_words(caption, predictors)
         drawn.append(pictures.picture(f"roc_{kind}@{where}.png", caption, figure))
     note = (
         "How many of the foreign inputs are found when as many of the test set are flagged with "

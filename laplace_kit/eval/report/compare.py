@@ -92,6 +92,7 @@ def compare_report(
     compare, shifted, ood = compare or {}, shifted or {}, ood or {}
     # Before the work of predicting.
     checks.usable_directory(directory)
+    checks.check_title(title)
     checks.check_predictors([*predict, *compare])
     for where, inputs in (*((where, z) for where, (z, _) in shifted.items()), *ood.items()):
         _check_inputs(where, inputs, x)

@@ -298,8 +298,9 @@ def _labels(
 
 
 def as_name(text: str) -> str:
-    """Return text as the name of a predictor."""
-    return re.sub(r"[^\w.+-]+", "-", text) or "predictions"
+    """Return a file's name, which the locale may have hidden, as the name of a predictor."""
+    known = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return re.sub(r"[^\w.+-]+", "-", known) or "predictions"
 
 
 def check_alike(path: Path, probs: Iterable[tuple[str, np.ndarray]]) -> None:

@@ -9,10 +9,10 @@ from laplace_kit.eval.report import checks
 from laplace_kit.eval.report.predictions import ClassPredictions
 
 
-def test_the_subject_is_laplace_or_the_last():
+def test_the_subject_is_laplace_or_the_reference():
     assert checks.subject_of(["map", "laplace", "other"], None) == "laplace"
-    assert checks.subject_of(["map", "other"], None) == "other"
-    assert checks.subject_of(["map", "other"], "map") == "map"
+    assert checks.subject_of(["map", "other"], None) == "map"
+    assert checks.subject_of(["map", "other"], "other") == "other"
 
 
 def test_a_new_directory_is_not_made_yet(tmp_path):
@@ -112,3 +112,9 @@ def test_errors_keep_their_words_and_gain_a_note():
     with pytest.raises(ValueError, match="as it was") as caught, checks.about("map", "rotated"):
         raise ValueError("as it was")
     assert caught.value.__notes__ == ["This is about the predictor 'map' on 'rotated'."]
+
+
+def test_a_title_of_undecoded_bytes_is_refused():
+    with pytest.raises(ValueError, match=r"title 'G\\udcfcte', which holds bytes that were not"):
+        checks.check_title("G\udcfcte")
+    checks.check_title("Güte \u56fe")
