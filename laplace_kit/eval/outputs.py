@@ -40,11 +40,11 @@ class Predictive:
 
     `f_mean`, `f_var` `(N, *event)` and `f_cov` `(N, C, C)`, over flattened outputs, describe the
     model's outputs, `joint_cov` `(N, C, N, C)` those at all inputs together. Classification:
-    `probs` `(N, C)` and the `logits` whose softmax, or sigmoid, they are: what the link makes of the
-    outputs, with exact log probabilities where `probs` round to zero. Regression and counts: `mean`, `epistemic_var` (from the weights) and
-    `noise_var` (from the likelihood), of the targets' shape. `likelihood` says what the targets
-    are, and with that `quantile`, `uncertainty` and so on; `drawn` is the uncertainty of class
-    probabilities at the draws of the sampled predictive.
+    `probs` `(N, C)`, and the `logits` whose softmax or sigmoid they are, with exact log
+    probabilities where `probs` round to zero. Regression and counts: `mean`, `epistemic_var` (from
+    the weights) and `noise_var` (from the likelihood), of the targets' shape. `likelihood` says
+    what the targets are, and with that `quantile`, `uncertainty` and so on; `drawn` is the
+    uncertainty of class probabilities at the draws of the sampled predictive.
     """
 
     f_mean: Float[Array, "N *event"]

@@ -132,7 +132,7 @@ def at_the_mode(likelihood, outputs, link="probit", var=0.0, key=None):
 
 def test_a_saturated_mode_loses_what_its_logits_say():
     predictive = at_the_mode(Categorical(), SATURATED)
-    assert predictive.probs[0, 2] == 0 and predictive.probs[1, 0] == 0
+    assert predictive.probs[0, 2] == predictive.probs[1, 0] == 0
     found = predictive_losses(Categorical(), predictive, jnp.asarray(LABELS))
     expected = -special.log_softmax(SATURATED.astype(float), axis=1)[np.arange(3), LABELS]
     np.testing.assert_allclose(found, expected, rtol=1e-6)  # 250, 300 and 1.41

@@ -98,7 +98,7 @@ def _equal_mass_edges(
     return jnp.pad(inner, 1, constant_values=(0, 1))
 
 
-def bin_indices(values: Float[Array, " N"], edges: Float[Array, " E"]) -> Int[Array, " N"]:
+def bin_indices(values: Float[Array, "*shape"], edges: Float[Array, " E"]) -> Int[Array, "*shape"]:
     """Return for each value the bin `(edges[b], edges[b + 1]]` that it is in."""
     return jnp.searchsorted(edges[1:-1], values, side="left")
 

@@ -1,11 +1,11 @@
 """How far confidence is from accuracy."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from laplace_kit.eval.metrics import bins, checks, weighting
+from laplace_kit.eval.metrics import checks, weighting
 from laplace_kit.eval.metrics.bins import ReliabilityBins, equal_mass_bins, reliability_bins
+from laplace_kit.eval.metrics.classwise import class_gaps, mean_class_gap
 from laplace_kit.eval.metrics.inputs import metric
 
 
@@ -91,9 +91,7 @@ def classwise_calibration_error(
     checks.check_num_bins(num_bins)
     probs, targets = checks.labelled(probs, y)
     weights = weighting.checked(weights, len(probs), probs.dtype)
-    edges = bins.equal_width_edges(num_bins, probs.dtype)
-    of_classes = jax.vmap(_mean_gap_of_class, in_axes=(1, 1, None, None))
-    return jnp.mean(of_classes(probs, targets, weights, edges))
+    return mean_class_gap(class_gaps(probs, targets, num_bins), weights, num_bins)
 
 
 @metric
@@ -153,8 +151,3 @@ def mean_gap(in_bins: ReliabilityBins) -> Float[Array, ""]:
     """Return the mean distance of accuracy from confidence."""
     gaps = jnp.abs(in_bins.accuracy - in_bins.confidence)
     return jnp.sum(in_bins.counts * gaps) / jnp.sum(in_bins.counts)
-
-
-@jax.jit
-def _mean_gap_of_class(predicted, observed, weights, edges) -> Float[Array, ""]:
-    return mean_gap(bins.averages(predicted, observed, weights, edges))

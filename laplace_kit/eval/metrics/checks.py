@@ -14,7 +14,7 @@ from laplace_kit.errors import check_count
 from laplace_kit.tree import is_concrete
 
 # Rows of probabilities may miss one by so much: rounding of bfloat16 included, logits excluded.
-_TOLERANCE = 0.02
+TOLERANCE = 0.02
 
 
 def as_floating(*arrays: ArrayLike) -> list[Float[Array, "..."]]:
@@ -122,8 +122,8 @@ def _check_distributions(name: str, rows: Float[Array, "N C"], remedy: str) -> N
 
 @jax.jit
 def _are_distributions(rows: Float[Array, "N C"]) -> Bool[Array, " N"]:
-    sums_to_one = jnp.abs(jnp.sum(rows, axis=1) - 1) <= _TOLERANCE
-    return sums_to_one & (jnp.min(rows, axis=1) >= -_TOLERANCE)
+    sums_to_one = jnp.abs(jnp.sum(rows, axis=1) - 1) <= TOLERANCE
+    return sums_to_one & (jnp.min(rows, axis=1) >= -TOLERANCE)
 
 
 def binary(p: ArrayLike, y: ArrayLike) -> tuple[Float[Array, " N"], Num[Array, " N"]]:
@@ -143,7 +143,7 @@ def binary(p: ArrayLike, y: ArrayLike) -> tuple[Float[Array, " N"], Num[Array, "
             f"Found y of shape {y.shape} for p of shape {p.shape}, expected one label for each "
             "example; of labels (N, 1) pass y[:, 0]."
         )
-    in_range = (p >= -_TOLERANCE) & (p <= 1 + _TOLERANCE)
+    in_range = (p >= -TOLERANCE) & (p <= 1 + TOLERANCE)
     require(in_range, "p outside 0 to 1", "probabilities; of logits pass jax.nn.sigmoid(logits)")
     is_soft = jnp.issubdtype(y.dtype, jnp.inexact)
     y = y.astype(p.dtype if is_soft else jnp.int32)
