@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from laplace_kit import tree
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 # A Gaussian's own draws are the root of the number of its directions away from its mean.
 _FAR_FROM_MODE = 0.25
 _LARGEST_CONDITION = 1e7
+_LISTED = 4  # frozen leaves by name
 
 
 def facts(la: "Laplace") -> dict[str, str]:
@@ -27,6 +29,7 @@ def facts(la: "Laplace") -> dict[str, str]:
         "structure": la.structure.name,
         "chosen because": la.choice.because,
         "parameters": f"{tree.size(la.mode):,} of {_num_params(la):,}, {la.choice.subset}",
+        "frozen": _frozen(la),
         "layer capture": la.coverage.summary(),
         "training examples": f"{la.num_data:,}",
         "prior precision": _range(la.expand(la.prior_precision)),
@@ -91,7 +94,27 @@ def as_text(la: "Laplace") -> str:
 
 
 def _num_params(la: "Laplace") -> int:
-    return tree.size(jax.eval_shape(lambda: la.params))
+    leaves = jax.tree.leaves(jax.eval_shape(lambda: la.params))
+    return tree.size([leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)])
+
+
+def _frozen(la: "Laplace") -> str:
+    """Return how many leaves are frozen, wholly or in part, and the first of them."""
+    frozen, indices = la.selection.frozen, la.selection.indices
+    num_free = {
+        path: len(index)
+        for path, index in zip(tree.paths(indices), jax.tree.leaves(indices), strict=True)
+    }
+    listed = []
+    for path, leaf in zip(tree.paths(frozen), jax.tree.leaves(frozen), strict=True):
+        size = tree.size(leaf)
+        what = f"{size - num_free[path]:,} of {size:,} entries" if path in num_free else leaf.dtype
+        listed.append(f"{path} ({what})")
+    if not listed:
+        return ""
+    more = [f"{len(listed) - _LISTED:,} more"] if len(listed) > _LISTED else []
+    leaves = "leaf" if len(listed) == 1 else "leaves"
+    return f"{len(listed):,} {leaves}: " + ", ".join(listed[:_LISTED] + more)
 
 
 def _range(values) -> str:

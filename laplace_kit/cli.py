@@ -7,6 +7,7 @@ long to import is imported by the commands that need it.
 import json
 import os
 import platform
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -53,8 +54,24 @@ def main() -> None:
 _files = click.argument(
     "files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path)
 )
+
+
+def _as_text(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Return an argument as the text that its bytes are in UTF-8, whatever the locale is."""
+    try:
+        return value.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError as error:
+        raise click.BadParameter(
+            f"found {value!r}, expected text in UTF-8; set the locale of the terminal to UTF-8."
+        ) from error
+
+
 _title = click.option(
-    "--title", default="Calibration report", show_default=True, help="The heading of the page."
+    "--title",
+    default="Calibration report",
+    show_default=True,
+    callback=_as_text,
+    help="The heading of the page.",
 )
 
 
@@ -110,9 +127,9 @@ def compare(files: tuple[Path, ...], out: Path | None, title: str) -> None:
             )
         written = None if out is None else _write_report(stored, out, title)
         numbers = _measure(stored) if written is None else written.metrics
-    click.echo(_differences(numbers))
+    _echo(_differences(numbers))
     if written is not None:
-        click.echo(f"\nreport: {written.index}")
+        _echo(f"\nreport: {written.index}")
 
 
 @main.command(epilog="Example: laplace-kit demo --out demo/")
@@ -144,10 +161,16 @@ def info(as_json: bool) -> None:
     A report of a problem should hold them.
     """
     facts = _facts()
-    click.echo(json.dumps(facts, indent=2) if as_json else _as_lines(facts))
+    _echo(json.dumps(facts, indent=2) if as_json else _as_lines(facts))
 
 
 # --- reports -----------------------------------------------------------------------------------
+
+
+def _echo(text: object) -> None:
+    """Print text, with escapes for what the terminal's encoding does not have."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    click.echo(str(text).encode(encoding, "backslashreplace").decode(encoding))
 
 
 @contextmanager
@@ -187,11 +210,11 @@ def _measure(stored: "StoredPredictions") -> dict[str, Any]:
 
 
 def _show(written: "Report") -> None:
-    click.echo(written)
-    click.echo()
+    _echo(written)
+    _echo("")
     for sentence in written.verdict:
-        click.echo(sentence)
-    click.echo(f"\nreport: {written.index}")
+        _echo(sentence)
+    _echo(f"\nreport: {written.index}")
 
 
 def _differences(numbers: Mapping[str, Any]) -> str:

@@ -1,10 +1,14 @@
 """Words for wrong input: every message names what was found, what was expected and the remedy."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+_NO_HINTS: Mapping[str, str] = {}
 
 
-def check_option(name: str, found: object, options: Iterable[str]) -> str:
+def check_option(
+    name: str, found: object, options: Iterable[str], hints: Mapping[str, str] = _NO_HINTS
+) -> str:
     """Return `found` if it is one of `options`, else say which option is nearest.
 
     Parameters
@@ -15,6 +19,9 @@ def check_option(name: str, found: object, options: Iterable[str]) -> str:
         What the caller passed.
     options
         The names that are known.
+    hints
+        Other words that people know these by, in lower case with underscores, and what to say to
+        each: a sentence.
 
     Raises
     ------
@@ -24,7 +31,31 @@ def check_option(name: str, found: object, options: Iterable[str]) -> str:
     known = tuple(options)
     if isinstance(found, str) and found in known:
         return found
-    near = difflib.get_close_matches(found, known, n=1) if isinstance(found, str) else []
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    word = found.lower().replace("-", "_").replace(" ", "_") if isinstance(found, str) else ""
+    near = difflib.get_close_matches(word, known, n=1)
+    hint = hints.get(word) or (f"Did you mean {near[0]!r}?" if near else "")
     listed = ", ".join(repr(option) for option in known)
-    raise ValueError(f"Found {name}={found!r}, expected one of {listed}.{hint}")
+    raise ValueError(f"Found {name}={found!r}, expected one of {listed}. {hint}".rstrip())
+
+
+def check_count(name: str, found: object, of: str, *, least: int = 1) -> None:
+    """Refuse what is no whole number, or too small a one.
+
+    Parameters
+    ----------
+    name, found
+        The argument's name, and what the caller passed.
+    of
+        What is counted, in the plural.
+    least
+        The smallest number that makes sense.
+
+    Raises
+    ------
+    ValueError
+        If this is no such number.
+    """
+    if not hasattr(type(found), "__index__") or found < least:
+        raise ValueError(
+            f"Found {name}={found}, expected a whole number of {of}, at least {least}."
+        )

@@ -19,7 +19,13 @@ from laplace_kit.approx.choice import (
     Sizes,
     choose_structure,
 )
-from laplace_kit.approx.named import CURVATURES, named_operator, named_structure
+from laplace_kit.approx.named import (
+    CURVATURE_HINTS,
+    CURVATURES,
+    STRUCTURE_HINTS,
+    named_operator,
+    named_structure,
+)
 from laplace_kit.approx.posterior import factorise
 from laplace_kit.approx.prior import expand_precision
 from laplace_kit.approx.subset import last_layer
@@ -43,6 +49,7 @@ from laplace_kit.data import (
 )
 from laplace_kit.errors import check_option
 from laplace_kit.eval.predictive import Prediction
+from laplace_kit.independence import check_independence
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Likelihood, as_likelihood
 from laplace_kit.selection import Selection, Subset, can_vary, select
@@ -73,7 +80,8 @@ def fit(
     Parameters
     ----------
     model_fn
-        `(params, x) -> (N, *event)`, pure; see `laplace_kit.model` for modules.
+        `(params, x) -> (N, *event)`, pure, and each example by itself: BatchNorm and dropout in
+        evaluation mode; see `laplace_kit.model` for modules.
     params
         The trained parameters, a pytree. Leaves that are not floating point are frozen.
     data
@@ -133,8 +141,8 @@ def fit(
     MacKay (1992), A practical Bayesian framework for backpropagation networks. Daxberger et al.
     (2021), Laplace redux: effortless Bayesian deep learning.
     """
-    check_option("curvature", curvature, CURVATURES)
-    check_option("structure", structure, ("auto", *STRUCTURES))
+    check_option("curvature", curvature, CURVATURES, CURVATURE_HINTS)
+    check_option("structure", structure, ("auto", *STRUCTURES), STRUCTURE_HINTS)
     check_option("weight_sharing", weight_sharing, WEIGHT_SHARING)
     check_batch_size(batch_size)
     if curvature == "mc_fisher" and key is None:
@@ -142,6 +150,7 @@ def fit(
             "Found no key, expected one for curvature='mc_fisher', which draws labels; pass "
             "key=jax.random.key(0)."
         )
+    model_fn = as_pytree_function(model_fn)
     data = as_data(data, progress=progress)
     of_outputs = as_likelihood(likelihood)
     ask = _Asked(structure, curvature, rank, num_samples, memory_limit)
@@ -167,6 +176,8 @@ def fit(
         if features is not data:
             check_inputs(data.x)  # which may leave no trace in the features
         mode = examine_mode(cached, features, batch_size=batch_size, memory_limit=memory_limit)
+        examples = first_examples(data, NUM_EXAMPLES)
+        check_independence(model_fn, params, examples[0], batch_size)
         chosen = plan.chosen
         if not isinstance(data, InMemory):  # only now the examples are counted
             sizes = _with_rows(sizes, mode.num_data, objective, x, ask)
@@ -189,7 +200,7 @@ def fit(
         enter("factorising the posterior")
         posterior, jitter = factorise(fitted, precision)
     return Laplace(
-        model_fn=as_pytree_function(model_fn),
+        model_fn=model_fn,
         mode=free,
         selection=selection,
         likelihood=of_outputs,
@@ -201,7 +212,7 @@ def fit(
         gradient=mode.gradient.astype(dtype),
         jitter=jitter,
         temperature=jnp.ones((), dtype),
-        examples=first_examples(data, NUM_EXAMPLES),
+        examples=examples,
         tuning=None,
         coverage=of_objective(objective, x),
         choice=choice,
@@ -212,7 +223,11 @@ def fit(
 
 
 def load(
-    path: str | os.PathLike, model_fn: Callable, *, likelihood: Likelihood | None = None
+    path: str | os.PathLike,
+    model_fn: Callable,
+    *,
+    params: PyTree = None,
+    likelihood: Likelihood | None = None,
 ) -> Laplace:
     """Read a posterior that `Laplace.save` wrote.
 
@@ -222,6 +237,11 @@ def load(
         The file.
     model_fn
         The same function that was given to `fit`: functions are not stored.
+    params
+        Parameters like those that were given to `fit`: their structure and shapes are checked, and
+        their values are not read. Needed where they are more than dictionaries, lists and tuples,
+        such as modules of equinox, `NamedTuple`s or a `FrozenDict`, as no class is stored; the
+        whole module will do, too.
     likelihood
         Needed where it was `FromLoss`, which is a function too; otherwise it is in the file.
 
@@ -235,7 +255,8 @@ def load(
     OSError
         If the file cannot be opened, as where there is none (`FileNotFoundError`).
     ValueError
-        If the file is damaged, foreign or of a later version, or lacks a likelihood.
+        If the file is damaged, foreign or of a later version, lacks a likelihood, or holds other
+        parameters than `params`.
     """
     fields = storage.read(path, stored.CLASSES)
     if not isinstance(fields, dict) or set(fields) != stored.stored_names(Laplace):
@@ -243,6 +264,7 @@ def load(
             f"Found {os.fspath(path)!r}, which holds something other than a posterior; expected a "
             "file written by la.save(path)."
         )
+    fields = stored.restored(fields, params)
     fields["likelihood"] = likelihood or fields["likelihood"]
     if fields["likelihood"] is None:
         raise ValueError(

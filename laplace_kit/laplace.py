@@ -251,6 +251,11 @@ class Laplace:
             For the draws.
         num_samples
             How many, K: every leaf has the shape `(K, *leaf.shape)`.
+
+        Raises
+        ------
+        ValueError
+            If `num_samples` is not positive.
         """
         centre = tree.ravel(self.mode).astype(self.posterior.dtype)
         draws = tree.unravel(centre + self.posterior.sample(key, num_samples), self.mode)
@@ -288,9 +293,9 @@ class Laplace:
             link=link or default.named_link,
             covariance=covariance or default.covariance,
             key=key,
-            num_samples=num_samples or default.num_samples,
+            num_samples=default.num_samples if num_samples is None else num_samples,
             joint=joint,
-            batch_size=batch_size or self.choice.batch_size,
+            batch_size=self.choice.batch_size if batch_size is None else batch_size,
             memory_limit=self.choice.memory_limit,
         )
 
@@ -420,12 +425,9 @@ class Laplace:
         Parameters
         ----------
         path
-            The file; replaced if it exists.
-
-        Raises
-        ------
-        TypeError
-            If the parameters are not nested dictionaries, lists and tuples of arrays.
+            The file; replaced if it exists. Parameters that are more than dictionaries, lists and
+            tuples, such as equinox modules, are stored by their paths: `load` wants others like
+            them.
         """
         storage.write(path, stored.fields(self), stored.CLASSES)
 
@@ -434,7 +436,7 @@ class Laplace:
     @property
     def deviation(self) -> Float[Array, " P"]:
         r"""The mode less the prior mean, $\theta^* - \theta_0$, flat."""
-        return tree.ravel(self.mode).astype(self.prior_mean.dtype) - self.prior_mean
+        return _deviation(self.mode, self.prior_mean)
 
     def expand(self, prior_precision: PyTree) -> Float[Array, " P"]:
         """Return one prior precision for each free parameter, from any form that `fit` takes."""
@@ -446,3 +448,8 @@ class Laplace:
         structure = structure_for(self.structure, self.prior_precision, precision)
         posterior, jitter = factorise(structure, precision, self.temperature)
         return tree.replace(self, posterior=posterior, jitter=jitter)
+
+
+@jax.jit
+def _deviation(mode: PyTree, prior_mean: Float[Array, " P"]) -> Float[Array, " P"]:
+    return tree.ravel(mode).astype(prior_mean.dtype) - prior_mean

@@ -14,6 +14,91 @@ from jaxtyping import PyTree
 
 ModelAndParams = tuple[jax.tree_util.Partial, PyTree]
 
+# How a module becomes a function, by the package and the name of a class that it inherits from.
+_REMEDIES = {
+    ("flax.nnx", "Module"): "pass what model_fn, params = lk.model.from_nnx(module) gives",
+    ("flax.linen", "Module"): (
+        "pass what model_fn, params = lk.model.from_linen(module, variables) gives"
+    ),
+    ("equinox", "Module"): "pass what model_fn, params = lk.model.from_equinox(module) gives",
+    ("haiku", "Transformed"): "pass lambda params, x: transformed.apply(params, None, x)",
+    ("keras", "Layer"): (
+        "with Keras on JAX pass lambda params, x: model.stateless_call(params, rest, x)[0], where "
+        "params are the values of model.trainable_variables, and rest those of the others"
+    ),
+    ("torch", "Module"): "a torch module has to be rewritten as a JAX function of its weights",
+}
+
+
+def check_model(model_fn: Any) -> None:
+    """Raise a `TypeError` where this is no function of parameters and a batch of inputs.
+
+    Parameters
+    ----------
+    model_fn
+        What was passed for one. A module of a neural-network library is refused with the adapter
+        that makes a function of it, and so is a function of other arguments.
+    """
+    module = _library_module(model_fn)
+    if module or not callable(model_fn):
+        raise TypeError(
+            f"Found a model of type {type(model_fn).__name__}, expected a function (params, x) -> "
+            f"outputs; {module or 'for modules see laplace_kit.model'}."
+        )
+    try:
+        signature = inspect.signature(model_fn)
+    except ValueError:  # some callables of C have none
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise TypeError(
+            f"Found a model with the arguments {signature}, which cannot be called as "
+            f"model_fn(params, x) ({error}); expected a function of parameters and a batch of "
+            "inputs: close over everything else, as in "
+            "lambda params, x: model(params, x, train=False)."
+        ) from error
+
+
+def _library_module(model: Any) -> str:
+    """Return how a module of a known library becomes a function, and nothing for anything else."""
+    for cls in type(model).__mro__:
+        for (package, name), remedy in _REMEDIES.items():
+            if cls.__name__ == name and f"{cls.__module__}.".startswith(f"{package}."):
+                # Functions that equinox wraps are modules too, but without arrays of their own.
+                wrapped = package == "equinox" and not _holds_arrays(model)
+                return "" if wrapped else remedy
+    return ""
+
+
+def _holds_arrays(model: Any) -> bool:
+    return any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(model))
+
+
+def check_one_output(outputs: Any) -> None:
+    """Raise a `ValueError` where a model's outputs are not one array with a leading axis.
+
+    Parameters
+    ----------
+    outputs
+        What the model returned, or its shapes.
+    """
+    if getattr(outputs, "shape", ()):
+        return
+    leaves, _ = jax.tree_util.tree_flatten_with_path(outputs)
+    remedy = "return a single array from model_fn"
+    if leaves and leaves[0][0]:
+        one = jax.tree_util.keystr(leaves[0][0])
+        remedy = (
+            f"choose one, as in lambda params, x: model_fn(params, x){one}, or join those that the "
+            "likelihood takes, such as mean and scale, with jnp.concatenate([...], axis=-1)"
+        )
+    shapes = jax.tree.map(lambda leaf: tuple(getattr(leaf, "shape", ())), outputs)
+    raise ValueError(
+        f"Found model outputs {shapes}, expected one array with a leading axis of examples, "
+        f"(N, *event); {remedy}."
+    )
+
 
 def from_nnx(module: Any) -> ModelAndParams:
     """Split a `flax.nnx` module into a pure function and its `nnx.Param` values.
@@ -52,7 +137,9 @@ def from_nnx(module: Any) -> ModelAndParams:
 def _call_nnx(structure, frozen, params, x):
     from flax import nnx
 
-    return nnx.merge(structure, nnx.State(params), frozen)(x)
+    # A copy: a module that counts or draws while it is called may not change what another trace
+    # made, as a scan within `nnx.RNN` would.
+    return nnx.merge(structure, nnx.State(params), frozen, copy=True)(x)
 
 
 def from_linen(
@@ -74,9 +161,16 @@ def from_linen(
 
     Raises
     ------
-    ValueError
-        If `variables` has no collection `"params"`.
+    TypeError, ValueError
+        If `module` is not a `flax.linen.Module`, or `variables` has no collection `"params"`.
     """
+    from flax import linen
+
+    if not isinstance(module, linen.Module):
+        raise TypeError(
+            f"Found {type(module).__name__}, expected a flax.linen.Module; for flax.nnx use "
+            "from_nnx(module), for equinox from_equinox(module)."
+        )
     if "params" not in variables:
         raise ValueError(
             f"Found variables with the collections {sorted(variables)}, expected one named "
@@ -109,7 +203,7 @@ class _LinenCall:
         return hash(self._key)
 
 
-def from_equinox(module: Any) -> ModelAndParams:
+def from_equinox(module: Any, state: Any = None) -> ModelAndParams:
     """Split an equinox module of single examples into a function of batches and its parameters.
 
     Parameters
@@ -117,16 +211,43 @@ def from_equinox(module: Any) -> ModelAndParams:
     module
         A callable `eqx.Module`; its inexact arrays are the parameters, all else is frozen. It is
         put in inference mode on a copy and vmapped over examples.
+    state
+        The `eqx.nn.State` of a stateful module, such as one with BatchNorm, as training left it.
+        The module is called as `module(x, state)`, and the state that it returns is left out.
 
     Returns
     -------
     model_fn, params
         `params` is the module with `None` for everything that is not a parameter.
+
+    Raises
+    ------
+    TypeError
+        If `module` is not an `eqx.Module` that can be called, or a stateful one comes without its
+        state.
     """
     import equinox as eqx
 
+    if not isinstance(module, eqx.Module) or not callable(module):
+        raise TypeError(
+            f"Found {type(module).__name__}, expected an equinox.Module that can be called; a "
+            "stateful one takes its state besides, from_equinox(model, state); for flax.nnx use "
+            "from_nnx(module), for flax.linen from_linen(module, variables)."
+        )
+
+    def is_index(node):
+        return isinstance(node, eqx.nn.StateIndex)
+
+    stateful = any(map(is_index, jax.tree.leaves(module, is_leaf=is_index)))
+    if (stateful and state is None) or not isinstance(state, eqx.nn.State | None):
+        raise TypeError(
+            f"Found {'no state' if state is None else type(state).__name__} for the module "
+            f"{type(module).__name__}, expected the equinox.nn.State that it is called with, as "
+            "training left it; pass from_equinox(model, state), where model, state = "
+            "equinox.nn.make_with_state(Model)(...)."
+        )
     params, frozen = eqx.partition(eqx.nn.inference_mode(module), eqx.is_inexact_array)
-    arrays, structure = eqx.partition(frozen, eqx.is_array)
+    arrays, structure = eqx.partition((frozen, state), eqx.is_array)
     return jax.tree_util.Partial(_EquinoxCall(structure), arrays), params
 
 
@@ -141,8 +262,13 @@ class _EquinoxCall:
         import equinox as eqx
 
         leaves, treedef = self._key
-        module = eqx.combine(params, arrays, jax.tree.unflatten(treedef, leaves))
-        return jax.vmap(module)(x)
+        frozen, state = eqx.combine(arrays, jax.tree.unflatten(treedef, leaves))
+        module = eqx.combine(params, frozen)
+
+        def of_one(x_n):
+            return module(x_n) if state is None else module(x_n, state)[0]
+
+        return jax.vmap(of_one)(x)
 
     def __eq__(self, other):
         return isinstance(other, _EquinoxCall) and self._key == other._key

@@ -1,7 +1,7 @@
 """Which parameters are random: selected by path, by mask or by number; the others are frozen.
 
 Leaves that are not floating point, or empty, are always frozen: they belong to the model, never to
-a vector of the library.
+a vector of the library. Complex ones are frozen only where `subset` leaves them out.
 """
 
 import dataclasses
@@ -99,7 +99,8 @@ def select(params: PyTree, subset: Subset = None) -> tuple[PyTree, Selection]:
     Parameters
     ----------
     params
-        A pytree of arrays. Leaves that are not floating point, or empty, are always frozen.
+        A pytree of arrays. Leaves that are not floating point, or empty, are always frozen; complex
+        ones have to be, by `subset`.
     subset
         `None` (all); a predicate on the leaf's path such as `lambda path: "head" in path`; a pytree
         prefix of booleans, one per leaf or group, or an array of the leaf's shape; or one flat
@@ -118,10 +119,12 @@ def select(params: PyTree, subset: Subset = None) -> tuple[PyTree, Selection]:
     ------
     TypeError, ValueError
         If `subset` is none of these, names the same parameter twice or one that does not exist, or
-        selects nothing.
+        selects nothing or complex numbers; if a leaf is no array of numbers.
     """
+    _check_arrays(params)
     leaves, structure = jax.tree.flatten(params)
     masks = _leaf_masks(params, subset)
+    _check_real(params, masks)
     free, frozen, indices = [], [], []
     for leaf, mask in zip(leaves, masks, strict=True):
         mask = np.logical_and(mask, can_vary(leaf))
@@ -146,9 +149,41 @@ def select(params: PyTree, subset: Subset = None) -> tuple[PyTree, Selection]:
     )
 
 
+def varying(params: PyTree) -> PyTree:
+    """Return the mask of all leaves that may be free."""
+    return jax.tree.map(can_vary, params)
+
+
 def can_vary(leaf: ArrayLike) -> bool:
-    """Tell whether a leaf may be free: floating point, and not empty."""
+    """Return whether a leaf may be free: floating point, and not empty."""
     return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating)) and jnp.size(leaf) > 0
+
+
+def _check_arrays(params: PyTree) -> None:
+    for path, leaf in zip(paths(params), jax.tree.leaves(params), strict=True):
+        dtype = getattr(leaf, "dtype", None)
+        no_number = isinstance(dtype, np.dtype) and dtype.kind in "OSUMm"
+        if no_number or (dtype is None and not isinstance(leaf, complex | float | int)):
+            raise TypeError(
+                f"Found a leaf of type {type(leaf).__name__} at {path!r} in the parameters, "
+                "expected arrays of numbers; leave everything else to the model, as "
+                "lk.model.from_equinox(module) does, or "
+                "params, rest = equinox.partition(module, equinox.is_inexact_array)."
+            )
+
+
+def _check_real(params: PyTree, masks: list[np.ndarray]) -> None:
+    leaves = jax.tree.leaves(params)
+    for path, leaf, mask in zip(paths(params), leaves, masks, strict=True):
+        is_complex = jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating)
+        if is_complex and jnp.size(leaf) and mask.any():
+            raise TypeError(
+                f"Found {jnp.result_type(leaf)} parameters at {path!r} of shape "
+                f"{jnp.shape(leaf)}, expected real ones; pass their real and imaginary parts as "
+                "two leaves and join these within the model, jax.lax.complex(params['real'], "
+                "params['imag']), or freeze them, as with subset=lambda path: "
+                f"path != {path!r}."
+            )
 
 
 def _leaf_masks(params: PyTree, subset: Subset) -> list[np.ndarray]:
@@ -161,11 +196,20 @@ def _leaf_masks(params: PyTree, subset: Subset) -> list[np.ndarray]:
             "of booleans or an array of indices; to choose by name pass "
             f"lambda path: {subset!r} in path. The parameters' leaves are {_listed(params)}."
         )
-    if callable(subset) and jax.tree.structure(subset) != jax.tree.structure(params):
-        return _masks_by_path(params, subset)  # a mask like a module may be called too
+    if callable(subset) and not _is_mask(subset):
+        return _masks_by_path(params, subset)
     if _is_flat(params, subset):
         return _masks_by_number(params, np.asarray(subset))
     return _masks_by_prefix(params, subset)
+
+
+def _is_mask(subset: PyTree) -> bool:
+    """Return whether all leaves are booleans, as in a mask like a module, which can be called."""
+    leaves = jax.tree.leaves(subset)
+    return bool(leaves) and all(
+        isinstance(leaf, bool | np.bool_) or np.dtype(bool) == getattr(leaf, "dtype", None)
+        for leaf in leaves
+    )
 
 
 def _masks_by_path(params: PyTree, predicate: Callable[[str], bool]) -> list[np.ndarray]:
@@ -184,7 +228,7 @@ def _masks_by_path(params: PyTree, predicate: Callable[[str], bool]) -> list[np.
 
 
 def _is_flat(params: PyTree, subset: PyTree) -> bool:
-    """Tell whether this is one array over all parameters: numbers, or booleans `(P,)`."""
+    """Return whether this is one array over all parameters: numbers, or booleans `(P,)`."""
     if not isinstance(subset, Array | np.ndarray) or subset.ndim != 1:
         return False
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]

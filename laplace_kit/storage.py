@@ -132,13 +132,16 @@ def _encode(value: Any, names: Mapping[type, str], arrays: _Arrays) -> Any:
         children = [_encode(child, names, arrays) for child in value]
         return {"kind": type(value).__name__, "children": children}
     raise TypeError(
-        f"Found {type(value).__name__} in what is to be saved, expected dictionaries, lists, "
-        "tuples and arrays; convert the parameters to nested dictionaries before lk.fit, for "
-        "example with lk.model.from_nnx or flax.serialization.to_state_dict."
+        f"Found {type(value).__name__} in what is to be saved, expected dictionaries with keys "
+        "that are strings or integers, lists, tuples, arrays and numbers; replace it by these."
     )
 
 
 def _encode_array(value, arrays):
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        words = np.asarray(jax.random.key_data(value))
+        name, _ = arrays.setdefault(id(value), (f"array{len(arrays)}", words))
+        return {"kind": "key", "name": name, "implementation": str(jax.random.key_impl(value))}
     array = np.asarray(value)
     if array.dtype.kind == "V":  # bfloat16 and its like, which NumPy's format does not know
         array = array.view(f"u{array.dtype.itemsize}")
@@ -152,6 +155,8 @@ def _decode(node: Any, classes: Mapping[str, type], load: Callable[[str, str], A
     kind = node["kind"]
     if kind == "array":
         return load(node["name"], node["dtype"])
+    if kind == "key":
+        return jax.random.wrap_key_data(load(node["name"], "uint32"), impl=node["implementation"])
     if kind == "dict":
         return {key: _decode(child, classes, load) for key, child in node["items"]}
     if kind in ("list", "tuple"):

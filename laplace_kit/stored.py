@@ -1,7 +1,11 @@
 """What a saved posterior is made of: the classes that a file may name, and the fields it holds."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+import jax
+from jaxtyping import PyTree
 
 from laplace_kit.approx.choice import Choice
 from laplace_kit.approx.dense_block import DenseBlock
@@ -28,7 +32,9 @@ from laplace_kit.likelihood import (
     Poisson,
     unmasked,
 )
+from laplace_kit.portable import Node, check_like, from_portable, to_portable
 from laplace_kit.selection import Selection
+from laplace_kit.tree import replace
 
 if TYPE_CHECKING:
     from laplace_kit.laplace import Laplace
@@ -45,7 +51,7 @@ CLASSES = {
         *(FullPosterior, DualPosterior, DiagonalPosterior, LowRankPosterior, KroneckerPosterior),
         *(Eigenblock, PosteriorBlock, DenseBlock, Layout, Slot, Move),
         *(Design, Rows, FactoredRows, LookupRows),
-        *(Selection, Coverage, LeafCoverage, Choice, Prediction, Tuning),
+        *(Selection, Node, Coverage, LeafCoverage, Choice, Prediction, Tuning),
     )
 }
 # Functions are not stored, and neither are data.
@@ -61,4 +67,37 @@ def fields(la: "Laplace") -> dict[str, Any]:
     """Return what a file holds of a posterior; a likelihood that is a function is `None`."""
     found = {name: getattr(la, name) for name in stored_names(type(la))}
     kind, _ = unmasked(la.likelihood, (None,))
-    return found if type(kind) in _LIKELIHOODS else found | {"likelihood": None}
+    likelihood = la.likelihood if type(kind) in _LIKELIHOODS else None
+    return _map_params(to_portable, found) | {"likelihood": likelihood}
+
+
+def restored(found: dict[str, Any], params: PyTree = None) -> dict[str, Any]:
+    """Return the fields of a posterior from what a file holds of it.
+
+    Parameters
+    ----------
+    found
+        What `fields` returned.
+    params
+        Parameters like those of `fit`, where these are more than dictionaries, lists and tuples.
+
+    Raises
+    ------
+    ValueError
+        If the parameters in the file need others like them and there are none, or differ.
+    """
+    whole = _map_params(lambda stored: from_portable(stored, params), found)
+    if params is not None:
+        check_like(jax.eval_shape(whole["selection"].insert, whole["mode"]), params)
+    return whole
+
+
+def _map_params(fn: Callable[[PyTree], PyTree], found: dict[str, Any]) -> dict[str, Any]:
+    """Replace every pytree that is like the parameters, or a prefix of them."""
+    selection, tuning = found["selection"], found["tuning"]
+    return found | {
+        "mode": fn(found["mode"]),
+        "prior_precision": fn(found["prior_precision"]),
+        "selection": replace(selection, frozen=fn(selection.frozen), indices=fn(selection.indices)),
+        "tuning": tuning and replace(tuning, prior_precision=fn(tuning.prior_precision)),
+    }

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from laplace_kit import storage, tree
+from laplace_kit import storage, stored, tree
 from laplace_kit.curv.objective import Objective, chunk_loss
 from laplace_kit.data import Chunk, Data, InMemory, as_data, chunks
 from laplace_kit.errors import check_option
 from laplace_kit.fit import fit
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Gaussian, Likelihood, MultivariateGaussian, as_likelihood
+from laplace_kit.portable import to_portable
 from laplace_kit.selection import can_vary
 from laplace_kit.tree import pytree_dataclass
 from laplace_kit.tuning import NOISES
@@ -420,7 +421,7 @@ def _check_checkpoint(checkpoint: str | os.PathLike | None, params: PyTree) -> N
             "that exists, expected the path of a file; make its directory first."
         )
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
-        storage.write(Path(directory) / "params", params, {})
+        storage.write(Path(directory) / "params", to_portable(params), stored.CLASSES)
 
 
 def _finite(loss: float, epoch: int) -> float:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from laplace_kit.model import check_model
+
 _T = TypeVar("_T")
 
 
@@ -66,13 +68,17 @@ def replace(obj: _T, **changes: Any) -> _T:
 
 
 def as_pytree_function(fn: Callable) -> jax.tree_util.Partial:
-    """Wrap a function as a pytree; a `jax.tree_util.Partial` keeps its arrays as leaves."""
-    if not callable(fn):
-        raise TypeError(
-            f"Found a model of type {type(fn).__name__}, expected a function (params, x) -> "
-            "outputs; for modules see laplace_kit.model."
-        )
-    return fn if isinstance(fn, jax.tree_util.Partial) else jax.tree_util.Partial(fn)
+    """Wrap a function as a pytree; a `jax.tree_util.Partial` keeps its arrays as leaves.
+
+    Raises
+    ------
+    TypeError
+        If it is no function of two arguments, `(params, x)`; see `laplace_kit.model.check_model`.
+    """
+    if isinstance(fn, jax.tree_util.Partial):
+        return fn
+    check_model(fn)
+    return jax.tree_util.Partial(fn)
 
 
 def is_concrete(tree: PyTree) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -18,9 +19,8 @@ from laplace_kit.approx.prior import structure_for
 from laplace_kit.curv.mode import examine_mode, labelled
 from laplace_kit.data import InMemory
 from laplace_kit.errors import check_option
-from laplace_kit.eval.outputs import from_gaussian
-from laplace_kit.eval.predictive import Predictive, predict
-from laplace_kit.eval.temperature import PriorTerms, variational_temperature
+from laplace_kit.eval.predictive import Predictive, from_moments, predict
+from laplace_kit.eval.temperature import prior_terms, variational_temperature
 from laplace_kit.eval.tune import Residuals, Tuning, tune_evidence
 from laplace_kit.eval.validation import (
     Fold,
@@ -72,24 +72,41 @@ def tune(la: "Laplace", request: Request, data: Any) -> "Laplace":
     x, y = labelled(la.objective, data)
     loss = held_out_loss(request.objective, la.likelihood)
     if method == "validation":
+        return _by_validation(la, x, y, loss, request)
+    return _by_folds(la, x, y, loss, request)
 
-        def of_precision(prior_precision: float) -> float:
-            return min(_by_link(la.with_prior(prior_precision), x, y, loss, request.key).values())
 
-    else:
-        of_precision = _of_folds(la, x, y, loss, request)
-    found = tune_validation(of_precision, bounds=request.bounds, method=method)
+def _by_validation(la: "Laplace", x: Any, y: Any, loss: Callable, request: Request) -> "Laplace":
+    """Choose precision, link and temperature by the loss of held-out data."""
+
+    def of_precision(prior_precision: float) -> float:
+        return min(_by_link(la.with_prior(prior_precision), x, y, loss, request.key).values())
+
+    found = tune_validation(of_precision, bounds=request.bounds, method="validation")
     tuned = la.with_prior(found.prior_precision)
-    if method == "validation":
-        losses = _by_link(tuned, x, y, loss, request.key)
-        prediction = dataclasses.replace(la.prediction, link=min(losses, key=losses.get))
-        tuned = tree.replace(tuned, prediction=prediction)
+    losses = _by_link(tuned, x, y, loss, request.key)
+    prediction = dataclasses.replace(la.prediction, link=min(losses, key=losses.get))
+    tuned = tree.replace(tuned, prediction=prediction)
     if request.temperature:
 
         def of_temperature(temperature: float) -> float:
             return loss(_predict(tuned.with_temperature(temperature), x, request.key), y)
 
         best, _, _ = minimise(of_temperature, *_TEMPERATURES)
+        tuned = tuned.with_temperature(best)
+    return _noted(tuned, found)
+
+
+def _by_folds(la: "Laplace", x: Any, y: Any, loss: Callable, request: Request) -> "Laplace":
+    """Choose precision and temperature by the loss of folds that are predicted without themselves.
+
+    In-sample, where the posterior was fitted, nearly no uncertainty at all would be the best.
+    """
+    of_folds = _of_folds(la, x, y, loss, request)
+    found = tune_validation(of_folds, bounds=request.bounds, method="cross_validation")
+    tuned = la.with_prior(found.prior_precision)
+    if request.temperature:
+        best, _, _ = minimise(partial(of_folds, float(found.prior_precision)), *_TEMPERATURES)
         tuned = tuned.with_temperature(best)
     return _noted(tuned, found)
 
@@ -106,7 +123,7 @@ def _by_link(
     losses = {}
     for link in _LINKS:
         moments = predictive.f_mean, predictive.f_var, predictive.f_cov
-        again = from_gaussian(la.likelihood, *moments, link=link, key=None, num_samples=2)
+        again = from_moments(la.likelihood, *moments, link=link, key=None, num_samples=2)
         value = loss(again, y)
         losses[link] = value if math.isfinite(value) else math.inf
     return losses
@@ -186,16 +203,12 @@ def _variational(la: "Laplace") -> jax.Array:
         batch_size=la.choice.batch_size,
         memory_limit=la.choice.memory_limit,
     )
-    precision, num_params = la.expand(la.prior_precision), tree.size(la.mode)
-    spread = jnp.sum(precision * la.posterior.variance())
-    prior = PriorTerms(
-        jnp.asarray(num_params, spread.dtype), spread, jnp.sum(precision * la.deviation**2)
-    )
+    prior = prior_terms(la.posterior, la.expand(la.prior_precision), la.deviation)
     return variational_temperature(la.likelihood, predictive, y, prior, la.num_data)
 
 
 def _of_folds(la: "Laplace", x: Any, y: Any, loss: Callable, request: Request) -> Callable:
-    """Fit every fold's complement and return the mean loss as a function of the precision."""
+    """Fit every fold's complement and return the loss by prior precision and temperature."""
     objective, folds = la.objective, []
     batch_size, memory_limit = la.choice.batch_size, la.choice.memory_limit
     for rest, (fold_x, fold_y) in split_folds(x, y, request.num_folds):

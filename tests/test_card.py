@@ -105,6 +105,33 @@ def test_what_a_likelihood_has_not_is_not_listed():
     assert "noise standard deviation" not in la.card()
 
 
+def test_frozen_leaves_are_named():
+    x, y = np.ones((4, 2), np.float32), np.zeros((4, 2), np.float32)
+    params = {"weight": jnp.eye(2), "step": jnp.asarray(3), "empty": jnp.zeros((0, 2))}
+    la = lk.fit(linear, params, (x, y), likelihood="gaussian", structure="diagonal")
+    assert la.card()["frozen"] == "2 leaves: empty (float32), step (int32)"
+    assert la.card()["parameters"] == "4 of 4, all of them"
+    assert "frozen" not in regression().card()
+    many = params | {f"other{i}": jnp.ones(3) for i in range(6)}
+    subset = dict.fromkeys(many, False) | {"weight": np.array([[True, False], [True, True]])}
+    la = lk.fit(linear, many, (x, y), likelihood="gaussian", structure="diagonal", subset=subset)
+    assert la.card()["parameters"] == "3 of 22, a subset"
+    assert la.card()["frozen"] == (
+        "9 leaves: empty (float32), other0 (float32), other1 (float32), other2 (float32), 5 more"
+    )
+    assert "frozen" in str(la)
+    partly = {"weight": np.array([[True, False], [True, True]])}
+    la = lk.fit(
+        linear,
+        {"weight": jnp.eye(2)},
+        (x, y),
+        likelihood="gaussian",
+        structure="diagonal",
+        subset=partly,
+    )
+    assert la.card()["frozen"] == "1 leaf: weight (1 of 4 entries)"
+
+
 # --- what to beware of ----------------------------------------------------------------------------
 
 

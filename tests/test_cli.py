@@ -1,5 +1,6 @@
 """The command line: what its page says runs as printed, and wrong input ends in one line."""
 
+import io
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from laplace_kit import demo, memory
+from laplace_kit import cli, demo, memory
 from laplace_kit.cli import main
 from laplace_kit.eval.report.table import METRICS
 
@@ -271,3 +272,30 @@ def test_the_program_itself_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+# --- locales -------------------------------------------------------------------------------------
+
+
+def test_titles_and_files_are_text_whatever_the_locale_is(tmp_path):
+    """In a C locale Python hands on bytes of UTF-8 as lone surrogates."""
+    title, stem = (text.encode().decode("ascii", "surrogateescape") for text in ("Güte", "modèle"))
+    file = save(tmp_path / f"{stem}.npz", y=LABELS, probs=HALVES)
+    result = run("report", file, "--out", tmp_path / "out", "--title", title)
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "<h1>Güte</h1>" in page
+    assert "modèle" in page
+    other = run("report", file, "--out", tmp_path / "out", "--title", "G\udcfcte")  # Latin-1
+    assert other.exit_code == 2
+    assert "expected text in UTF-8" in other.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_what_a_terminal_lacks_is_escaped(encoding, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    cli._echo("1 ± 2 of \udce4")
+    sys.stdout.flush()
+    kept = "±" if encoding == "utf-8" else "\\xb1"
+    assert written.getvalue().decode() == f"1 {kept} 2 of \\udce4\n"

@@ -115,6 +115,9 @@ def test_targets_of_which_some_are_missing():
             {"structure": "diagnal"},
             r"structure='diagnal', expected one of.*Did you mean 'diagonal'",
         ),
+        ({"structure": "kfac"}, r"K-FAC is 'kron', and 'ekfac' the same"),
+        ({"structure": "last_layer"}, r"pass subset='last_layer'"),
+        ({"likelihood": "classification"}, r"Did you mean 'categorical', for outputs \(N, C\)"),
         ({"curvature": "gnn"}, r"curvature='gnn', expected one of.*Did you mean 'ggn'"),
         ({"likelihood": "gausian"}, r"likelihood='gausian', expected.*Did you mean 'gaussian'"),
         ({"curvature": "mc_fisher"}, r"no key, expected one.*pass key=jax\.random\.key\(0\)"),
@@ -149,6 +152,36 @@ def test_a_model_of_single_examples():
             (np.ones((N, 3), np.float32), np.zeros((N, 1), np.float32)),
             likelihood="gaussian",
         )
+
+
+def test_a_model_of_several_outputs():
+    """Refused with the way to choose one, or to join them, whatever is asked for."""
+    params = {"kernel": jnp.ones((3, 4)), "mean": jnp.ones((4, 1)), "scale": jnp.ones((4, 1))}
+    x, y = np.ones((N, 3), np.float32), np.zeros((N, 1), np.float32)
+
+    def heads(params, x):
+        h = jnp.tanh(x @ params["kernel"])
+        return h @ params["mean"], -jnp.exp(h @ params["scale"])
+
+    models = {
+        "[0]": heads,
+        "['mean']": lambda params, x: {"mean": heads(params, x)[0]},
+        "[0]['a']": lambda params, x: [{"a": part} for part in heads(params, x)],
+    }
+    for first, model_fn in models.items():
+        for subset in (None, "last_layer"):
+            with exact.as_users_call(), pytest.raises(ValueError, match="model outputs") as error:
+                lk.fit(model_fn, params, (x, y), likelihood="gaussian", subset=subset)
+            assert f"lambda params, x: model_fn(params, x){first}," in str(error.value)
+            assert "jnp.concatenate([...], axis=-1)" in str(error.value)
+    with exact.as_users_call(), pytest.raises(ValueError, match="outputs None, expected one array"):
+        lk.fit(lambda params, x: None, params, (x, y), likelihood="gaussian")
+
+    def joined(params, x):
+        return jnp.concatenate(heads(params, x), axis=-1)
+
+    la = lk.fit(joined, params, (x, y), likelihood="heteroscedastic_gaussian", subset="last_layer")
+    assert la.card()["parameters"] == "8 of 20, the last layer"
 
 
 def test_nothing_is_computed_before_the_options_are_checked():

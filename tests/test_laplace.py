@@ -282,8 +282,16 @@ def test_the_defaults_of_predict_can_be_others():
         sampled.predict(x)
     with exact.as_users_call(), pytest.raises(ValueError, match=r"link='probbit'.*'probit'"):
         la.with_prediction(link="probbit")
-    with pytest.raises(ValueError, match="num_samples=1, expected at least 2 draws"):
+    of_draws = "expected a whole number of draws, at least"
+    with pytest.raises(ValueError, match=f"num_samples=1, {of_draws} 2"):
         la.with_prediction(num_samples=1)
+    with pytest.raises(ValueError, match=f"num_samples=0, {of_draws} 2"):
+        la.predict(x, method="sampled", key=key, num_samples=0)
+    with pytest.raises(ValueError, match="batch_size=0, expected a positive number"):
+        la.predict(x, batch_size=0)
+    for num_samples in (0, -1):
+        with pytest.raises(ValueError, match=f"num_samples={num_samples}, {of_draws} 1"):
+            la.sample(key, num_samples)
 
 
 def test_tuning_judges_by_the_very_predictive_that_is_used_later():
@@ -342,3 +350,47 @@ def test_draws_are_like_the_parameters(x64):
     again = la.sample(jax.random.key(0), 5)
     jax.tree.map(np.testing.assert_array_equal, draws, again)
     assert not np.allclose(draws["out"]["bias"][0], draws["out"]["bias"][1])
+
+
+# --- parameters in lower precision ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
+@pytest.mark.parametrize("structure", ["low_rank", "ekfac"])
+def test_parameters_in_bfloat16_agree_with_the_same_in_float32(structure, likelihood):
+    """From the fit to tuned predictions, in float32, and metrics: to bfloat16's precision."""
+    params, x, y = problem(num=60)
+    halved = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    x = np.asarray(x.astype(jnp.bfloat16), np.float32)
+    if likelihood == "gaussian":
+        y = (np.stack([y, 1 - y], axis=1) + 0.1 * np.sin(7 * x)).astype(np.float32)
+
+    def cast(params, x):
+        return model(params, x.astype(params["kernel"].dtype))
+
+    def results(params):
+        la = lk.fit(
+            cast,
+            params,
+            (x, y),
+            likelihood=likelihood,
+            structure=structure,
+            rank=5 if structure == "low_rank" else None,
+        )
+        evidence = la.log_marginal_likelihood()
+        la = la.tune()
+        predictive = la.predict(x)
+        dtypes = {predictive.f_mean.dtype, predictive.f_var.dtype, predictive.f_cov.dtype}
+        assert dtypes == {jnp.dtype("float32")}
+        found = la.evaluate((x, y))
+        assert all(np.isfinite(value) for value in found.values())
+        return evidence, la.prior_precision, predictive.f_var, found["nll"]
+
+    exactly = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), halved)
+    evidence, precision, variance, nll = results(halved)
+    others = results(exactly)
+    np.testing.assert_allclose(evidence, others[0], rtol=0.01)
+    np.testing.assert_allclose(precision, others[1], rtol=0.05)
+    eps = float(jnp.finfo(jnp.bfloat16).eps)
+    np.testing.assert_allclose(variance, others[2], atol=8 * eps * np.max(others[2]))
+    np.testing.assert_allclose(nll, others[3], rtol=0.01)

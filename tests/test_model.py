@@ -1,5 +1,9 @@
 """Adapters give a pure function and the parameters alone, and leave the module as it was."""
 
+import collections
+import functools
+
+import exact
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,7 +14,14 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 import laplace_kit as lk
-from laplace_kit.model import batched, from_equinox, from_linen, from_nnx
+from laplace_kit.model import (
+    batched,
+    check_model,
+    check_one_output,
+    from_equinox,
+    from_linen,
+    from_nnx,
+)
 
 X = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 Y = np.arange(6) % 2
@@ -136,6 +147,59 @@ def test_nnx_module_with_other_values_reuses_every_program():
     assert not np.allclose(first, second)
 
 
+class Recurrent(nnx.Module):
+    """A module that scans over a module, which counts its random keys while it is called."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.rnn = nnx.RNN(nnx.LSTMCell(3, 4, rngs=rngs))
+        self.head = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.rnn(x)[:, -1])
+
+
+def lstm(params, x):
+    """Return what `Recurrent` does in NumPy: gates in the order input, forget, cell, output."""
+    cell = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["rnn"]["cell"])
+    carry, h = np.zeros((2, len(x), 4))
+
+    def sigmoid(z):
+        return 1 / (1 + np.exp(-z))
+
+    for x_t in x.swapaxes(0, 1):
+        gates = {
+            name: x_t @ cell[of_input]["kernel"]
+            + h @ cell[f"h{name}"]["kernel"]
+            + cell[f"h{name}"]["bias"]
+            for name, of_input in (("i", "ii"), ("f", "if_"), ("g", "ig"), ("o", "io"))
+        }
+        carry = sigmoid(gates["f"]) * carry + sigmoid(gates["i"]) * np.tanh(gates["g"])
+        h = sigmoid(gates["o"]) * np.tanh(carry)
+    return h @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
+
+
+def test_nnx_module_that_changes_itself_while_it_is_called():
+    model_fn, params = from_nnx(Recurrent(nnx.Rngs(0)))
+    x = np.random.default_rng(3).normal(size=(6, 5, 3)).astype(np.float32)
+    expected = lstm(params, x)
+    np.testing.assert_allclose(model_fn(params, x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(model_fn)(params, x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("structure", ["full", "kron"])
+def test_nnx_recurrent_module_is_fitted_and_predicts(structure):
+    model_fn, params = from_nnx(Recurrent(nnx.Rngs(0)))
+    x = np.random.default_rng(3).normal(size=(6, 5, 3)).astype(np.float32)
+    la = lk.fit(model_fn, params, (x, Y), likelihood="categorical", structure=structure)
+    theta, unravel = ravel_pytree(params)
+    jac = np.asarray(jax.jit(jax.jacobian(lambda theta: model_fn(unravel(theta), x)))(theta))
+    found = la.predict(x)
+    twins.assert_close(found.f_mean, lstm(params, x), rtol=1e-4)
+    f_cov = np.einsum("ncp,pq,ndq->ncd", jac, la.posterior.covariance(), jac)
+    twins.assert_close(found.f_cov, f_cov, rtol=1e-3)
+
+
 def test_nnx_refuses_other_modules():
     with pytest.raises(
         TypeError, match=r"Found Dense, expected a flax\.nnx\.Module; for flax\.linen"
@@ -218,6 +282,137 @@ def test_equinox_single_examples_become_batches():
     is_pure_and_frozen(model_fn, params, expected)
     is_fitted(model_fn, params)
     assert jax.tree.structure(from_equinox(module)[0]) == jax.tree.structure(model_fn)
+
+
+def stateful_equinox():
+    """Return a module with BatchNorm after some batches of training, and its state."""
+    eqx = pytest.importorskip("equinox")
+
+    class Stateful(eqx.Module):
+        first: eqx.nn.Linear
+        norm: eqx.nn.BatchNorm
+        last: eqx.nn.Linear
+
+        def __init__(self, key):
+            self.first, self.last = eqx.nn.Linear(3, 4, key=key), eqx.nn.Linear(4, 2, key=key)
+            self.norm = eqx.nn.BatchNorm(4, axis_name="batch", mode="ema")
+
+        def __call__(self, x, state):
+            x, state = self.norm(jnp.tanh(self.first(x)), state)
+            return self.last(x), state
+
+    module, state = eqx.nn.make_with_state(Stateful)(jax.random.key(0))
+    train = jax.vmap(module, axis_name="batch", in_axes=(0, None), out_axes=(0, None))
+    for shift in (0.0, 0.5):
+        _, state = train(jnp.asarray(X) + shift, state)
+    return module, state
+
+
+def test_equinox_stateful_module_in_inference_mode():
+    module, state = stateful_equinox()
+    mean, variance = (np.asarray(a, np.float64) for a in state.get(module.norm.ema_state_index))
+    hidden = np.tanh(X @ np.asarray(module.first.weight).T + module.first.bias)
+    hidden = (hidden - mean) / np.sqrt(variance + module.norm.eps)
+    hidden = hidden * module.norm.weight + module.norm.bias
+    expected = hidden @ np.asarray(module.last.weight).T + module.last.bias
+    model_fn, params = from_equinox(module, state)
+    is_pure_and_frozen(model_fn, params, expected)
+    assert len(jax.tree.leaves(params)) == 6  # and no statistics
+    is_fitted(model_fn, params)
+    assert jax.tree.structure(from_equinox(module, state)[0]) == jax.tree.structure(model_fn)
+
+
+def test_equinox_state_that_is_missing_or_in_the_wrong_place():
+    eqx = pytest.importorskip("equinox")
+    module, state = stateful_equinox()
+    with pytest.raises(TypeError, match=r"Found no state for the module Stateful, expected the eq"):
+        from_equinox(module)
+    with pytest.raises(TypeError, match=r"Found tuple, .* from_equinox\(model, state\)"):
+        from_equinox((module, state))
+    with pytest.raises(TypeError, match="Found dict for the module Stateful"):
+        from_equinox(module, {})
+    with pytest.raises(TypeError, match=r"Found Dense, expected an equinox\.Module"):
+        from_equinox(nn.Dense(2))
+    linear = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+    with pytest.raises(TypeError, match=r"Found Linear, expected a flax\.linen\.Module"):
+        from_linen(linear, {"params": {}})
+
+
+# --- what is passed for a model -------------------------------------------------------------------
+
+
+class Keras:
+    """A stand-in for a layer of Keras, which is told by the class that it inherits from."""
+
+    def __call__(self, x):
+        return x
+
+
+Keras.__module__, Keras.__name__ = "keras.src.layers.layer", "Layer"
+
+
+def modules() -> dict:
+    eqx = pytest.importorskip("equinox")
+    return {
+        "from_nnx": nnx.Linear(3, 2, rngs=nnx.Rngs(0)),
+        "from_linen": nn.Dense(2),
+        "from_equinox": eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0)),
+        "stateless_call": type("Model", (Keras,), {})(),
+    }
+
+
+@pytest.mark.parametrize("adapter", ["from_nnx", "from_linen", "from_equinox", "stateless_call"])
+def test_modules_passed_for_a_function_name_their_adapter(adapter):
+    module = modules()[adapter]
+    name = type(module).__name__
+    for call in (
+        lambda: check_model(module),
+        lambda: lk.fit(module, {"w": jnp.ones(2)}, (X, Y), likelihood="categorical"),
+        lambda: lk.curv.GGNOperator(module, {"w": jnp.ones(2)}, (X, Y), "categorical"),
+    ):
+        with pytest.raises(TypeError, match=rf"model of type {name}, expected a f.*{adapter}"):
+            call()
+
+
+def test_torch_modules_passed_for_a_function():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match="a torch module has to be rewritten"):
+        check_model(torch.nn.Linear(3, 2))
+
+
+def test_functions_that_libraries_wrap_are_functions():
+    eqx = pytest.importorskip("equinox")
+
+    def fn(params, x, *, train=False):
+        return x @ params
+
+    module = nn.Dense(2)
+    for model_fn in (fn, jax.jit(fn), eqx.filter_jit(fn), module.apply, batched(fn), np.matmul,
+                     functools.partial(fn, train=True), jax.tree_util.Partial(fn)):  # fmt: skip
+        check_model(model_fn)
+
+
+@pytest.mark.parametrize(
+    ("model_fn", "words"),
+    [
+        (lambda x: x, r"arguments \(x\), which cannot be called as model_fn\(params, x\)"),
+        (lambda params, x, train: x, r"missing a required argument: 'train'"),
+        (lambda params, x, *, key: x, r"close over everything else"),
+        (3, "model of type int, expected a function"),
+    ],
+)
+def test_functions_of_other_arguments(model_fn, words):
+    with exact.as_users_call(), pytest.raises(TypeError, match=words):
+        lk.fit(model_fn, {"w": jnp.ones(2)}, (X, Y), likelihood="categorical")
+
+
+def test_one_array_is_all_that_a_model_returns():
+    check_one_output(jax.ShapeDtypeStruct((3, 2), "float32"))
+    pair = collections.namedtuple("Pair", ["logits", "hidden"])(jnp.ones((3, 2)), jnp.ones(3))
+    with pytest.raises(ValueError, match=r"lambda params, x: model_fn\(params, x\)\.logits, or"):
+        check_one_output(pair)
+    with pytest.raises(ValueError, match=r"outputs \(\), expected .* return a single array"):
+        check_one_output(jnp.ones(()))
 
 
 # --- single examples ------------------------------------------------------------------------------

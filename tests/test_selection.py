@@ -1,11 +1,15 @@
 """Selections of parameters by path, mask or number, and their inverses."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+import laplace_kit as lk
 from laplace_kit import tree
 from laplace_kit.selection import Named, select
 
@@ -97,6 +101,34 @@ def test_a_bare_array_is_chosen_by_booleans_of_its_shape_or_by_numbers():
         np.testing.assert_array_equal(selection.insert(free + 1), bare + ELEMENTS)
 
 
+def test_a_predicate_on_a_bare_array_is_no_mask():
+    bare = jnp.arange(6.0).reshape(2, 3)
+    for subset in (lambda path: True, jax.tree_util.Partial(lambda one, path: path == one, "")):
+        free, selection = select(bare, subset)
+        np.testing.assert_array_equal(free, bare)
+        np.testing.assert_array_equal(selection.insert(free + 1), bare + 1)
+    with pytest.raises(ValueError, match="no free floating-point parameter"):
+        select(bare, lambda path: "head" in path)
+
+
+def test_a_mask_that_can_be_called_is_no_predicate():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Module:
+        weight: Any
+        inner: Any
+
+        def __call__(self, x):
+            return x
+
+    module = Module(jnp.arange(2.0), Module(jnp.arange(3.0), {"a": jnp.ones(2)}))
+    for mask in (Module(False, Module(True, {"a": False})), Module(False, Module(True, False))):
+        free, _ = select(module, mask)
+        np.testing.assert_array_equal(tree.ravel(free), [0.0, 1.0, 2.0])
+    free, _ = select(module, lambda path: path == "inner/weight")
+    np.testing.assert_array_equal(tree.ravel(free), [0.0, 1.0, 2.0])
+
+
 def test_empty_leaves_and_integers_have_no_numbers():
     like = {"a": jnp.zeros((0, 3)), "b": jnp.arange(4), "c": jnp.arange(2.0)}
     free, _ = select(like, np.asarray([1]))
@@ -180,3 +212,69 @@ def test_values_for_the_free_parameters_take_no_memory_for_the_others():
     memory = program.lower(selection, free, values).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 4096
     np.testing.assert_array_equal(program(selection, free, values), [2.0] * 3 + [1.0] * 2)
+
+
+# --- what is no real number -----------------------------------------------------------------------
+
+
+COMPLEX = {"kernel": jnp.ones((3, 2), jnp.complex64), "head": jnp.ones(2)}
+
+
+@pytest.mark.parametrize(
+    "subset",
+    [
+        None,
+        lambda path: path == "kernel",
+        {"kernel": True, "head": False},
+        {"kernel": np.eye(3, 2) > 0, "head": True},
+        True,
+    ],
+)
+def test_complex_parameters_that_are_chosen_are_refused(subset):
+    with pytest.raises(TypeError, match=r"complex64 parameters at 'kernel' of shape \(3, 2\)") as e:
+        select(COMPLEX, subset)
+    assert "jax.lax.complex(params['real'], params['imag'])" in str(e.value)
+    assert "subset=lambda path: path != 'kernel'" in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "subset", [lambda path: path != "kernel", {"kernel": False, "head": True}, np.arange(2)]
+)
+def test_complex_parameters_that_are_left_out_are_frozen(subset):
+    free, selection = select(COMPLEX, subset)
+    assert free["kernel"] is None
+    assert_trees_equal(selection.insert(free), COMPLEX)
+
+
+def test_the_last_layer_of_a_model_with_complex_parameters():
+    def model(params, x):
+        return jnp.abs(x @ params["kernel"]) @ params["head"][:, None]
+
+    x, y = np.ones((5, 3), np.float32), np.zeros((5, 1), np.float32)
+    la = lk.fit(model, COMPLEX, (x, y), likelihood="gaussian", subset="last_layer")
+    # Features of 3 each, five times: H = 45 everywhere.
+    np.testing.assert_allclose(la.posterior.covariance(), np.linalg.inv(45 + np.eye(2)), rtol=1e-4)
+    assert la.card()["frozen"] == "1 leaf: kernel (complex64)"
+    with pytest.raises(TypeError, match="complex64 parameters at 'kernel'"):
+        lk.fit(model, COMPLEX, (x, y), likelihood="gaussian")
+    with pytest.raises(TypeError, match="complex64 parameters at 'kernel'"):
+        lk.curv.GGNOperator(model, COMPLEX, (x, y), "gaussian")
+
+
+@pytest.mark.parametrize(
+    ("leaf", "kind"),
+    [(jnp.tanh, r"\w+"), ("relu", "str"), (np.asarray(["a"]), "ndarray"), (object(), "object")],
+)
+def test_leaves_that_are_no_numbers(leaf, kind):
+    with pytest.raises(
+        TypeError, match=rf"of type {kind} at 'layers/0' in the parameters"
+    ) as error:
+        select({"layers": [leaf, jnp.ones(2)]})
+    assert "equinox.partition(module, equinox.is_inexact_array)" in str(error.value)
+
+
+def test_numbers_of_python_and_random_keys_are_leaves():
+    like = {"scale": 2.0, "num": 3, "flag": True, "key": jax.random.key(0)}
+    free, selection = select(like)
+    assert [name for name, leaf in free.items() if leaf is not None] == ["scale"]
+    assert selection.insert(free)["num"] == 3

@@ -86,6 +86,17 @@ def test_integer_leaves_and_other_likelihoods(tmp_path):
     is_bitwise_equal(lk.load(tmp_path / "la.npz", problem.model_fn), la)
 
 
+def test_random_keys_among_frozen_leaves(tmp_path):
+    keys = {"plain": jax.random.key(3), "other": jax.random.split(jax.random.key(4, impl="rbg"))}
+    storage.write(tmp_path / "keys", keys, {})
+    again = storage.read(tmp_path / "keys", {})
+    for name, key in keys.items():
+        assert again[name].dtype == key.dtype
+        drawn = (jax.random.bits(k) if k.ndim == 0 else jax.vmap(jax.random.bits)(k)
+                 for k in (again[name], key))  # fmt: skip
+        np.testing.assert_array_equal(*drawn)
+
+
 def test_the_likelihood_s_own_leaves(tmp_path, x64):
     regression = exact.regression()
     la = regression.fit(*exact.priors(regression.num_params), structure="full")

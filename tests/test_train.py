@@ -13,7 +13,7 @@ from exact import linear
 from scipy.optimize import minimize
 
 import laplace_kit as lk
-from laplace_kit import train
+from laplace_kit import train, tree
 from laplace_kit.data import InMemory
 from laplace_kit.train import train_with_evidence
 from laplace_kit.tree import pytree_dataclass
@@ -187,6 +187,23 @@ def test_frozen_leaves_stay_and_counts_have_no_noise():
     assert moved
 
 
+def test_parameters_that_are_one_array(x64):
+    """They are trained, and the evidence follows, as in a dictionary."""
+    weight = np.zeros((REGRESSION.x.shape[1], NUM_OUTPUTS))
+    options = {"likelihood": lk.Gaussian(0.5), "structure": "full", "num_epochs": 1}
+    options["key"] = jax.random.key(0)
+    data = (REGRESSION.x, REGRESSION.y)
+    bare = train_with_evidence(lambda w, x: x @ w, jnp.asarray(weight), data, **options)
+    named = train_with_evidence(
+        lambda params, x: x @ params["w"], {"w": jnp.asarray(weight)}, data, **options
+    )
+    np.testing.assert_allclose(bare.la.mode, named.la.mode["w"], rtol=1e-10)
+    assert np.abs(bare.la.mode).max() > 0.01
+    np.testing.assert_allclose(
+        bare.history.log_marginal_likelihood, named.history.log_marginal_likelihood, rtol=1e-10
+    )
+
+
 # --- a network on noisy data ----------------------------------------------------------------------
 
 
@@ -357,23 +374,25 @@ def test_a_checkpoint_that_cannot_be_written_is_refused_before_training(tmp_path
     for path in (tmp_path / "missing" / "best.npz", tmp_path):
         with pytest.raises(FileNotFoundError, match="expected the path of a file"):
             train_linear(checkpoint=path)
-
-    def model_fn(params, x):
-        return linear({"weight": params.weight, "bias": params.bias}, x)
-
-    params = REGRESSION.unravel(np.zeros(REGRESSION.num_params))
-    module = jax.tree_util.Partial(linear, params)
-    with pytest.raises(TypeError, match="in what is to be saved"):
-        train_with_evidence(
-            model_fn,
-            module,
-            (REGRESSION.x, REGRESSION.y),
-            likelihood="gaussian",
-            num_epochs=1,
-            key=jax.random.key(0),
-            checkpoint=tmp_path / "best.npz",
-        )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_parameters_that_are_a_module(tmp_path):
+    """A `Partial` is a pytree of a class that files do not know."""
+    module = jax.tree_util.Partial(linear, REGRESSION.unravel(np.zeros(REGRESSION.num_params)))
+    training = train_with_evidence(
+        lambda module, x: module(x),
+        module,
+        (REGRESSION.x, REGRESSION.y),
+        likelihood="gaussian",
+        structure="full",
+        num_epochs=1,
+        key=jax.random.key(0),
+        checkpoint=tmp_path / "best.npz",
+    )
+    again = lk.load(tmp_path / "best.npz", lambda module, x: module(x), params=module)
+    assert jax.tree.structure(again.params) == jax.tree.structure(module)
+    np.testing.assert_array_equal(tree.ravel(again.mode), tree.ravel(training.la.mode))
 
 
 def test_training_that_diverges_is_stopped_with_a_remedy():

@@ -386,6 +386,43 @@ def test_cross_validation_finds_the_minimum_of_refits(x64):
     assert tuned.tuning.method == "cross_validation"
 
 
+@pytest.mark.filterwarnings("ignore:The held-out loss is smallest at a bound")
+def test_the_temperature_of_cross_validation_is_that_of_refits(x64):
+    """In-sample, the best temperature of this regression is none; of refits it is near one."""
+    regression, folds, delta = exact.regression(num=9), 3, 1.0
+    num, index = regression.num_params, np.arange(9)
+    mean = np.full(num, 0.3)
+    la = regression.fit(np.ones(num), mean, structure="full")
+    training = (jnp.asarray(regression.x), jnp.asarray(regression.y))
+    tuned = la.tune(
+        method="cross_validation",
+        data=training,
+        num_folds=folds,
+        bounds=(delta / 1.0001, delta * 1.0001),
+        temperature=True,
+    )
+
+    def loss(temperature, rest, out):
+        part = exact.Regression(regression.x[rest], regression.y[rest], regression.noise_std)
+        mode, cov = part.posterior(np.full(num, delta), mean)
+        design = regression.design(regression.x[out])
+        epistemic = temperature * np.einsum("np,pq,nq->n", design, cov, design)
+        var = epistemic + regression.noise_std**2
+        squares = (regression.y[out].ravel() - design @ mode) ** 2 / var
+        return 0.5 * np.sum(squares + np.log(2 * np.pi * var))
+
+    def refitted(temperature):
+        return sum(loss(temperature, index % folds != k, index % folds == k) for k in range(folds))
+
+    grid = 10.0 ** np.linspace(-6, 2, 401)
+    best = grid[np.argmin([refitted(t) for t in grid])]
+    in_sample = grid[np.argmin([loss(t, index >= 0, index >= 0) for t in grid])]
+    assert float(tuned.temperature) == pytest.approx(best, rel=0.05)
+    assert refitted(float(tuned.temperature)) <= refitted(best) + 1e-4
+    assert in_sample == grid[0]
+    assert 0.1 < best < 10
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The held-out loss is smallest at a bound")
 @pytest.mark.parametrize("kind", ["diagonal", "low_rank", "ekfac"])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from laplace_kit.approx.posterior import Posterior, Spectrum, Structure
+from laplace_kit.approx.posterior import Posterior, Structure, spectrum_of
 from laplace_kit.curv.operator import CurvatureOperator
 from laplace_kit.tree import pytree_dataclass
 
@@ -28,7 +28,7 @@ class DiagonalStructure(Structure):
         return DiagonalStructure(self.diagonal * factor)
 
     def spectrum(self):
-        return Spectrum(self.diagonal, self.diagonal.min(), len(self.diagonal))
+        return spectrum_of((self.diagonal,))
 
 
 def fit_diagonal(operator: CurvatureOperator) -> DiagonalStructure:

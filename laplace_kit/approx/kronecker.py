@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from laplace_kit.approx.dense_block import DenseBlock, DensePrecision, dense_precision
 from laplace_kit.approx.eigenblock import Eigenblock, EigenPrecision, PosteriorBlock
-from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, without_rounding
+from laplace_kit.approx.posterior import Posterior, Structure, spectrum_of, without_rounding
 from laplace_kit.curv.capture.layout import Layout, to_flat
 from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.ggn import GaussNewtonOperator
@@ -101,8 +101,7 @@ class KroneckerStructure(Structure):
         return replace(self, blocks=blocks)
 
     def spectrum(self):
-        values = jnp.concatenate([block.values.reshape(-1) for block in self.blocks])
-        return Spectrum(values, values.min(), len(values))
+        return spectrum_of(tuple(block.values for block in self.blocks))
 
 
 def _refuse(precision: np.ndarray) -> None:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, keep, without_rounding
 from laplace_kit.curv.matrix_free.lanczos import leading_eigenpairs
 from laplace_kit.curv.operator import CurvatureOperator
+from laplace_kit.curv.rounding import rounding
 from laplace_kit.tree import pytree_dataclass, replace
 
 # With more parameters than so many times the rank, rows lie mostly outside of the eigenvectors.
@@ -79,7 +80,10 @@ def fit_low_rank(
 ) -> LowRankStructure:
     """Return the leading eigenpairs of an operator; see `leading_eigenpairs` for the cost."""
     pairs, smallest = leading_eigenpairs(operator, rank, key=key)
-    met = without_rounding(jnp.append(pairs.values, smallest), operator.shape[0])
+    if operator.is_positive_semidefinite:  # so that what is negative is rounding
+        smallest = jnp.maximum(smallest, 0)
+    values = jnp.append(pairs.values, smallest)
+    met = without_rounding(values, operator.shape[0], rounding(operator))
     return LowRankStructure(jnp.maximum(met[:-1], 0), pairs.vectors, pairs.residuals, met[-1])
 
 

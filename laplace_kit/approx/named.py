@@ -16,6 +16,30 @@ from laplace_kit.data import Data
 
 CURVATURES = ("ggn", "hessian", "empirical_fisher", "mc_fisher")
 
+_KRONECKER = "K-FAC is 'kron', and 'ekfac' the same with a diagonal that is exact in its basis."
+_SUBSET = "Which parameters are random is another choice: pass subset='last_layer', for example."
+_CURVATURE = "That is a curvature: pass it as curvature=, with any structure."
+_FISHER = (
+    "The Fisher matrix of most likelihoods equals the GGN, 'ggn'; 'mc_fisher' draws its labels, "
+    "'empirical_fisher' takes those of the data."
+)
+# What other libraries and papers call them; see `laplace_kit.errors.check_option`.
+STRUCTURE_HINTS = {
+    **dict.fromkeys(("kfac", "k_fac", "kronecker", "kronecker_factored", "kflr"), _KRONECKER),
+    **dict.fromkeys(("last_layer", "lastlayer", "ll", "subnetwork", "subnet", "all"), _SUBSET),
+    **dict.fromkeys((*CURVATURES, "fisher"), _CURVATURE),
+    **dict.fromkeys(("dense", "exact", "gp", "functional"), "Did you mean 'full'?"),
+    **dict.fromkeys(("lowrank", "lanczos", "eigen"), "Did you mean 'low_rank'?"),
+}
+CURVATURE_HINTS = {
+    **dict.fromkeys(("gauss_newton", "generalized_gauss_newton", "gn"), "Did you mean 'ggn'?"),
+    **dict.fromkeys(("fisher", "ef", "natural"), _FISHER),
+    **dict.fromkeys(
+        ("kfac", "kron", "ekfac", "full", "diagonal", "diag", "low_rank"),
+        "That is a structure: pass it as structure=, with any curvature.",
+    ),
+}
+
 
 def named_operator(
     objective: Objective, data: Data, choice: Choice, key: PRNGKeyArray | None

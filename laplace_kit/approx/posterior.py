@@ -10,6 +10,7 @@ All vectors are flat, in float32 or better.
 import abc
 import math
 from collections.abc import Callable, Hashable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from laplace_kit import tree
 from laplace_kit.curv.capture.layout import Layout
 from laplace_kit.curv.capture.rows import Rows
+from laplace_kit.errors import check_count
 from laplace_kit.tree import is_concrete, pytree_dataclass
 
 
@@ -70,7 +72,8 @@ class Posterior(abc.ABC):
         """Of the flat vectors."""
 
     def sample(self, key: PRNGKeyArray, num_samples: int) -> Float[Array, "K P"]:
-        """Return draws from the Gaussian, `(K, P)`."""
+        """Return draws from the Gaussian, `(K, P)`; a `ValueError` if K is not positive."""
+        check_count("num_samples", num_samples, "draws")
         return self.scale_mv(jax.random.normal(key, (num_samples, self.size), self.dtype))
 
     def covariance(self) -> Float[Array, "P P"]:
@@ -172,11 +175,32 @@ class Spectrum:
         return jnp.sum(self.values / (self.values + delta))
 
 
-def without_rounding(values: Float[Array, " R"], size: int) -> Float[Array, " R"]:
-    """Set eigenvalues that are negative by rounding alone to zero; truly negative ones stay."""
-    return jnp.where((values < 0) & (values >= -_rounding(values, size)), 0, values)
+@jax.jit
+def spectrum_of(parts: tuple[Float[Array, "..."], ...]) -> Spectrum:
+    """Return the spectrum whose eigenvalues are the entries of these arrays."""
+    values = jnp.concatenate([part.reshape(-1) for part in parts])
+    return Spectrum(values, values.min(), len(values))
 
 
+def without_rounding(
+    values: Float[Array, " R"], size: int, coarsest: float = 0.0
+) -> Float[Array, " R"]:
+    """Set eigenvalues that are negative by rounding alone to zero; truly negative ones stay.
+
+    Parameters
+    ----------
+    values
+        In the dtype that they were computed in.
+    size
+        Of the matrix.
+    coarsest
+        The rounding of the matrix itself, relative to its norm, where that is in lower precision.
+    """
+    rounding = jnp.maximum(_rounding(values, size), coarsest * jnp.abs(values).max())
+    return jnp.where((values < 0) & (values >= -rounding), 0, values)
+
+
+@partial(jax.jit, static_argnames="size", inline=True)
 def _rounding(values: Float[Array, " R"], size: int) -> Float[Array, ""]:
     return size * jnp.finfo(values.dtype).eps * jnp.abs(values).max()
 

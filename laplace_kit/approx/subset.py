@@ -18,7 +18,7 @@ from laplace_kit.curv.capture.products import parts_of
 from laplace_kit.curv.capture.uses import Program, find_uses
 from laplace_kit.curv.objective import restrict
 from laplace_kit.likelihood import Gaussian
-from laplace_kit.selection import Named, can_vary, select
+from laplace_kit.selection import Named, can_vary, select, varying
 
 
 def last_layer(model_fn: Callable, params: PyTree, x: PyTree) -> PyTree:
@@ -54,14 +54,14 @@ def last_layer(model_fn: Callable, params: PyTree, x: PyTree) -> PyTree:
     Snoek et al. (2015), Scalable Bayesian optimization using deep neural networks. Kristiadi et al.
     (2020), Being Bayesian, even just a bit, fixes overconfidence in ReLU networks.
     """
-    objective, _ = restrict(model_fn, params, Gaussian())  # the likelihood plays no part
+    objective, _ = restrict(model_fn, params, Gaussian(), varying(params))  # of any likelihood
     last = _last_leaves(find_layers(objective, x))
     flags = iter(last)
     return jax.tree.map(lambda leaf: can_vary(leaf) and next(flags), params)
 
 
 def _last_leaves(found: Layers) -> list[bool]:
-    """Tell for every free leaf whether it belongs to the last layer."""
+    """Return for every free leaf whether it belongs to the last layer."""
     program = found.program
     steps = {part.step for layer in found.layers for part in parts_of(layer.product)}
     live = _sources(program, [program.output])
@@ -192,7 +192,7 @@ def largest_variance(
 
 
 def _flat(params: PyTree) -> Float[np.ndarray, " P"]:
-    return np.asarray(tree.ravel(select(params)[0]), np.float64)
+    return np.asarray(tree.ravel(select(params, varying(params))[0]), np.float64)
 
 
 def _largest(values: Float[np.ndarray, " P"], num: int | float) -> Int[np.ndarray, " K"]:

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num, PRNGKeyArray, PyTree
 
+from laplace_kit.curv.draws import example_key
 from laplace_kit.curv.ggn import GaussNewtonOperator
 from laplace_kit.curv.operator import STATIC, bind
 from laplace_kit.data import DataLike, as_data
+from laplace_kit.errors import check_count
 from laplace_kit.likelihood import LikelihoodLike
 from laplace_kit.tree import pytree_dataclass
 
@@ -73,9 +75,11 @@ class MonteCarloFisherOperator(GaussNewtonOperator):
 
     $g_{nm}$ is the gradient of example n at a label $\hat y_{nm} \sim p(y \mid f(x_n))$. Its
     expectation over labels is the Fisher matrix, the GGN for an exponential family in natural
-    parameters. The labels depend on the key and the example's number only, never on the chunks,
-    so one operator is one fixed matrix; over a stream that needs batches in a fixed order. Where
-    the observed label is missing, so is the drawn one.
+    parameters. The labels depend on the key and on the values of the example only, its target
+    included, never on its place among the others or in a chunk: one operator is one fixed matrix,
+    over a loader that shuffles too. Examples that are equal, input and target, get the same labels:
+    the expectation does not change, but their draws count as one, so that data of few distinct
+    examples need more labels for each. Where the observed label is missing, so is the drawn one.
 
     Parameters
     ----------
@@ -110,25 +114,21 @@ class MonteCarloFisherOperator(GaussNewtonOperator):
     example_bytes: int = dataclasses.field(default=0, init=False)
 
     def __post_init__(self):
-        if self.num_samples < 1:
-            raise ValueError(
-                f"Found num_samples={self.num_samples}, expected a positive number of labels to "
-                "draw for each example."
-            )
+        check_count("num_samples", self.num_samples, "labels to draw for each example")
         bind(self)
 
     def num_columns(self, event):
         return self.num_samples
 
     def output_factor(self, f, chunk, columns):
-        def one(index, f_n, y_n):
+        def one(f_n, x_n, y_n):
             def draw(key):
                 return self.likelihood.sampled_gradient(key, f_n, y_n)
 
-            keys = jax.random.split(jax.random.fold_in(self.key, index), self.num_samples)
+            keys = jax.random.split(example_key(self.key, (x_n, y_n)), self.num_samples)
             return jax.vmap(draw)(keys.at[columns].get(mode="clip"))
 
-        drawn = jax.vmap(one)(chunk.index, f, chunk.y)
+        drawn = jax.vmap(one)(f, chunk.x, chunk.y)
         factor = jnp.where((columns < self.num_samples).reshape(-1, *(1,) * (f.ndim - 1)), drawn, 0)
         return factor / jnp.sqrt(jnp.asarray(self.num_samples, f.dtype))
 

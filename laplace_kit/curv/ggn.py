@@ -33,6 +33,7 @@ from laplace_kit.curv.linear import known_nonnegative
 from laplace_kit.curv.objective import per_example
 from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind
 from laplace_kit.data import Chunk, DataLike, as_data, batch_spec, even_chunk
+from laplace_kit.derivatives import linearize
 from laplace_kit.likelihood import FromLoss, LikelihoodLike
 from laplace_kit.tangents import side_by_side
 from laplace_kit.tree import pytree_dataclass
@@ -66,15 +67,14 @@ class GaussNewtonOperator(CurvatureOperator):
 
     def linear_map(self, chunk):
         objective = self.objective
-        f, push_forward = jax.linearize(
+        f, push_forward, pull_back = linearize(
             lambda params: objective.model_fn(params, chunk.x), objective.params
         )
-        transpose = jax.linear_transpose(push_forward, objective.params)
         push_forward = side_by_side(push_forward)
 
         def product(v: PyTree) -> PyTree:
             u = self.output_mv(f, chunk, push_forward(v))
-            return transpose(per_example(u, chunk.weight))[0]
+            return pull_back(per_example(u, chunk.weight))
 
         return product
 
@@ -305,7 +305,8 @@ class GGNOperator(GaussNewtonOperator):
 
     $L_n$ is the Hessian of $-\log p(y_n \mid f)$ in the outputs. For an exponential family in its
     natural parameters this is the Fisher matrix. A product costs one forward pass with its
-    tangent and one backward pass.
+    tangent and one backward pass; two of these where a model has a rule for reverse mode alone
+    (`jax.custom_vjp`).
 
     Parameters
     ----------

@@ -11,12 +11,15 @@ from laplace_kit.curv.objective import chunk_loss
 from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind, by_unit_vectors
 from laplace_kit.curv.vector import read_vectors
 from laplace_kit.data import DataLike, as_data
+from laplace_kit.derivatives import linearize_gradient
 from laplace_kit.likelihood import LikelihoodLike
 from laplace_kit.tree import pytree_dataclass
 
 
 def hvp(fun: Callable, params: PyTree, v: PyTree) -> PyTree:
     r"""Return $\nabla^2 \mathrm{fun}(\theta) \, v$ exactly, forward over reverse.
+
+    In reverse over reverse where `fun` has a rule for reverse mode alone (`jax.custom_vjp`).
 
     Parameters
     ----------
@@ -37,7 +40,7 @@ def hvp(fun: Callable, params: PyTree, v: PyTree) -> PyTree:
     Pearlmutter (1994), Fast exact multiplication by the Hessian.
     """
     v, restore = read_vectors(v, params, params, ())
-    return restore(jax.jvp(jax.grad(fun), (params,), (v,))[1])
+    return restore(linearize_gradient(jax.grad(fun), params)(v))
 
 
 @pytree_dataclass(static=STATIC)
@@ -76,7 +79,7 @@ class HessianOperator(CurvatureOperator):
     def linear_map(self, chunk):
         objective = self.objective
         gradient = jax.grad(lambda params: chunk_loss(objective, params, chunk))
-        return jax.linearize(gradient, objective.params)[1]
+        return linearize_gradient(gradient, objective.params)
 
     def diagonal(self):
         """Return the exact diagonal, `(P,)`, from products with unit vectors in blocks."""

@@ -19,6 +19,7 @@ from laplace_kit.curv.objective import Objective, per_example, restrict
 from laplace_kit.curv.operator import check_outputs
 from laplace_kit.curv.vector import read_vectors
 from laplace_kit.data import InMemory, as_data, check_batch_size, even_chunk, map_over, sum_over
+from laplace_kit.derivatives import linearize
 from laplace_kit.likelihood import Gaussian
 from laplace_kit.tangents import side_by_side
 from laplace_kit.tree import as_pytree_function, pytree_dataclass
@@ -313,8 +314,8 @@ def _held(operator: JacobianOperator, num_vectors: int) -> int:
 
 def _push_chunk(objective_and_vectors, x):
     objective, vs = objective_and_vectors
-    push = jax.linearize(lambda params: objective.model_fn(params, x), objective.params)[1]
-    return jax.vmap(side_by_side(push), out_axes=1)(vs)
+    found = linearize(lambda params: objective.model_fn(params, x), objective.params)
+    return jax.vmap(side_by_side(found.push_forward), out_axes=1)(vs)
 
 
 def _pull_chunk(objective, chunk):

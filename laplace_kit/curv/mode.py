@@ -1,12 +1,12 @@
 """One pass over the data at the mode: log-likelihood, gradient, count, and what is not finite."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from laplace_kit import memory, tree
 from laplace_kit.curv.objective import Objective, chunk_loss
@@ -65,7 +65,6 @@ def examine_mode(
         If parameters, data, targets or outputs are not finite or not valid; the message names the
         first offending batch (over a stream) or example (in memory).
     """
-    _check_params(objective.params)
     if batch_size is None:
         x, _ = batch_spec(data)
         unit = memory.activation_bytes(objective.model_fn, objective.params, x)
@@ -74,14 +73,33 @@ def examine_mode(
         batch_size = even_chunk(data, fitting)
     of_features = isinstance(data, InMemory) and data.of_features
     args = objective, of_features
-    loss, gradient, num_data, num_bad = sum_over(_chunk_statistics, args, data, batch_size)
-    if int(num_bad):
+    found = sum_over(_chunk_statistics, args, data, batch_size)
+    if int(found.num_bad_params):
+        _refuse_params(objective.params)
+    if int(found.num_bad):
         raise ValueError(_describe_first_bad(objective, of_features, data, batch_size))
-    accumulated = [
+    log_likelihood, gradient = _accumulated(found.loss, found.gradient)
+    return Mode(log_likelihood, gradient, int(found.num_data))
+
+
+class _Statistics(NamedTuple):
+    """Sums over a chunk: loss, its gradient, examples, those with a fault, faulty parameters."""
+
+    loss: Float[Array, ""]
+    gradient: PyTree
+    num_data: Int[Array, ""]
+    num_bad: Int[Array, ""]
+    num_bad_params: Int[Array, ""]
+
+
+@jax.jit
+def _accumulated(loss: Float[Array, ""], gradient: PyTree) -> tuple[Array, Float[Array, " P"]]:
+    """Return the log-likelihood, and the gradient flat and in float32 or better."""
+    leaves = [
         leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
         for leaf in jax.tree.leaves(gradient)
     ]
-    return Mode(-loss, tree.ravel(accumulated), int(num_data))
+    return -loss, tree.ravel(leaves)
 
 
 def labelled(objective: Objective, data: Any) -> tuple[PyTree, PyTree]:
@@ -200,7 +218,8 @@ def _chunk_statistics(args, chunk):
     )
     counted = chunk.weight > 0
     bad = jnp.stack(list(_faults(objective, of_features, chunk).values())).any(axis=0)
-    return loss, gradient, jnp.sum(counted), jnp.sum(bad & counted)
+    bad_params = sum(jnp.sum(~jnp.isfinite(leaf)) for leaf in jax.tree.leaves(objective.params))
+    return _Statistics(loss, gradient, jnp.sum(counted), jnp.sum(bad & counted), bad_params)
 
 
 def _faults(objective, of_features, chunk) -> dict[str, Array]:
@@ -255,7 +274,7 @@ def _describe_first_bad(objective, of_features, data, batch_size) -> str:
     return "Found data, targets or outputs that are not finite; they differ from pass to pass."
 
 
-def _check_params(params: PyTree) -> None:
+def _refuse_params(params: PyTree) -> None:
     counts = jax.device_get(_count_not_finite(params))
     for path, count in zip(tree.paths(params), counts, strict=True):
         if count:

@@ -5,7 +5,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import matfree.decomp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
@@ -14,6 +13,7 @@ from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.linearized import linearized
 from laplace_kit.curv.matrix_free.host import on_host, product
 from laplace_kit.curv.partition import Groups, block_diagonal
+from laplace_kit.errors import check_count
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -120,8 +120,7 @@ def layer_statistics(
     >>> operator = curv.GGNOperator(model_fn, params, (x, y), "categorical")
     >>> print(curv.layer_statistics(operator, key=jax.random.key(0)))
     """
-    if num_steps < 1:
-        raise ValueError(f"Found num_steps={num_steps}, expected at least one product; raise it.")
+    check_count("num_steps", num_steps, "products")
     num = operator.shape[0]
     if diagonal is not None and jnp.shape(diagonal) != (num,):
         raise ValueError(
@@ -156,6 +155,8 @@ def _largest_eigenvalues(
     batch_size: int,
 ) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
     """Return the largest Ritz value of every block and its residual; some blocks at a time."""
+    import matfree.decomp
+
     dtype = jnp.promote_types(operator.dtype, jnp.float32)
     start = jax.random.normal(key, block_of.shape, dtype)
     # Its upper half repeats the lower until the Krylov space of a small block is exhausted.

@@ -1,15 +1,14 @@
 """Metrics of a predictive on labelled data, by likelihood; entries without a target drop out."""
 
-import math
 from functools import partial, singledispatch
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float, Num, PyTree
 
 from laplace_kit.eval import metrics
+from laplace_kit.eval.losses import predictive_losses as predictive_losses
 from laplace_kit.eval.predictive import Predictive
 from laplace_kit.eval.report import classification_metrics, regression_metrics
 from laplace_kit.likelihood import (
@@ -125,100 +124,6 @@ def negative_log_likelihood(
     return jnp.where(valid, total / jnp.sum(observed), jnp.nan)
 
 
-@singledispatch
-def predictive_losses(
-    likelihood: Likelihood, predictive: Predictive, y: Num[Array, "N ..."]
-) -> Float[Array, "N *entries"]:
-    r"""Return $-\log p(y_i \mid x, D)$ for every entry of the targets; open to registration.
-
-    Raises
-    ------
-    TypeError
-        If the likelihood defines no predictive distribution of the targets.
-    """
-    raise TypeError(
-        f"Found a {type(likelihood).__name__} likelihood, which defines no predictive distribution "
-        "of the targets, expected a Gaussian one, Poisson, Categorical or Bernoulli; tune by "
-        "evidence."
-    )
-
-
-@predictive_losses.register
-def _(likelihood: Categorical, predictive, y):
-    probs = predictive.probs
-    if y.shape != probs.shape:
-        y = jax.nn.one_hot(y.astype(jnp.int32), probs.shape[-1], dtype=probs.dtype)
-    return -jnp.sum(y * _log(probs), axis=-1)
-
-
-@predictive_losses.register
-def _(likelihood: Bernoulli, predictive, y):
-    y = y.astype(predictive.probs.dtype)  # -y of an unsigned label is no number below zero
-    return -y * _log(predictive.probs) - (1 - y) * _log(1 - predictive.probs)
-
-
-@predictive_losses.register(Gaussian)
-@predictive_losses.register(HeteroscedasticGaussian)
-def _(likelihood, predictive, y):
-    return -jax.scipy.stats.norm.logpdf(y, predictive.mean, jnp.sqrt(predictive.var))
-
-
-@predictive_losses.register
-def _(likelihood: MultivariateGaussian, predictive, y):
-    """Take the outputs of an example together; without `f_cov` they are taken as uncorrelated."""
-    residual, cov = as_rows(y - predictive.mean), predictive.f_cov
-    cov = jax.vmap(jnp.diag)(as_rows(predictive.f_var)) if cov is None else cov
-    cov = cov + jnp.asarray(likelihood.noise_covariance, cov.dtype)
-    with jax.default_matmul_precision("highest"):
-        factor = jnp.linalg.cholesky(cov)
-        white = solve_triangular(factor, residual[..., None], lower=True)[..., 0]
-    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)), axis=1)
-    num_outputs = residual.shape[1]
-    return 0.5 * (jnp.sum(white**2, axis=1) + log_det + num_outputs * math.log(2 * math.pi))
-
-
-@predictive_losses.register
-def _(likelihood: Poisson, predictive, y):
-    """Integrate the rate out by 32-point Gauss-Hermite quadrature around the mode of each output.
-
-    Of large counts the integrand is far narrower than the outputs' distribution: nodes laid out for
-    the latter miss it.
-    """
-    f_mean, f_std = predictive.f_mean, jnp.sqrt(predictive.f_var)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(32)
-    log_weights = jnp.asarray(np.log(weights / weights.sum()) + nodes**2 / 2, f_mean.dtype)
-    counts = y.astype(f_mean.dtype)
-    mode, width = jax.lax.stop_gradient(_mode_of_log_rate(f_mean, f_std, counts))
-    z = mode[..., None] + width[..., None] * jnp.asarray(nodes, f_mean.dtype)
-    f, counts = f_mean[..., None] + f_std[..., None] * z, counts[..., None]
-    log_p = counts * f - jnp.exp(f) - jax.lax.lgamma(counts + 1)
-    return -jax.nn.logsumexp(log_p - z**2 / 2 + log_weights, axis=-1) - jnp.log(width)
-
-
-def _mode_of_log_rate(
-    mean: Float[Array, "*shape"], std: Float[Array, "*shape"], counts: Float[Array, "*shape"]
-) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
-    """Return the z of greatest `p(count | mean + std z) N(z | 0, 1)`, and its width there."""
-
-    def rate(z):
-        return jnp.exp(jnp.minimum(mean + std * z, 80))  # finite in float32
-
-    def newton(_, z):
-        r = rate(z)
-        return z - (z + std * (r - counts)) / (1 + std**2 * r)
-
-    # Not below the root of a convex function Newton's steps go down to it and never past.
-    of_count = (jnp.log(jnp.maximum(counts, 0)) - mean) / jnp.where(std > 0, std, 1)
-    start = jnp.maximum(jnp.minimum(of_count, std * (counts - rate(0.0))), 0)
-    z = jax.lax.fori_loop(0, 32, newton, start)
-    return z, 1 / jnp.sqrt(1 + std**2 * rate(z))
-
-
-def _log(probs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Return the logarithm of at least the smallest normal number, as the metrics do."""
-    return jnp.log(jnp.maximum(probs, jnp.finfo(probs.dtype).tiny))
-
-
 # --- one row for each target ----------------------------------------------------------------------
 
 
@@ -238,6 +143,24 @@ def as_classes(
         return probs, labels
     is_soft = jnp.issubdtype(labels.dtype, jnp.inexact)
     return two_classes(probs), two_classes(labels) if is_soft else labels
+
+
+def class_log_probs(
+    likelihood: Likelihood, predictive: Predictive, y: PyTree
+) -> Float[np.ndarray, "M C"] | None:
+    """Return the exact logarithms of the probabilities of `as_classes`; `None` if not known."""
+    if predictive.logits is None:
+        return None
+    kind, _ = unmasked(likelihood, y)
+    logs = _log_probs(predictive.logits, isinstance(kind, Bernoulli))
+    return np.asarray(logs)[np.asarray(_observed(likelihood, predictive, y))]
+
+
+@partial(jax.jit, static_argnames="is_binary")
+def _log_probs(logits: Float[Array, "*shape"], is_binary: bool) -> Float[Array, "*shape C"]:
+    if is_binary:
+        logits = jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
+    return jax.nn.log_softmax(logits)
 
 
 def two_classes(probs: Float[Array, "*shape"]) -> Float[Array, "M 2"]:

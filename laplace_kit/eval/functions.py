@@ -16,7 +16,8 @@ from laplace_kit import memory, tree
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.curv.objective import Objective
 from laplace_kit.data import as_data, check_batch_size, map_over
-from laplace_kit.errors import check_option
+from laplace_kit.derivatives import linearize
+from laplace_kit.errors import check_count, check_option
 from laplace_kit.tree import pytree_dataclass
 
 METHODS = ("linearized", "sampled")
@@ -169,8 +170,7 @@ def sample_functions(
     """
     check_option("method", method, METHODS)
     check_batch_size(batch_size)
-    if num_samples < 1:
-        raise ValueError(f"Found num_samples={num_samples}, expected at least one function.")
+    check_count("num_samples", num_samples, "functions")
     needed, limit = num_samples * posterior.size * posterior.dtype.itemsize, memory_limit
     if needed > memory.budget(limit):
         raise ValueError(
@@ -190,8 +190,8 @@ def _one(sample, x):
         mode = tree.ravel(params).astype(sample.displacement.dtype)
         return objective.model_fn(tree.unravel(mode + sample.displacement, params), x)
     tangent = tree.unravel(sample.displacement, params)
-    f, moved = jax.jvp(lambda free: objective.model_fn(free, x), (params,), (tangent,))
-    return f + moved
+    f, push_forward, _ = linearize(lambda free: objective.model_fn(free, x), params)
+    return f + push_forward(tangent)
 
 
 def _all(samples, x):

@@ -16,6 +16,8 @@ from laplace_kit.curv.capture.cost import check_fits, projections, rows_cost
 from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.objective import Objective
 from laplace_kit.data import as_data, check_batch_size, map_over
+from laplace_kit.errors import check_count
+from laplace_kit.eval.moments import accurate
 
 # Every chunk repeats the passes of all inputs, which costs more than to leave the caches.
 _PASSES_TO_SAVE = 16
@@ -121,7 +123,7 @@ def _all_pairs(args, x):
     """Return the moments of inputs that are all held at once."""
     objective, posterior = args
     f, rows = jacobian(objective, x)
-    rows = rows.astype(posterior.dtype)
+    f, rows = accurate(f), rows.astype(posterior.dtype)
     return f, posterior.cross_covariance(rows, rows).astype(f.dtype)
 
 
@@ -133,7 +135,7 @@ class _Pairs(NamedTuple):
     def __call__(self, args, x):
         objective, posterior, every = args
         f, rows = jacobian(objective, x)
-        rows = rows.astype(posterior.dtype)
+        f, rows = accurate(f), rows.astype(posterior.dtype)
         columns = map_over(_columns, (objective, posterior, rows), every, self.batch_size)
         return f, jnp.moveaxis(columns, 0, 2).astype(f.dtype)
 
@@ -191,7 +193,13 @@ def sample_joint(
     samples
         Cost: $O((N C)^3)$ once and $O(K (N C)^2)$. For functions that can be evaluated elsewhere
         too, see `laplace_kit.eval.functions.sample_functions`.
+
+    Raises
+    ------
+    ValueError
+        If `num_samples` is not positive.
     """
+    check_count("num_samples", num_samples, "draws")
     mean = f_mean.reshape(-1)
     with jax.default_matmul_precision("highest"):
         values, vectors = jnp.linalg.eigh(joint_cov.reshape(mean.size, mean.size))

@@ -13,13 +13,13 @@ independent. All of them equal the softmax of the mean where the covariance is z
 | `mean_field_2` | everything | changes nothing | $O(C^2)$ |
 | `monte_carlo` | everything | changes nothing | $O(C^3 + \mathtt{num\_samples}\, C^2)$ |
 
-`bernoulli_probabilities` gives the same for binary outputs. Every function compiles, differentiates
-and accepts numpy arrays; half precision is computed and returned in float32.
+`bernoulli_probabilities` gives the same for binary outputs. Every link ends in a softmax, or in a
+sigmoid: `class_logits` and `bernoulli_logits` return what it is taken of, from which log
+probabilities follow exactly where the probabilities round to zero or one. Every function compiles,
+differentiates and accepts numpy arrays; half precision is computed and returned in float32.
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Literal, get_args
 
 import jax
@@ -27,14 +27,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from laplace_kit.errors import check_option
+from laplace_kit.eval import monte_carlo as draws
 
 Link = Literal["probit", "bridge", "mean_field_1", "mean_field_2", "monte_carlo"]
 LINKS = get_args(Link)
 
 # The logistic function is nearest to the normal CDF of a variance 8 / pi (MacKay, 1992).
 _PROBIT_SCALE = math.pi / 8
-# Random numbers that Monte Carlo holds at a time: 4 MiB in float32.
-_BLOCK_ENTRIES = 2**20
 
 
 def class_probabilities(
@@ -46,6 +45,29 @@ def class_probabilities(
     num_samples: int = 1000,
 ) -> Float[Array, "N C"]:
     r"""Approximate $\mathbb{E}[\mathrm{softmax}(f)]$ under $\mathcal{N}(m, S)$ by the named link.
+
+    Parameters
+    ----------
+    link, f_mean, covariance, key, num_samples
+        As for `class_logits`, with the same errors.
+
+    Returns
+    -------
+    Array
+        Probabilities `(N, C)`, the softmax of `class_logits`; every row sums to one.
+    """
+    return jax.nn.softmax(class_logits(link, f_mean, covariance, key=key, num_samples=num_samples))
+
+
+def class_logits(
+    link: str,
+    f_mean: ArrayLike,
+    covariance: ArrayLike,
+    *,
+    key: PRNGKeyArray | None = None,
+    num_samples: int = 1000,
+) -> Float[Array, "N C"]:
+    r"""Return logits whose softmax is what the named link makes of $\mathcal{N}(m, S)$.
 
     Parameters
     ----------
@@ -63,7 +85,8 @@ def class_probabilities(
     Returns
     -------
     Array
-        Probabilities `(N, C)`; every row sums to one.
+        Logits `(N, C)`, known up to a constant for each row; those of `"monte_carlo"` are the
+        logarithms of the averaged probabilities.
 
     Raises
     ------
@@ -71,9 +94,10 @@ def class_probabilities(
         If the link is unknown, the shapes do not go together, or `"monte_carlo"` has no key.
     """
     check_option("link", link, LINKS)
+    mean, cov = _checked(f_mean, covariance)
     if link == "monte_carlo":
-        return monte_carlo(f_mean, covariance, key=_required(key), num_samples=num_samples)
-    return _CLOSED_FORM[link](f_mean, covariance)
+        return draws.average_softmax(mean, cov, _required(key), num_samples)
+    return _CLOSED_FORM[link](mean, cov)
 
 
 def bernoulli_probabilities(
@@ -86,10 +110,33 @@ def bernoulli_probabilities(
 ) -> Float[Array, "*shape"]:
     r"""Approximate $\mathbb{E}[\sigma(f)]$ under $\mathcal{N}(m, v)$ elementwise by the named link.
 
+    Parameters
+    ----------
+    link, f_mean, f_var, key, num_samples
+        As for `bernoulli_logits`, with the same errors.
+
+    Returns
+    -------
+    Array
+        $p(y = 1)$, the sigmoid of `bernoulli_logits`.
+    """
+    return jax.nn.sigmoid(bernoulli_logits(link, f_mean, f_var, key=key, num_samples=num_samples))
+
+
+def bernoulli_logits(
+    link: str,
+    f_mean: ArrayLike,
+    f_var: ArrayLike,
+    *,
+    key: PRNGKeyArray | None = None,
+    num_samples: int = 1000,
+) -> Float[Array, "*shape"]:
+    r"""Return logits whose sigmoid is what the named link makes of $\mathcal{N}(m, v)$.
+
     A logit $f$ stands for the two classes' logits $(0, f)$. `"probit"` and both mean-field links
-    then coincide: $\sigma(m / \sqrt{1 + \pi v / 8})$. `"bridge"` places the pair at $(-f/2, f/2)$,
-    where its sum is zero as the bridge wants it, and gives $\sigma(m)$ whatever the variance: for
-    two classes its Dirichlet's mean does not depend on it. `"monte_carlo"` averages $\sigma(f)$.
+    then coincide: $m / \sqrt{1 + \pi v / 8}$. `"bridge"` places the pair at $(-f/2, f/2)$, where
+    its sum is zero as the bridge wants it, and gives $m$ whatever the variance: for two classes its
+    Dirichlet's mean does not depend on it. `"monte_carlo"` averages $\sigma(f)$ and $\sigma(-f)$.
 
     Parameters
     ----------
@@ -105,7 +152,7 @@ def bernoulli_probabilities(
     Returns
     -------
     Array
-        $p(y = 1)$, of the shape of `f_mean`.
+        The logits of $p(y = 1)$, of the shape of `f_mean`.
 
     Raises
     ------
@@ -121,10 +168,10 @@ def bernoulli_probabilities(
         )
     var = jnp.maximum(var, 0)
     if link == "bridge":
-        return jax.nn.sigmoid(mean)
+        return mean
     if link == "monte_carlo":
-        return _average_sigmoid(mean, jnp.sqrt(var), _required(key), num_samples)
-    return jax.nn.sigmoid(mean / jnp.sqrt(1 + _PROBIT_SCALE * var))
+        return draws.average_sigmoid(mean, jnp.sqrt(var), _required(key), num_samples)
+    return mean / jnp.sqrt(1 + _PROBIT_SCALE * var)
 
 
 def probit(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"]:
@@ -152,8 +199,7 @@ def probit(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"]:
     MacKay (1992), "The evidence framework applied to classification networks"; Kristiadi, Hein and
     Hennig (2020), "Being Bayesian, even just a bit, fixes overconfidence in ReLU networks".
     """
-    mean, cov = _checked(f_mean, covariance)
-    return jax.nn.softmax(mean / jnp.sqrt(1 + _PROBIT_SCALE * _variances(cov)))
+    return jax.nn.softmax(_probit(*_checked(f_mean, covariance)))
 
 
 def bridge(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"]:
@@ -188,7 +234,7 @@ def bridge(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"]:
     Hobbhahn, Kristiadi and Hennig (2022), "Fast predictive uncertainty for classification with
     Bayesian deep networks"; MacKay (1998), "Choice of basis for Laplace approximation".
     """
-    return _bridge(*_checked(f_mean, covariance))
+    return jax.nn.softmax(_bridge(*_checked(f_mean, covariance)))
 
 
 def mean_field_1(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"]:
@@ -215,8 +261,7 @@ def mean_field_1(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"
     Lu, Ie and Sha (2020), "Mean-field approximation to Gaussian-softmax integral with application
     to uncertainty estimation".
     """
-    mean, cov = _checked(f_mean, covariance)
-    return _mean_field(mean, _variances(cov))
+    return jax.nn.softmax(_mean_field_1(*_checked(f_mean, covariance)))
 
 
 def mean_field_2(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"]:
@@ -242,7 +287,7 @@ def mean_field_2(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"
     ----------
     Lu, Ie and Sha (2020), as for `mean_field_1`.
     """
-    return _mean_field(*_checked(f_mean, covariance))
+    return jax.nn.softmax(_mean_field(*_checked(f_mean, covariance)))
 
 
 def monte_carlo(
@@ -275,23 +320,22 @@ def monte_carlo(
     ValueError
         If the shapes do not go together or `num_samples` is not positive.
     """
-    return _average_softmax(*_checked(f_mean, covariance), key, num_samples)
+    return jax.nn.softmax(draws.average_softmax(*_checked(f_mean, covariance), key, num_samples))
 
 
-_CLOSED_FORM = {
-    "probit": probit,
-    "bridge": bridge,
-    "mean_field_1": mean_field_1,
-    "mean_field_2": mean_field_2,
-}
-
-
-# --- formulas --------------------------------------------------------------------------------
+# --- formulas, of the logits -----------------------------------------------------------------
 
 
 def _variances(cov: Float[Array, "N C"] | Float[Array, "N C C"]) -> Float[Array, "N C"]:
     """Return the variances; those that rounding has made negative are zero."""
     return jnp.maximum(cov if cov.ndim == 2 else jnp.diagonal(cov, axis1=1, axis2=2), 0)
+
+
+@jax.jit
+def _probit(
+    mean: Float[Array, "N C"], cov: Float[Array, "N C"] | Float[Array, "N C C"]
+) -> Float[Array, "N C"]:
+    return mean / jnp.sqrt(1 + _PROBIT_SCALE * _variances(cov))
 
 
 @jax.jit
@@ -322,7 +366,7 @@ def _bridge(
     log_constant = math.log1p(-2 / num_classes) if num_classes > 2 else -math.inf
     log_exponential = mean + jax.nn.logsumexp(-mean) - 2 * math.log(num_classes)
     log_alpha = jnp.logaddexp(log_constant, log_exponential) - jnp.log(var)
-    return jax.nn.softmax(jnp.where(certain, mean, log_alpha))
+    return jnp.where(certain, mean, log_alpha)
 
 
 @jax.jit
@@ -335,57 +379,21 @@ def _mean_field(
     gap = mean[None, :] - mean[:, None]
     gap_var = jnp.maximum(var[None, :] + var[:, None] - 2 * full, 0)  # rounding may be below 0
     scaled = gap / jnp.sqrt(1 + _PROBIT_SCALE * gap_var)
-    return jax.nn.softmax(-jax.nn.logsumexp(scaled, axis=1))
+    return -jax.nn.logsumexp(scaled, axis=1)
 
 
-# --- Monte Carlo -----------------------------------------------------------------------------
+def _mean_field_1(
+    mean: Float[Array, "N C"], cov: Float[Array, "N C"] | Float[Array, "N C C"]
+) -> Float[Array, "N C"]:
+    return _mean_field(mean, _variances(cov))
 
 
-@partial(jax.jit, static_argnames="num_samples")
-def _average_softmax(mean, cov, key, num_samples):
-    if cov.ndim == 2:
-        std = jnp.sqrt(jnp.maximum(cov, 0))
-        return _average(lambda z: jax.nn.softmax(mean + std * z), mean, key, num_samples)
-    # A Cholesky factor does not exist where S is singular, as it is with fewer parameters than
-    # classes; an eigendecomposition always does.
-    eigvals, eigvecs = jnp.linalg.eigh(cov)
-    root = eigvecs * jnp.sqrt(jnp.maximum(eigvals, 0))[:, None, :]
-
-    def probs(z):
-        return jax.nn.softmax(mean + jnp.einsum("ncd,nd->nc", root, z, precision="highest"))
-
-    return _average(probs, mean, key, num_samples)
-
-
-@partial(jax.jit, static_argnames="num_samples")
-def _average_sigmoid(mean, std, key, num_samples):
-    return _average(lambda z: jax.nn.sigmoid(mean + std * z), mean, key, num_samples)
-
-
-def _average(
-    probs: Callable, mean: Float[Array, "*shape"], key: PRNGKeyArray, num_samples: int
-) -> Float[Array, "*shape"]:
-    """Average `probs(z)` over standard normal `z` of the shape of `mean`, a block at a time.
-
-    Every draw has a key of its own, so that the blocks' size does not show in the result.
-    """
-    if num_samples < 1:
-        raise ValueError(f"Found num_samples={num_samples}, expected at least 1; 1000 is usual.")
-    block = max(1, min(num_samples, _BLOCK_ENTRIES // max(1, mean.size)))
-    num_blocks = -(-num_samples // block)
-
-    def draw(index):
-        noise = jax.random.normal(jax.random.fold_in(key, index), mean.shape, mean.dtype)
-        return probs(noise)
-
-    def add_block(total, indices):
-        is_counted = (indices < num_samples).astype(mean.dtype)  # the last block may be too long
-        drawn = jax.vmap(draw)(indices)
-        return total + jnp.tensordot(is_counted, drawn, axes=1, precision="highest"), None
-
-    indices = jnp.arange(num_blocks * block).reshape(num_blocks, block)
-    total, _ = jax.lax.scan(add_block, jnp.zeros_like(mean), indices)
-    return total / num_samples
+_CLOSED_FORM = {
+    "probit": _probit,
+    "bridge": _bridge,
+    "mean_field_1": _mean_field_1,
+    "mean_field_2": _mean_field,
+}
 
 
 # --- checks ----------------------------------------------------------------------------------

@@ -44,8 +44,9 @@ def linearized_moments(
     Returns
     -------
     f_mean, f_var, f_cov
-        Cost: one forward and C backward passes, and the posterior's root applied to C rows for each
-        input. Variances alone are computed for some outputs at a time where memory demands it.
+        In float32 or better. Cost: one forward and C backward passes, and the posterior's root
+        applied to C rows for each input. Variances alone are computed for some outputs at a time
+        where memory demands it.
 
     Raises
     ------
@@ -90,17 +91,23 @@ class _Variances(NamedTuple):
             columns = jnp.arange(steps * self.num_directions).reshape(steps, -1)
             blocks = jnp.moveaxis(jax.lax.map(variances, columns), 0, 1)
             variance = blocks.reshape(len(f), -1)[:, :num]
+        f = accurate(f)
         return f, variance.reshape(f.shape).astype(f.dtype), None
 
 
 def _full_moments(args, x):
     objective, posterior = args
     captured = capture(objective, x)
-    f = captured.outputs
+    f = accurate(captured.outputs)
     rows = _unit_rows(captured, jnp.arange(math.prod(f.shape[1:])), posterior.dtype)
     covariance = posterior.output_covariance(rows).astype(f.dtype)
     variance = jnp.diagonal(covariance, axis1=1, axis2=2).reshape(f.shape)
     return f, jnp.maximum(variance, 0), covariance
+
+
+def accurate(f: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """Return outputs in float32 or better: what moments, roots and probabilities are made of."""
+    return f.astype(jnp.promote_types(f.dtype, jnp.float32))
 
 
 def _unit_rows(captured, columns, dtype):

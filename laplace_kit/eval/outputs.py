@@ -1,5 +1,6 @@
 """What a likelihood makes of its outputs' distribution: probabilities, rates, noise."""
 
+import math
 from collections.abc import Sequence
 from functools import singledispatch
 
@@ -39,10 +40,11 @@ class Predictive:
 
     `f_mean`, `f_var` `(N, *event)` and `f_cov` `(N, C, C)`, over flattened outputs, describe the
     model's outputs, `joint_cov` `(N, C, N, C)` those at all inputs together. Classification:
-    `probs` `(N, C)`. Regression and counts: `mean`, `epistemic_var` (from the weights) and
-    `noise_var` (from the likelihood), of the targets' shape. `likelihood` says what the targets
-    are, and with that `quantile`, `uncertainty` and so on; `drawn` is the uncertainty of class
-    probabilities at the draws of the sampled predictive.
+    `probs` `(N, C)`, and the `logits` whose softmax or sigmoid they are, with exact log
+    probabilities where `probs` round to zero. Regression and counts: `mean`, `epistemic_var` (from
+    the weights) and `noise_var` (from the likelihood), of the targets' shape. `likelihood` says
+    what the targets are, and with that `quantile`, `uncertainty` and so on; `drawn` is the
+    uncertainty of class probabilities at the draws of the sampled predictive.
     """
 
     f_mean: Float[Array, "N *event"]
@@ -55,6 +57,7 @@ class Predictive:
     joint_cov: Float[Array, "N C N C"] | None = None
     likelihood: Likelihood | None = None
     drawn: Uncertainty | None = None
+    logits: Float[Array, "N *event"] | None = None
 
     @property
     def var(self) -> Float[Array, "N *target"] | None:
@@ -190,16 +193,18 @@ def _(likelihood: HeteroscedasticGaussian, f_mean, f_var, f_cov, *, link, key, n
 
 @from_gaussian.register
 def _(likelihood: Categorical, f_mean, f_var, f_cov, *, link, key, num_samples):
-    logits, spread = positions(f_mean, f_var, f_cov)
-    probs = links.class_probabilities(link, logits, spread, key=key, num_samples=num_samples)
-    probs = probs.reshape(f_mean.shape)
-    return Predictive(f_mean, f_var, f_cov, probs=probs, likelihood=likelihood)
+    rows, spread = positions(f_mean, f_var, f_cov)
+    logits = links.class_logits(link, rows, spread, key=key, num_samples=num_samples)
+    logits = logits.reshape(f_mean.shape)
+    probs = jax.nn.softmax(logits)
+    return Predictive(f_mean, f_var, f_cov, probs=probs, logits=logits, likelihood=likelihood)
 
 
 @from_gaussian.register
 def _(likelihood: Bernoulli, f_mean, f_var, f_cov, *, link, key, num_samples):
-    probs = links.bernoulli_probabilities(link, f_mean, f_var, key=key, num_samples=num_samples)
-    return Predictive(f_mean, f_var, f_cov, probs=probs, likelihood=likelihood)
+    logits = links.bernoulli_logits(link, f_mean, f_var, key=key, num_samples=num_samples)
+    probs = jax.nn.sigmoid(logits)
+    return Predictive(f_mean, f_var, f_cov, probs=probs, logits=logits, likelihood=likelihood)
 
 
 @from_gaussian.register
@@ -258,20 +263,28 @@ def _(likelihood: HeteroscedasticGaussian, samples, moments):
 
 @_average.register
 def _(likelihood: Categorical, samples, moments):
-    probs = jax.nn.softmax(samples).mean(axis=1)
-    return tree.replace(moments, probs=probs, drawn=of_drawn_logits(samples))
+    logits = _log_mean(jax.nn.log_softmax(samples))
+    drawn = of_drawn_logits(samples)
+    return tree.replace(moments, probs=jax.nn.softmax(logits), logits=logits, drawn=drawn)
 
 
 @_average.register
 def _(likelihood: Bernoulli, samples, moments):
-    probs = jax.nn.sigmoid(samples).mean(axis=1)
-    return tree.replace(moments, probs=probs, drawn=of_drawn_binary_logits(samples))
+    logits = _log_mean(jax.nn.log_sigmoid(samples)) - _log_mean(jax.nn.log_sigmoid(-samples))
+    drawn = of_drawn_binary_logits(samples)
+    return tree.replace(moments, probs=jax.nn.sigmoid(logits), logits=logits, drawn=drawn)
 
 
 @_average.register
 def _(likelihood: Poisson, samples, moments):
     rates = jnp.exp(samples)
     return _with_moments(moments, rates.mean(axis=1), rates.var(axis=1, ddof=1), rates.mean(axis=1))
+
+
+@jax.jit
+def _log_mean(log_probs: Float[Array, "N K *event"]) -> Float[Array, "N *event"]:
+    """Return the logarithm of the average over draws, where it underflows too."""
+    return jax.nn.logsumexp(log_probs - math.log(log_probs.shape[1]), axis=1)
 
 
 def _with_moments(moments, mean, epistemic_var, noise_var):

@@ -17,10 +17,10 @@ from laplace_kit import memory, tree
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.curv.objective import Objective
 from laplace_kit.data import as_data, check_batch_size, map_over
-from laplace_kit.errors import check_option
+from laplace_kit.errors import check_count, check_option
 from laplace_kit.eval import link as links
 from laplace_kit.eval.joint import joint_moments, marginal_moments
-from laplace_kit.eval.moments import linearized_moments
+from laplace_kit.eval.moments import accurate, linearized_moments
 from laplace_kit.eval.outputs import Predictive as Predictive
 from laplace_kit.eval.outputs import from_gaussian, from_samples
 
@@ -53,8 +53,8 @@ class Prediction:
         check_option("method", self.method, METHODS)
         check_option("covariance", self.covariance, COVARIANCES)
         check_option("link", self.named_link, links.LINKS)
-        if self.num_samples is not None and self.num_samples < 2:
-            raise ValueError(f"Found num_samples={self.num_samples}, expected at least 2 draws.")
+        if self.num_samples is not None:
+            check_count("num_samples", self.num_samples, "draws", least=2)
 
     @property
     def named_link(self) -> str:
@@ -140,7 +140,7 @@ def predict(
             objective, posterior, x, batch_size=batch_size, memory_limit=memory_limit
         )
         moments = (mean, *marginal_moments(mean, joint_cov))
-        predictive = from_gaussian(
+        predictive = from_moments(
             objective.likelihood, *moments, link=link, key=key, num_samples=num_samples or 1000
         )
         return tree.replace(predictive, joint_cov=joint_cov)
@@ -149,7 +149,7 @@ def predict(
         moments = linearized_moments(
             objective, posterior, x, full=full, batch_size=batch_size, memory_limit=memory_limit
         )
-        return from_gaussian(
+        return from_moments(
             objective.likelihood, *moments, link=link, key=key, num_samples=num_samples or 1000
         )
     num_outputs = math.prod(f.shape[1:])
@@ -159,7 +159,12 @@ def predict(
     batch_size = batch_size or memory.chunk_size(held, memory_limit)
     keys = jax.random.split(key, num_samples)
     samples = map_over(_sampled_outputs, (objective, posterior, keys), x, batch_size)
-    return from_samples(objective.likelihood, samples, full)
+    return _from_samples(objective.likelihood, samples, full)
+
+
+# What is small is one program all the same: operation by operation it would be twenty.
+from_moments = jax.jit(from_gaussian, static_argnames=("link", "num_samples"))
+_from_samples = jax.jit(from_samples, static_argnames="full")
 
 
 def _checked_inputs(x: PyTree) -> PyTree:
@@ -169,7 +174,8 @@ def _checked_inputs(x: PyTree) -> PyTree:
     if not tree.is_concrete(finite):
         return x
     for path, rows in zip(tree.paths(x), jax.tree.leaves(finite), strict=True):
-        if not np.all(rows):
+        rows = np.asarray(rows)
+        if not rows.all():
             where = f" at {path!r}" if path else ""
             row = int(np.argmin(rows))
             raise ValueError(
@@ -203,7 +209,7 @@ def _sampled_outputs(args, x):
     def at_draw(key):
         eps = jax.random.normal(key, mode.shape, mode.dtype)
         params = tree.unravel(mode + posterior.scale_mv(eps), objective.params)
-        return objective.model_fn(params, x)
+        return accurate(objective.model_fn(params, x))
 
     return jnp.moveaxis(jax.lax.map(at_draw, keys), 0, 1)
 
@@ -235,11 +241,14 @@ def predict_at_mode(
     if batch_size is None:
         unit = memory.activation_bytes(objective.model_fn, objective.params, x)
         batch_size = memory.chunk_size(unit, memory_limit)
-    f = map_over(_outputs, objective, x, batch_size)
-    return from_gaussian(
-        objective.likelihood, f, jnp.zeros_like(f), None, link="probit", key=None, num_samples=2
-    )
+    return _at_mode(objective.likelihood, map_over(_outputs, objective, x, batch_size))
 
 
 def _outputs(objective, x):
-    return objective.outputs(x)
+    return accurate(objective.outputs(x))
+
+
+@jax.jit
+def _at_mode(likelihood, f):
+    certain = jnp.zeros_like(f)
+    return from_gaussian(likelihood, f, certain, None, link="probit", key=None, num_samples=2)

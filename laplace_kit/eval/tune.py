@@ -15,9 +15,9 @@ the step is that of expectation-maximisation, $e^w \leftarrow (Q + e^w \gamma) /
 of M squared residuals: a contraction by $\gamma / M$.
 """
 
+import math
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -140,18 +140,14 @@ def tune_evidence(
             f"bounds above that: pass bounds=({-10 * lowest:.4g}, {high:.4g}), train to a minimum, "
             "or use curvature='ggn', which is never indefinite."
         )
-    box = jnp.log(jnp.asarray(bounds, deviation.dtype))
-    terms = _Terms(jnp.sum(deviation**2)[None], residuals, noise_power)
-    grid, start = _search(spectrum, terms, box)
-    climb, best = _climb(_isotropic, spectrum, terms, start, box)
-    flat = _is_flat(spectrum, terms, best)
+    dtype = deviation.dtype
+    box = np.log(np.asarray(bounds, dtype))
+    grid, climb, best, flat = _isotropic_maximum(spectrum, deviation, residuals, noise_power, box)
     visited, values = _joined(grid, climb)
     if per_leaf:
-        least = 100 * jnp.finfo(deviation.dtype).eps
-        args = (structure, params, jnp.maximum(jnp.asarray(jitter, deviation.dtype), least))
-        terms = terms._replace(squares=_squares(deviation, params))
-        start = best._replace(z=jnp.broadcast_to(best.z, terms.squares.shape))
-        climb, best = _climb(_by_leaf, args, terms, start, box)
+        least = 100 * float(jnp.finfo(dtype).eps)
+        args = (structure, params, jitter)
+        climb, best = _maximum_by_leaf(args, deviation, residuals, noise_power, best, box, least)
         more, others = _joined(climb)
         visited = np.concatenate([np.broadcast_to(visited, (len(visited), more.shape[1])), more])
         values = np.concatenate([values, others])
@@ -160,10 +156,10 @@ def tune_evidence(
             f"Found no finite evidence for prior precisions within {bounds}, expected a positive "
             "definite posterior precision somewhere; raise the bounds, or use curvature='ggn'."
         )
-    log_delta, noise = best.z, jnp.exp(best.w / 2)
-    at_bound = jnp.logical_or(log_delta <= box[0] + 1e-3, log_delta >= box[1] - 1e-3)
+    log_delta, noise = np.asarray(best.z), np.exp(np.asarray(best.w) / 2)
+    at_bound = (log_delta <= box[0] + 1e-3) | (log_delta >= box[1] - 1e-3)
     warn_at_bound(at_bound, bounds, "evidence is largest", stacklevel=_USER)
-    found = jnp.exp(log_delta)
+    found = np.exp(log_delta)
     if per_leaf:
         found = jax.tree.unflatten(jax.tree.structure(params), list(found))
     else:
@@ -175,9 +171,9 @@ def tune_evidence(
                 "from what you know, or tune with method='validation'.",
                 stacklevel=_USER,
             )
-    one = jnp.ones((), deviation.dtype)
-    visited, values = as_array(np.exp(visited)), as_array(values)
-    return Tuning(found, noise, one, visited, values, at_bound, flat, "evidence")
+    one = np.ones((), dtype)
+    fields = (found, noise, one, np.exp(visited), values, at_bound, flat)
+    return Tuning(*jax.tree.map(as_array, fields), "evidence")
 
 
 def checked_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -267,6 +263,28 @@ def _evidence(complexity: _Complexity, args, terms: _Terms, point: _Point) -> tu
 
 
 @jax.jit
+def _isotropic_maximum(
+    spectrum, deviation, residuals, noise_power, box
+) -> tuple[_Climb, _Climb, _Point, Bool[Array, ""]]:
+    """Return a grid of one precision for all, the way from its best, the maximum, and flatness."""
+    terms = _Terms(jnp.sum(deviation**2)[None], residuals, noise_power)
+    grid, start = _search(spectrum, terms, box)
+    climb, best = _climb(_isotropic, spectrum, terms, start, box)
+    return grid, climb, best, _is_flat(spectrum, terms, best)
+
+
+@jax.jit
+def _maximum_by_leaf(
+    args, deviation, residuals, noise_power, best, box, least_jitter
+) -> tuple[_Climb, _Point]:
+    """Return the way from one precision for all to one for each leaf, and where it ends."""
+    structure, params, jitter = args
+    jitter = jnp.maximum(jnp.asarray(jitter, deviation.dtype), least_jitter)
+    terms = _Terms(_squares(deviation, params), residuals, noise_power)
+    start = best._replace(z=jnp.broadcast_to(best.z, terms.squares.shape))
+    return _climb(_by_leaf, (structure, params, jitter), terms, start, box)
+
+
 def _search(spectrum, terms, box) -> tuple[_Climb, _Point]:
     """Evaluate one precision for all on a grid; return that, and where it is best."""
     z = jnp.linspace(box[0], box[1], _GRID_POINTS)[:, None]
@@ -276,7 +294,6 @@ def _search(spectrum, terms, box) -> tuple[_Climb, _Point]:
     return _Climb(points, values, _GRID_POINTS), jax.tree.map(lambda part: part[highest], points)
 
 
-@partial(jax.jit, static_argnames="complexity")
 def _climb(complexity: _Complexity, args, terms, start, box) -> tuple[_Climb, _Point]:
     """Iterate to the maximum within the box; return the way, and its last point or its best."""
     tiny = jnp.finfo(start.z.dtype).tiny
@@ -308,18 +325,16 @@ def _climb(complexity: _Complexity, args, terms, start, box) -> tuple[_Climb, _P
     return climb, jax.tree.map(lambda part: part[best], climb.points)
 
 
-@jax.jit
 def _is_flat(spectrum, terms, best) -> Bool[Array, ""]:
     """Tell whether a tenth or ten times the precision hardly changes the evidence."""
-    ten = jnp.log(jnp.asarray(10.0, best.z.dtype))
-    there, less, more = (
-        _evidence(_isotropic, spectrum, terms, best._replace(z=best.z + shift))[0]
-        for shift in (0, -ten, ten)
+    shifts = jnp.asarray([0.0, -math.log(10), math.log(10)], best.z.dtype)
+    there, less, more = jax.lax.map(
+        lambda shift: _evidence(_isotropic, spectrum, terms, best._replace(z=best.z + shift))[0],
+        shifts,
     )
     return (there - less < _FLAT_NATS) & (there - more < _FLAT_NATS)
 
 
-@jax.jit
 def _squares(deviation, params) -> Float[Array, " K"]:
     ends = np.cumsum([leaf.size for leaf in jax.tree.leaves(params)])[:-1]
     return jnp.stack([jnp.sum(part**2) for part in jnp.split(deviation, ends)])

@@ -20,6 +20,7 @@ from laplace_kit.approx.posterior import Structure, factorise
 from laplace_kit.approx.update import newton_step
 from laplace_kit.arrays import as_array
 from laplace_kit.curv.objective import Objective
+from laplace_kit.derivatives import linearize
 from laplace_kit.errors import check_option
 from laplace_kit.eval import metrics
 from laplace_kit.eval.evaluate import as_classes, evaluate, negative_log_likelihood
@@ -203,7 +204,7 @@ def cross_validated(
     expand: Callable[[float], Float[Array, " P"]],
     predict: Callable[[Objective, Any, PyTree], Predictive],
     loss: Loss,
-) -> Callable[[float], float]:
+) -> Callable[..., float]:
     r"""Return the mean loss over folds, each predicted without itself, of a prior precision.
 
     Parameters
@@ -224,11 +225,12 @@ def cross_validated(
     Returns
     -------
     mean_loss
-        Cost of a call: K factorisations and predictions of all data.
+        Of a prior precision and, where it is not one, a temperature of the posterior, by which the
+        Newton step is not. Cost of a call: K factorisations and predictions of all data.
     """
     theta = tree.ravel(objective.params)
 
-    def mean_loss(prior_precision: float) -> float:
+    def mean_loss(prior_precision: float, temperature: float = 1.0) -> float:
         precision, total, num = expand(prior_precision), 0.0, 0
         for fold in folds:
             posterior, _ = factorise(fold.structure, precision)
@@ -240,6 +242,8 @@ def cross_validated(
                     _shifted, objective.model_fn, objective.params, step
                 ),
             )
+            if temperature != 1:
+                posterior, _ = factorise(fold.structure, precision, temperature)
             size = len(jax.tree.leaves(fold.x)[0])
             total += size * loss(predict(moved, posterior, fold.x), fold.y)
             num += size
@@ -250,5 +254,5 @@ def cross_validated(
 
 def _shifted(model_fn, mode, step, params, x):
     r"""Return $f(\theta, x) + J^* \Delta$, whose Jacobian at the mode is that of the model."""
-    _, change = jax.jvp(lambda p: model_fn(p, x), (mode,), (step,))
+    change = linearize(lambda p: model_fn(p, x), mode).push_forward(step)
     return model_fn(params, x) + change

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, PyTree
 
+from laplace_kit.model import check_one_output
+
 
 class Likelihood(abc.ABC):
     r"""What every likelihood can do, for one example.
@@ -113,11 +115,7 @@ class Factorized(Likelihood):
 
 def check_targets(likelihood: Likelihood, outputs: PyTree, targets: PyTree) -> None:
     """Raise a `ValueError` where the shapes of outputs and targets do not go together."""
-    if not hasattr(outputs, "shape") or not outputs.shape:
-        raise ValueError(
-            f"Found model outputs {jax.tree.map(jnp.shape, outputs)}, expected one array with a "
-            "leading axis of examples, (N, *event); return a single array from model_fn."
-        )
+    check_one_output(outputs)
     likelihood.check_shapes(tuple(outputs.shape), targets)
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from laplace_kit.derivatives import linearize_gradient
 from laplace_kit.likelihood.base import Likelihood
 from laplace_kit.tree import pytree_dataclass
 
@@ -81,11 +82,12 @@ class FromLoss(Likelihood):
         return _loss(self, f, y)
 
     def hessian_mv(self, f, y, u):
-        return jax.jvp(lambda z: self.output_gradient(z, y), (f,), (u,))[1]
+        return linearize_gradient(lambda z: self.output_gradient(z, y), f)(u)
 
     def hessian_sqrt_mv(self, f, y, w):
         flat, shape = jnp.ravel(f), f.shape
-        hessian = jax.hessian(lambda z: self.negative_log_prob(z.reshape(shape), y))(flat)
+        gradient = jax.grad(lambda z: self.negative_log_prob(z.reshape(shape), y))
+        hessian = jax.vmap(linearize_gradient(gradient, flat))(jnp.eye(flat.size, dtype=f.dtype))
         values, vectors = jnp.linalg.eigh(hessian)
         # Curvature of a confident prediction is a small difference of numbers near one.
         rounding = flat.size * jnp.finfo(f.dtype).eps * jnp.maximum(jnp.abs(values).max(), 1)

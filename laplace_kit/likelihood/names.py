@@ -18,6 +18,26 @@ _BY_NAME = {
     "bernoulli": Bernoulli,
     "poisson": Poisson,
 }
+_CATEGORICAL = (
+    "Did you mean 'categorical', for outputs (N, C) of C classes? With one logit of each label it "
+    "is 'bernoulli'."
+)
+_BERNOULLI = (
+    "Did you mean 'bernoulli', for one logit of each label? With outputs (N, 2) for two classes it "
+    "is 'categorical'."
+)
+# What other libraries call them; see `laplace_kit.errors.check_option`.
+_HINTS = {
+    **dict.fromkeys(
+        ("classification", "multiclass", "softmax", "cross_entropy", "softmax_cross_entropy"),
+        _CATEGORICAL,
+    ),
+    **dict.fromkeys(
+        ("binary", "binary_classification", "sigmoid", "logistic", "bce", "multilabel"), _BERNOULLI
+    ),
+    **dict.fromkeys(("regression", "mse", "normal", "l2"), "Did you mean 'gaussian'?"),
+    **dict.fromkeys(("count", "counts"), "Did you mean 'poisson'?"),
+}
 
 
 def as_likelihood(likelihood: object) -> Likelihood:
@@ -33,7 +53,7 @@ def as_likelihood(likelihood: object) -> Likelihood:
         If it is none of these, or a function of other arguments.
     """
     if isinstance(likelihood, str):
-        return _BY_NAME[check_option("likelihood", likelihood, _BY_NAME)]()
+        return _BY_NAME[check_option("likelihood", likelihood, _BY_NAME, _HINTS)]()
     if isinstance(likelihood, Likelihood):
         return likelihood
     if callable(likelihood) and not isinstance(likelihood, type):

@@ -66,6 +66,82 @@ def test_eigenvectors_are_not_held_twice():
         assert posterior.blocks[0].right is block.right
 
 
+# --- parameters of shape () -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("structure", ["kron", "ekfac"])
+def test_a_mean_alone_is_exact(structure):
+    y = jnp.arange(5.0)
+    la = lk.fit(
+        lambda params, x: jnp.broadcast_to(params["mu"], x.shape[:1]),
+        {"mu": jnp.mean(y)},
+        (jnp.ones((5, 3)), y),
+        likelihood=lk.Gaussian(2.0),
+        structure=structure,
+    )
+    precision = 5 / 2.0**2 + 1
+    np.testing.assert_allclose(la.predict(jnp.ones((1, 3))).f_var, [1 / precision], rtol=1e-6)
+    wider = la.with_prior({"mu": 3.0}).posterior.variance()
+    np.testing.assert_allclose(wider, [1 / (precision + 2)], rtol=1e-6)
+
+
+def with_scalars(params, x):
+    """A PReLU with a slope, a gated residual, an offset, and logits with a scale."""
+    z = x @ params["w"]
+    h = jnp.where(z > 0, z, params["slope"] * z)
+    h = x + jax.nn.sigmoid(params["gate"]) * h
+    return jnp.exp(params["log_scale"]) * (h @ params["v"] + params["offset"])
+
+
+@pytest.mark.parametrize("structure", ["kron", "ekfac"])
+def test_scalars_have_their_exact_curvature(structure, x64):
+    scalars = {"slope": 0.2, "gate": 0.5, "offset": -0.3, "log_scale": 0.1}
+    params = {"w": normal(3, 3), "v": normal(3, 2)} | {
+        n: jnp.asarray(s) for n, s in scalars.items()
+    }
+    x, y = normal(9, 3), jnp.asarray(RNG.integers(0, 2, 9))
+    problem = twins.Problem(with_scalars, params, x, y, lk.Categorical(), twins.categorical_loss)
+    ggn = np.asarray(jax.jit(lambda: twins.ggn(problem))())
+    prior = {name: 0.5 + i for i, name in enumerate(sorted(params))}
+    la = lk.fit(
+        with_scalars,
+        params,
+        (x, y),
+        likelihood="categorical",
+        structure=structure,
+        prior_precision=prior,
+    )
+    cov = np.asarray(la.posterior.covariance())
+    paths = np.repeat(sorted(params), [jnp.size(params[name]) for name in sorted(params)])
+    for name in scalars:
+        (place,) = np.flatnonzero(paths == name)
+        expected = np.zeros(len(paths))
+        expected[place] = 1 / (ggn[place, place] + prior[name])
+        twins.assert_close(cov[place], expected)
+    jac = np.asarray(jax.jit(lambda: twins.jacobian(problem))())
+    twins.assert_close(la.predict(x).f_cov, np.einsum("ncp,pq,ndq->ncd", jac, cov, jac))
+
+
+# --- weights behind operations that leave them as they are ----------------------------------------
+
+
+def test_k_fac_of_weights_with_shardings_and_barriers_is_that_without():
+    problem = twins.problem("mlp")
+    mesh = jax.make_mesh((1,), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("a"))
+
+    def constrained(params, x):
+        params = jax.lax.with_sharding_constraint(params, sharding)
+        return twins.mlp(jax.lax.optimization_barrier(params), x)
+
+    def variances(model_fn):
+        data = (problem.x, problem.y)
+        options = {"likelihood": "categorical", "structure": "kron"}
+        return lk.fit(model_fn, problem.params, data, **options).posterior.variance()
+
+    twins.assert_close(variances(constrained), variances(twins.mlp), dtype="float32")
+
+
 # --- all kinds of layers --------------------------------------------------------------------------
 
 

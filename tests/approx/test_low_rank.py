@@ -9,6 +9,7 @@ import twins
 
 from laplace_kit import curv
 from laplace_kit.approx.low_rank import LowRankStructure, fit_low_rank
+from laplace_kit.approx.posterior import factorise
 from laplace_kit.eval.predictive import predict
 from laplace_kit.likelihood import Gaussian
 
@@ -169,3 +170,36 @@ def test_many_parameters_are_predicted_from_factors(x64):
     )
     np.testing.assert_allclose(found.f_var, np.einsum("ncc->nc", found.f_cov), rtol=1e-12)
     np.testing.assert_allclose(posterior.variance(), np.diag(dense), rtol=1e-9)
+
+
+# --- models in lower precision --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("as_stream", [False, True])
+def test_a_model_in_lower_precision_is_positive_semidefinite_up_to_its_rounding(dtype, as_stream):
+    """Its products are rounded by epsilon times the norm: so far it agrees with float32."""
+    rng = np.random.default_rng(0)
+    shapes = {"w": (3, 20), "v": (20, 3)}
+    params = {name: jnp.asarray(rng.normal(size=s), dtype) for name, s in shapes.items()}
+    x, y = rng.normal(size=(40, 3)).astype("float32"), rng.integers(0, 3, 40)
+
+    def network(params, x):
+        return jnp.tanh(x.astype(params["w"].dtype) @ params["w"]) @ params["v"]
+
+    def matrix_of(params):
+        return curv.GGNOperator(network, params, (x, y), "categorical").to_dense()
+
+    exact_params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    expected = np.linalg.eigvalsh(matrix_of(exact_params))[::-1]
+    data = [(x[:25], y[:25]), (x[25:], y[25:])] if as_stream else (x, y)
+    structure = fit_low_rank(curv.GGNOperator(network, params, data, "categorical"), 10)
+    assert structure.smallest == 0
+    assert (structure.values > 0).all()
+    eps = float(jnp.finfo(dtype).eps)
+    found = np.asarray(structure.values)
+    np.testing.assert_allclose(found, expected[: len(found)], atol=2 * eps * expected[0])
+    assert len(found) >= np.sum(expected[:10] > 3 * eps * expected[0])
+    assert structure.residuals.max() < 2 * eps * expected[0]
+    posterior, _ = factorise(structure, jnp.ones(120))
+    assert posterior.is_finite()

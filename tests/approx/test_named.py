@@ -12,9 +12,16 @@ from laplace_kit.approx.dual import fit_dual
 from laplace_kit.approx.full import fit_full
 from laplace_kit.approx.kronecker import fit_kronecker
 from laplace_kit.approx.low_rank import fit_low_rank
-from laplace_kit.approx.named import CURVATURES, named_operator, named_structure
+from laplace_kit.approx.named import (
+    CURVATURE_HINTS,
+    CURVATURES,
+    STRUCTURE_HINTS,
+    named_operator,
+    named_structure,
+)
 from laplace_kit.curv.objective import restrict
 from laplace_kit.data import as_data
+from laplace_kit.errors import check_option
 from laplace_kit.tree import replace
 
 KEY = jax.random.key(3)
@@ -96,3 +103,37 @@ def test_a_structure_is_what_fits_it(name, form):
 
 def test_every_structure_has_a_name():
     assert {name for name, _ in FITTED} == set(STRUCTURES)
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ("kfac", ["'kron'", "'ekfac'"]),
+        ("K-FAC", ["'kron'", "'ekfac'"]),
+        ("last_layer", ["subset='last_layer'"]),
+        ("hessian", ["curvature="]),
+        ("dense", ["'full'"]),
+        ("diag", ["'diagonal'"]),
+    ],
+)
+def test_other_words_for_structures(found, words):
+    with pytest.raises(ValueError, match="expected one of") as error:
+        check_option("structure", found, STRUCTURES, STRUCTURE_HINTS)
+    hint = str(error.value).partition("'diagonal'. ")[2]
+    assert all(word in hint for word in words)
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [("fisher", ["'mc_fisher'", "'ggn'"]), ("Gauss-Newton", ["'ggn'"]), ("kron", ["structure="])],
+)
+def test_other_words_for_curvatures(found, words):
+    with pytest.raises(ValueError, match="expected one of") as error:
+        check_option("curvature", found, CURVATURES, CURVATURE_HINTS)
+    hint = str(error.value).partition("'mc_fisher'. ")[2]
+    assert all(word in hint for word in words)
+
+
+def test_no_hint_stands_for_a_name_that_is_known():
+    assert not set(STRUCTURE_HINTS) & {"auto", *STRUCTURES}
+    assert not set(CURVATURE_HINTS) & set(CURVATURES)

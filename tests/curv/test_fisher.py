@@ -7,8 +7,11 @@ import pytest
 import twins
 
 from laplace_kit import curv
+from laplace_kit.approx.low_rank import fit_low_rank
+from laplace_kit.approx.posterior import factorise
+from laplace_kit.curv.draws import example_key
 from laplace_kit.data import Chunk
-from laplace_kit.likelihood import Categorical, FromLoss, Masked
+from laplace_kit.likelihood import Categorical, FromLoss, Gaussian, Masked
 
 KEY = jax.random.key(5)
 
@@ -22,7 +25,8 @@ def sampled_fisher(problem: twins.Problem, num_samples: int) -> np.ndarray:
     theta, outputs = twins.flat(problem)
 
     def gradient(index, f):
-        keys = jax.random.split(jax.random.fold_in(KEY, index), num_samples)
+        example = jax.tree.map(lambda leaf: leaf[index], (problem.x, problem.y))
+        keys = jax.random.split(example_key(KEY, example), num_samples)
         labels = [problem.likelihood.sample(key, f) for key in keys]
         return jnp.stack([jax.grad(problem.loss)(f, y) for y in labels]) / num_samples**0.5
 
@@ -97,8 +101,63 @@ def test_labels_depend_neither_on_chunks_nor_on_the_form_of_the_data(x64):
             model_fn, params, data, likelihood, key=KEY, batch_size=2
         )
         twins.assert_close(over_loader @ v, whole)
+    order = np.random.default_rng(0).permutation(len(y))
+    data = (x[order], y[order])
+    permuted = curv.MonteCarloFisherOperator(model_fn, params, data, likelihood, key=KEY)
+    twins.assert_close(permuted @ v, whole)
     other = curv.MonteCarloFisherOperator(*problem.args, key=jax.random.key(6)) @ v
     assert jnp.abs(other - whole).max() > 0.1 * jnp.abs(whole).max()
+
+
+class Shuffling:
+    """A loader that yields its examples in another order in every pass."""
+
+    def __init__(self, x, y, batch_size):
+        self.x, self.y, self.batch_size = np.asarray(x), np.asarray(y), batch_size
+        self.rng = np.random.default_rng(0)
+
+    def __iter__(self):
+        order = self.rng.permutation(len(self.y))
+        for low in range(0, len(order), self.batch_size):
+            rows = order[low : low + self.batch_size]
+            yield self.x[rows], self.y[rows]
+
+
+def test_over_a_loader_that_shuffles_it_is_one_matrix(x64):
+    problem = twins.problem("mlp", "float64")
+    model_fn, params, (x, y), likelihood = problem.args
+    operator = curv.MonteCarloFisherOperator(
+        model_fn, params, Shuffling(x, y, 3), likelihood, key=KEY, num_samples=2
+    )
+    v, expected = problem.vectors(1)[0], np.asarray(monte_carlo(problem, num_samples=2).to_dense())
+    for _ in range(3):
+        twins.assert_close(operator @ v, expected @ np.asarray(v))
+    structure = fit_low_rank(operator, 6, key=jax.random.key(1))
+    values, vectors = np.linalg.eigh(expected)
+    leading = vectors[:, -6:]
+    cov = np.linalg.inv((leading * values[-6:]) @ leading.T + np.eye(len(v)))
+    posterior, _ = factorise(structure, jnp.ones(len(v)))
+    twins.assert_close(posterior.variance(), np.diag(cov), rtol=1e-6)
+
+
+def test_equal_inputs_have_labels_of_their_own_where_targets_differ(x64):
+    """And copies of one example the same; the mean over keys is the Fisher matrix for both."""
+    x, y = jnp.zeros((3, 1)), jnp.asarray([0.5, 1.0, 1.0])[:, None]
+
+    def squares(key):
+        """The squares of what is drawn: N(0, 1)."""
+        operator = curv.MonteCarloFisherOperator(
+            lambda p, x: x + p, jnp.zeros(1), (x, y), Gaussian(), key=key
+        )
+        chunk = Chunk(x, y, jnp.arange(3), jnp.ones(3))
+        return operator.output_factor(x, chunk, jnp.arange(1)).ravel() ** 2
+
+    found = np.asarray(jax.jit(jax.vmap(squares))(jax.random.split(KEY, 4000)))
+    np.testing.assert_array_equal(found[:, 1], found[:, 2])
+    correlation = np.corrcoef(found[:, 0], found[:, 1])[0, 1]
+    assert abs(correlation) < 5 / np.sqrt(4000)
+    standard_error = np.sqrt(2 / 4000)
+    np.testing.assert_allclose(found.mean(axis=0), 1, atol=4 * standard_error)
 
 
 @pytest.mark.parametrize("kind", ["ignore_index", "mask"])
@@ -114,15 +173,15 @@ def test_where_no_label_was_observed_none_is_drawn(kind, x64):
     )
     theta, outputs = twins.flat(problem)
 
-    def factor(index, f, seen):
-        keys = jax.random.split(jax.random.fold_in(KEY, index), 2)
+    def factor(x, y, f, seen):
+        keys = jax.random.split(example_key(KEY, (x, y)), 2)
         labels = jax.vmap(problem.likelihood.sample, (0, None))(keys, f)
         gradients = jax.vmap(jax.grad(problem.loss), (None, 0))(f, labels)
         return jnp.where(seen[:, None], gradients, 0) / 2**0.5
 
     @jax.jit
     def matrix():
-        factors = jax.vmap(factor)(jnp.arange(5), outputs(theta), seen)
+        factors = jax.vmap(factor)(problem.x, y, outputs(theta), seen)
         return twins.gauss_newton(twins.jacobian(problem), factors)
 
     twins.assert_is(operator, np.asarray(matrix()), "float64")
@@ -141,7 +200,7 @@ def test_symmetric_and_positive_semi_definite(x64):
 
 def test_number_of_samples_must_be_positive():
     problem = twins.problem("mlp")
-    with pytest.raises(ValueError, match="Found num_samples=0, expected a positive number"):
+    with pytest.raises(ValueError, match="Found num_samples=0, expected a whole number of labels"):
         monte_carlo(problem, num_samples=0)
 
 

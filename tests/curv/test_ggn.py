@@ -7,7 +7,7 @@ import pytest
 import twins
 
 from laplace_kit import curv
-from laplace_kit.likelihood import Gaussian, Likelihood
+from laplace_kit.likelihood import Categorical, Gaussian, Likelihood
 from laplace_kit.model import batched
 
 
@@ -23,6 +23,49 @@ def test_chunks_that_do_not_divide_the_data(name, batch_size, x64):
     problem = twins.problem(name, "float64")
     operator = curv.GGNOperator(*problem.args, batch_size=batch_size, scale=2.5)
     twins.assert_is(operator, 2.5 * twins.dense(twins.ggn, name), "float64")
+
+
+def by_solve(params, x):
+    matrix = jnp.eye(3) + params["a"] @ params["a"].T
+    return jnp.linalg.solve(matrix, x.T).T @ params["v"]
+
+
+def by_linear_solve(params, x):
+    """By Cholesky, with a solver of its own."""
+    matrix = jnp.eye(3) + params["a"] @ params["a"].T
+
+    def solve(product, b):
+        return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix), b)
+
+    solved = jax.lax.custom_linear_solve(lambda v: matrix @ v, x.T, solve, symmetric=True)
+    return solved.T @ params["v"]
+
+
+def by_root(params, x):
+    """An implicit layer: z = tanh(x + 0.3 z a), solved by iteration and Newton's equation."""
+
+    def equation(z):
+        return z - jnp.tanh(x + 0.3 * z @ jnp.sin(params["a"]))
+
+    def iterate(fn, z):
+        return jax.lax.fori_loop(0, 200, lambda _, z: z - fn(z), z)
+
+    def tangent(product, b):
+        dense = jax.jacobian(product)(jnp.zeros_like(b)).reshape(b.size, b.size)
+        return jnp.linalg.solve(dense, b.ravel()).reshape(b.shape)
+
+    return jax.lax.custom_root(equation, jnp.zeros_like(x), iterate, tangent) @ params["v"]
+
+
+@pytest.mark.parametrize("model_fn", [by_solve, by_linear_solve, by_root])
+def test_models_with_solvers_inside(model_fn, x64):
+    """In all forms: programs within programs are rewritten on the way."""
+    rng = np.random.default_rng(0)
+    params = {"a": jnp.asarray(rng.normal(size=(3, 3))), "v": jnp.asarray(rng.normal(size=(3, 2)))}
+    x, y = jnp.asarray(rng.normal(size=(4, 3))), jnp.asarray(rng.integers(0, 2, 4))
+    problem = twins.Problem(model_fn, params, x, y, Categorical(), twins.categorical_loss)
+    matrix = np.asarray(jax.jit(lambda: twins.ggn(problem))())
+    twins.assert_is(curv.GGNOperator(*problem.args), matrix, "float64")
 
 
 def test_equals_the_hessian_of_a_linear_model(x64):

@@ -226,16 +226,6 @@ def test_mean_field_2_knows_that_shared_noise_cancels():
     np.testing.assert_allclose(probs, np_softmax(mean), atol=1e-3)
 
 
-@pytest.mark.slow
-def test_monte_carlo_does_not_depend_on_the_block(monkeypatch):
-    mean, cov = gaussian(dtype="float32")
-    whole = lk.monte_carlo(mean, cov, key=KEY, num_samples=50)
-    monkeypatch.setattr(lk, "_BLOCK_ENTRIES", 7 * mean.size)  # 7 blocks of 7 draws and one of 1
-    jax.clear_caches()
-    np.testing.assert_allclose(lk.monte_carlo(mean, cov, key=KEY, num_samples=50), whole, atol=1e-6)
-    jax.clear_caches()
-
-
 # --- invariances -----------------------------------------------------------------------------
 
 

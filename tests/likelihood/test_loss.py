@@ -48,6 +48,29 @@ def test_root_of_a_loss_that_is_not_convex_is_nan(x64):
     np.testing.assert_allclose(product, np.diag([2.0, -0.2]))
 
 
+@jax.custom_vjp
+def reverse_only(f, y):
+    return twins.categorical_loss(f, y)
+
+
+reverse_only.defvjp(
+    lambda f, y: (reverse_only(f, y), (f, y)),
+    lambda kept, g: (g * (jax.nn.softmax(kept[0]) - jax.nn.one_hot(kept[1], 3)), None),
+)
+
+
+def test_a_loss_with_a_rule_for_reverse_mode_alone(x64):
+    f, y, ours = jnp.asarray(F), jnp.asarray([2, 0]), FromLoss(reverse_only)
+    expected = output_space.matrix(Categorical(), "hessian_mv", f, y)
+
+    for number in range(2):
+        hessian = output_space.matrix(ours, "hessian_mv", f[number], y[number])
+        root = output_space.matrix(ours, "hessian_sqrt_mv", f[number], y[number])
+        part = slice(3 * number, 3 * number + 3)
+        twins.assert_close(hessian, expected[part, part])
+        twins.assert_close(root @ root.T, expected[part, part], rtol=1e-8)
+
+
 def test_samples_with_its_sampler():
     likelihood = FromLoss(twins.log_cosh_loss, sampler=lambda key, f: f + 1)
     f = jnp.zeros(2)

@@ -40,3 +40,22 @@ def test_other_names_and_things_are_refused():
         lk.as_likelihood(lk.Poisson)
     with pytest.raises(TypeError, match=r"found loss\(f\), expected a function \(f, y\)"):
         lk.as_likelihood(lambda f: f)
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        ("classification", "categorical"),
+        ("softmax", "categorical"),
+        ("cross-entropy", "categorical"),
+        ("binary", "bernoulli"),
+        ("sigmoid", "bernoulli"),
+        ("regression", "gaussian"),
+        ("MSE", "gaussian"),
+        ("counts", "poisson"),
+        ("heteroscedastic", "heteroscedastic_gaussian"),
+    ],
+)
+def test_other_words_for_a_likelihood_name_it(word, name):
+    with pytest.raises(ValueError, match=rf"likelihood='{word}', .* Did you mean '{name}'"):
+        lk.as_likelihood(word)

@@ -55,7 +55,7 @@ class Head(NamedTuple):
                 factors = -factors if step.primitive.name == "sub" and place == 1 else factors
                 continue
             operands = (factors if i == place else read(o) for i, o in enumerate(step.operands))
-            factors = step.primitive.bind(*operands, **step.primitive.get_bind_params(step.params))
+            (factors,) = step.apply(*operands)
         return factors.reshape(-1)
 
 

@@ -24,7 +24,7 @@ class Move:
         if self.kind == "reshape":
             return array.reshape((*self.argument, *rest))
         if self.kind == "transpose":
-            return array.transpose(*self.argument, *range(num_axes, array.ndim))
+            return array.transpose((*self.argument, *range(num_axes, array.ndim)))
         reverse, keep = slice(None, None, -1), slice(None)
         return array[tuple(reverse if axis in self.argument else keep for axis in range(num_axes))]
 
@@ -57,7 +57,7 @@ class Slot:
     def read(self, flat: Float[_Array, "P *rest"]) -> Float[_Array, "..."]:
         """Return the leaf's entries, moved."""
         shape = self.shape
-        leaf = flat[self.start : self.start + self.size].reshape(*shape, *flat.shape[1:])
+        leaf = flat[self.start : self.start + self.size].reshape((*shape, *flat.shape[1:]))
         for move in self.moves:
             leaf, shape = move.apply(leaf, len(shape)), move.shape_after(shape)
         return leaf

@@ -13,16 +13,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
-from jaxtyping import Array, PyTree
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive
+from jaxtyping import Array, ArrayLike, PyTree
 
 from laplace_kit.curv.capture.layout import Move
+from laplace_kit.model import check_one_output
 
-# Operations on one array that only move its entries about, or, the last one, may repeat them.
-_MOVES = (
-    *("reshape", "transpose", "squeeze", "rev", "convert_element_type", "copy"),
-    "broadcast_in_dim",
+# Operations that leave values and derivatives as they are, but for rounding: what they speak of is
+# the dtype, or where and when arrays are held. `stop_gradient` is none of these.
+_IDENTITIES = (
+    *("convert_element_type", "reduce_precision", "copy", "copy_p", "name"),
+    *("optimization_barrier", "device_put", "sharding_constraint", "reshard", "layout_constraint"),
 )
+# Operations on one array that only move its entries about, or, the last one, may repeat them.
+_MOVES = (*_IDENTITIES, "reshape", "transpose", "squeeze", "rev", "broadcast_in_dim")
+# Operations that cut an array along an axis: into parts of given sizes, or of one without the axis.
+_CUTS = ("split", "unstack")
 # Calls without semantics of their own, by the parameter that holds the program.
 _CALLS = {
     "jit": "jaxpr",
@@ -41,6 +48,11 @@ class Step(NamedTuple):
     params: dict[str, Any]
     operands: tuple[int | Literal, ...]
     results: tuple[int, ...]
+
+    def apply(self, *operands: ArrayLike) -> list[Array]:
+        """Return the results for some operands."""
+        found = self.primitive.bind(*operands, **self.primitive.get_bind_params(self.params))
+        return found if self.primitive.multiple_results else [found]
 
 
 class Program(NamedTuple):
@@ -87,7 +99,9 @@ def flatten_program(model_fn: jax.tree_util.Partial, params: PyTree, x: PyTree) 
         Arrays or shapes.
     """
     arguments = (model_fn, params, x)
-    closed = jax.make_jaxpr(lambda model_fn, params, x: model_fn(params, x))(*arguments)
+    call = jax.make_jaxpr(lambda model_fn, *args: model_fn(*args), return_shape=True)
+    closed, outputs = call(*arguments)
+    check_one_output(outputs)
     builder = _Builder()
     numbers = [builder.fresh(variable.aval) for variable in closed.jaxpr.invars]
     rest = iter(numbers)
@@ -133,19 +147,20 @@ class _Builder:
                 results = self.inline(inner, operands)
             elif self._scans_parameters(equation.primitive, equation.params, operands):
                 results = self._unroll(equation.params, operands)
+            elif equation.primitive.name in _CUTS and self._are_moved(operands):
+                results = self._cut(equation, operands[0])
             else:
                 results = tuple(self.fresh(variable.aval) for variable in equation.outvars)
                 step = Step(equation.primitive, equation.params, operands, results)
-                self.steps.append(step)
-                if moves_entries(step) and self._are_moved(operands):
-                    self.moved.update(results)
+                for part in _one_by_one(step):
+                    self.steps.append(part)
+                    if moves_entries(part) and self._are_moved(part.operands):
+                        self.moved.update(part.results)
             known.update(zip(equation.outvars, results, strict=True))
         return tuple(read(atom) for atom in jaxpr.outvars)
 
     def _scans_parameters(self, primitive: Primitive, params: dict[str, Any], operands) -> bool:
-        if primitive.name != "scan":
-            return False
-        return self._are_moved(operands[params["num_consts"] + params["num_carry"] :])
+        return primitive.name == "scan" and self._are_moved(operands[sum(_scan_sizes(params)) :])
 
     def _are_moved(self, operands: Sequence[int | Literal]) -> bool:
         """Tell whether any of these is a parameter, moved about or not."""
@@ -153,7 +168,7 @@ class _Builder:
 
     def _unroll(self, params: dict[str, Any], operands: Sequence[int | Literal]):
         """Inline the body of a scan once for every step; slices of what it scans come first."""
-        num_consts, num_carry = params["num_consts"], params["num_carry"]
+        num_consts, num_carry = _scan_sizes(params)
         consts, rest = operands[:num_consts], operands[num_consts:]
         carry, scanned = tuple(rest[:num_carry]), rest[num_carry:]
         stacks: list[tuple] = [()] * params["length"]
@@ -168,11 +183,61 @@ class _Builder:
         stacked = [self._apply(lambda *ys: jnp.stack(ys), *ys) for ys in zip(*stacks, strict=True)]
         return (*carry, *stacked)
 
+    def _cut(self, equation: JaxprEqn, operand: int) -> tuple[int | Literal, ...]:
+        """Inline a parameter's split along an axis as slices, one for each part."""
+        axis, keepdims = equation.params["axis"], equation.primitive.name == "split"
+        num = self.avals[operand].shape[axis]
+        stops = np.cumsum(equation.params.get("sizes", (1,) * num)).tolist()
+
+        def part(a: Array, start: int, stop: int) -> Array:
+            cut = jax.lax.slice_in_dim(a, start, stop, axis=axis)
+            return cut if keepdims else jnp.squeeze(cut, axis)
+
+        bounds = zip([0, *stops], stops, strict=False)
+        return tuple(
+            self._apply(partial(part, start=start, stop=stop), operand) for start, stop in bounds
+        )
+
     def _apply(self, fn: Callable, *operands: int | Literal) -> int | Literal:
         """Inline a function of one result."""
         avals = [o.aval if isinstance(o, Literal) else self.avals[o] for o in operands]
         shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
         return self.inline(jax.make_jaxpr(fn)(*shapes), operands)[0]
+
+
+def _scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
+    """Return how many of a scan's operands are constants, and how many are carried on.
+
+    Numbers up to JAX 0.10; in later versions the lengths of the first two of three groups.
+    """
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carried, _ = params["ft_in"].unpack()
+    return len(constants), len(carried)
+
+
+def _one_by_one(step: Step) -> list[Step]:
+    """Return an identity on several arrays as one for each, and any other step as it is.
+
+    Its parameters are in common, or have an entry for each array.
+    """
+    num = len(step.operands)
+    if num == 1 or step.primitive.name not in _IDENTITIES:
+        return [step]
+
+    def part(value: Any, i: int) -> Any:
+        by_operand = isinstance(value, tuple | list) and len(value) == num
+        return value[i : i + 1] if by_operand else value
+
+    return [
+        Step(
+            step.primitive,
+            {name: part(value, i) for name, value in step.params.items()},
+            (operand,),
+            (result,),
+        )
+        for i, (operand, result) in enumerate(zip(step.operands, step.results, strict=True))
+    ]
 
 
 def find_uses(program: Program) -> tuple[tuple[Use, ...], ...]:
@@ -184,7 +249,8 @@ def find_uses(program: Program) -> tuple[tuple[Use, ...], ...]:
             if isinstance(operand, Literal) or operand not in origin:
                 continue
             leaf, moves, repeated, part = origin[operand]
-            taken = _part_taken(step, program) if operand == program.leaves[leaf] else None
+            unmoved = part is None and not as_moves(moves, program)
+            taken = _part_taken(step, program) if unmoved else None
             if taken is not None:
                 origin[step.results[0]] = (leaf, (), False, taken)
             elif moves_entries(step):
@@ -245,7 +311,7 @@ def as_moves(steps: Iterable[Step], program: Program) -> tuple[Move, ...]:
             moves.append(Move("transpose", tuple(step.params["permutation"])))
         elif name == "rev":
             moves.append(Move("flip", tuple(step.params["dimensions"])))
-        elif name not in ("convert_element_type", "copy"):
+        elif name not in _IDENTITIES:
             moves.append(Move("reshape", program.shape(step.results[0])))
     return tuple(moves)
 
@@ -276,11 +342,9 @@ def evaluate(
         return operand.val if isinstance(operand, Literal) else values[operand]
 
     for position, step in enumerate(program.steps):
-        params = step.primitive.get_bind_params(step.params)
-        results = step.primitive.bind(*map(read, step.operands), **params)
-        results = results if step.primitive.multiple_results else (results,)
+        results = step.apply(*map(read, step.operands))
         if probes and position in probes:
             probe = probes[position]
-            results = (results[0] + (probe(read) if callable(probe) else probe),)
+            results = [results[0] + (probe(read) if callable(probe) else probe)]
         values.update(zip(step.results, results, strict=True))
     return read

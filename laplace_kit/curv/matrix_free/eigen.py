@@ -6,7 +6,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.sparse.linalg import lobpcg_standard
 from jaxtyping import PRNGKeyArray
 
 from laplace_kit.curv.linear import SelfAdjointOperator
@@ -19,7 +18,8 @@ from laplace_kit.curv.matrix_free.ritz import (
     rayleigh_ritz,
     take,
 )
-from laplace_kit.errors import check_option
+from laplace_kit.curv.rounding import rounding
+from laplace_kit.errors import check_count, check_option
 
 _NORM_STEPS = 12  # vectors for the norm alone: a few per cent short of it does no harm
 _MIN_KRYLOV = 20  # vectors that Lanczos keeps at least
@@ -57,7 +57,8 @@ def eigenpairs(
         `"lobpcg"`, JAX's, which takes products with blocks of vectors: more products in fewer
         passes over the data, and eigenvalues that repeat come together.
     tolerance
-        On the residuals, relative to the norm; by default the square root of the dtype's epsilon.
+        On the residuals, relative to the norm; by default the square root of the dtype's epsilon,
+        or the rounding of a model in lower precision.
     max_iterations
         Of restarts, or of blocks.
     progress
@@ -72,7 +73,8 @@ def eigenpairs(
     Raises
     ------
     ValueError
-        If `num` is impossible, or a name is not known.
+        If `num` is impossible, a name is not known, the tolerance is not a positive number or
+        `max_iterations` is not positive.
     RuntimeError
         If no pair has converged.
 
@@ -95,8 +97,14 @@ def eigenpairs(
         )
     find = partial(_lanczos, progress=progress) if method == "lanczos" else _lobpcg
     dim = operator.shape[0]
+    check_count("max_iterations", max_iterations, "iterations")
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise ValueError(
+            f"Found tolerance={tolerance}, expected a number between 0 and 1, relative to the norm."
+        )
     check_rank(2 * num if which == "both" else num, dim)
-    tolerance = float(jnp.finfo(operator.dtype).eps) ** 0.5 if tolerance is None else tolerance
+    if tolerance is None:
+        tolerance = max(float(jnp.finfo(operator.dtype).eps) ** 0.5, rounding(operator))
     if max(5 * num, _MIN_KRYLOV) >= dim:
         high, low = {"largest": (num, 0), "smallest": (0, num), "both": (num, num)}[which]
         return take(dense_eigenpairs(operator), np.r_[:high, dim - low : dim])
@@ -194,6 +202,8 @@ def _lobpcg(operator, starts, tolerance, max_iterations):
 
 @partial(jax.jit, static_argnums=3)
 def _blocks(operator, starts, tolerance, max_iterations):
+    from jax.experimental.sparse.linalg import lobpcg_standard
+
     mv = product(operator)
     _, columns, steps = lobpcg_standard(
         lambda block: mv(block.T).T, starts.T, max_iterations, tolerance

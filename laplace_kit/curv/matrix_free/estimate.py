@@ -4,7 +4,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import matfree.stochtrace
 from jaxtyping import PRNGKeyArray
 
 from laplace_kit.curv.linear import SelfAdjointOperator
@@ -18,12 +17,6 @@ from laplace_kit.curv.matrix_free.probing import (
 )
 from laplace_kit.errors import check_option
 
-_TRACE = matfree.stochtrace.monte_carlo_trace()
-_DIAGONAL = matfree.stochtrace.monte_carlo_diagonal()
-_FROBENIUS = matfree.stochtrace.monte_carlo_frobeniusnorm_squared()
-_XTRACE = matfree.stochtrace.leave_one_out_xtrace(apply_resphering=True)
-_XTRACE_PLAIN = matfree.stochtrace.leave_one_out_xtrace(apply_resphering=False)
-_XDIAG = matfree.stochtrace.leave_one_out_xdiag()
 _ISOTROPIC = ("normal", "sphere")  # probes of which no direction is preferred
 
 # matfree takes what is smaller than an absolute epsilon for zero: so that none is but zeros, and
@@ -86,10 +79,10 @@ def estimate_trace(
     probes = probes or {"hutchinson": "signs", "xtrace": "normal"}[method]
     check_probes(probes)
     if method == "xtrace":
-        integrand = _XTRACE if probes in _ISOTROPIC else _XTRACE_PLAIN
+        integrand = _xtrace if probes in _ISOTROPIC else _xtrace_plain
         return _leave_one_out(integrand, operator, key, num_samples, probes, progress)
     return monte_carlo(
-        _TRACE, operator, key=key, num_samples=num_samples, probes=probes, progress=progress
+        _trace, operator, key=key, num_samples=num_samples, probes=probes, progress=progress
     )
 
 
@@ -142,9 +135,9 @@ def estimate_diagonal(
     check_option("method", method, ("hutchinson", "xdiag"))
     check_probes(probes)
     if method == "xdiag":
-        return _leave_one_out(_XDIAG, operator, key, num_samples, probes, progress)
+        return _leave_one_out(_xdiag, operator, key, num_samples, probes, progress)
     return monte_carlo(
-        _DIAGONAL, operator, key=key, num_samples=num_samples, probes=probes, progress=progress
+        _diagonal, operator, key=key, num_samples=num_samples, probes=probes, progress=progress
     )
 
 
@@ -184,8 +177,47 @@ def estimate_frobenius_norm_squared(
     """
     check_probes(probes)
     return monte_carlo(
-        _FROBENIUS, operator, key=key, num_samples=num_samples, probes=probes, progress=progress
+        _frobenius, operator, key=key, num_samples=num_samples, probes=probes, progress=progress
     )
+
+
+# --- what probes contribute: static functions, which load matfree when they are traced ------------
+
+
+def _trace(mv, probe):
+    import matfree.stochtrace
+
+    return matfree.stochtrace.monte_carlo_trace()(mv, probe)
+
+
+def _diagonal(mv, probe):
+    import matfree.stochtrace
+
+    return matfree.stochtrace.monte_carlo_diagonal()(mv, probe)
+
+
+def _frobenius(mv, probe):
+    import matfree.stochtrace
+
+    return matfree.stochtrace.monte_carlo_frobeniusnorm_squared()(mv, probe)
+
+
+def _xtrace(mv, probes):
+    import matfree.stochtrace
+
+    return matfree.stochtrace.leave_one_out_xtrace(apply_resphering=True)(mv, probes)
+
+
+def _xtrace_plain(mv, probes):
+    import matfree.stochtrace
+
+    return matfree.stochtrace.leave_one_out_xtrace(apply_resphering=False)(mv, probes)
+
+
+def _xdiag(mv, probes):
+    import matfree.stochtrace
+
+    return matfree.stochtrace.leave_one_out_xdiag()(mv, probes)
 
 
 def _leave_one_out(integrand, operator, key, num_samples, probes, progress):

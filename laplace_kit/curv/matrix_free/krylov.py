@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matfree.lstsq
 from jaxtyping import Array, ArrayLike, Float, Int, Num
 
 # Multiplies K vectors, along a leading axis.
@@ -259,6 +258,8 @@ def lsmr(
     ----------
     Fong and Saunders (2011), LSMR: an iterative algorithm for sparse least-squares problems.
     """
+    import matfree.lstsq
+
     size = _norm(b)
     scale = jnp.where(size > 0, size, 1)[:, None]
     x, r = _start(matrix, b / scale, x0)

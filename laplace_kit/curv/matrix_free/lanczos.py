@@ -18,6 +18,7 @@ from laplace_kit.curv.matrix_free.ritz import (
     rayleigh_ritz,
     take,
 )
+from laplace_kit.curv.rounding import rounding
 from laplace_kit.tree import replace
 
 _SMALLEST_DEPTH = 20  # vectors that ARPACK keeps in search of the smallest eigenvalue
@@ -57,8 +58,9 @@ def leading_eigenpairs(
     -------
     pairs
         In float32 or better; those within the square root of its epsilon, relative to the norm, are
-        said to have converged. Cost: `2 rank + 10` products for each run, of which a spectrum that
-        decays needs one or two, and `rank` for the residuals; or the dense matrix.
+        said to have converged, or within the rounding of a model in lower precision; eigenvalues
+        below that rounding are left out. Cost: `2 rank + 10` products for each run, of which a
+        spectrum that decays needs one or two, and `rank` for the residuals; or the dense matrix.
     smallest
         The smallest Ritz value that was met, `()`: no smaller than the smallest eigenvalue where
         that is negative.
@@ -91,9 +93,14 @@ def leading_eigenpairs(
         return _leading_on_host(operator, rank, key)
 
     found = _krylov_rounds(operator, rank, depth, key)
-    bound = float(jnp.finfo(found.basis.dtype).eps) ** 0.5 * float(found.norm)
+    bound = _tolerance(found.basis.dtype, rounding(operator)) * float(found.norm)
     pairs = rayleigh_ritz(operator, found.basis, bound, found.num_products)
     return pairs, jnp.minimum(jnp.asarray(found.smallest, pairs.values.dtype), pairs.values[-1])
+
+
+def _tolerance(dtype: jnp.dtype, rounding: float) -> float:
+    """Return how small residuals are to be, relative to the norm: no smaller than rounding."""
+    return max(float(jnp.finfo(dtype).eps) ** 0.5, rounding)
 
 
 def _start_vector(num, round_number, key):
@@ -120,7 +127,8 @@ def _krylov_rounds(operator, rank, depth, key):
     dtype = jnp.promote_types(operator.dtype, jnp.float32)
     eps = float(jnp.finfo(dtype).eps)
     # In float32 P roundings are as large as all eigenvalues where P is 10 million.
-    precision = _ROUNDINGS * np.sqrt(num) * eps
+    precision = max(_ROUNDINGS * np.sqrt(num) * eps, rounding(operator))
+    tolerance = _tolerance(dtype, rounding(operator))
     basis = jnp.zeros((rank, num), dtype)  # rows of zeros deflate nothing
     values, smallest, norm, spent = np.zeros(0), np.inf, 0.0, 0
     restart, restarts = None, 0
@@ -134,7 +142,7 @@ def _krylov_rounds(operator, rank, depth, key):
             if checking and ritz.values[0] <= values[-1] + precision * norm:
                 return _Found(basis, smallest, norm, spent)
         positive = ritz.values > precision * norm
-        converged = positive & (ritz.residuals <= np.sqrt(eps) * norm)
+        converged = positive & (ritz.residuals <= tolerance * norm)
         # Both ends of the spectrum converge: only those above the first that has not are leading.
         new = np.logical_and.accumulate(converged)
         if not positive.any():
@@ -266,8 +274,8 @@ def _leading_on_host(operator, rank, key):
     pairs = eigenpairs(operator, rank, key=key)
     num, eps = operator.shape[0], float(jnp.finfo(pairs.values.dtype).eps)
     values = np.asarray(pairs.values)
-    rounding = _ROUNDINGS * np.sqrt(num) * eps * np.abs(values).max()
-    pairs = take(pairs, slice(max(int(np.sum(values > rounding)), 1)))
+    precision = max(_ROUNDINGS * np.sqrt(num) * eps, rounding(operator))
+    pairs = take(pairs, slice(max(int(np.sum(values > precision * np.abs(values).max())), 1)))
     if operator.is_positive_semidefinite:
         return pairs, jnp.zeros_like(pairs.values[0])
     # Of the spectrum's far end the sign matters, and the size roughly: relative to itself.

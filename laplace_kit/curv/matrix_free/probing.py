@@ -5,7 +5,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import matfree.stochtrace
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
 from laplace_kit import memory, tree
@@ -119,6 +118,24 @@ def check_num_samples(num_samples: int) -> None:
 # --- the probes ---------------------------------------------------------------------------------
 
 
+def _signs(like: Array, *, num: int) -> Callable:
+    import matfree.stochtrace
+
+    return matfree.stochtrace.sampler_signs(like, num=num)
+
+
+def _normal(like: Array, *, num: int) -> Callable:
+    import matfree.stochtrace
+
+    return matfree.stochtrace.sampler_normal(like, num=num)
+
+
+def _sphere(like: Array, *, num: int) -> Callable:
+    import matfree.stochtrace
+
+    return matfree.stochtrace.sampler_sphere(like, num=num)
+
+
 def _sparse_signs(like: Array, *, num: int) -> Callable:
     """Return a sampler of signs where two entries of three are zero, with unit variance."""
 
@@ -131,9 +148,9 @@ def _sparse_signs(like: Array, *, num: int) -> Callable:
 
 # Independent entries of mean zero and variance one, but for the sphere, whose are uncorrelated.
 _SAMPLERS = {
-    "signs": matfree.stochtrace.sampler_signs,
-    "normal": matfree.stochtrace.sampler_normal,
-    "sphere": matfree.stochtrace.sampler_sphere,
+    "signs": _signs,
+    "normal": _normal,
+    "sphere": _sphere,
     "sparse_signs": _sparse_signs,
 }
 

@@ -9,7 +9,6 @@ from functools import cache
 
 import jax
 import jax.numpy as jnp
-import matfree.decomp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import tree
@@ -212,6 +211,8 @@ def _check_num_steps(num_steps, operator):
 @cache
 def _gauss_quadrature(num_steps: int) -> Integrand:
     """Return what makes the Gauss quadrature of a probe (Golub and Welsch, 1969)."""
+    import matfree.decomp
+
     lanczos = matfree.decomp.hessenberg(num_steps, reortho="full")
 
     def quadrature(mv, probe):
@@ -224,6 +225,8 @@ def _gauss_quadrature(num_steps: int) -> Integrand:
 @cache
 def _with_slope(num_steps: int) -> Integrand:
     """Return the same, of no derivative, and a number whose derivative is that of the logarithm."""
+    import matfree.decomp
+
     lanczos = matfree.decomp.hessenberg(num_steps, reortho="full", custom_vjp=False)
 
     def quadrature(mv, probe):

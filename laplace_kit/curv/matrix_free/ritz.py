@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.curv.rounding import rounding
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -63,8 +64,8 @@ def dense_eigenpairs(operator: SelfAdjointOperator) -> Eigenpairs:
     with jax.default_matmul_precision("highest"):
         values, vectors = jnp.linalg.eigh(operator.to_dense())
     num = len(values)
-    rounding = num * jnp.finfo(values.dtype).eps * jnp.abs(values).max()
-    residuals, converged = jnp.full(num, rounding), jnp.ones(num, bool)
+    relative = max(num * float(jnp.finfo(values.dtype).eps), rounding(operator))
+    residuals, converged = jnp.full(num, relative * jnp.abs(values).max()), jnp.ones(num, bool)
     return Eigenpairs(values[::-1], vectors[:, ::-1].T, residuals, converged, num)
 
 
@@ -78,7 +79,7 @@ def take(pairs: Eigenpairs, wanted) -> Eigenpairs:
 
 def check_rank(rank: int, num_params: int) -> int:
     """Return the rank if a `(P, P)` matrix can have it, else raise a `ValueError`."""
-    if not 1 <= rank <= num_params:
+    if not hasattr(type(rank), "__index__") or not 1 <= rank <= num_params:
         raise ValueError(
             f"Found rank={rank}, expected a number from 1 to P={num_params}, the number of "
             "parameters; lower it, or leave it out."

@@ -1,13 +1,15 @@
 """How far confidence is from accuracy."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from laplace_kit.eval.metrics import bins, checks, weighting
+from laplace_kit.eval.metrics import checks, weighting
 from laplace_kit.eval.metrics.bins import ReliabilityBins, equal_mass_bins, reliability_bins
+from laplace_kit.eval.metrics.classwise import class_gaps, mean_class_gap
+from laplace_kit.eval.metrics.inputs import metric
 
 
+@metric
 def expected_calibration_error(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -29,6 +31,7 @@ def expected_calibration_error(
     return mean_gap(reliability_bins(probs, y, num_bins, weights=weights))
 
 
+@metric
 def maximum_calibration_error(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -43,6 +46,7 @@ def maximum_calibration_error(
     return jnp.max(jnp.abs(in_bins.accuracy - in_bins.confidence))
 
 
+@metric
 def adaptive_calibration_error(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -64,6 +68,7 @@ def adaptive_calibration_error(
     return mean_gap(equal_mass_bins(probs, y, num_bins, weights=weights))
 
 
+@metric
 def classwise_calibration_error(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -86,11 +91,10 @@ def classwise_calibration_error(
     checks.check_num_bins(num_bins)
     probs, targets = checks.labelled(probs, y)
     weights = weighting.checked(weights, len(probs), probs.dtype)
-    edges = bins.equal_width_edges(num_bins, probs.dtype)
-    of_classes = jax.vmap(_mean_gap_of_class, in_axes=(1, 1, None, None))
-    return jnp.mean(of_classes(probs, targets, weights, edges))
+    return mean_class_gap(class_gaps(probs, targets, num_bins), weights, num_bins)
 
 
+@metric
 def squared_calibration_error(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -120,6 +124,7 @@ def squared_calibration_error(
     return jnp.sum(jnp.where(counts > 1, counts, 0) * squares) / jnp.sum(counts)
 
 
+@metric
 def debiased_calibration_error(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -146,8 +151,3 @@ def mean_gap(in_bins: ReliabilityBins) -> Float[Array, ""]:
     """Return the mean distance of accuracy from confidence."""
     gaps = jnp.abs(in_bins.accuracy - in_bins.confidence)
     return jnp.sum(in_bins.counts * gaps) / jnp.sum(in_bins.counts)
-
-
-@jax.jit
-def _mean_gap_of_class(predicted, observed, weights, edges) -> Float[Array, ""]:
-    return mean_gap(bins.averages(predicted, observed, weights, edges))

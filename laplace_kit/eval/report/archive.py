@@ -18,8 +18,8 @@ REGRESSION = ("mean", "std", "epistemic_std")
 _NAME = r"[\w.+-]+"
 _KEY = re.compile(rf"(?:(?!shifted/|ood/)({_NAME})/)?(?:(shifted|ood)/({_NAME})/)?(\w+)")
 _FIELDS = {
-    None: (*SHARED, "probs", "logits", "epistemic", *REGRESSION),
-    "shifted": ("y", "probs", "logits"),
+    None: (*SHARED, "probs", "log_probs", "logits", "epistemic", "aleatoric", *REGRESSION),
+    "shifted": ("y", "probs", "log_probs", "logits"),
     "ood": ("probs", "logits", "epistemic"),
 }
 _EXPECTED = (

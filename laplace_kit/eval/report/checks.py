@@ -7,13 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import ArrayLike
+from jaxtyping import ArrayLike, Bool, Float
 
 from laplace_kit.eval.report.predictions import ClassPredictions
 from laplace_kit.eval.report.table import RESERVED
 
 # What is estimated from draws may miss its bounds a little.
 INFORMATION_TOLERANCE = 1e-3
+# As in the metrics: rounding of bfloat16 passes, logits do not.
+SUM_TOLERANCE = 0.02
+# A part may exceed the whole by rounding, to bfloat16 at worst.
+PART_TOLERANCE = 0.02
 
 
 def usable_directory(directory: str | Path) -> Path:
@@ -37,6 +41,17 @@ def usable_directory(directory: str | Path) -> Path:
             "report that may; choose another directory or change its permissions."
         )
     return directory
+
+
+def check_title(title: str) -> None:
+    """Refuse a title that no file can hold, as of an argument that the locale could not decode."""
+    try:
+        title.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"Found the title {title!r}, which holds bytes that were not decoded, expected text; "
+            "pass title.encode('utf-8', 'surrogateescape').decode('utf-8')."
+        ) from error
 
 
 def check_mapping(argument: str, value: object) -> None:
@@ -69,9 +84,9 @@ def check_names(names: Collection[object], reserved: Collection[str] = ()) -> No
 
 
 def subject_of(names: Collection[str], subject: str | None) -> str:
-    """Return the predictor that the report is about."""
+    """Return the predictor whose examples are shown: "laplace", or else the reference."""
     if subject is None:
-        return "laplace" if "laplace" in names else [*names][-1]
+        return "laplace" if "laplace" in names else next(iter(names))
     if subject not in names:
         raise ValueError(
             f"Found the subject {subject!r}, expected one of the predictors, {[*names]}."
@@ -82,7 +97,7 @@ def subject_of(names: Collection[str], subject: str | None) -> str:
 def check_sets(
     predictions: Mapping[str, ClassPredictions], shifted_labels: Mapping[str, ArrayLike]
 ) -> None:
-    """Refuse shifted sets without labels, labels without predictions, and sizes that differ."""
+    """Refuse shifted sets without labels, and what is said of them that does not go together."""
     predicted = dict.fromkeys(where for of in predictions.values() for where in of.shifted)
     if set(predicted) != set(shifted_labels):
         raise ValueError(
@@ -90,28 +105,109 @@ def check_sets(
             "`shifted_labels` has them; give labels to every set, and predictions to all labels."
         )
     for name, of in predictions.items():
-        unknown = sorted(set(of.ood_epistemic) - set(of.ood))
-        if unknown:
+        for what, known, kind in (
+            ("epistemic parts", of.ood_epistemic, "ood"),
+            ("log probabilities", of.shifted_log_probs, "shifted"),
+        ):
+            unknown = sorted(set(known) - set(getattr(of, kind)))
+            if unknown:
+                raise ValueError(
+                    f"Found {unknown} among the {what} of {name!r}, expected sets of its "
+                    f"`{kind}`, {sorted(getattr(of, kind))}; give the probabilities of those "
+                    "inputs too."
+                )
+        _check_parts(f"{name!r} on 'test set'", of)
+        for where, part in of.ood_epistemic.items():
+            _check_information("epistemic", f"{name!r} on {where!r}", part, of.ood[where])
+        with about(name, "test set"):
+            _check_log_probs(of.probs, of.log_probs)
+        for where, logs in of.shifted_log_probs.items():
+            with about(name, where):
+                _check_log_probs(of.shifted[where], logs)
+
+
+def _check_parts(whose: str, of: ClassPredictions) -> None:
+    """Refuse parts of the uncertainty that are not those of one whole."""
+    if of.epistemic is None:
+        if of.aleatoric is not None:
             raise ValueError(
-                f"Found {unknown} among the epistemic parts of {name!r}, expected sets of its "
-                f"`ood`, {sorted(of.ood)}; give the probabilities of those inputs too."
+                f"Found an aleatoric part of {whose} without an epistemic one, expected both parts "
+                "of the entropy; give the mutual information of labels and weights too."
             )
-        pairs = [("test set", of.probs, of.epistemic)]
-        pairs += [(where, of.ood[where], part) for where, part in of.ood_epistemic.items()]
-        for where, probs, epistemic in pairs:
-            if epistemic is not None and np.shape(epistemic) != np.shape(probs)[:1]:
-                raise ValueError(
-                    f"Found an epistemic part of shape {np.shape(epistemic)} of {name!r} on "
-                    f"{where!r}, expected {np.shape(probs)[:1]}, one number for each row of "
-                    "probabilities."
-                )
-            largest = np.log(np.shape(probs)[1])
-            if epistemic is not None and np.max(epistemic) > largest + INFORMATION_TOLERANCE:
-                raise ValueError(
-                    f"Found an epistemic part of {np.max(epistemic):.4g} of {name!r} on {where!r}, "
-                    f"expected at most {largest:.4g} nats, the entropy of equal probabilities; "
-                    "multiply bits by log(2)."
-                )
+        return
+    _check_information("epistemic", whose, of.epistemic, of.probs)
+    if of.aleatoric is not None:
+        _check_information("aleatoric", whose, of.aleatoric, of.probs)
+        both = np.add(of.epistemic, of.aleatoric)
+        _check_information("epistemic and aleatoric", whose, both, of.probs)
+        return
+    whole, part = entropy(of.probs), np.asarray(of.epistemic)
+    bad = np.flatnonzero(part > whole + INFORMATION_TOLERANCE)
+    if len(bad):
+        raise ValueError(
+            f"Found an epistemic part of {part[bad[0]]:.4g} of {whose}, example {bad[0]}, where "
+            f"the entropy of its probabilities is {whole[bad[0]]:.4g}, and {len(bad) - 1} more "
+            "such examples, expected a part of it; where these probabilities are not the average "
+            "that it was computed from, give aleatoric, the expected entropy of the same draws, "
+            "too."
+        )
+
+
+def _check_information(what: str, whose: str, part: ArrayLike, probs: ArrayLike) -> None:
+    """Refuse what cannot be a part of the entropy of labels with these probabilities."""
+    part, (num, num_classes) = np.asarray(part), np.shape(probs)
+    if part.shape != (num,):
+        raise ValueError(
+            f"Found an {what} part of shape {part.shape} of {whose}, expected {(num,)}, one number "
+            "for each row of probabilities."
+        )
+    largest = np.log(num_classes)
+    for bad, expected, remedy in (
+        (~np.isfinite(part), "finite numbers", "find where the numbers overflow"),
+        (part < -INFORMATION_TOLERANCE, "no negative numbers", "find where the sign is lost"),
+        (
+            part > largest + INFORMATION_TOLERANCE,
+            f"at most {largest:.4g} nats, the entropy of equal probabilities",
+            "multiply bits by log(2)",
+        ),
+    ):
+        if bad.any():
+            raise ValueError(
+                f"Found an {what} part of {part[bad][0]:.4g} of {whose}, expected {expected}; "
+                f"{remedy}."
+            )
+
+
+def _check_log_probs(probs: ArrayLike, log_probs: ArrayLike | None) -> None:
+    """Refuse logarithms that are not those of the probabilities."""
+    if log_probs is None:
+        return
+    if np.shape(log_probs) != np.shape(probs):
+        raise ValueError(
+            f"Found log_probs of shape {np.shape(log_probs)} for probs of shape {np.shape(probs)}, "
+            "expected the same shape; give both for the same examples and classes."
+        )
+    bad = np.argwhere(~are_logarithms(log_probs, probs))
+    if len(bad):
+        index = tuple(map(int, bad[0]))
+        raise ValueError(
+            f"Found log_probs of {np.asarray(log_probs)[index]:.4g} at {index} where probs are "
+            f"{np.asarray(probs)[index]:.4g}, expected finite logarithms of these; give "
+            "jax.nn.log_softmax(logits), or leave them out."
+        )
+
+
+def are_logarithms(log_probs: ArrayLike, probs: ArrayLike) -> Bool[np.ndarray, "N C"]:
+    """Return where finite numbers are the logarithms of probabilities, rounding apart."""
+    logs = np.asarray(log_probs, float)
+    close = abs(np.exp(np.minimum(logs, 1.0)) - np.asarray(probs, float)) <= SUM_TOLERANCE
+    return close & np.isfinite(logs)
+
+
+def entropy(probs: ArrayLike) -> Float[np.ndarray, " N"]:
+    """Return the entropy of each row of probabilities in nats."""
+    probs = np.asarray(probs, float)
+    return -np.sum(probs * np.log(np.where(probs > 0, probs, 1.0)), axis=1)
 
 
 def finite(name: str, values: ArrayLike) -> np.ndarray:

@@ -45,7 +45,7 @@ def classification_report(
         Test inputs with a leading axis N, shown for the examples worth a look: as pictures where
         they are images, `(N, H, W)` or `(N, H, W, 1 | 3)`, else by their leading values.
     subject
-        The predictor by which these examples are chosen; by default "laplace", or the last.
+        The predictor by which these examples are chosen; by default "laplace", or the first.
     title
         The heading of the page.
     card
@@ -64,6 +64,7 @@ def classification_report(
         a name cannot be part of a file name, or `directory` is a file.
     """
     directory, shifts = checks.usable_directory(directory), dict(shifted_labels or {})
+    checks.check_title(title)
     checks.check_predictors(predictions)
     checks.check_names([*shifts, *(where for of in predictions.values() for where in of.ood)])
     checks.check_sets(predictions, shifts)
@@ -96,7 +97,7 @@ def _sections(
         for where in shifts
     }
     right = {name: np.asarray(of).argmax(axis=1) == hard_labels(y) for name, of in probs.items()}
-    epistemic = {name: of.epistemic for name, of in everyone if of.epistemic is not None}
+    parts = {name: _parts(of) for name, of in everyone if of.epistemic is not None}
     curves = {name: metrics.risk_coverage_curve(of, y)[:2] for name, of in probs.items()}
     return (
         sections.reliability(
@@ -106,9 +107,16 @@ def _sections(
         ),
         sections.confidence(probs, y, on_test),
         sections.risk_coverage(curves, on_test),
-        *([sections.uncertainty(probs, epistemic, right)] if epistemic else []),
+        *([sections.uncertainty(parts, right)] if parts else []),
         *_foreign(predictions, numbers["ood"]),
     )
+
+
+def _parts(of: ClassPredictions) -> tuple[np.ndarray, np.ndarray]:
+    """Return the aleatoric and the epistemic part of the entropy."""
+    epistemic = np.asarray(of.epistemic, float)
+    aleatoric = checks.entropy(of.probs) - epistemic if of.aleatoric is None else of.aleatoric
+    return np.asarray(aleatoric, float), epistemic
 
 
 def _foreign(predictions: Mapping[str, ClassPredictions], measured: Mapping) -> Iterator[Section]:

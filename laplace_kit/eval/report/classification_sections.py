@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from laplace_kit.eval import metrics, plots
+from laplace_kit.eval import plots
 from laplace_kit.eval.report import pictures
 from laplace_kit.eval.report.pictures import TEST, Section
 from laplace_kit.eval.report.scores import SCORES
@@ -63,12 +63,13 @@ def risk_coverage(
     """Draw the risk-coverage curves `(coverage, risk)` of all predictors together."""
     figure = pictures.new_figure(3.8)
     ax = figure.subplots()
+    labels = pictures.legend_names(curves)
     for series, (name, (coverage, risk)) in enumerate(curves.items()):
-        label = pictures.legend_name(name)
-        plots.risk_coverage_curve(ax, coverage, risk, label=label, series=series)
+        plots.risk_coverage_curve(ax, coverage, risk, label=labels[name], series=series)
     ax.set_ylabel("error rate among those kept")
     found = (f"{display_name(name)} {number(measured[name]['aurc'])}" for name in curves)
-    drawn = pictures.picture("risk_coverage.png", f"AURC: {', '.join(found)}", figure)
+    caption = pictures.in_words(f"AURC: {', '.join(found)}", curves)
+    drawn = pictures.picture("risk_coverage.png", caption, figure)
     note = (
         "Where the least confident predictions are handed to somebody else, how often are the "
         "others wrong? A useful confidence makes the curve fall to the left; the area under it "
@@ -78,23 +79,22 @@ def risk_coverage(
 
 
 def uncertainty(
-    probs: _ByName,
-    epistemic: Mapping[str, Float[ArrayLike, " N"]],
+    parts: Mapping[str, tuple[Float[ArrayLike, " N"], Float[ArrayLike, " N"]]],
     right: Mapping[str, Bool[np.ndarray, " N"]],
 ) -> Section:
-    """Draw epistemic against aleatoric entropy for each predictor whose parts are known."""
+    """Draw the parts `(aleatoric, epistemic)` of the entropy for each predictor that knows them."""
     drawn = []
-    for name, part in epistemic.items():
-        total, part = np.asarray(metrics.entropy_score(probs[name])), np.asarray(part)
+    for name, each in parts.items():
+        aleatoric, epistemic = (np.asarray(part, float) for part in each)
         figure = pictures.new_figure(3.8)
-        aleatoric = np.clip(total - part, 0.0, None)
-        plots.entropy_scatter(figure.subplots(), aleatoric, part, right[name])
-        share = number(float(part.sum() / max(total.sum(), np.finfo(float).tiny)))
+        plots.entropy_scatter(figure.subplots(), aleatoric, epistemic, right[name])
+        share = number(epistemic.sum() / max((aleatoric + epistemic).sum(), np.finfo(float).tiny))
         caption = f"{display_name(name)}, {TEST}: epistemic share of the entropy {share}"
         drawn.append(pictures.picture(pictures.file_name("uncertainty", name), caption, figure))
     note = (
         "The entropy of each prediction in two parts: epistemic, the mutual information of label "
-        "and weights, which more data would remove, and aleatoric, the rest."
+        "and weights, which more data would remove, and aleatoric, the rest: the entropy that is "
+        "expected whatever the weights are."
     )
     return Section("Epistemic against aleatoric", note, tuple(drawn))
 
@@ -130,15 +130,16 @@ def roc_curves(
     predictors: Sequence[str],
 ) -> Section:
     """Draw the ROC curves of a foreign set, each predictor in the colour that it always has."""
-    drawn = []
+    drawn, labels = [], pictures.legend_names(predictors)
     for kind, by_name in curves.items():
         figure = pictures.new_figure(4.4)
         ax = figure.subplots()
         for name, (false_positive, true_positive) in by_name.items():
-            label, series = pictures.legend_name(name), predictors.index(name)
-            plots.roc_curve(ax, false_positive, true_positive, label=label, series=series)
+            series = predictors.index(name)
+            plots.roc_curve(ax, false_positive, true_positive, label=labels[name], series=series)
         found = (f"{display_name(name)} {_auroc(measured[name], kind)}" for name in by_name)
         caption = f"By {SCORES[kind].short}, {where}: AUROC {', '.join(found)}"
+        caption = pictures.in_words(caption, predictors)
         drawn.append(pictures.picture(f"roc_{kind}@{where}.png", caption, figure))
     note = (
         "How many of the foreign inputs are found when as many of the test set are flagged with "

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -9,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from laplace_kit.eval.evaluate import as_classes, observed_rows, two_classes
+from laplace_kit.eval.evaluate import as_classes, class_log_probs, observed_rows, two_classes
 from laplace_kit.eval.predictive import Predictive
 from laplace_kit.eval.report import checks
 from laplace_kit.eval.report.classification import classification_report
 from laplace_kit.eval.report.page import PosteriorCard, Report
 from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
 from laplace_kit.eval.report.regression import regression_report
+from laplace_kit.eval.uncertainty import Uncertainty
 from laplace_kit.likelihood import Bernoulli, Categorical, Likelihood, unmasked
 from laplace_kit.tree import replace
 
@@ -90,6 +92,7 @@ def compare_report(
     compare, shifted, ood = compare or {}, shifted or {}, ood or {}
     # Before the work of predicting.
     checks.usable_directory(directory)
+    checks.check_title(title)
     checks.check_predictors([*predict, *compare])
     for where, inputs in (*((where, z) for where, (z, _) in shifted.items()), *ood.items()):
         _check_inputs(where, inputs, x)
@@ -121,21 +124,31 @@ def _classification(predict, compare, likelihood, data, directory, shifted, ood,
     for name, predict_one in predict.items():
         on_test = predict_one(x)
         probs, targets = as_classes(likelihood, on_test, y)
-        on_shifted = {}
+        on_shifted, shifted_logs = {}, {}
         for where, (z, of_z) in shifted.items():
             with checks.about(name, where):
-                on_shifted[where], labels[where] = as_classes(likelihood, predict_one(z), of_z)
+                found = predict_one(z)
+                on_shifted[where], labels[where] = as_classes(likelihood, found, of_z)
+                shifted_logs[where] = class_log_probs(likelihood, found, of_z)
         on_ood = {}
         for where, z in ood.items():
             with checks.about(name, where):
                 on_ood[where] = predict_one(z)
-        parts = {where: _epistemic_entropy(of) for where, of in on_ood.items()}
+        ood_parts = {where: _uncertainty(of) for where, of in on_ood.items()}
+        parts, seen = _uncertainty(on_test), partial(_seen, likelihood, on_test, y)
         predictions[name] = ClassPredictions(
             probs,
             on_shifted,
             {where: _all_rows(kind, of) for where, of in on_ood.items()},
-            _seen(likelihood, on_test, y, _epistemic_entropy(on_test)),
-            {where: part.reshape(-1) for where, part in parts.items() if part is not None},
+            epistemic=None if parts is None else seen(parts.mutual_information),
+            ood_epistemic={
+                where: of.mutual_information.reshape(-1)
+                for where, of in ood_parts.items()
+                if of is not None
+            },
+            aleatoric=None if parts is None else seen(parts.expected_entropy),
+            log_probs=class_log_probs(likelihood, on_test, y),
+            shifted_log_probs={w: logs for w, logs in shifted_logs.items() if logs is not None},
         )
     for name, of in compare.items():
         if isinstance(of, ClassPredictions):
@@ -194,19 +207,17 @@ def _all_rows(likelihood: Likelihood, predictive: Predictive) -> Float[Array, "M
     return predictive.probs.reshape(-1, predictive.probs.shape[-1])
 
 
-def _epistemic_entropy(predictive: Predictive) -> Float[Array, "N *label"] | None:
-    """Return the mutual information of labels and weights, where there is any and it is known."""
+def _uncertainty(predictive: Predictive) -> Uncertainty | None:
+    """Return the parts of the uncertainty, where there is more than one and they are known."""
     if predictive.likelihood is None or not bool((predictive.f_var > 0).any()):
         return None
-    return predictive.uncertainty(jax.random.key(0)).mutual_information
+    return predictive.uncertainty(jax.random.key(0))
 
 
 def _seen(
-    likelihood: Likelihood, predictive: Predictive, y: PyTree, values: Array | None
-) -> Float[np.ndarray, " M"] | None:
+    likelihood: Likelihood, predictive: Predictive, y: PyTree, values: Float[Array, "N *label"]
+) -> Float[np.ndarray, " M"]:
     """Return one value for each label that is there."""
-    if values is None:
-        return None
     seen = jax.vmap(likelihood.observed)(predictive.f_mean, y)
     return np.asarray(values)[np.asarray(seen)]
 
@@ -232,7 +243,7 @@ def _given_probabilities(name: str, probs: ArrayLike, like: Predictive) -> Predi
             f"Found {name!r} of shape {np.shape(probs)} in compare=, expected probabilities of "
             f"shape {like.probs.shape}, as the model's, of the test set in its order."
         )
-    return replace(like, probs=jnp.asarray(probs, like.probs.dtype))
+    return replace(like, probs=jnp.asarray(probs, like.probs.dtype), logits=None)
 
 
 def _given_moments(name: str, moments, like: Predictive) -> tuple[Array, Array]:

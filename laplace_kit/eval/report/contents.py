@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from laplace_kit.eval.report.checks import INFORMATION_TOLERANCE
-
-# As in the metrics: rounding of bfloat16 passes, logits do not.
-_SUM_TOLERANCE = 0.02
-# A part may exceed the whole by rounding, to bfloat16 at worst.
-_PART_TOLERANCE = 0.02
+from laplace_kit.eval.report.checks import (
+    INFORMATION_TOLERANCE,
+    PART_TOLERANCE,
+    SUM_TOLERANCE,
+    are_logarithms,
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def probabilities(contents: Contents, name: str) -> np.ndarray:
         )
     if name.rpartition("/")[2] == "logits":
         _check_logits(contents, name, values)
-        return _softmax(values if values.ndim == 2 else np.stack([0 * values, values], axis=1))
+        return np.exp(_log_softmax(_two_columns(values)))
     if values.ndim == 2:
         _check_distributions(contents, name, values)
         return values
@@ -112,6 +112,22 @@ def probabilities(contents: Contents, name: str) -> np.ndarray:
             "apply the sigmoid to logits, or divide percentages by 100",
         )
     return np.stack([1 - values, values], axis=1)
+
+
+def log_probabilities(contents: Contents, name: str, probs: np.ndarray) -> np.ndarray:
+    """Return the logarithms `(N, C)` of probabilities: from an array of them, or of logits."""
+    values = _floating(contents, name)
+    if name.rpartition("/")[2] == "logits":
+        return _log_softmax(_two_columns(values))
+    _check_shape(contents, name, values, probs.shape)
+    if index := first_index(~are_logarithms(values, probs)):
+        raise contents.refused(
+            f"{values[index]:.4g} at {contents.at(name, index)} where the probability is "
+            f"{probs[index]:.4g}",
+            "the logarithms of probs",
+            "save those of the same predictions, or drop them",
+        )
+    return values
 
 
 def labels(contents: Contents, name: str, probs: np.ndarray) -> np.ndarray:
@@ -143,7 +159,7 @@ def labels(contents: Contents, name: str, probs: np.ndarray) -> np.ndarray:
 
 
 def information(contents: Contents, name: str, probs: np.ndarray) -> np.ndarray:
-    """Return the mutual information `(N,)` of the labels of `probs` and the weights."""
+    """Return a part `(N,)` of the entropy of the labels whose probabilities these are."""
     values, largest = _floating(contents, name), np.log(probs.shape[1])
     _check_shape(contents, name, values, probs.shape[:1])
     _check_not_negative(contents, name, values, INFORMATION_TOLERANCE)
@@ -192,7 +208,7 @@ def deviations(contents: Contents, name: str, y: np.ndarray, *, positive: bool) 
 def epistemic_parts(contents: Contents, name: str, std: np.ndarray) -> np.ndarray:
     """Return the standard deviations due to the weights, none larger than those of all, `std`."""
     values = deviations(contents, name, std, positive=False)
-    if index := first_index(values > std * (1 + _PART_TOLERANCE)):
+    if index := first_index(values > std * (1 + PART_TOLERANCE)):
         raise contents.refused(
             f"{values[index]:.4g} at {contents.at(name, index)} where std is {std[index]:.4g}",
             "a part of std",
@@ -214,10 +230,15 @@ def _floating(contents: Contents, name: str) -> np.ndarray:
     return array if array.dtype.kind == "f" else array.astype(float)
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def _two_columns(logits: np.ndarray) -> np.ndarray:
+    """Return logits `(N, C)` as they are, and those of the second of two classes with zeros."""
+    return logits if logits.ndim == 2 else np.stack([0 * logits, logits], axis=1)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+        shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def _check_distributions(contents: Contents, name: str, rows: np.ndarray) -> None:
@@ -249,7 +270,7 @@ def _sums_to_one(values: np.ndarray, axis: int) -> np.ndarray:
     """Say of each row, or column, whether it is a distribution."""
     with np.errstate(over="ignore"):
         sums = values.sum(axis=axis, dtype=float)
-    return (abs(sums - 1) <= _SUM_TOLERANCE) & (values.min(axis=axis) >= -_SUM_TOLERANCE)
+    return (abs(sums - 1) <= SUM_TOLERANCE) & (values.min(axis=axis) >= -SUM_TOLERANCE)
 
 
 def _check_shape(contents: Contents, name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 
 from laplace_kit.eval.report.contents import Contents, refused
 
-_PLAIN = ("y", "p", "mean", "std", "epistemic", "epistemic_std")
+_PLAIN = ("y", "p", "mean", "std", "epistemic", "aleatoric", "epistemic_std")
+_TRUTHS = {"true": 1.0, "false": 0.0}  # as pandas, NumPy and spreadsheets write them
 _COLUMNS = "y and p_0 ... p_{C-1}, or y and p, or y, mean and std"
 
 
@@ -102,13 +103,24 @@ def _check_header(path: Path, header: list[str]) -> None:
 def _numbers(path: Path, header: list[str], row: list[str], line: int) -> list[float]:
     values = []
     for name, cell in zip(header, row, strict=True):
+        is_label = name == "y" and "mean" not in header
+        truth = _TRUTHS.get(cell.strip().lower()) if is_label else None
         try:
-            values.append(float(cell))
+            values.append(float(cell) if truth is None else truth)
         except ValueError as error:
+            expected = (
+                "a number",
+                "write 50% as 0.5, number the classes from 0, and drop examples with gaps",
+            )
+            if is_label and cell.strip():
+                expected = (
+                    "the number of a class, from 0 on, or True or False",
+                    "number the classes in the order of the columns p_0, p_1 and so on, and drop "
+                    "examples without a label",
+                )
             raise refused(
                 path,
                 f"{cell[:80]!r} as {name} in line {line}" if cell else f"no {name} in line {line}",
-                "a number",
-                "write 50% as 0.5, number the classes from 0, and drop examples with gaps",
+                *expected,
             ) from error
     return values

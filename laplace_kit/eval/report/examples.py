@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Int, Num, PyTree
 
 from laplace_kit.eval.report.pictures import Picture, pixels
-from laplace_kit.eval.report.table import display_name
+from laplace_kit.eval.report.table import display_name, rounded, with_error
 
 NUM_SHOWN = 12
 _NUM_VALUES = 5
@@ -94,11 +94,12 @@ def of_numbers(
 
     def says(of: tuple[np.ndarray, np.ndarray], index: int) -> str:
         centre, spread = (values[index, output[index]] for values in of)
-        return f"{centre:.4g} ± {spread:.2g}"
+        return with_error(float(centre), float(spread))
 
     def truth(index: int) -> str:
         where = f", output {output[index]}" if y.shape[1] > 1 else ""
-        return f"{y[index, output[index]]:.4g}{where}"
+        place = (index, output[index])
+        return rounded(float(y[place]), float(std[subject][place])) + where
 
     gallery = _galleries(of_each, says, "Observed", truth, x)
     return (

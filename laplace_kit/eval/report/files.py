@@ -8,22 +8,25 @@ predictors, the name of each stands in front of its arrays, as in `map/probs`.
 | `y` | `(N,)` or `(N, C)` | integer labels, or one-hot or soft ones; or targets |
 | `probs` | `(N, C)` or `(N,)` | class probabilities, or $p(y = 1)$ |
 | `logits` | `(N, C)` or `(N,)` | in place of them: before the softmax, or the sigmoid |
+| `log_probs` | `(N, C)` | the logarithms of `probs`, if known where these round to zero |
 | `epistemic` | `(N,)` | mutual information of label and weights in nats, if known |
+| `aleatoric` | `(N,)` | expected entropy under the same weights, if not the rest of the entropy |
 | `mean`, `std` | `(N, C)` or `(N,)` | Gaussian predictions, noise included |
 | `epistemic_std` | as `std` | the part of it that is uncertainty about the weights, if known |
 | `x` | `(N, ...)` | the inputs, to show or to draw predictions over, if wanted |
 | `shifted/<set>/y` | as `y` | the labels of a shifted set |
-| `shifted/<set>/probs` or `logits` | as `probs` | predictions on it |
+| `shifted/<set>/probs` or `logits` | as `probs` | predictions on it; and `log_probs`, if known |
 | `ood/<set>/probs` or `logits` | as `probs` | predictions on inputs without labels |
 | `ood/<set>/epistemic` | `(M,)` | the mutual information there, if known |
 
 A table has a header and the columns `y` and `p_0` ... `p_{C-1}`, or `y` and `p` for $p(y = 1)$, and
-`epistemic` if known; or `y`, `mean`, `std`, and `epistemic_std` if known. Nothing is unpickled.
+`epistemic` and `aleatoric` if known; or `y`, `mean`, `std`, and `epistemic_std` if known. Nothing
+is unpickled.
 """
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +51,7 @@ from laplace_kit.eval.report.contents import (
     information,
     inputs,
     labels,
+    log_probabilities,
     means,
     probabilities,
     refused,
@@ -143,8 +147,11 @@ def _arrays(of: ClassPredictions | RegressionPredictions) -> dict[str, ArrayLike
     else:
         found = {
             "probs": of.probs,
+            "log_probs": of.log_probs,
             "epistemic": of.epistemic,
+            "aleatoric": of.aleatoric,
             **_named("shifted", "probs", of.shifted),
+            **_named("shifted", "log_probs", of.shifted_log_probs),
             **_named("ood", "probs", of.ood),
             **_named("ood", "epistemic", of.ood_epistemic),
         }
@@ -230,21 +237,32 @@ def _classifier(
     contents: Contents, keys: Keys, probs: Mapping[Place, np.ndarray], name: str | None
 ) -> ClassPredictions:
     own = {place: values for place, values in probs.items() if place.predictor == name}
-    known = {
-        place: information(contents, keys[key], values)
-        for place, values in own.items()
-        if (key := Key(place, "epistemic")) in keys
-    }
+
+    def known(field: str, of: Callable) -> dict[Place, np.ndarray]:
+        return {
+            place: of(contents, keys[key], values)
+            for place, values in own.items()
+            if (key := Key(place, field)) in keys
+        }
+
+    epistemic, aleatoric = known("epistemic", information), known("aleatoric", information)
+    test = Place(name)
+    if test in aleatoric and test not in epistemic:
+        one_of(contents, keys, test, "epistemic")
+    logs = known("logits", log_probabilities) | known("log_probs", log_probabilities)
 
     def sets(values: Mapping[Place, np.ndarray], kind: str) -> dict[str, np.ndarray]:
         return {place.set: array for place, array in values.items() if place.kind == kind}
 
     return ClassPredictions(
-        probs=own[Place(name)],
+        probs=own[test],
         shifted=sets(own, "shifted"),
         ood=sets(own, "ood"),
-        epistemic=known.get(Place(name)),
-        ood_epistemic=sets(known, "ood"),
+        epistemic=epistemic.get(test),
+        ood_epistemic=sets(epistemic, "ood"),
+        aleatoric=aleatoric.get(test),
+        log_probs=logs.get(test),
+        shifted_log_probs=sets(logs, "shifted"),
     )
 
 
@@ -280,8 +298,9 @@ def _labels(
 
 
 def as_name(text: str) -> str:
-    """Return text as the name of a predictor."""
-    return re.sub(r"[^\w.+-]+", "-", text) or "predictions"
+    """Return a file's name, which the locale may have hidden, as the name of a predictor."""
+    known = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return re.sub(r"[^\w.+-]+", "-", known) or "predictions"
 
 
 def check_alike(path: Path, probs: Iterable[tuple[str, np.ndarray]]) -> None:

@@ -23,18 +23,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Num
 
 from laplace_kit.eval import metrics
+from laplace_kit.eval.losses import class_losses
 from laplace_kit.eval.metrics import Interval
 from laplace_kit.eval.metrics.checks import labelled, regression
+from laplace_kit.eval.metrics.inputs import in_own_precision
 from laplace_kit.eval.report.checks import about, finite
 from laplace_kit.eval.report.pictures import TEST
 from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
 from laplace_kit.eval.report.scores import SCORES, scores
 from laplace_kit.eval.report.suites import OfClasses, OfNumbers, OfScores, Pairs
 from laplace_kit.eval.report.table import METRICS
+from laplace_kit.likelihood import Categorical
 
 SCHEMA = 2
 LEVEL, NUM_RESAMPLES = 0.95, 1000
@@ -48,6 +52,7 @@ class Measured(NamedTuple):
     bootstrap: dict[str, dict[str, dict[str, list[float]]]]
 
 
+@in_own_precision
 def measure_classification(
     predictions: Mapping[str, ClassPredictions],
     y: ArrayLike,
@@ -58,10 +63,15 @@ def measure_classification(
     foreign = dict.fromkeys(where for of in predictions.values() for where in of.ood)
     shifted = {
         where: _of_classes(
-            where, {name: of.shifted[where] for name, of in everyone if where in of.shifted}, labels
+            where,
+            {name: of.shifted[where] for name, of in everyone if where in of.shifted},
+            {name: of.shifted_log_probs.get(where) for name, of in everyone},
+            labels,
         )
         for where, labels in shifted_labels.items()
     }
+    probs = {name: of.probs for name, of in everyone}
+    log_probs = {name: of.log_probs for name, of in everyone}
     ood = {
         where: _of_foreign(where, {name: of for name, of in everyone if where in of.ood})
         for where in foreign
@@ -69,12 +79,13 @@ def measure_classification(
     return _numbers(
         "classification",
         len(np.asarray(y)),
-        _of_classes(TEST, {name: of.probs for name, of in everyone}, y),
+        _of_classes(TEST, probs, log_probs, y),
         {name: _claim_of_classes(of.probs, y) for name, of in everyone},
         {"shifted": shifted, "ood": ood},
     )
 
 
+@in_own_precision
 def measure_regression(
     predictions: Mapping[str, RegressionPredictions], y: Num[np.ndarray, "N ..."]
 ) -> dict[str, Any]:
@@ -95,12 +106,27 @@ def measure_regression(
 # --- all predictors on one set --------------------------------------------------------------------
 
 
-def _of_classes(where: str, probs: Mapping[str, ArrayLike], y: ArrayLike) -> Measured:
+def _of_classes(
+    where: str,
+    probs: Mapping[str, ArrayLike],
+    log_probs: Mapping[str, ArrayLike | None],
+    y: ArrayLike,
+) -> Measured:
     for name, of in probs.items():
         with about(name, where):
             labelled(of, y)
-    stacked = np.stack([np.asarray(of) for of in probs.values()], axis=1)
-    return _of_columns([(name, "") for name in probs], OfClasses, stacked, np.asarray(y))
+    losses = (_losses(of, log_probs[name], y) for name, of in probs.items())
+    columns = (probs.values(), losses)
+    stacked = (np.stack([np.asarray(of) for of in each], axis=1) for each in columns)
+    return _of_columns([(name, "") for name in probs], OfClasses, *stacked, np.asarray(y))
+
+
+def _losses(probs: ArrayLike, log_probs: ArrayLike | None, y: ArrayLike) -> Float[np.ndarray, " N"]:
+    """Return the negative log probability of each label, in the precision of the predictions."""
+    dtype = jnp.promote_types(np.asarray(probs).dtype, np.float32)
+    floating = (None if of is None else np.asarray(of, dtype) for of in (probs, log_probs))
+    with jax.enable_x64(dtype == np.float64):
+        return np.asarray(class_losses(Categorical(), *floating, np.asarray(y)))
 
 
 def _of_foreign(where: str, predictions: Mapping[str, ClassPredictions]) -> Measured:

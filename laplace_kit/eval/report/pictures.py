@@ -2,12 +2,14 @@
 
 import base64
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import ArrayLike
 
+from laplace_kit.eval.report import fonts
 from laplace_kit.eval.report.table import METRICS, Values, display_name, number
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ def new_figure(height: float = 3.4) -> "matplotlib.figure.Figure":
 def picture(file: str, caption: str, figure: "matplotlib.figure.Figure") -> Picture:
     """Render; without the name of the software in it, the same figure gives the same bytes."""
     buffer = io.BytesIO()
+    fonts.apply(figure)
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return Picture(file, caption, buffer.getvalue())
 
@@ -88,6 +91,28 @@ def names(predictors) -> str:
     """Return the predictors' names as one phrase."""
     *most, last = map(display_name, predictors)
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def legend_names(predictors: Iterable[str]) -> dict[str, str]:
+    """Return the predictors' names as a legend has them.
+
+    One that no font of this system can draw is replaced by the predictor's number, which `in_words`
+    explains.
+    """
+    return {
+        name: legend_name(name) if fonts.drawable(name) else f"predictor {number}"
+        for number, name in enumerate(predictors, 1)
+    }
+
+
+def in_words(caption: str, predictors: Iterable[str]) -> str:
+    """Add to a caption which predictors the legend has by number alone, for want of a font."""
+    predictors = list(predictors)
+    labels = legend_names(predictors)
+    missing = [f"{labels[name]} is {name}" for name in predictors if not fonts.drawable(name)]
+    if not missing:
+        return caption
+    return f"{caption}. No font here has these letters: {', '.join(missing)}"
 
 
 def legend_name(predictor: str) -> str:

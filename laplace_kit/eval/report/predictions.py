@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import jax
 from jaxtyping import ArrayLike, Float
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ClassPredictions:
     """One classifier's probabilities, each row summing to one.
@@ -23,6 +25,16 @@ class ClassPredictions:
         part of the entropy that is uncertainty about the weights.
     ood_epistemic
         The same on the sets of `ood`, by name, `(M,)` each, as far as it is known.
+    aleatoric
+        The entropy of each test label that is expected under the weights in nats, `(N,)`, if known:
+        the other part of the same total as `epistemic`. Where the probabilities are those of a link
+        that total is not their entropy. By default what `epistemic` leaves of the entropy of
+        `probs`.
+    log_probs
+        The logarithms of `probs`, `(N, C)`, if they are known by themselves, such as
+        `jax.nn.log_softmax(logits)`: the NLL is then exact where `probs` round to zero.
+    shifted_log_probs
+        The same on the sets of `shifted`, by name, as far as they are known.
     """
 
     probs: Float[ArrayLike, "N C"]
@@ -30,8 +42,12 @@ class ClassPredictions:
     ood: Mapping[str, Float[ArrayLike, "_ C"]] = field(default_factory=dict)
     epistemic: Float[ArrayLike, " _"] | None = None
     ood_epistemic: Mapping[str, Float[ArrayLike, " _"]] = field(default_factory=dict)
+    aleatoric: Float[ArrayLike, " _"] | None = None
+    log_probs: Float[ArrayLike, "N C"] | None = None
+    shifted_log_probs: Mapping[str, Float[ArrayLike, "_ C"]] = field(default_factory=dict)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RegressionPredictions:
     """One regressor's Gaussian predictions on the test set.

@@ -42,7 +42,7 @@ def regression_report(
         and there is one output, the predictive band is drawn over them; the examples worth a look
         are shown with them, as in `classification_report`.
     subject
-        The predictor by which these examples are chosen; by default "laplace", or the last.
+        The predictor by which these examples are chosen; by default "laplace", or the first.
     title
         The heading of the page.
     card
@@ -61,6 +61,7 @@ def regression_report(
         cannot be part of a file name, or `directory` is a file.
     """
     directory = checks.usable_directory(directory)
+    checks.check_title(title)
     checks.check_predictors(predictions)
     y = checks.finite("y", y)
     subject = checks.subject_of(predictions, subject)

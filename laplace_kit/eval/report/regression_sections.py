@@ -60,11 +60,12 @@ def coverage(
     """Draw the coverage curves of all predictors together."""
     figure = pictures.new_figure(4.2)
     ax = figure.subplots()
+    labels = pictures.legend_names(mean)
     for series, name in enumerate(mean):
-        label = pictures.legend_name(name)
-        plots.coverage_curve(ax, mean[name], std[name], y, label=label, series=series)
+        plots.coverage_curve(ax, mean[name], std[name], y, label=labels[name], series=series)
     found = (f"{display_name(name)} {number(measured[name]['coverage_90'])}" for name in mean)
-    drawn = pictures.picture("coverage.png", f"Of 90% intervals: {', '.join(found)}", figure)
+    caption = pictures.in_words(f"Of 90% intervals: {', '.join(found)}", mean)
+    drawn = pictures.picture("coverage.png", caption, figure)
     note = (
         "Share of the observations inside the central intervals of each nominal level. Below the "
         "dashed line the intervals are too narrow, above it too wide."
@@ -94,11 +95,11 @@ def risk_coverage(
     """Draw the squared error left where the widest predictions are handed to somebody else."""
     figure = pictures.new_figure(3.8)
     ax = figure.subplots()
+    labels = pictures.legend_names(curves)
     for series, (name, (kept, risk)) in enumerate(curves.items()):
-        label = pictures.legend_name(name)
-        plots.risk_coverage_curve(ax, kept, risk, label=label, series=series)
+        plots.risk_coverage_curve(ax, kept, risk, label=labels[name], series=series)
     ax.set_ylabel("mean squared error of those")
-    caption = f"{pictures.names(curves)}, {TEST}"
+    caption = pictures.in_words(f"{pictures.names(curves)}, {TEST}", curves)
     note = (
         "The error among the predictions of the smallest predictive deviation. Deviations that "
         "know where the errors are make the curve fall to the left; where all of them are alike "

@@ -10,12 +10,14 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from laplace_kit.eval import metrics
+from laplace_kit.eval.metrics.inputs import in_own_precision
 from laplace_kit.eval.report.table import METRICS
 
 Pairs = tuple[tuple[int, int], ...]  # of predictors, by their places: the first less the second
 Values = dict[str, Array]
 
 
+@in_own_precision
 def classification_metrics(probs: Float[ArrayLike, "N C"], y: ArrayLike) -> dict[str, float]:
     """Return accuracy, mean confidence, NLL, ECE, MCE, ACE and Brier score of a classifier.
 
@@ -48,6 +50,7 @@ def classification_metrics(probs: Float[ArrayLike, "N C"], y: ArrayLike) -> dict
     }
 
 
+@in_own_precision
 def regression_metrics(
     mean: Float[ArrayLike, "N C"], std: Float[ArrayLike, "N C"], y: ArrayLike
 ) -> dict[str, float]:
@@ -83,12 +86,17 @@ def regression_metrics(
 
 
 class OfClasses(NamedTuple):
-    """Metrics of classifiers, `probs` `(N, K, C)`: each `(K,)`, and the differences of pairs."""
+    """Metrics of classifiers: each `(K,)`, and the differences of pairs.
+
+    Called with `probs` `(N, K, C)`, the negative log probability `losses` `(N, K)` of each label,
+    and the labels.
+    """
 
     pairs: Pairs
 
-    def __call__(self, probs, y, *, weights):
-        return _with_differences(_of_probs, (1, None, None), self.pairs, probs, y, weights)
+    def __call__(self, probs, losses, y, *, weights):
+        arrays = (probs, losses, y, weights)
+        return _with_differences(_of_probs, (1, 1, None, None), self.pairs, *arrays)
 
 
 class OfNumbers(NamedTuple):
@@ -125,11 +133,16 @@ def _with_differences(
     return values, {k: of[new] - of[old] for k, of in values.items() if METRICS[k].is_monotone}
 
 
-def _of_probs(probs: Float[Array, "N C"], y: ArrayLike, weights: ArrayLike | None) -> Values:
+def _of_probs(
+    probs: Float[Array, "N C"],
+    losses: Float[Array, " N"],
+    y: ArrayLike,
+    weights: ArrayLike | None,
+) -> Values:
     return {
         "accuracy": metrics.accuracy(probs, y, weights=weights),
         "confidence": jnp.average(jnp.max(probs, axis=1), weights=weights),
-        "nll": metrics.negative_log_likelihood(probs, y, weights=weights),
+        "nll": jnp.average(losses, weights=weights),
         "brier": metrics.brier_score(probs, y, weights=weights),
         "ece": metrics.expected_calibration_error(probs, y, weights=weights),
         "ace": metrics.adaptive_calibration_error(probs, y, weights=weights),

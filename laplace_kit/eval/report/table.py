@@ -143,6 +143,44 @@ def number(value: float | None) -> str:
     return f"{value:.4f}" if plain else f"{value:.2e}"
 
 
+def with_error(value: float, error: float) -> str:
+    """Return a value and its error as text: two digits of the error, the value to the same place.
+
+    Parameters
+    ----------
+    value, error
+        In the same units, the error at least zero.
+    """
+    (value_text, error_text), power = _to_the_place_of(error, value, error)
+    both = f"{value_text} ± {error_text}"
+    return f"({both}){power}" if power else both
+
+
+def rounded(value: float, error: float) -> str:
+    """Return a value alone, to the same place as `with_error` has it."""
+    (text,), power = _to_the_place_of(error, value)
+    return text + power
+
+
+def _to_the_place_of(error: float, *values: float) -> tuple[list[str], str]:
+    """Return numbers in units of one power of ten, to the second digit of an error."""
+    size = max(error, *map(abs, values))
+    if not (error > 0 and size < math.inf):
+        return [f"{value:.4g}" for value in values], ""
+    decimals, power = 1 - _exponent(error), _exponent(size)
+    if -4 <= power < 15 and decimals > -5:
+        power = 0
+    places = max(decimals + power, 0)
+    # Plus zero, which has no sign.
+    texts = [f"{round(value, decimals) / 10.0**power + 0.0:.{places}f}" for value in values]
+    return texts, f"e{power:+03d}" if power else ""
+
+
+def _exponent(number: float) -> int:
+    """Return the power of ten of a positive number that is rounded to two digits."""
+    return int(f"{number:.1e}".partition("e")[2])
+
+
 def sets(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Values], Mapping]]:
     """Yield the title of each set of examples, its metrics by predictor, and its bootstrap."""
     bootstrap = metrics["bootstrap"]

@@ -91,6 +91,12 @@ def test_a_slot_reads_its_leaf_moved_and_writes_it_back(numbers, rest):
         expected = [by_numpy(*move, array) for array in expected]
     expected = np.stack(expected, axis=-1)
     np.testing.assert_array_equal(np.reshape(moved, expected.shape), expected)
+    np.testing.assert_array_equal(slot.read(flat), moved)  # by NumPy
+
+
+def test_numpy_too_reads_a_scalar():
+    assert Slot(2, ()).read(np.arange(5.0)) == 2.0
+    np.testing.assert_array_equal(Slot(2, ()).read(np.arange(10.0).reshape(5, 2)), [4.0, 5.0])
 
 
 # --- layouts ------------------------------------------------------------------------------------

@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from laplace_kit.curv.capture.uses import (
     as_moves,
@@ -177,6 +180,17 @@ def test_slices_along_the_first_axis_are_uses_of_parts():
     assert parts_of(lambda w, x: jnp.sin(w[1:2, ::-1]) + jnp.sin(w), w) == [[1, None]]
     assert parts_of(lambda w, x: w[:2].sum() + w[:, :1].sum(), w) == [[None, None]]
     assert parts_of(lambda w, x: jnp.sin(w.T[1]), w) == [[None]]
+    cut = (jnp.unstack, lambda w: [part[0] for part in jnp.split(w, 3)], list)
+    for parts in cut:  # a part that is not used counts for none
+        assert parts_of(lambda w, x, parts=parts: jnp.sin(parts(w)[0]), w) == [[0]]
+        used = parts_of(lambda w, x, parts=parts: sum(map(jnp.sin, parts(w)[::-1])), w)
+        assert used == [[2, 1, 0]]
+    for fn in (lambda w: jnp.unstack(w, axis=1)[1], lambda w: jnp.split(w, [1])[1]):
+        assert set(parts_of(lambda w, x, fn=fn: jnp.sin(fn(w)), w)[0]) <= {None, 0}
+        model = jax.tree_util.Partial(lambda w, x, fn=fn: jnp.sin(fn(w)))
+        program = flatten_program(model, w, X)
+        read = evaluate(program, [], [w + jnp.arange(2.0)], [X])
+        np.testing.assert_allclose(read(program.output), jnp.sin(fn(w + jnp.arange(2.0))))
 
 
 def test_scans_over_parameters_are_unrolled():
@@ -233,3 +247,68 @@ def test_moves_do_to_an_array_what_the_steps_do(fn):
     for move in as_moves(use.moves, program):
         moved = move.apply(moved, moved.ndim)
     np.testing.assert_array_equal(moved, fn(w))
+
+
+# --- operations that leave values as they are ---------------------------------------------------
+
+MESH, EXPLICIT = (
+    jax.make_mesh((1,), ("a",), axis_types=(kind,)) for kind in (AxisType.Auto, AxisType.Explicit)
+)
+BY_COLUMNS = PartitionSpec(None, "a")
+IDENTITIES = {
+    "copy": jnp.copy,
+    "name": lambda w: checkpoint_name(w, "w"),
+    "optimization_barrier": jax.lax.optimization_barrier,
+    "device_put": lambda w: jax.device_put(w, NamedSharding(MESH, BY_COLUMNS)),
+    "sharding_constraint": lambda w: jax.lax.with_sharding_constraint(
+        w, NamedSharding(MESH, BY_COLUMNS)
+    ),
+    "reshard": lambda w: jax.sharding.reshard(w, NamedSharding(EXPLICIT, PartitionSpec())),
+    "layout_constraint": lambda w: with_layout_constraint(w, Layout((0, 1))),
+    "reduce_precision": lambda w: jax.lax.reduce_precision(w, 8, 10),
+    "convert_element_type": lambda w: w.astype(jnp.float16),
+}
+
+
+@pytest.mark.parametrize("name", IDENTITIES)
+def test_what_leaves_values_as_they_are_is_seen_through(name):
+    def fn(w, x):
+        return x @ IDENTITIES[name](w).T
+
+    (found,), ((use,),) = uses_of(fn, jnp.ones((4, 3)))
+    assert (found, use.operand) == (["dot_general"], 1)
+    assert [step.primitive.name for step in use.moves] == [name, "transpose"]
+
+
+def test_identities_on_several_arrays_are_taken_one_by_one():
+    """Neither do the inputs come to depend on parameters, nor parameters on inputs."""
+    for identity in (jax.lax.optimization_barrier, lambda a: jax.device_put(a, jax.devices()[0])):
+
+        def fn(params, x, identity=identity):
+            params, x = identity((params, x))
+            return x @ params["w"].T * params["scale"] + params["b"]
+
+        program = flatten_program(jax.tree_util.Partial(fn), PARAMS, X)
+        uses = find_uses(program)
+        assert primitives(program, uses) == [["add"], ["mul"], ["dot_general"]]
+        product = program.steps[uses[2][0].step]
+        active = reached_from(program, program.inputs)
+        assert [operand in active for operand in product.operands] == [True, False]
+        read = evaluate(program, [], jax.tree.leaves(PARAMS), [X])
+        np.testing.assert_allclose(read(program.output), fn(PARAMS, X), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sharding_constraint", "convert_element_type"])
+def test_parts_are_found_behind_what_leaves_values_as_they_are(name):
+    def fn(w, x):
+        stack = IDENTITIES[name](w.reshape(3, 9)).astype(x.dtype)
+        return jax.lax.scan(lambda h, own: (jnp.tanh(h @ own.reshape(3, 3)), None), x, stack)[0]
+
+    def unrolled(w, x):
+        w = IDENTITIES[name](w.reshape(3, 3, 3).reshape(3, 9))
+        return sum(jnp.sin(w[i]).sum() for i in range(3))
+
+    (found,), uses = uses_of(fn, jnp.ones((3, 9)))
+    assert (found, [use.part for use in uses[0]]) == (["dot_general"] * 3, [0, 1, 2])
+    (found,), uses = uses_of(unrolled, jnp.ones((3, 3, 3)))  # where moved, the leaf as a whole
+    assert (found, [use.part for use in uses[0]]) == (["slice"] * 3, [None] * 3)

@@ -33,7 +33,7 @@ def classifiers(names=("map", "laplace", "ensemble"), shifted="rotated", ood="no
             sharpened(honest, power),
             {shifted: sharpened(honest, 2 * power)},
             {ood: sharpened(foreign, power)},
-            rng.uniform(0.0, 0.3, NUM).astype(np.float32) if known else None,
+            rng.uniform(0.0, 0.1, NUM).astype(np.float32) if known else None,
             {ood: rng.uniform(0.2, 0.5, 150).astype(np.float32)} if known else {},
         )
     return predictions, y, {shifted: y}

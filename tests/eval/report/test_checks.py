@@ -9,10 +9,10 @@ from laplace_kit.eval.report import checks
 from laplace_kit.eval.report.predictions import ClassPredictions
 
 
-def test_the_subject_is_laplace_or_the_last():
+def test_the_subject_is_laplace_or_the_reference():
     assert checks.subject_of(["map", "laplace", "other"], None) == "laplace"
-    assert checks.subject_of(["map", "other"], None) == "other"
-    assert checks.subject_of(["map", "other"], "map") == "map"
+    assert checks.subject_of(["map", "other"], None) == "map"
+    assert checks.subject_of(["map", "other"], "other") == "other"
 
 
 def test_a_new_directory_is_not_made_yet(tmp_path):
@@ -52,6 +52,56 @@ def test_information_in_bits_is_refused():
     checks.check_sets(in_nats, {})
 
 
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {"epistemic": [0.2, 0.5]},
+            r"0\.5 of 'map' on 'test set', example 1, where the entropy of its probabilities is "
+            r"0\.3251, and 0 more",
+        ),
+        ({"epistemic": [0.2, np.nan]}, r"epistemic part of nan .*finite numbers"),
+        ({"epistemic": [-0.2, 0.1]}, r"epistemic part of -0\.2 .*no negative numbers"),
+        ({"aleatoric": [0.2, 0.1]}, "aleatoric part of 'map' on 'test set' without an epistemic"),
+        ({"epistemic": [0.2, 0.1], "aleatoric": [0.6, 0.1]}, r"0\.8 of 'map' .*at most 0\.6931"),
+        ({"epistemic": [0.2, 0.1], "aleatoric": [0.6]}, r"aleatoric part of shape \(1,\) of 'map'"),
+    ],
+)
+def test_parts_of_the_entropy_are_those_of_one_whole(parts, message):
+    probs = np.array([[0.5, 0.5], [0.9, 0.1]])
+    given = {part: np.array(values) for part, values in parts.items()}
+    with pytest.raises(ValueError, match=message):
+        checks.check_sets({"map": ClassPredictions(probs, **given)}, {})
+
+
+def test_parts_of_one_whole_may_exceed_the_entropy_of_a_link():
+    probs = np.array([[0.5, 0.5], [0.9, 0.1]])  # of which the second entropy is 0.325
+    parts = {"epistemic": np.array([0.2, 0.3]), "aleatoric": np.array([0.4, 0.3])}
+    checks.check_sets({"map": ClassPredictions(probs, **parts)}, {})
+
+
+def test_as_many_log_probabilities_as_probabilities():
+    predictions = ClassPredictions(np.full((2, 2), 0.5))
+    # As where annotations are not checked.
+    object.__setattr__(predictions, "log_probs", np.zeros((1, 2)))
+    with pytest.raises(ValueError, match=r"log_probs of shape \(1, 2\) for probs of .*\(2, 2\)"):
+        checks.check_sets({"map": predictions}, {})
+
+
+def test_log_probabilities_are_those_of_the_probabilities():
+    probs = np.array([[1.0, 0.0], [0.25, 0.75]], np.float32)
+    logs = np.array([[0.0, -300.0], [np.log(0.25), np.log(0.75)]], np.float32)
+    checks.check_sets({"map": ClassPredictions(probs, log_probs=logs)}, {})
+    infinite = np.where(probs > 0, logs, -np.inf)
+    others = r"-1\.386 at \(0, 0\) where probs are 1,"
+    for wrong, message in ((logs[::-1], others), (infinite, "of -inf at")):
+        with pytest.raises(ValueError, match=message):
+            checks.check_sets({"map": ClassPredictions(probs, log_probs=wrong)}, {})
+    predictions = {"map": ClassPredictions(probs, shifted_log_probs={"dark": logs})}
+    with pytest.raises(ValueError, match=r"\['dark'\] among the log probabilities of 'map'"):
+        checks.check_sets(predictions, {})
+
+
 @pytest.mark.parametrize("name", ["deep ensemble", "a/b", "", 1, "taken"])
 def test_names_that_cannot_be_part_of_a_file_name(name):
     with pytest.raises(ValueError, match=r"Found the name .*expected letters.*choose another"):
@@ -62,3 +112,9 @@ def test_errors_keep_their_words_and_gain_a_note():
     with pytest.raises(ValueError, match="as it was") as caught, checks.about("map", "rotated"):
         raise ValueError("as it was")
     assert caught.value.__notes__ == ["This is about the predictor 'map' on 'rotated'."]
+
+
+def test_a_title_of_undecoded_bytes_is_refused():
+    with pytest.raises(ValueError, match=r"title 'G\\udcfcte', which holds bytes that were not"):
+        checks.check_title("G\udcfcte")
+    checks.check_title("Güte \u56fe")

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laplace_kit.eval.report.csv_table import read_csv
+from laplace_kit.eval.report.files import read
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -35,6 +36,15 @@ def test_one_column_is_the_probability_of_the_second_class(tmp_path):
     assert read_csv(path).arrays["probs"].tolist() == [0.5]
 
 
+@pytest.mark.parametrize("words", [("True", "False"), ("TRUE", "FALSE"), ("true", " false ")])
+def test_labels_may_be_true_and_false(words, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("y,p\n{},0.5\n{},0.25\n".format(*words))
+    found = read(path)
+    assert found.y.tolist() == [1, 0]
+    assert np.issubdtype(found.y.dtype, np.integer)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -42,7 +52,13 @@ def test_one_column_is_the_probability_of_the_second_class(tmp_path):
         ("y,p\n", "found a single line"),
         ("y,p\n1,0.5,3\n", "found 3 values in line 2, expected 2"),
         ("y,p\n1,0.5\n0,\n", "found no p in line 3, expected a number"),
-        ("y,p\ncat,0.5\n", "found 'cat' as y in line 2"),
+        (
+            "y,p\ncat,0.5\n",
+            "found 'cat' as y in line 2, expected the number of a class",
+        ),
+        ("y,p\n1,true\n", "found 'true' as p in line 2, expected a number"),
+        ("y,mean,std\nTrue,1,1\n", "found 'True' as y in line 2, expected a number"),
+        ("y,mean,std\ntall,1,1\n", "found 'tall' as y in line 2, expected a number"),
         ("y,q\n1,0.5\n", "found the column 'q', expected y and p_0"),
         ("y;p\n1;0,5\n", "found the column 'y;p', .*commas between"),
         ("y,p\n1,0,5\n", "found 3 values in line 2, expected 2"),

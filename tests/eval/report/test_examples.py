@@ -38,8 +38,8 @@ def test_numbers_by_deviation_and_by_miss():
     unsure, far = examples.of_numbers({"map": mean}, {"map": std}, y, "map")
     assert [example.index for example in unsure.examples] == [1, 0, 2]
     assert [example.index for example in far.examples] == [2, 1, 0]
-    assert far.examples[0].truth == "0.1, output 1"
-    assert far.examples[0].says == ("0 ± 0.01",)
+    assert far.examples[0].truth == "0.100, output 1"
+    assert far.examples[0].says == ("0.000 ± 0.010",)
 
 
 @pytest.mark.parametrize(

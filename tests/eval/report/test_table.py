@@ -1,5 +1,7 @@
 """Tables say what the numbers say, on numbers chosen by hand."""
 
+import math
+
 import pytest
 
 from laplace_kit.eval.report import table
@@ -113,3 +115,22 @@ def test_a_metric_has_one_name():
 
 def test_nothing_has_no_sign():
     assert table.number(-0.0) == "0.0000"
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "both", "alone"),
+    [
+        (140.8, 203.0, "140 ± 200", "140"),
+        (140.8, 9.97, "141 ± 10", "141"),
+        (-0.001, 0.1234, "0.00 ± 0.12", "0.00"),
+        (3.14159, 0.00123, "3.1416 ± 0.0012", "3.1416"),
+        (1.7e9 + 123.4, 30.0, "1700000123 ± 30", "1700000123"),
+        (1.234e9, 2.5e8, "(1.23 ± 0.25)e+09", "1.23e+09"),
+        (-2e-7, 1.26e-6, "(-0.2 ± 1.3)e-06", "-0.2e-06"),
+        (5.25, 0.0, "5.25 ± 0", "5.25"),
+        (5.25, math.inf, "5.25 ± inf", "5.25"),
+    ],
+)
+def test_value_and_error_end_at_the_same_place(value, error, both, alone):
+    assert table.with_error(value, error) == both
+    assert table.rounded(value, error) == alone

@@ -1,0 +1,81 @@
+r"""Derivatives of a function in both directions, also where it has a rule for one of them alone.
+
+A function with a `jax.custom_vjp` rule has no forward mode of its own. Its $J v$ is the derivative
+in $u$ of $J^\top u$, transposed, which the rule itself is differentiated for; its Hessian is taken
+in reverse over reverse.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from laplace_kit.rewriting import has_operation
+
+# What JAX puts in place of tangents that a function with a rule for reverse mode alone cannot have.
+_MISSING_TANGENT = "custom_lin"
+
+
+class Linearized(NamedTuple):
+    r"""A function's value at a point; $v \mapsto J v$; and $u \mapsto J^\top u$."""
+
+    value: PyTree
+    push_forward: Callable[[PyTree], PyTree]
+    pull_back: Callable[[PyTree], PyTree]
+
+
+def linearize(fn: Callable[[PyTree], PyTree], at: PyTree) -> Linearized:
+    r"""Linearise a function at a point, in both directions.
+
+    Parameters
+    ----------
+    fn
+        From pytrees to pytrees of floating-point arrays.
+    at
+        The point.
+
+    Returns
+    -------
+    linearized
+        Cost: one evaluation; then $J v$ and $J^\top u$ cost about one each. Where reverse mode is
+        all that `fn` has, $J v$ costs about two; the rule for it is differentiated at zero.
+
+    References
+    ----------
+    Townsend (2017), A new trick for calculating Jacobian vector products.
+    """
+    value, push_forward = jax.linearize(fn, at)
+    if not has_operation(push_forward, at, name=_MISSING_TANGENT):
+        transpose = jax.linear_transpose(push_forward, at)
+        return Linearized(value, push_forward, lambda u: transpose(u)[0])
+    value, pullback = jax.vjp(fn, at)
+    zeros = jax.tree.map(jnp.zeros_like, value)
+
+    def pull_back(u: PyTree) -> PyTree:
+        return pullback(u)[0]
+
+    return Linearized(value, lambda v: jax.vjp(pull_back, zeros)[1](v)[0], pull_back)
+
+
+def linearize_gradient(gradient: Callable[[PyTree], PyTree], at: PyTree) -> Callable:
+    r"""Return $v \mapsto H v$, the derivative of a gradient at a point.
+
+    Parameters
+    ----------
+    gradient
+        Of a twice-differentiable scalar function, so that its derivative is symmetric.
+    at
+        The point.
+
+    Returns
+    -------
+    product
+        Forward over reverse; or reverse over reverse, where reverse mode is all there is.
+    """
+    push_forward = jax.linearize(gradient, at)[1]
+    if not has_operation(push_forward, at, name=_MISSING_TANGENT):
+        return push_forward
+    pullback = jax.vjp(gradient, at)[1]
+    return lambda v: pullback(v)[0]

@@ -1,0 +1,111 @@
+"""Whether a model treats every example by itself, and does so the same way each time.
+
+Posteriors and predictions sum over examples, and call the model for any number of them at a time:
+outputs that depend on the rest of the batch are those of another model in each of these calls.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from laplace_kit import tree
+from laplace_kit.data import InMemory, first_examples
+from laplace_kit.tree import as_pytree_function
+
+_NUM_EXAMPLES = 4
+# Batches of other sizes are rounded otherwise, and where a model jumps, an example that lies there
+# makes much of that: so much of the largest output, for half of the examples, is no rounding.
+_TOO_LARGE = 0.1
+
+
+def check_independence(
+    model_fn: Callable, params: PyTree, x: PyTree, batch_size: int | None = None
+) -> None:
+    """Compare the outputs of a few examples as one batch with those of each of them alone.
+
+    Where these differ by more than rounding in the dtype of the outputs, the model is called twice
+    with the same batch, and by the same program with a batch that repeats the worst example: of a
+    sound model, only roundings can differ there, in whatever precision it computes inside.
+
+    Parameters
+    ----------
+    model_fn
+        `(params, x) -> (N, *event)`.
+    params
+        Its parameters.
+    x
+        Inputs with a leading axis, whose outputs are finite. Under a transformation, where values
+        cannot be looked at, and with a single example nothing is checked.
+    batch_size
+        How many examples may be held at a time.
+
+    Raises
+    ------
+    ValueError
+        If outputs depend on the other examples of the batch, on their number or place, or are not
+        the same twice. Cost: one program, of the model for a few examples.
+    """
+    num = min(_NUM_EXAMPLES, len(jax.tree.leaves(x)[0]), batch_size or _NUM_EXAMPLES)
+    model_fn = as_pytree_function(model_fn)
+    if num < 2 or not tree.is_concrete((model_fn, params, x)):
+        return
+    with jax.default_matmul_precision("highest"):  # fewer bits would explain more
+        distance, scale = _compare(model_fn, params, x, num)
+        if not tree.is_concrete((distance, scale)):  # under a transformation of something else
+            return
+        tolerance = float(jnp.finfo(scale.dtype).eps) ** 0.5 * float(scale)
+        if not float(distance) <= tolerance:
+            few = first_examples(InMemory(x, ()), num)[0]
+            _explain(model_fn, params, few, tolerance, float(scale))
+
+
+@partial(jax.jit, static_argnames="num")
+def _compare(model_fn, params, x, num) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return the largest difference between outputs alone and together, and the largest output."""
+    few, _ = first_examples(InMemory(x, ()), num)
+    together = model_fn(params, few)
+    alone = jax.vmap(lambda x_n: _alone(model_fn, params, x_n))(few)
+    return jnp.max(jnp.abs(together - alone)), jnp.max(jnp.abs(together))
+
+
+def _alone(model_fn, params, x_n) -> Float[Array, "*event"]:
+    return model_fn(params, jax.tree.map(lambda leaf: leaf[None], x_n))[0]
+
+
+def _explain(model_fn, params, few: PyTree, tolerance: float, scale: float) -> None:
+    """Raise what the difference comes of, unless it is rounding after all."""
+    # Functions of their own are traced anew: what a model draws in its trace is drawn again.
+    first, second = (jax.jit(lambda model_fn, *args: model_fn(*args)) for _ in range(2))
+    together = first(model_fn, params, few)
+    change = float(jnp.max(_row_distances(together, second(model_fn, params, few))))
+    if change > tolerance:
+        raise ValueError(
+            f"Found a model that is not deterministic: outputs as large as {scale:.3g} of the same "
+            f"inputs differ by {change:.3g}, expected a function of parameters and inputs alone; "
+            "switch off dropout and noise, and draw random numbers outside of it."
+        )
+    rows = [jax.tree.map(lambda leaf, n=n: leaf[n : n + 1], few) for n in range(len(together))]
+    alone = jnp.concatenate([first(model_fn, params, row) for row in rows])
+    distances = np.asarray(_row_distances(together, alone))
+    worst = int(np.argmax(distances))
+    repeated = jax.tree.map(lambda leaf: leaf[np.full(len(leaf), worst)], few)
+    moved = float(_row_distances(together, first(model_fn, params, repeated))[worst])
+    if moved > tolerance or np.median(distances) > _TOO_LARGE * scale:
+        raise ValueError(
+            "Found a model whose outputs for an example depend on the rest of its batch: alone "
+            f"they differ by {distances.max():.3g} from those among {len(together)} examples, "
+            f"which are as large as {scale:.3g}; expected each example to be treated by itself, "
+            "with the same outputs in every batch. Put BatchNorm and dropout in evaluation mode, "
+            "as lk.model.from_nnx, from_linen and from_equinox do, and let no mean, norm, softmax "
+            "or random mask run over the leading axis."
+        )
+
+
+def _row_distances(first: Array, second: Array) -> Float[Array, " B"]:
+    """Return the largest difference in each row, infinite where something is not finite."""
+    gap = jnp.abs(first - second).astype(jnp.float32).reshape(len(first), -1)
+    return jnp.max(jnp.nan_to_num(gap, nan=jnp.inf, posinf=jnp.inf), axis=1)
