@@ -247,8 +247,8 @@ def test_the_numbers_written_are_those_of_evaluate(tmp_path):
     assert {key: found.metrics["laplace"][key] for key in expected} == pytest.approx(
         expected, rel=1e-5
     )
-    assert json.loads((tmp_path / "metrics.json").read_text()) == found.metrics
-    assert "A title" in found.index.read_text()
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")) == found.metrics
+    assert "A title" in found.index.read_text(encoding="utf-8")
 
 
 def test_sets_that_only_classification_knows():
