@@ -159,7 +159,7 @@ def resident_memory(field: str) -> float:
 
     The peak that `resource.getrusage` tells is no use: it begins with the parent process's.
     """
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split(f"{field}:")[1].split()[0]) * 1024 / 1e6
 
 

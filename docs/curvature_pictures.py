@@ -35,7 +35,9 @@ LAYER_ENDS = (24, 60)  # of 70 parameters in flat order: first, hidden, out
 def page_namespace() -> SimpleNamespace:
     """Run the page's blocks one after the other and return what they define."""
     namespace = {}
-    for block in re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.S | re.M):
+    for block in re.findall(
+        r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.S | re.M
+    ):
         exec(block, namespace)
     return SimpleNamespace(**{name: value for name, value in namespace.items() if name[0] != "_"})
 

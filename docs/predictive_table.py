@@ -117,4 +117,4 @@ def renewed(page: str, found: dict[str, str]) -> str:
 
 if __name__ == "__main__":
     measurements = tables()
-    PAGE.write_text(renewed(PAGE.read_text(), measurements))
+    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8"), measurements), encoding="utf-8")

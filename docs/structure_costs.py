@@ -127,5 +127,7 @@ def conditions() -> str:
 
 if __name__ == "__main__":
     measured = "\n".join([of_small(), of_large(), conditions()])
-    before, rest = PAGE.read_text().split(BEGIN)
-    PAGE.write_text(before + BEGIN + "\n" + measured + "\n" + END + rest.split(END)[1])
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    PAGE.write_text(
+        before + BEGIN + "\n" + measured + "\n" + END + rest.split(END)[1], encoding="utf-8"
+    )

@@ -63,5 +63,7 @@ def table() -> str:
 
 if __name__ == "__main__":
     measurements = table()
-    before, rest = PAGE.read_text().split(BEGIN)
-    PAGE.write_text(before + BEGIN + "\n" + measurements + "\n" + END + rest.split(END)[1])
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    PAGE.write_text(
+        before + BEGIN + "\n" + measurements + "\n" + END + rest.split(END)[1], encoding="utf-8"
+    )

@@ -211,8 +211,8 @@ class Laplace:
             residuals where `fit` was given `"gaussian"` by name and so knows no noise, else keep.
         temperature
             Whether to tune the posterior's temperature too: by the variational bound of the
-            evidence, or by the loss of the labelled data. `None`: with the evidence, except for
-            Gaussian likelihoods, whose evidence is exact.
+            evidence, or by the loss of the held-out data or of the folds. `None`: with the
+            evidence, except for Gaussian likelihoods, whose evidence is exact.
         link
             The link that `predict` takes from here on; `None` leaves it as it is or, where none has
             been named, takes that of `"probit"` and the mean-field ones under which held-out data

@@ -195,7 +195,7 @@ def test_results_come_back_from_their_file_and_renew_the_page(results, tmp_path)
 
 
 def test_page_agrees_with_the_results_where_there_are_some():
-    text = page.PAGE.read_text()
+    text = page.PAGE.read_text(encoding="utf-8")
     assert all(text.count(f"<!-- {name} -->") == 1 for name in page.SECTIONS)
     path = quality.RESULTS / "peers.json"
     if path.exists():

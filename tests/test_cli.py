@@ -44,7 +44,7 @@ def assert_refused(result, *words):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """Run what docs/command_line.md says, in its order; return the directory and the results."""
-    text = (ROOT / "docs" / "command_line.md").read_text()
+    text = (ROOT / "docs" / "command_line.md").read_text(encoding="utf-8")
     directory, namespace, results = tmp_path_factory.mktemp("page"), {}, {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
@@ -91,19 +91,21 @@ def test_reports_of_classifiers_and_of_a_regressor(page):
         ("report", ["sharp", "calibrated"]),
         ("report-regression", ["regressor"]),
     ):
-        numbers = json.loads((directory / out / "metrics.json").read_text())
+        numbers = json.loads((directory / out / "metrics.json").read_text(encoding="utf-8"))
         assert numbers["predictors"] == predictors
         assert (directory / out / "index.html").is_file()
     said = output(page, "report sharp")
     assert "sharp is over-confident by" in said
     assert "calibrated is neither over- nor under-confident" in said
     assert said.endswith(f"report: {Path('report') / 'index.html'}\n")
-    assert "Sharp or calibrated?" in (directory / "report" / "index.html").read_text()
+    assert "Sharp or calibrated?" in (directory / "report" / "index.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_the_numbers_are_those_of_the_predictions_in_float64(page):
     directory, _ = page
-    numbers = json.loads((directory / "report" / "metrics.json").read_text())
+    numbers = json.loads((directory / "report" / "metrics.json").read_text(encoding="utf-8"))
     stored = np.load(directory / "sharp.npz")
     logits, y = stored["logits"], stored["y"]
     logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -156,7 +158,9 @@ def test_missing_files_are_named(page):
 
 
 def test_the_page_of_reports_explains_every_metric():
-    explained = re.findall(r"^\| ([^`|]+) \|", (ROOT / "docs" / "report.md").read_text(), re.M)
+    explained = re.findall(
+        r"^\| ([^`|]+) \|", (ROOT / "docs" / "report.md").read_text(encoding="utf-8"), re.M
+    )
     words = {name for row in explained for name in row.split(", ")}
     assert {metric.label.split(",")[0] for metric in METRICS.values()} <= words
 

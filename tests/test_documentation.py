@@ -20,7 +20,7 @@ def python_blocks(page: Path) -> list[tuple[int, str, str | None]]:
 
     A block of text right after one is what it prints.
     """
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     pattern = r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?"
     blocks = re.finditer(pattern, text, flags=re.DOTALL | re.MULTILINE)
     return [(text.count("\n", 0, block.start(1)) + 1, *block.groups()) for block in blocks]
@@ -52,18 +52,20 @@ def test_readme_and_quickstart_have_examples():
 
 
 def test_landing_page_shows_the_example_of_the_readme():
-    shown = re.search(r"^```py\n(.*?)^```$", (ROOT / "docs" / "index.md").read_text(), re.S | re.M)
+    shown = re.search(
+        r"^```py\n(.*?)^```$", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), re.S | re.M
+    )
     assert shown[1] in [block for _, block, _ in python_blocks(ROOT / "README.md")]
 
 
 def test_page_of_layer_capture_holds_the_tables_that_the_code_makes():
-    page = (ROOT / "docs" / "layer_capture.md").read_text()
+    page = (ROOT / "docs" / "layer_capture.md").read_text(encoding="utf-8")
     renewed = runpy.run_path(str(ROOT / "docs" / "tables.py"))["renewed"]
     assert page == renewed(page), "run `python docs/tables.py`"
 
 
 def test_page_of_curvature_shows_the_pictures_that_its_script_draws():
-    page = (ROOT / "docs" / "curvature.md").read_text()
+    page = (ROOT / "docs" / "curvature.md").read_text(encoding="utf-8")
     drawn = runpy.run_path(str(ROOT / "docs" / "curvature_pictures.py"))["PICTURES"]
     shown = re.findall(r"\(images/(curvature_\w+\.png)\)", page)
     assert shown == [f"curvature_{draw.__name__}.png" for draw in drawn]
@@ -71,7 +73,7 @@ def test_page_of_curvature_shows_the_pictures_that_its_script_draws():
 
 
 def test_architecture_names_every_file_once():
-    page = (ROOT / "docs" / "architecture.md").read_text()
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     named = re.findall(r"^\| `([\w/]+\.py)` \|", page, flags=re.MULTILINE)
     assert sorted(named) == sorted(map(str, FILES))
 

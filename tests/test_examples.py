@@ -48,7 +48,7 @@ def test_example_runs(name, tmp_path):
 
 
 def test_report_of_a_trained_flax_model_takes_at_most_ten_lines():
-    lines = (EXAMPLES / "flax_nnx.py").read_text().splitlines()
+    lines = (EXAMPLES / "flax_nnx.py").read_text(encoding="utf-8").splitlines()
     trained = next(n for n, line in enumerate(lines) if line.startswith("module = train("))
     reported = next(n for n, line in enumerate(lines) if "la.report(" in line)
     imports = [line for line in lines if line == "import laplace_kit as lk"]

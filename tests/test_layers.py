@@ -62,7 +62,7 @@ def imports(path: Path, source: str) -> set[str]:
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_imports_point_downwards(path):
-    imported = imports(path, path.read_text())
+    imported = imports(path, path.read_text(encoding="utf-8"))
     upwards = {module for module in imported if layer(module) > layer(dotted(path))}
     assert not upwards, f"{dotted(path)} stands below {', '.join(sorted(upwards))}"
 

@@ -12,13 +12,13 @@ NOTEBOOKS = sorted(FOLDER.glob("*.py"))
 
 def cells(path: Path) -> list[tuple[str, str]]:
     """Return the kind and the text of each cell."""
-    parts = re.split(r"^# %%(.*)\n", path.read_text(), flags=re.MULTILINE)[1:]
+    parts = re.split(r"^# %%(.*)\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     return list(zip(map(str.strip, parts[::2]), parts[1::2], strict=True))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_explains_draws_and_asserts(path):
-    header, _, _ = path.read_text().partition("# %%")
+    header, _, _ = path.read_text(encoding="utf-8").partition("# %%")
     assert "formats: ipynb,py:percent" in header
     kinds = [kind for kind, _ in cells(path)]
     assert set(kinds) == {"", "[markdown]"}

@@ -94,14 +94,14 @@ def test_report_compares_with_the_mode(tmp_path):
     _, x, y = problem()
     sets = {"shifted": {"wide": (2 * x, y)}, "ood": {"far": 9 * x}}
     report = la.report((x, y), tmp_path, **sets)
-    written = json.loads((tmp_path / "metrics.json").read_text())
+    written = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert written["laplace"]["nll"] == pytest.approx(la.evaluate((x, y))["nll"])
     at_mode = np.asarray(la.predict_at_mode(x).probs)
     expected = -np.log(at_mode[np.arange(9), y]).mean()
     assert written["map"]["nll"] == pytest.approx(expected, rel=1e-5)
     assert set(written["ood"]) == {"far"}
     assert set(written["shifted"]) == {"wide"}
-    assert "prior precision" in report.index.read_text()
+    assert "prior precision" in report.index.read_text(encoding="utf-8")
     assert set(la.report((x, y), tmp_path / "one", ood=9 * x).metrics["ood"]) == {"ood"}
 
 

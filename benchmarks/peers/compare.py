@@ -218,7 +218,7 @@ class Process:
             return {"error": f"longer than {limit:g} s"}
         if not line:
             self._end()
-            last = self._log.read_text().strip().splitlines()[-1:]
+            last = self._log.read_text(encoding="utf-8").strip().splitlines()[-1:]
             return {"error": f"the process ended: {' '.join(last)}"}
         return json.loads(line)
 

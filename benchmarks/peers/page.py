@@ -18,7 +18,7 @@ def side_by_side(path: Path) -> str:
 
 def quality(path: Path) -> str:
     """Return the scores of predictions on data sets."""
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     scores = [Scores(**row) for row in content["scores"]]
     origin = f"{described(content['machine'])}.\n\n`{content['setting']}`"
     return f"{origin}\n\n{targets(scores)}\n\n{markdown(scores)}"
@@ -51,7 +51,7 @@ def replaced(text: str, name: str, content: str) -> str:
 
 
 def main() -> None:
-    PAGE.write_text(renewed(PAGE.read_text()))
+    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

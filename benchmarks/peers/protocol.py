@@ -151,5 +151,5 @@ def _idle_memory() -> float:
 
 def resident_memory(field: str) -> float:
     """Return the MB of this process, now (`"VmRSS"`) or at its peak (`"VmHWM"`), on Linux."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split(f"{field}:")[1].split()[0]) * 1024 / 1e6

@@ -77,4 +77,4 @@ def keep(name: str, scores: Sequence[Scores], setting: Any, folder: Path = RESUL
     folder.mkdir(parents=True, exist_ok=True)
     rows = [dataclasses.asdict(row) for row in scores]
     content = {"machine": machine(), "setting": str(setting), "scores": rows}
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

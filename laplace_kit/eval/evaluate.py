@@ -157,7 +157,7 @@ def class_log_probs(
 
 
 @partial(jax.jit, static_argnames="is_binary")
-def _log_probs(logits: Float[Array, "*shape"], is_binary: bool) -> Float[Array, "*shape C"]:
+def _log_probs(logits: Float[Array, "..."], is_binary: bool) -> Float[Array, "... C"]:
     if is_binary:
         logits = jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
     return jax.nn.log_softmax(logits)

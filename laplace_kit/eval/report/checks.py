@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
-from laplace_kit.eval.report.predictions import ClassPredictions
+from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
 from laplace_kit.eval.report.table import RESERVED
 
 # What is estimated from draws may miss its bounds a little.
@@ -92,6 +92,27 @@ def subject_of(names: Collection[str], subject: str | None) -> str:
             f"Found the subject {subject!r}, expected one of the predictors, {[*names]}."
         )
     return subject
+
+
+def check_deviations(predictions: Mapping[str, RegressionPredictions]) -> None:
+    """Refuse epistemic deviations that are no part of the whole."""
+    for name, of in predictions.items():
+        if of.epistemic_std is None:
+            continue
+        part, whole = np.asarray(of.epistemic_std), np.asarray(of.std)
+        if part.shape != whole.shape:
+            raise ValueError(
+                f"Found an epistemic deviation of shape {part.shape} of {name!r}, expected "
+                f"{whole.shape}, as std has it."
+            )
+        bad = np.argwhere(~((part >= 0) & (part <= whole * (1 + PART_TOLERANCE))))
+        if len(bad):
+            index = tuple(map(int, bad[0]))
+            raise ValueError(
+                f"Found an epistemic deviation of {part[index]:.4g} of {name!r} at {index} where "
+                f"std is {whole[index]:.4g}, expected a part of it, from zero; add the observation "
+                "noise to std, in variances."
+            )
 
 
 def check_sets(

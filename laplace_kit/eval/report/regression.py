@@ -63,6 +63,7 @@ def regression_report(
     directory = checks.usable_directory(directory)
     checks.check_title(title)
     checks.check_predictors(predictions)
+    checks.check_deviations(predictions)
     y = checks.finite("y", y)
     subject = checks.subject_of(predictions, subject)
     numbers = measure_regression(predictions, y)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from laplace_kit.eval.report import checks
-from laplace_kit.eval.report.predictions import ClassPredictions
+from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
 
 
 def test_the_subject_is_laplace_or_the_reference():
@@ -118,3 +118,21 @@ def test_a_title_of_undecoded_bytes_is_refused():
     with pytest.raises(ValueError, match=r"title 'G\\udcfcte', which holds bytes that were not"):
         checks.check_title("G\udcfcte")
     checks.check_title("Güte \u56fe")
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (
+            [[0.1], [0.6]],
+            r"deviation of 0\.6 of 'map' at \(1, 0\) where std is 0\.5",
+        ),
+        ([[-0.1], [0.1]], r"deviation of -0\.1 of 'map' at \(0, 0\)"),
+        ([[np.nan], [0.1]], r"deviation of nan of 'map' at \(0, 0\)"),
+    ],
+)
+def test_epistemic_deviations_are_parts_of_the_whole(part, message):
+    mean, std = np.zeros((2, 1)), np.full((2, 1), 0.5)
+    with pytest.raises(ValueError, match=message):
+        checks.check_deviations({"map": RegressionPredictions(mean, std, np.array(part))})
+    checks.check_deviations({"map": RegressionPredictions(mean, std, std)})

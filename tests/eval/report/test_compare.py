@@ -1,17 +1,22 @@
 """The report is given what every predictor says about the same inputs, one row for each label."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from laplace_kit.eval.evaluate import evaluate
+from laplace_kit.eval.outputs import from_gaussian
 from laplace_kit.eval.predictive import Predictive
 from laplace_kit.eval.report import ClassPredictions, RegressionPredictions, Report, compare
 from laplace_kit.eval.report.compare import compare_report
+from laplace_kit.eval.report.files import read
+from laplace_kit.eval.report.measures import measure_classification
 from laplace_kit.likelihood import Bernoulli, Categorical, FromLoss, Gaussian, Masked, Poisson
 
 N = 30
@@ -81,6 +86,8 @@ def test_classification_with_shifted_and_foreign_inputs(positions, handed_over):
         assert set(given.ood) == {"far", "near"}
         parts = predictor(X).uncertainty(jax.random.key(0))
         np.testing.assert_array_equal(given.epistemic, parts.mutual_information.ravel())
+        np.testing.assert_array_equal(given.aleatoric, parts.expected_entropy.ravel())
+        assert given.log_probs is None, "as this predictive knows its probabilities alone"
         assert {where: len(part) for where, part in given.ood_epistemic.items()} == {
             where: len(part) for where, part in given.ood.items()
         }
@@ -240,8 +247,8 @@ def test_the_numbers_written_are_those_of_evaluate(tmp_path):
     assert {key: found.metrics["laplace"][key] for key in expected} == pytest.approx(
         expected, rel=1e-5
     )
-    assert json.loads((tmp_path / "metrics.json").read_text()) == found.metrics
-    assert "A title" in found.index.read_text()
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")) == found.metrics
+    assert "A title" in found.index.read_text(encoding="utf-8")
 
 
 def test_sets_that_only_classification_knows():
@@ -256,3 +263,83 @@ def test_a_likelihood_without_a_predictive_distribution():
     predict = {"map": lambda x: Predictive(jnp.asarray(x), jnp.ones(x.shape))}
     with pytest.raises(TypeError, match=r"FromLoss likelihood.*expected Gaussian.*la\.evaluate"):
         report(predict, likelihood, X)
+
+
+# --- what the outputs know, and probabilities do not ----------------------------------------------
+
+
+def at_outputs(likelihood, spread):
+    """Return a predictor whose outputs are Gaussian about the inputs."""
+
+    def predict(x):
+        f = jnp.asarray(x)
+        var = jnp.full_like(f, spread)
+        return from_gaussian(likelihood, f, var, None, link="probit", key=None, num_samples=2)
+
+    return predict
+
+
+def test_parts_of_the_entropy_are_those_of_one_distribution(tmp_path):
+    """Two logits that move apart: the probit knows neither that nor an entropy with such parts."""
+    x, spread = np.linspace(-6, 6, 60).astype(np.float32), 4.0
+
+    def predict(x):
+        f = jnp.stack([-x / 2, x / 2], axis=1)
+        cov = jnp.broadcast_to(spread * jnp.array([[1.0, -1.0], [-1.0, 1.0]]), (len(x), 2, 2))
+        moments = (f, jnp.full_like(f, spread), cov)
+        return from_gaussian(Categorical(), *moments, link="probit", key=None, num_samples=2)
+
+    y = jnp.asarray((x > 0).astype(int))
+    found = compare_report({"laplace": predict}, Categorical(), jnp.asarray(x), y, tmp_path)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(200)
+    p = special.expit(x[:, None].astype(float) + 2 * np.sqrt(spread) * nodes)
+    weights = weights / weights.sum()
+    expected, mean = (special.entr(p) + special.entr(1 - p)) @ weights, p @ weights
+    whole = special.entr(mean) + special.entr(1 - mean)
+    with np.load(tmp_path / "predictions.npz") as stored:
+        epistemic, aleatoric = stored["laplace/epistemic"], stored["laplace/aleatoric"]
+        of_link = special.entr(stored["laplace/probs"].astype(float)).sum(axis=1)
+    np.testing.assert_allclose(aleatoric, expected, atol=0.04)  # of 1000 draws
+    np.testing.assert_allclose(epistemic, whole - expected, atol=0.06)
+    assert np.sum(epistemic > of_link) > 20, "these were clipped, and the share was above one"
+    share = re.search(
+        r"Laplace, test set: epistemic share of the entropy (\S+?)<",
+        found.index.read_text(encoding="utf-8"),
+    )[1]
+    assert float(share) == pytest.approx((whole - expected).sum() / whole.sum(), abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["several", "binary"])
+def test_losses_of_saturated_predictors_are_exact_everywhere(kind, tmp_path):
+    """In values and intervals, on shifted sets, and of the archive that is read again."""
+    f = 300 * X if kind == "several" else 100 * X[:, 0]
+    likelihood = Categorical() if kind == "several" else Bernoulli()
+    y = RNG.integers(0, 2, N)
+    predict = {"map": at_outputs(likelihood, 0.0), "laplace": at_outputs(likelihood, 4.0)}
+    found = compare_report(
+        predict,
+        likelihood,
+        f,
+        jnp.asarray(y),
+        tmp_path,
+        shifted={"twice": (2 * f, jnp.asarray(y))},
+        compare={"given": np.asarray(predict["map"](f).probs)},
+    )
+    scale = 1 / np.sqrt(1 + np.pi / 8 * 4.0)
+    gap = (f[:, 1] - f[:, 0] if kind == "several" else f).astype(float)
+    losses = np.logaddexp(0, np.where(y == 1, -gap, gap))
+    assert losses.max() > 100, "beyond 87, the largest loss of probabilities in float32"
+    assert found.metrics["map"]["nll"] == pytest.approx(losses.mean(), rel=1e-5)
+    tempered = np.logaddexp(0, scale * np.where(y == 1, -gap, gap)).mean()
+    assert found.metrics["laplace"]["nll"] == pytest.approx(tempered, rel=1e-5)
+    twice = np.logaddexp(0, 2 * np.where(y == 1, -gap, gap)).mean()
+    assert found.metrics["shifted"]["twice"]["map"]["nll"] == pytest.approx(twice, rel=1e-5)
+    # Of probabilities alone, those that are zero count as the smallest number.
+    p = np.asarray(predict["map"](f).probs)
+    of_label = p[np.arange(N), y] if kind == "several" else np.where(y == 1, p, 1 - p)
+    clipped = -np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).mean()
+    assert found.metrics["given"]["nll"] == pytest.approx(clipped, rel=1e-5)
+    read_again = read(tmp_path / "predictions.npz")
+    again = measure_classification(read_again.predictions, read_again.y, read_again.shifted_labels)
+    for name in ("map", "laplace"):
+        assert again[name]["nll"] == pytest.approx(found.metrics[name]["nll"], rel=1e-6)

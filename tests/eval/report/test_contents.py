@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.special import expit, softmax
+from scipy.special import expit, log_softmax, softmax
 
 from laplace_kit.eval.report import contents
 from laplace_kit.eval.report.contents import Contents
@@ -115,3 +115,20 @@ def test_information_and_inputs():
     assert contents.inputs(file, "x").shape == (2, 4)
     with pytest.raises(ValueError, match=r"z of shape \(1,\), expected inputs with the leading"):
         contents.inputs(file, "z")
+
+
+def test_log_probabilities_of_logits_and_as_they_are():
+    logits = np.array([[300.0, 0.0, -20.0], [1.0, 2.0, 3.0]])
+    probs = softmax(logits, axis=1)
+    expected = log_softmax(logits, axis=1)
+    found = contents.log_probabilities(holding(logits=logits), "logits", probs)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    held = holding(probs=probs, log_probs=expected)
+    assert contents.log_probabilities(held, "log_probs", probs) is held.arrays["log_probs"]
+    binary = contents.log_probabilities(holding(logits=np.array([40.0])), "logits", np.ones((1, 2)))
+    np.testing.assert_allclose(binary, [[-40.0, 0.0]], atol=1e-12)
+    wrong = holding(log_probs=expected[::-1])
+    with pytest.raises(ValueError, match=r"at log_probs\[0, 0\] where the probability is 1, "):
+        contents.log_probabilities(wrong, "log_probs", probs)
+    with pytest.raises(ValueError, match=r"log_probs of shape \(1, 3\), expected one value"):
+        contents.log_probabilities(holding(log_probs=expected[:1]), "log_probs", probs)

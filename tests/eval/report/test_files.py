@@ -211,7 +211,7 @@ def test_a_large_table_reads_as_the_archive_of_the_same_numbers(tmp_path):
 
 
 def test_the_page_of_reports_lists_the_same_arrays():
-    page = (Path(__file__).parents[3] / "docs" / "report.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "report.md").read_text(encoding="utf-8")
     table = re.findall(r"^\|.*\|$", files.__doc__, re.MULTILINE)
     assert "\n".join(table) in page
 

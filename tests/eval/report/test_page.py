@@ -41,7 +41,7 @@ def written(request):
 
 @pytest.fixture
 def shown(written):
-    return Page(written.index.read_text())
+    return Page(written.index.read_text(encoding="utf-8"))
 
 
 def sources(shown):
@@ -50,13 +50,13 @@ def sources(shown):
 
 def test_metrics_json_is_what_the_report_holds(written):
     path = written.directory / "metrics.json"
-    assert json.loads(path.read_text()) == written.metrics
+    assert json.loads(path.read_text(encoding="utf-8")) == written.metrics
     assert path in written.files
     assert str(written) == table.text_table(written.metrics)
 
 
 def test_numbers_of_the_page_are_those_of_metrics_json(written, shown):
-    numbers = json.loads((written.directory / "metrics.json").read_text())
+    numbers = json.loads((written.directory / "metrics.json").read_text(encoding="utf-8"))
     sets = [{name: numbers[name] for name in numbers["predictors"]}]
     sets += [of for kind in ("shifted", "ood") for of in numbers.get(kind, {}).values()]
     values = [
@@ -75,7 +75,7 @@ def test_links_lead_to_the_set_that_they_name(tmp_path, classified):
     sections = tuple(Section(title, "", ()) for title in titles)
     content = page.Content("Links", sections, (), None)
     written = page.write(tmp_path, classified[-1].metrics, content, lambda path: path.touch())
-    found = Page(written.index.read_text()).attributes
+    found = Page(written.index.read_text(encoding="utf-8")).attributes
     links = [value.removeprefix("#") for name, value in found if name == "href"]
     anchors = [value for name, value in found if name == "id"]
     assert len({*anchors}) == len(anchors) == len(titles) + 2
@@ -92,7 +92,7 @@ def test_page_holds_metrics_json_the_verdict_and_the_intervals(written, shown):
 
 
 def test_page_needs_nothing_but_itself(written, shown):
-    text = written.index.read_text()
+    text = written.index.read_text(encoding="utf-8")
     assert "http:" not in text
     assert "https:" not in text
     assert "url(" not in text
@@ -133,7 +133,7 @@ def test_directory_holds_the_files_and_nothing_half_written(written):
 
 
 def test_words_of_the_caller_are_shown_as_they_are(classified):
-    shown = Page(classified[-1].index.read_text())
+    shown = Page(classified[-1].index.read_text(encoding="utf-8"))
     expected = {"Three <classes> & more", "structure", "full", "<script>", "<b>bold</b>"}
     assert expected | {"dense.kernel", "2.5", "the mode is not the mode."} <= set(shown.words)
 

@@ -57,7 +57,7 @@ def test_a_file_where_the_directory_should_be(tmp_path, regressed):
             ValueError, match=r"Found a file at .*taken, expected a directory.*choose"
         ):
             report.regression_report(predictions, y, directory)
-    assert file.read_text() == "mine"
+    assert file.read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.parametrize(
