@@ -101,7 +101,8 @@ def flatten_program(model_fn: jax.tree_util.Partial, params: PyTree, x: PyTree) 
     arguments = (model_fn, params, x)
     call = jax.make_jaxpr(lambda model_fn, *args: model_fn(*args), return_shape=True)
     closed, outputs = call(*arguments)
-    check_one_output(outputs)
+    if len(closed.jaxpr.outvars) != 1:
+        check_one_output(outputs)
     builder = _Builder()
     numbers = [builder.fresh(variable.aval) for variable in closed.jaxpr.invars]
     rest = iter(numbers)
