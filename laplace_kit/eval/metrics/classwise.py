@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
 from laplace_kit.eval.metrics import bins, checks
+from laplace_kit.eval.metrics.sums import over_examples
 
 _BLOCK = 4096  # examples whose sum rounding to float32 does not harm
 
@@ -88,4 +89,4 @@ def mean_class_gap(gaps: ClassGaps, weights: Num[Array, " N"], num_bins: int) ->
 
     of_blocks = jax.vmap(sums)(*jax.tree.map(in_blocks, (weights, gaps)))
     total = sum(jnp.sum(jnp.abs(jnp.sum(part, axis=0))) for part in of_blocks)
-    return total / (num_classes * jnp.sum(weights))
+    return total / (num_classes * over_examples(weights))
