@@ -13,7 +13,7 @@ from laplace_kit import card, quality, storage, stored, tree, tuning
 from laplace_kit.approx.choice import Choice
 from laplace_kit.approx.diagnostics import Diagnostics, diagnose
 from laplace_kit.approx.posterior import Posterior, Structure, factorise
-from laplace_kit.approx.prior import expand_precision, structure_for
+from laplace_kit.approx.prior import deviation, expand_precision, structure_for
 from laplace_kit.continual import update
 from laplace_kit.curv.capture.coverage import Coverage
 from laplace_kit.curv.objective import Objective, of_free_params
@@ -436,7 +436,7 @@ class Laplace:
     @property
     def deviation(self) -> Float[Array, " P"]:
         r"""The mode less the prior mean, $\theta^* - \theta_0$, flat."""
-        return _deviation(self.mode, self.prior_mean)
+        return deviation(self.mode, self.prior_mean)
 
     def expand(self, prior_precision: PyTree) -> Float[Array, " P"]:
         """Return one prior precision for each free parameter, from any form that `fit` takes."""
@@ -448,8 +448,3 @@ class Laplace:
         structure = structure_for(self.structure, self.prior_precision, precision)
         posterior, jitter = factorise(structure, precision, self.temperature)
         return tree.replace(self, posterior=posterior, jitter=jitter)
-
-
-@jax.jit
-def _deviation(mode: PyTree, prior_mean: Float[Array, " P"]) -> Float[Array, " P"]:
-    return tree.ravel(mode).astype(prior_mean.dtype) - prior_mean

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from laplace_kit import tree
+from laplace_kit.arrays import as_array
 from laplace_kit.tree import paths, pytree_dataclass
 
 # None for all; a predicate on the leaf's path; booleans or numbers of parameters, as in `select`.
@@ -128,13 +129,13 @@ def select(params: PyTree, subset: Subset = None) -> tuple[PyTree, Selection]:
     free, frozen, indices = [], [], []
     for leaf, mask in zip(leaves, masks, strict=True):
         mask = np.logical_and(mask, can_vary(leaf))
-        leaf = jnp.asarray(leaf)
+        leaf = as_array(leaf, "parameters")
         if not mask.any():
             parts = (None, leaf, None)
         elif mask.all():
             parts = (leaf, None, None)
         else:
-            index = jnp.asarray(np.flatnonzero(mask))
+            index = as_array(np.flatnonzero(mask))
             parts = (jnp.ravel(leaf)[index], leaf, index)
         for part, place in zip(parts, (free, frozen, indices), strict=True):
             place.append(part)

@@ -155,3 +155,16 @@ def test_no_array_is_a_constant_of_the_program():
     la, x = fitted(), problem()[1]
     lowered = jax.jit(lambda la, x: la.predict(x)).lower(la, x)
     assert twins.constants(lowered.as_text()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("structure", "most"), [("kron", 25), ("diagonal", 25), ("full", 25)])
+def test_a_first_answer_takes_few_programs(structure, most):
+    """Most of what a user waits for who fits, tunes and predicts once is their compilation."""
+    params, x, y = problem(num=40)
+    other = jnp.asarray(problem(seed=1, num=25)[1])
+    jax.clear_caches()
+    with twins.compilations() as names:
+        la = lk.fit(model, params, (x, y), likelihood="categorical", structure=structure)
+        jax.block_until_ready(la.tune().predict(other))
+    assert 0 < len(names) <= most, sorted(names)

@@ -41,13 +41,15 @@ class FullStructure(Structure):
 
         Outside of transformations it is kept: every further prior precision is then O(P).
         """
-        return keep(self, "spectrum", self._spectrum)
+        return keep(self, "spectrum", lambda: _spectrum(self.matrix))
 
-    def _spectrum(self):
-        with jax.default_matmul_precision("highest"):
-            values = jnp.linalg.eigvalsh(self.matrix)
-        values = without_rounding(values, len(values))
-        return Spectrum(values, values[0], len(values))
+
+@jax.jit
+def _spectrum(matrix: Float[Array, "P P"]) -> Spectrum:
+    with jax.default_matmul_precision("highest"):
+        values = jnp.linalg.eigvalsh(matrix)
+    values = without_rounding(values, len(values))
+    return Spectrum(values, values[0], len(values))
 
 
 def fit_full(operator: CurvatureOperator) -> FullStructure:

@@ -34,6 +34,12 @@ def expand_precision(
     return precision
 
 
+@jax.jit
+def deviation(mode: PyTree, prior_mean: Float[Array, " P"]) -> Float[Array, " P"]:
+    r"""Return the mode minus the prior mean, $\theta^* - \theta_0$, flat."""
+    return tree.ravel(mode).astype(prior_mean.dtype) - prior_mean
+
+
 def structure_for(
     structure: Structure, prior_precision: PyTree, precision: Float[Array, " P"]
 ) -> Structure:
