@@ -1,5 +1,6 @@
 """Predictions sorted into bins, and what happened in each."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -81,6 +82,7 @@ def equal_width_edges(num_bins: int, dtype: jnp.dtype) -> Float[Array, " E"]:
     return jnp.linspace(0, 1, num_bins + 1, dtype=dtype)
 
 
+@partial(jax.jit, static_argnames="num_bins")
 def _equal_mass_edges(
     values: Float[Array, " N"], weights: Num[Array, " N"], num_bins: int
 ) -> Float[Array, " E"]:
