@@ -24,6 +24,9 @@ from laplace_kit.errors import check_count
 from laplace_kit.eval.metrics.inputs import Numbers, as_numbers, in_own_precision
 from laplace_kit.memory import activation_bytes, working_set
 
+# Where no more replicates than these fit, what one of them holds is counted with care.
+_FEW = 16
+
 
 class Interval(NamedTuple):
     """A metric with its confidence interval; each field has the metric's own structure.
@@ -261,8 +264,11 @@ def _bootstrap(statistic, arrays, samples, weights, key, num_resamples, level) -
         jnp.ones(len(sample), jnp.int32) if of_sample is None else jnp.asarray(of_sample)
         for sample, of_sample in zip(samples, weights, strict=True)
     ]
-    decided = _decided_bytes(statistic, arrays, base)
-    num_chunks, chunk = _chunks(num_resamples, jax.tree.leaves((arrays, base)), decided)
+    leaves = jax.tree.leaves((arrays, base))
+    num_chunks, chunk = _chunks(num_resamples, leaves)
+    if chunk < min(_FEW, num_resamples):
+        decided = _decided_bytes(statistic, arrays, base)
+        num_chunks, chunk = _chunks(num_resamples, leaves, decided)
     replicates = _replicates(statistic, arrays, base, key, num_resamples, num_chunks, chunk)
     leaves, structure = jax.tree.flatten(value)
     parts = _intervals(leaves, jax.tree.leaves(replicates), level)

@@ -167,3 +167,18 @@ def test_a_single_example_says_nothing_of_others():
     found = mt.bootstrap_two_sample(mt.auroc, scores, scores[2:3], key=KEY, num_resamples=5)
     assert float(found.value) == 0.625
     assert np.isnan([found.low, found.high]).all()
+
+
+def test_replicates_hold_what_their_weights_decide(monkeypatch):
+    """Probabilities of many classes are larger by far than what a resample of an accuracy takes."""
+    rng = np.random.default_rng(0)
+    probs, labels = rng.dirichlet(np.ones(200), size=40), rng.integers(200, size=40)
+    probs = probs.astype(np.float32)
+    statistic = resampling._OneSample(resampling._hashable(mt.accuracy))
+    decided = resampling._decided_bytes(statistic, (probs, labels), [jnp.ones(40)])
+    assert 40 * 4 <= decided < probs.nbytes / 10
+    whole = mt.bootstrap(mt.accuracy, probs, labels, key=KEY, num_resamples=25)
+    monkeypatch.setattr(resampling, "working_set", lambda: 8 * probs.size)
+    found = mt.bootstrap(mt.accuracy, probs, labels, key=KEY, num_resamples=25)
+    np.testing.assert_allclose(jax.tree.leaves(found), jax.tree.leaves(whole), rtol=1e-6)
+    assert resampling._chunks(25, [probs], decided) == (1, 25)
