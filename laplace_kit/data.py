@@ -28,11 +28,10 @@ NUM_EXAMPLES = 256
 
 @pytree_dataclass()
 class Chunk:
-    """Some examples: inputs, targets, their numbers in the data, and a weight of 0 or 1 each."""
+    """Some examples: inputs, targets, and a weight of 0 or 1 each."""
 
     x: PyTree
     y: PyTree
-    index: Int[Array, " B"]
     weight: Float[Array, " B"]
 
 
@@ -337,28 +336,25 @@ def _accumulable(sums: PyTree) -> PyTree:
 def _slice(data: InMemory, i: int | Int[Array, ""], batch_size: int) -> Chunk:
     """Cut chunk `i`; the last one starts earlier and gives the examples seen before no weight."""
     if batch_size == data.num_examples:
-        x, y, index = data.x, data.y, jnp.arange(batch_size)
-    else:
-        start = jnp.minimum(i * batch_size, data.num_examples - batch_size)
-        x, y = jax.tree.map(
-            lambda a: jax.lax.dynamic_slice_in_dim(a, start, batch_size), (data.x, data.y)
-        )
-        index = start + jnp.arange(batch_size)
-    return Chunk(x, y, index, (index >= i * batch_size).astype(jnp.float32))
+        return Chunk(data.x, data.y, jnp.ones(batch_size, jnp.float32))
+    start = jnp.minimum(i * batch_size, data.num_examples - batch_size)
+    x, y = jax.tree.map(
+        lambda a: jax.lax.dynamic_slice_in_dim(a, start, batch_size), (data.x, data.y)
+    )
+    is_new = start + jnp.arange(batch_size) >= i * batch_size
+    return Chunk(x, y, is_new.astype(jnp.float32))
 
 
 def chunks(data: Stream, batch_size: int | None) -> Iterator[Chunk]:
     """Cut the batches of a stream into chunks of one size, the last of each batch filled up."""
     size = min(batch_size or data.num_first, data.num_first)
-    start = 0
     for batch in read_batches(data):
         num = batch.num_examples
         for low in range(0, num, size):
             rows = np.minimum(np.arange(low, low + size), num - 1)
             weight = (np.arange(low, low + size) < num).astype(np.float32)
             x, y = (batch.x, batch.y) if num == size else _take(batch, rows)
-            yield Chunk(x, y, jnp.asarray(start + rows), jnp.asarray(weight))
-        start += num
+            yield Chunk(x, y, jnp.asarray(weight))
 
 
 def _listed(shapes: list[tuple[int, ...]]) -> str:

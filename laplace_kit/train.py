@@ -315,7 +315,7 @@ def _scan_epoch(loss, optimizer, state, data, key, size):
     def body(state, batch):
         rows, weight = batch
         x, y = jax.tree.map(lambda leaf: leaf[rows], (data.x, data.y))
-        return _step(loss, optimizer, state, Chunk(x, y, rows, weight))
+        return _step(loss, optimizer, state, Chunk(x, y, weight))
 
     state, losses = jax.lax.scan(body, state, (order.T, weight.T.astype(jnp.float32)))
     return state, jnp.sum(losses)

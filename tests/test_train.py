@@ -149,12 +149,12 @@ class _Visits:
     num: int = 11
 
     def __call__(self, params, chunk):
-        return jnp.sum(params[chunk.index] * chunk.weight)
+        return jnp.sum(params[chunk.y] * chunk.weight)
 
 
 @pytest.mark.parametrize(("asked", "size"), [(3, 3), (10, 6), (None, 11)])
 def test_an_epoch_visits_every_example_once(asked, size):
-    data = InMemory(jnp.zeros((11, 1)), jnp.zeros(11))
+    data = InMemory(jnp.zeros((11, 1)), jnp.arange(11))
     assert train._minibatch_size(data, asked) == size
     optimizer = optax.sgd(-1.0)
     start = jnp.zeros(11)

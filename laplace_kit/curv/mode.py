@@ -256,8 +256,7 @@ def _describe_first_bad(objective, of_features, data, batch_size) -> str:
         for start in range(0, num, batch_size or num):
             rows = slice(start, start + (batch_size or num))
             x, y = jax.tree.map(lambda a: a[rows], (batch.x, batch.y))  # noqa: B023
-            ones = jnp.ones(len(jax.tree.leaves(x)[0]))
-            chunk = Chunk(x, y, jnp.arange(len(ones)), ones)
+            chunk = Chunk(x, y, jnp.ones(len(jax.tree.leaves(x)[0])))
             for what, bad in _faults(objective, of_features, chunk).items():
                 if bool(bad.any()):
                     row, count = int(np.argmax(np.asarray(bad))), int(bad.sum())

@@ -77,7 +77,7 @@ def test_sampled_fisher_is_the_ggn_on_average(name, x64):
         """One for each label: their spread is the error bar."""
         theta, outputs = twins.flat(problem)
         f, tangent = jax.jvp(outputs, (theta,), (v,))
-        chunk = Chunk(problem.x, problem.y, jnp.arange(len(f)), jnp.ones(len(f)))
+        chunk = Chunk(problem.x, problem.y, jnp.ones(len(f)))
         factor = operator.output_factor(f, chunk, jnp.arange(num_samples)) * num_samples**0.5
         return jnp.einsum("nm...,n...->nm", factor, tangent) ** 2
 
@@ -149,7 +149,7 @@ def test_equal_inputs_have_labels_of_their_own_where_targets_differ(x64):
         operator = curv.MonteCarloFisherOperator(
             lambda p, x: x + p, jnp.zeros(1), (x, y), Gaussian(), key=key
         )
-        chunk = Chunk(x, y, jnp.arange(3), jnp.ones(3))
+        chunk = Chunk(x, y, jnp.ones(3))
         return operator.output_factor(x, chunk, jnp.arange(1)).ravel() ** 2
 
     found = np.asarray(jax.jit(jax.vmap(squares))(jax.random.split(KEY, 4000)))

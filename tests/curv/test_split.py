@@ -45,7 +45,7 @@ def restricted(name, subset):
 
 @jax.jit
 def outputs_and_gradient(objective, data):
-    chunk = Chunk(data.x, data.y, jnp.arange(NUM), jnp.ones(NUM))
+    chunk = Chunk(data.x, data.y, jnp.ones(NUM))
     return objective.outputs(data.x), jax.grad(chunk_loss, 1)(objective, objective.params, chunk)
 
 
