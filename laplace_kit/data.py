@@ -16,8 +16,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
+from laplace_kit.arrays import as_arrays
 from laplace_kit.convolutions import canonical
-from laplace_kit.tree import as_array, pytree_dataclass
+from laplace_kit.tree import pytree_dataclass
 
 # Kept with a posterior, for what is judged on training data after the fit.
 NUM_EXAMPLES = 256
@@ -150,7 +151,7 @@ def _in_memory(pair: Any) -> InMemory:
             f"Found a tuple of {len(pair)} as data, expected a pair (x, y); put several inputs "
             "into one pytree, for example ((x1, x2), y) or ({'image': x1, 'text': x2}, y)."
         )
-    x, y = (jax.tree.map(as_array, part) for part in pair)
+    x, y = as_arrays(pair[0], "inputs"), as_arrays(pair[1], "targets")
     leaves = jax.tree.leaves((x, y))
     shapes = ", ".join(str(leaf.shape) for leaf in leaves)
     if not jax.tree.leaves(x) or any(leaf.ndim == 0 for leaf in leaves):

@@ -28,3 +28,26 @@ def check_option(name: str, found: object, options: Iterable[str]) -> str:
     hint = f" Did you mean {near[0]!r}?" if near else ""
     listed = ", ".join(repr(option) for option in known)
     raise ValueError(f"Found {name}={found!r}, expected one of {listed}.{hint}")
+
+
+def check_count(name: str, found: object, of: str, *, least: int = 1) -> None:
+    """Refuse what is no whole number, or too small a one.
+
+    Parameters
+    ----------
+    name, found
+        The argument's name, and what the caller passed.
+    of
+        What is counted, in the plural.
+    least
+        The smallest number that makes sense.
+
+    Raises
+    ------
+    ValueError
+        If this is no such number.
+    """
+    if not hasattr(type(found), "__index__") or found < least:
+        raise ValueError(
+            f"Found {name}={found}, expected a whole number of {of}, at least {least}."
+        )

@@ -251,6 +251,11 @@ class Laplace:
             For the draws.
         num_samples
             How many, K: every leaf has the shape `(K, *leaf.shape)`.
+
+        Raises
+        ------
+        ValueError
+            If `num_samples` is not positive.
         """
         centre = tree.ravel(self.mode).astype(self.posterior.dtype)
         draws = tree.unravel(centre + self.posterior.sample(key, num_samples), self.mode)
@@ -288,9 +293,9 @@ class Laplace:
             link=link or default.named_link,
             covariance=covariance or default.covariance,
             key=key,
-            num_samples=num_samples or default.num_samples,
+            num_samples=default.num_samples if num_samples is None else num_samples,
             joint=joint,
-            batch_size=batch_size or self.choice.batch_size,
+            batch_size=self.choice.batch_size if batch_size is None else batch_size,
             memory_limit=self.choice.memory_limit,
         )
 

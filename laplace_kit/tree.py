@@ -12,8 +12,7 @@ from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 _T = TypeVar("_T")
 
@@ -248,14 +247,3 @@ def values_per_leaf(values: PyTree, like: PyTree, *, name: str) -> PyTree:
         return value
 
     return jax.tree_util.tree_map_with_path(convert, full, like)
-
-
-def as_array(values: ArrayLike | Any) -> Array:
-    """Turn array-likes, torch tensors among them, into a JAX array with memory of its own.
-
-    A loader may fill its buffer anew while the device still reads, hence the copy; `device_put`
-    needs no program for each shape as `jnp.asarray` does.
-    """
-    if isinstance(values, jax.Array):
-        return values
-    return jax.device_put(np.asarray(values).copy())

@@ -1,8 +1,9 @@
 """Unknown options are refused with what was found, what is known and the nearest name."""
 
+import numpy as np
 import pytest
 
-from laplace_kit.errors import check_option
+from laplace_kit.errors import check_count, check_option
 
 STRUCTURES = ("full", "diagonal", "low_rank")
 
@@ -28,3 +29,15 @@ def test_without_a_near_one_the_options_are_listed(found):
         check_option("structure", found, STRUCTURES)
     assert repr(found) in str(error.value)
     assert "Did you mean" not in str(error.value)
+
+
+@pytest.mark.parametrize("found", [0, -1, 1.5, 2.0, "3", None])
+def test_what_is_no_count_is_refused(found):
+    message = rf"^Found num_samples={found}, expected a whole number of draws, at least 1\.$"
+    with pytest.raises(ValueError, match=message):
+        check_count("num_samples", found, "draws")
+
+
+def test_counts_pass():
+    check_count("num_samples", 1, "draws")
+    check_count("num_samples", np.int64(2), "draws", least=2)

@@ -282,8 +282,16 @@ def test_the_defaults_of_predict_can_be_others():
         sampled.predict(x)
     with exact.as_users_call(), pytest.raises(ValueError, match=r"link='probbit'.*'probit'"):
         la.with_prediction(link="probbit")
-    with pytest.raises(ValueError, match="num_samples=1, expected at least 2 draws"):
+    of_draws = "expected a whole number of draws, at least"
+    with pytest.raises(ValueError, match=f"num_samples=1, {of_draws} 2"):
         la.with_prediction(num_samples=1)
+    with pytest.raises(ValueError, match=f"num_samples=0, {of_draws} 2"):
+        la.predict(x, method="sampled", key=key, num_samples=0)
+    with pytest.raises(ValueError, match="batch_size=0, expected a positive number"):
+        la.predict(x, batch_size=0)
+    for num_samples in (0, -1):
+        with pytest.raises(ValueError, match=f"num_samples={num_samples}, {of_draws} 1"):
+            la.sample(key, num_samples)
 
 
 def test_tuning_judges_by_the_very_predictive_that_is_used_later():

@@ -212,29 +212,3 @@ def test_what_is_taken_apart_is_put_together_with_the_owner_s_own_leaves():
     assert_trees_equal(whole["new"], jnp.full(2, 2.0))
     # With the leaves of another owner of the same form it is that one's.
     assert rest({**owner, "large": jnp.zeros(3)})["kept"][0].sum() == 0
-
-
-# --- arrays ---------------------------------------------------------------------------------------
-
-
-class Tensor:
-    """Like a torch tensor: it knows how to become a NumPy array."""
-
-    def __init__(self, values):
-        self.values = np.asarray(values)
-
-    def __array__(self, dtype=None, copy=None):
-        return self.values
-
-
-def test_array_likes_become_jax_arrays_with_memory_of_their_own():
-    ours = jnp.ones(2)
-    assert tree.as_array(ours) is ours
-    for values in ([1.0, 2.0], np.asarray([1.0, 2.0]), Tensor([1.0, 2.0])):
-        found = tree.as_array(values)
-        assert isinstance(found, jax.Array)
-        np.testing.assert_array_equal(found, [1.0, 2.0])
-    buffer = np.ones(100_000, np.float32)
-    arrays = [tree.as_array(buffer) for _ in range(10)]
-    buffer[:] = 0
-    assert all(array.min() == 1 for array in arrays)

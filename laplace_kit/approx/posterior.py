@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from laplace_kit import tree
 from laplace_kit.curv.capture.layout import Layout
 from laplace_kit.curv.capture.rows import Rows
+from laplace_kit.errors import check_count
 from laplace_kit.tree import is_concrete, pytree_dataclass
 
 
@@ -70,7 +71,8 @@ class Posterior(abc.ABC):
         """Of the flat vectors."""
 
     def sample(self, key: PRNGKeyArray, num_samples: int) -> Float[Array, "K P"]:
-        """Return draws from the Gaussian, `(K, P)`."""
+        """Return draws from the Gaussian, `(K, P)`; a `ValueError` if K is not positive."""
+        check_count("num_samples", num_samples, "draws")
         return self.scale_mv(jax.random.normal(key, (num_samples, self.size), self.dtype))
 
     def covariance(self) -> Float[Array, "P P"]:

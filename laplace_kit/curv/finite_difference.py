@@ -9,6 +9,7 @@ rounding.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -61,15 +62,25 @@ def finite_difference_hvp(
         $h$, for the plain formula with its error of order $h^2$. By default steps are tried and
         extrapolated; see `finite_difference_hvp_with_error`.
     damping
-        $\gamma$.
+        $\gamma$, of either sign.
 
     Returns
     -------
     product
         In the form of `v`. Cost: two gradients with a `step`, 16 without.
+
+    Raises
+    ------
+    ValueError
+        If `step` is not positive, or it or `damping` is not finite.
     """
     if step is None:
         return finite_difference_hvp_with_error(fun, params, v, damping=damping).product
+    if tree.is_concrete(step) and not 0 < float(step) < math.inf:
+        raise ValueError(
+            f"Found step={step}, expected a positive, finite number; leave it out to have steps "
+            "tried."
+        )
     v, restore = read_vectors(v, params, params, ())
     direction = tree.ravel(v)
     product = _slope(fun, params, direction, jnp.asarray(step, direction.dtype))
@@ -150,6 +161,8 @@ def _slope(
 
 
 def _damped(product: Array, direction: Array, damping: Num[ArrayLike, ""]) -> Array:
+    if tree.is_concrete(damping) and not math.isfinite(damping):
+        raise ValueError(f"Found damping={damping}, expected a finite number.")
     return product + jnp.asarray(damping, direction.dtype) * direction
 
 

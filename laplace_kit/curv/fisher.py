@@ -14,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Num, PRNGKeyArray, PyTree
 from laplace_kit.curv.ggn import GaussNewtonOperator
 from laplace_kit.curv.operator import STATIC, bind
 from laplace_kit.data import DataLike, as_data
+from laplace_kit.errors import check_count
 from laplace_kit.likelihood import LikelihoodLike
 from laplace_kit.tree import pytree_dataclass
 
@@ -110,11 +111,7 @@ class MonteCarloFisherOperator(GaussNewtonOperator):
     example_bytes: int = dataclasses.field(default=0, init=False)
 
     def __post_init__(self):
-        if self.num_samples < 1:
-            raise ValueError(
-                f"Found num_samples={self.num_samples}, expected a positive number of labels to "
-                "draw for each example."
-            )
+        check_count("num_samples", self.num_samples, "labels to draw for each example")
         bind(self)
 
     def num_columns(self, event):

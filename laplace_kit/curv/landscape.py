@@ -13,6 +13,7 @@ from laplace_kit.curv.objective import Objective, chunk_loss, restrict
 from laplace_kit.curv.operator import check_outputs
 from laplace_kit.curv.vector import read_vectors
 from laplace_kit.data import Chunk, DataLike, as_data, batch_spec, check_batch_size, sum_over
+from laplace_kit.errors import check_count
 from laplace_kit.likelihood import Gaussian, LikelihoodLike, as_likelihood
 from laplace_kit.tree import pytree_dataclass
 
@@ -160,10 +161,16 @@ def random_directions(
     directions
         In flat order, `(K, P)`. Cost: one trace of the model.
 
+    Raises
+    ------
+    ValueError
+        If `num` is not positive.
+
     References
     ----------
     Li et al. (2018), Visualizing the loss landscape of neural nets, section 4.
     """
+    check_count("num", num, "directions")
     objective, _ = restrict(model_fn, params, Gaussian())  # the likelihood plays no part
     theta = tree.ravel(objective.params)
     drawn = jax.random.normal(key, (num, len(theta)), theta.dtype)

@@ -14,6 +14,7 @@ from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.linearized import linearized
 from laplace_kit.curv.matrix_free.host import on_host, product
 from laplace_kit.curv.partition import Groups, block_diagonal
+from laplace_kit.errors import check_count
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -120,8 +121,7 @@ def layer_statistics(
     >>> operator = curv.GGNOperator(model_fn, params, (x, y), "categorical")
     >>> print(curv.layer_statistics(operator, key=jax.random.key(0)))
     """
-    if num_steps < 1:
-        raise ValueError(f"Found num_steps={num_steps}, expected at least one product; raise it.")
+    check_count("num_steps", num_steps, "products")
     num = operator.shape[0]
     if diagonal is not None and jnp.shape(diagonal) != (num,):
         raise ValueError(

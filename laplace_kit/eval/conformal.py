@@ -20,12 +20,17 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
 
 from laplace_kit.errors import check_option
-from laplace_kit.eval.evaluate import as_classes
 from laplace_kit.eval.outputs import Predictive
-from laplace_kit.eval.prediction_sets import class_probabilities, cumulative_probability
+from laplace_kit.eval.prediction_sets import class_probabilities, probability_after
 from laplace_kit.eval.quantiles import check_levels
-from laplace_kit.eval.recalibration import checked_targets, observed_targets
+from laplace_kit.eval.recalibration import (
+    check_known,
+    checked_targets,
+    observed,
+    observed_targets,
+)
 from laplace_kit.eval.uncertainty import no_distribution
+from laplace_kit.likelihood import unmasked
 from laplace_kit.tree import pytree_dataclass
 
 SCORES = ("lac", "aps")
@@ -33,16 +38,20 @@ SCORES = ("lac", "aps")
 
 @pytree_dataclass(static=("score", "randomised"))
 class ConformalSets:
-    """The classes whose score is at most `threshold`; made by `conformal_sets`."""
+    """The classes whose score is at most `threshold`; made by `conformal_sets`.
 
-    threshold: Float[Array, ""]
+    `least` is one minus the threshold. Scores near one are compared by what they lack of it, which
+    keeps its digits: float32 has no numbers between 1 - 6e-8 and 1.
+    """
+
+    least: Float[Array, ""]
     score: str
     randomised: bool
 
     def __call__(
         self, predictive: Predictive, *, key: PRNGKeyArray | None = None
     ) -> Bool[Array, "N ... C"]:
-        """Tell which classes are in the set of each label.
+        """Return whether each class is in the set of each label.
 
         Parameters
         ----------
@@ -64,7 +73,12 @@ class ConformalSets:
                 "one to conformal_sets(..., score='aps') too."
             )
         probs = class_probabilities(predictive.likelihood, predictive)
-        return _scores(probs, self.score, key) <= self.threshold
+        return _conformity(probs, self.score, key) >= self.least
+
+    @property
+    def threshold(self) -> Float[Array, ""]:
+        """The largest score in a set; infinite where sets hold classes of probability zero."""
+        return 1 - self.least
 
 
 @pytree_dataclass()
@@ -111,7 +125,8 @@ def conformal_sets(
     score
         `"lac"`: $1 - p_y$, the smallest sets on average, which may be empty. `"aps"`: the
         probability of the label and of every class before it, for sets that are larger where the
-        predictive is less sure.
+        predictive is less sure. A class of probability zero has an infinite score: it is in no set,
+        or in all if labels had such classes more often than the level allows.
     key
         Of `"aps"`: subtracts from each score a random share of the class's own probability,
         $u p_y$ with $u$ uniform between 0 and 1, by which sets are smaller, sometimes empty, and
@@ -128,8 +143,8 @@ def conformal_sets(
     TypeError
         If the predictive has no classes.
     ValueError
-        If there are too few labels for the level, or they are probabilities; or an option is
-        unknown.
+        If there are too few labels for the level, they are probabilities or out of range, a
+        probability is NaN, or an option is unknown.
 
     References
     ----------
@@ -141,13 +156,16 @@ def conformal_sets(
     if key is not None and score != "aps":
         raise ValueError(f"Found a key for score={score!r}, expected one for 'aps' alone.")
     check_levels("level", level)
-    class_probabilities(predictive.likelihood, predictive)  # there are classes
+    probs = class_probabilities(predictive.likelihood, predictive)
     likelihood, y = checked_targets(predictive, y)
-    probs, labels = as_classes(likelihood, predictive, y)
-    scores = np.asarray(_scores(probs, score, key))
-    own = np.take_along_axis(scores, _classes(np.asarray(labels))[:, None], axis=1)
-    threshold = jnp.asarray(_smallest(own, level)[0], probs.dtype)
-    return ConformalSets(threshold, score, randomised=key is not None)
+    seen = observed(likelihood, predictive, y)
+    probs, (_, labels) = np.asarray(probs)[seen], unmasked(likelihood, y)
+    check_known("probabilities", probs)
+    labels = _classes(labels[seen], probs.shape[1])
+    conformity = np.asarray(_conformity(jax.device_put(probs), score, key))
+    own = np.take_along_axis(conformity, labels[:, None], axis=1)
+    least = jnp.asarray(-_smallest(-own, level)[0], probs.dtype)
+    return ConformalSets(least, score, randomised=key is not None)
 
 
 def conformal_intervals(
@@ -177,7 +195,8 @@ def conformal_intervals(
     TypeError
         If the predictive has no mean.
     ValueError
-        If there are too few targets of an output for the level.
+        If there are too few targets of an output for the level, or one is not finite: what is
+        missing is left out by a mask.
 
     References
     ----------
@@ -190,21 +209,22 @@ def conformal_intervals(
         raise no_distribution(predictive.likelihood, "interval of numbers")
     targets, seen = observed_targets(predictive, y)
     scores = np.abs(targets - np.asarray(predictive.mean)) / np.sqrt(np.asarray(predictive.var))
+    check_known("means and variances", scores[seen])
     columns = np.where(seen, scores, np.inf).reshape(len(scores), -1)
     radius = _smallest(columns, level, seen.reshape(columns.shape).sum(axis=0))
     return ConformalIntervals(jnp.asarray(radius.reshape(scores.shape[1:]), predictive.mean.dtype))
 
 
-def _classes(labels: Num[np.ndarray, "M ..."] | Bool[np.ndarray, " M"]) -> Int[np.ndarray, " M"]:
-    """Return labels as whole numbers; of probabilities there is none."""
-    if labels.ndim == 1:
-        return labels.astype(int)
-    if not np.isin(labels, (0, 1)).all():
+def _classes(
+    labels: Num[np.ndarray, "M ..."] | Bool[np.ndarray, " M"], num_classes: int
+) -> Int[np.ndarray, " M"]:
+    """Return labels as whole numbers, where they are not probabilities."""
+    if not np.isin(labels, np.arange(num_classes)).all():
         raise ValueError(
             "Found labels that are probabilities of classes, expected one class for each; a set "
             "holds a class or does not."
         )
-    return labels.argmax(axis=1)
+    return labels.astype(int) if labels.ndim == 1 else labels.argmax(axis=1)
 
 
 def _smallest(
@@ -225,15 +245,15 @@ def _smallest(
     return np.take_along_axis(np.sort(scores, axis=0), rank[None] - 1, axis=0)[0]
 
 
-def _scores(
+def _conformity(
     probs: Float[Array, "*shape C"], score: str, key: PRNGKeyArray | None
 ) -> Float[Array, "*shape C"]:
-    """Return the score of every class, with a key randomised."""
+    """Return one minus the score of every class, with a key randomised."""
     if score == "lac":
-        return 1 - probs
-    cumulative = cumulative_probability(probs)
-    if key is None:
-        return cumulative
-    # One share for each label: its classes' scores lie side by side, and one of them holds it.
-    share = jax.random.uniform(key, (*probs.shape[:-1], 1), probs.dtype)
-    return cumulative - share * probs
+        return probs
+    conformity = probability_after(probs)
+    if key is not None:
+        # One share for each label: its classes' scores lie side by side, and one of them holds it.
+        conformity += jax.random.uniform(key, (*probs.shape[:-1], 1), probs.dtype) * probs
+    # Without this, it would be as good as the class before it.
+    return jnp.where(probs > 0, conformity, -jnp.inf)

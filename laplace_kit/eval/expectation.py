@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from laplace_kit.errors import check_count
+
 # Equal steps converge exponentially, as a normal density vanishes at both ends with all of its
 # derivatives; of functions that vary faster than the density, faster than Gauss-Hermite nodes do.
 _NODES = np.linspace(-8.5, 8.5, 137)  # what is left out has a probability of 2e-17
@@ -77,7 +79,13 @@ def drawn_expectation(
     average
         Like `fn(mean)`. One draw at a time, so that memory is that of one; $O(C^3)$ once for each
         covariance and $O(C^2)$ for each draw.
+
+    Raises
+    ------
+    ValueError
+        If `num_samples` is not positive.
     """
+    check_count("num_samples", num_samples, "draws")
     mean, covariance = _precise(mean), _precise(covariance)
     if covariance.ndim == 3:
         with jax.default_matmul_precision("highest"):

@@ -16,7 +16,7 @@ from laplace_kit import memory, tree
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.curv.objective import Objective
 from laplace_kit.data import as_data, check_batch_size, map_over
-from laplace_kit.errors import check_option
+from laplace_kit.errors import check_count, check_option
 from laplace_kit.tree import pytree_dataclass
 
 METHODS = ("linearized", "sampled")
@@ -166,8 +166,7 @@ def sample_functions(
     """
     check_option("method", method, METHODS)
     check_batch_size(batch_size)
-    if num_samples < 1:
-        raise ValueError(f"Found num_samples={num_samples}, expected at least one function.")
+    check_count("num_samples", num_samples, "functions")
     needed, limit = num_samples * posterior.size * posterior.dtype.itemsize, memory_limit
     if needed > memory.budget(limit):
         raise ValueError(

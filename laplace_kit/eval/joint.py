@@ -16,6 +16,7 @@ from laplace_kit.curv.capture.cost import check_fits, projections, rows_cost
 from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.objective import Objective
 from laplace_kit.data import as_data, check_batch_size, map_over
+from laplace_kit.errors import check_count
 
 # Every chunk repeats the passes of all inputs, which costs more than to leave the caches.
 _PASSES_TO_SAVE = 16
@@ -191,7 +192,13 @@ def sample_joint(
     samples
         Cost: $O((N C)^3)$ once and $O(K (N C)^2)$. For functions that can be evaluated elsewhere
         too, see `laplace_kit.eval.functions.sample_functions`.
+
+    Raises
+    ------
+    ValueError
+        If `num_samples` is not positive.
     """
+    check_count("num_samples", num_samples, "draws")
     mean = f_mean.reshape(-1)
     with jax.default_matmul_precision("highest"):
         values, vectors = jnp.linalg.eigh(joint_cov.reshape(mean.size, mean.size))

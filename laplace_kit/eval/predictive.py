@@ -17,7 +17,7 @@ from laplace_kit import memory, tree
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.curv.objective import Objective
 from laplace_kit.data import as_data, check_batch_size, map_over
-from laplace_kit.errors import check_option
+from laplace_kit.errors import check_count, check_option
 from laplace_kit.eval import link as links
 from laplace_kit.eval.joint import joint_moments, marginal_moments
 from laplace_kit.eval.moments import linearized_moments
@@ -53,8 +53,8 @@ class Prediction:
         check_option("method", self.method, METHODS)
         check_option("covariance", self.covariance, COVARIANCES)
         check_option("link", self.named_link, links.LINKS)
-        if self.num_samples is not None and self.num_samples < 2:
-            raise ValueError(f"Found num_samples={self.num_samples}, expected at least 2 draws.")
+        if self.num_samples is not None:
+            check_count("num_samples", self.num_samples, "draws", least=2)
 
     @property
     def named_link(self) -> str:

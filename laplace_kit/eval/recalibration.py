@@ -14,9 +14,10 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, ArrayLike, Bool, Float, Num, PyTree
 
 from laplace_kit import tree
+from laplace_kit.arrays import on_host
 from laplace_kit.eval.evaluate import as_classes
 from laplace_kit.eval.outputs import Predictive
-from laplace_kit.eval.prediction_sets import class_probabilities
+from laplace_kit.eval.prediction_sets import class_logits
 from laplace_kit.eval.uncertainty import no_distribution
 from laplace_kit.likelihood import (
     Bernoulli,
@@ -37,12 +38,15 @@ _BOUNDS = (1e-2, 1e2)  # of the temperature
 
 @pytree_dataclass()
 class TemperatureScaling:
-    r"""The probabilities $\mathrm{softmax}(\log p / T)$, the outputs' moments as they are."""
+    r"""The probabilities $\mathrm{softmax}(\log p / T)$, the outputs' moments as they are.
+
+    From the predictive's logits, where it has them: exact where probabilities round to zero.
+    """
 
     temperature: Float[Array, ""]
 
     def __call__(self, predictive: Predictive) -> Predictive:
-        """Return the predictive with other `probs`.
+        """Return the predictive with other `probs` and `logits`.
 
         Its `uncertainty`, which comes from the outputs, stays what it was.
 
@@ -51,13 +55,8 @@ class TemperatureScaling:
         predictive
             Of the same kind as the one that was calibrated.
         """
-        is_binary, logits = isinstance(predictive.likelihood, Bernoulli), predictive.logits
-        if logits is not None:
-            logits = logits / self.temperature
-            probs = jax.nn.sigmoid(logits) if is_binary else jax.nn.softmax(logits)
-            return tree.replace(predictive, probs=probs, logits=logits)
-        probs = _tempered(class_probabilities(predictive.likelihood, predictive), self.temperature)
-        return tree.replace(predictive, probs=probs[..., 1] if is_binary else probs)
+        probs, logits = _tempered(predictive, self.temperature)
+        return tree.replace(predictive, probs=probs, logits=logits)
 
 
 @pytree_dataclass()
@@ -122,8 +121,8 @@ def recalibrate(
     TypeError
         If the likelihood is unknown, or neither of classes nor Gaussian.
     ValueError
-        If `per_output` is asked of others than numbers with independent noise, or all residuals are
-        zero.
+        If `per_output` is asked of others than numbers with independent noise, all residuals are
+        zero, a target is out of range or missing without a mask, or the predictive has a NaN.
 
     Warns
     -----
@@ -143,13 +142,41 @@ def checked_targets(predictive: Predictive, y: PyTree) -> tuple[Likelihood, PyTr
 
     Raises
     ------
-    ValueError
-        If targets and outputs do not go together.
+    TypeError, ValueError
+        If targets and outputs do not go together, or a target is not one of the likelihood's.
     """
     likelihood = Masked(predictive.likelihood) if isinstance(y, tuple) else predictive.likelihood
-    y = jax.tree.map(np.asarray, y) if isinstance(y, tuple) else np.asarray(y)
+    y = on_host(y, "targets")
     check_targets(likelihood, predictive.f_mean, y)
+    valid = np.asarray(_are_valid(likelihood, predictive.f_mean, y))
+    if not valid.all():
+        raise ValueError(
+            f"Found targets out of range, the first at example {int(valid.argmin())} "
+            f"({int((~valid).sum())} in all), expected {likelihood.support}; drop or correct them, "
+            "and where targets are missing pass a mask too, (y, mask)."
+        )
     return likelihood, y
+
+
+@jax.jit
+def _are_valid(likelihood: Likelihood, f: Float[Array, "N ..."], y: PyTree) -> Bool[Array, " N"]:
+    return jax.vmap(likelihood.is_valid)(f, y)
+
+
+def observed(
+    likelihood: Factorized, predictive: Predictive, y: PyTree
+) -> Bool[np.ndarray, "N *entries"]:
+    """Return which entries of checked targets are there."""
+    return np.asarray(jax.vmap(likelihood.observed)(predictive.f_mean, y))
+
+
+def check_known(what: str, values: Float[np.ndarray, "..."]) -> None:
+    """Refuse a predictive that holds a NaN."""
+    if np.isnan(values).any():
+        raise ValueError(
+            f"Found NaN among the predictive's {what}, expected numbers; look for inputs or "
+            "outputs of the model that are not finite."
+        )
 
 
 def observed_targets(
@@ -160,7 +187,7 @@ def observed_targets(
     values = unmasked(likelihood, y)[1]
     if not isinstance(likelihood, Factorized):
         return values, np.ones(values.shape, bool)
-    return values, np.asarray(jax.vmap(likelihood.observed)(predictive.f_mean, y))
+    return values, observed(likelihood, predictive, y)
 
 
 # --- classes --------------------------------------------------------------------------------------
@@ -175,10 +202,12 @@ def _(likelihood, predictive, y, per_output):
             "regression; classes share one temperature."
         )
     masked, y = checked_targets(predictive, y)
-    probs, labels = as_classes(masked, predictive, y)
+    logits = np.asarray(class_logits(likelihood, predictive))[observed(masked, predictive, y)]
+    check_known("logits", logits)
+    _, labels = as_classes(masked, predictive, y)
     if labels.ndim == 1:
-        labels = jax.nn.one_hot(labels.astype(int), probs.shape[1], dtype=probs.dtype)
-    temperature = _best_temperature(_log(probs), labels)
+        labels = jax.nn.one_hot(labels.astype(int), logits.shape[1], dtype=logits.dtype)
+    temperature = _best_temperature(logits, labels)
     low, high = _BOUNDS
     if not low * 1.01 < float(temperature) < high / 1.01:
         warnings.warn(
@@ -191,37 +220,41 @@ def _(likelihood, predictive, y, per_output):
 
 @jax.jit
 def _best_temperature(
-    log_probs: Float[Array, "M C"], labels: Float[Array, "M C"]
+    logits: Float[ArrayLike, "M C"], labels: Float[Array, "M C"]
 ) -> Float[Array, ""]:
     """Halve a bracket of the inverse temperature, of which the slope is an increasing function."""
-    target = jnp.mean(jnp.sum(labels * log_probs, axis=1))
+    # A logit of minus infinity has to stay one after its product with the inverse temperature.
+    logits = jnp.maximum(logits, jnp.finfo(logits.dtype).min / 1e4)
+    margins = logits - jnp.sum(labels * logits, axis=1, keepdims=True)
 
     def slope(log_inverse):
-        p = jax.nn.softmax(jnp.exp(log_inverse) * log_probs)
-        return jnp.mean(jnp.sum(p * log_probs, axis=1)) - target
+        p = jax.nn.softmax(jnp.exp(log_inverse) * margins)
+        return jnp.mean(jnp.sum(p * margins, axis=1))
 
     def halve(_, bracket):
         low, high = bracket
         middle = (low + high) / 2
-        is_below = slope(middle) < 0
+        # Where all labels are right, the slope is negative and underflows to zero.
+        is_below = slope(middle) <= 0
         return jnp.where(is_below, middle, low), jnp.where(is_below, high, middle)
 
-    ends = jnp.log(1 / jnp.asarray(_BOUNDS[::-1], log_probs.dtype))
-    num_steps = jnp.finfo(log_probs.dtype).nmant + 3
+    ends = jnp.log(1 / jnp.asarray(_BOUNDS[::-1], logits.dtype))
+    num_steps = jnp.finfo(logits.dtype).nmant + 3
     low, high = jax.lax.fori_loop(0, num_steps, halve, (ends[0], ends[1]))
-    is_flat = jnp.ptp(log_probs, axis=1).max() == 0  # any temperature would do
+    is_flat = jnp.ptp(logits, axis=1).max() == 0  # any temperature would do
     return jnp.where(is_flat, 1.0, jnp.exp(-(low + high) / 2))
 
 
 @jax.jit
 def _tempered(
-    probs: Float[Array, "*shape C"], temperature: Float[Array, ""]
-) -> Float[Array, "*shape C"]:
-    return jax.nn.softmax(_log(probs) / temperature)
-
-
-def _log(probs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    return jnp.log(jnp.maximum(probs, jnp.finfo(probs.dtype).tiny))
+    predictive: Predictive, temperature: Float[Array, ""]
+) -> tuple[Float[Array, "N *event"], Float[Array, "N *event"]]:
+    """Return probabilities and logits at a temperature."""
+    logits = class_logits(predictive.likelihood, predictive) / temperature
+    if isinstance(predictive.likelihood, Bernoulli):
+        logits = logits[..., 1] - logits[..., 0]
+        return jax.nn.sigmoid(logits), logits
+    return jax.nn.softmax(logits), logits
 
 
 # --- numbers --------------------------------------------------------------------------------------

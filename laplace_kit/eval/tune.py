@@ -27,6 +27,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from laplace_kit import tree
 from laplace_kit.approx.posterior import Structure
+from laplace_kit.arrays import as_array
 from laplace_kit.tree import pytree_dataclass
 
 # Enough for an indefinite curvature, where the evidence may have several summits.
@@ -175,7 +176,7 @@ def tune_evidence(
                 stacklevel=_USER,
             )
     one = jnp.ones((), deviation.dtype)
-    visited, values = tree.as_array(np.exp(visited)), tree.as_array(values)
+    visited, values = as_array(np.exp(visited)), as_array(values)
     return Tuning(found, noise, one, visited, values, at_bound, flat, "evidence")
 
 

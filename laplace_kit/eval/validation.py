@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PyTree
 from laplace_kit import tree
 from laplace_kit.approx.posterior import Structure, factorise
 from laplace_kit.approx.update import newton_step
+from laplace_kit.arrays import as_array
 from laplace_kit.curv.objective import Objective
 from laplace_kit.errors import check_option
 from laplace_kit.eval import metrics
@@ -114,7 +115,7 @@ def tune_validation(
     finite = values[np.isfinite(values)]
     flat = jnp.asarray(finite.max() - finite.min() < _FLAT)
     one = jnp.ones(())
-    visited, objective = tree.as_array(visited[:, None]), tree.as_array(-values)
+    visited, objective = as_array(visited[:, None]), as_array(-values)
     return Tuning(jnp.asarray(best), one, one, visited, objective, at_bound, flat, method)
 
 

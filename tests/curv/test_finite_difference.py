@@ -198,3 +198,16 @@ def test_operator_is_the_hessian_over_chunks_and_streams(x64):
     v = problem.vectors(1)[0]
     twins.assert_close(stream @ v, matrix @ v, rtol=1e-9)
     assert linearized(operator) is operator  # its steps go with the vector
+
+
+@pytest.mark.parametrize("step", [0, 0.0, -1e-3, np.nan, np.inf])
+def test_a_step_of_no_length_is_refused(step):
+    params, v = point("float32")
+    with pytest.raises(ValueError, match=rf"Found step={step}, expected a positive, finite"):
+        finite_difference_hvp(curved, params, v, step=step)
+
+
+def test_damping_that_is_no_number_is_refused():
+    params, v = point("float32")
+    with pytest.raises(ValueError, match="Found damping=nan, expected a finite number"):
+        finite_difference_hvp(curved, params, v, step=0.1, damping=float("nan"))

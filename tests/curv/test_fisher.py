@@ -141,7 +141,7 @@ def test_symmetric_and_positive_semi_definite(x64):
 
 def test_number_of_samples_must_be_positive():
     problem = twins.problem("mlp")
-    with pytest.raises(ValueError, match="Found num_samples=0, expected a positive number"):
+    with pytest.raises(ValueError, match="Found num_samples=0, expected a whole number of labels"):
         monte_carlo(problem, num_samples=0)
 
 

@@ -81,6 +81,8 @@ def test_wrong_arguments_are_refused():
         loss_along(*problem.args, vectors[:0], S)
     with pytest.raises(ValueError, match="batch_size=0"):
         loss_along(*problem.args, vectors, S, batch_size=0)
+    with pytest.raises(ValueError, match="num=0, expected a whole number of directions"):
+        random_directions(*problem.args[:2], problem.x, key=jax.random.key(0), num=0)
 
 
 # --- directions -----------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def test_the_table_is_markdown_with_aligned_columns():
 
 def test_wrong_arguments_are_refused():
     op = lk.curv.GGNOperator(*twins.problem("mlp").args)
-    with pytest.raises(ValueError, match="Found num_steps=0, expected at least one product"):
+    with pytest.raises(ValueError, match="Found num_steps=0, expected a whole number of products"):
         layer_statistics(op, key=KEY, num_steps=0)
     with pytest.raises(ValueError, match=r"Found a diagonal of shape \(30,\), expected \(31,\)"):
         layer_statistics(op, key=KEY, diagonal=np.ones(30))

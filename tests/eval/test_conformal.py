@@ -175,3 +175,62 @@ def test_what_cannot_be_calibrated_is_refused():
         conformal_intervals(Predictive(*[jnp.asarray(probs)] * 2, likelihood=loss), probs)
     with pytest.raises(ValueError, match="expected the same shape"):
         conformal_intervals(regression(probs, probs), probs[:, 0])
+
+
+# --- certainty and what is missing ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("score", ["lac", "aps"])
+@pytest.mark.parametrize("randomised", [False, True])
+def test_sets_of_certain_predictions_hold_what_is_certain(score, randomised):
+    """Probabilities of exactly zero and one, of which 3% are wrong."""
+    y = np.arange(200) % C
+    labels = np.where(np.arange(200) < 6, (y + 1) % C, y)
+    predictive = classifier(np.eye(C, dtype="float32")[y])
+    if randomised and score == "lac":
+        return
+    keys = jax.random.split(jax.random.key(0)) if randomised else [None, None]
+    sets = conformal_sets(predictive, labels, score=score, key=keys[0])
+    members = np.asarray(sets(predictive, key=keys[1]))
+    assert not members[np.arange(C) != y[:, None]].any()
+    assert members[np.arange(200), labels].mean() > 0.85
+    # A level that so many errors do not allow is reached by everything, and by nothing less.
+    everything = conformal_sets(predictive, labels, level=0.99, score=score, key=keys[0])
+    assert np.asarray(everything(predictive, key=keys[1])).all()
+    assert everything.threshold == (np.inf if score == "aps" else 1)
+
+
+@pytest.mark.parametrize("score", ["lac", "aps"])
+def test_scores_that_round_to_one_are_told_apart(score):
+    """Labels are of the second class one time in five; the others have less than 1e-10."""
+    probs = np.tile(np.asarray([1.0, 1e-9, 1e-11, 1e-12], "float32"), (100, 1))
+    labels = (np.arange(100) % 5 == 0).astype(int)
+    sets = conformal_sets(classifier(probs), labels, level=0.9, score=score)
+    np.testing.assert_array_equal(sets(classifier(probs[:1])), [[1, 1, 0, 0]])
+
+
+def test_targets_that_are_not_finite_are_refused_or_masked():
+    mean, y = np.zeros((20, 1)), np.linspace(-1, 1, 20)[:, None]
+    predictive = regression(mean, mean + 1)
+    for bad in (np.nan, np.inf):
+        hole = np.where(np.arange(20)[:, None] == 3, bad, y)
+        message = r"first at example 3 \(1 in all\), expected finite numbers; .* \(y, mask\)"
+        with pytest.raises(ValueError, match=message):
+            conformal_intervals(predictive, hole)
+        found = conformal_intervals(predictive, (hole, np.isfinite(hole)))
+        dropped = conformal_intervals(regression(mean[1:], mean[1:] + 1), np.delete(y, 3, axis=0))
+        np.testing.assert_allclose(found.radius, dropped.radius, rtol=1e-6)
+    with pytest.raises(ValueError, match="NaN among the predictive's means"):
+        conformal_intervals(regression(mean * np.nan, mean + 1), y)
+    probs = np.full((20, 2), 0.5)
+    with pytest.raises(ValueError, match="targets out of range, the first at example 0"):
+        conformal_sets(classifier(probs), np.full(20, 2))
+    for score in ("lac", "aps"):
+        with pytest.raises(ValueError, match="NaN among the predictive's probabilities"):
+            conformal_sets(classifier(probs * np.nan), np.zeros(20, int), score=score)
+
+
+def test_targets_may_be_lists():
+    probs, y = np.tile([[0.7, 0.3]], (20, 1)), [0, 1] * 10
+    found = conformal_sets(classifier(probs), y, level=0.5)
+    np.testing.assert_allclose(found.threshold, 0.7, rtol=1e-6)

@@ -156,7 +156,7 @@ def test_what_cannot_be_right_is_refused(x64):
     la, samples = exact.fitted("full", "float64"), drawn()
     with pytest.raises(IndexError, match="number 3, expected one from 0 to 2"):
         samples[3]
-    with pytest.raises(ValueError, match="num_samples=0, expected at least one"):
+    with pytest.raises(ValueError, match="num_samples=0, expected a whole number of functions"):
         sample_functions(la.objective, la.posterior, KEY, 0)
     with pytest.raises(ValueError, match=r"9 vectors of 31 parameters take 2.18 KiB.*draw fewer"):
         sample_functions(la.objective, la.posterior, KEY, 9, memory_limit=2_000)

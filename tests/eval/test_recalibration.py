@@ -32,6 +32,13 @@ def classifier(likelihood, probs, dtype=None) -> Predictive:
     return Predictive(jnp.log(probs), 0 * probs, probs=probs, likelihood=likelihood)
 
 
+def with_logits(likelihood, logits) -> Predictive:
+    f = jnp.asarray(logits, jnp.float32)
+    return from_gaussian(
+        likelihood, f, jnp.zeros_like(f), None, link="probit", key=None, num_samples=1
+    )
+
+
 def nll_at(log_inverse, log_probs, targets):
     return -np.mean(np.sum(targets * special.log_softmax(np.exp(log_inverse) * log_probs, 1), 1))
 
@@ -93,6 +100,51 @@ def test_bounds_and_what_has_no_optimum():
         recalibrate(classifier(Categorical(), probs), probs.argmin(axis=1))
     flat = recalibrate(classifier(Categorical(), np.full((N, C), 1 / C)), LABELS)
     assert float(flat.temperature) == 1.0
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 200.0])
+def test_labels_that_are_all_right_are_at_the_bound_however_sure(scale):
+    """Six rows, whose slope underflows before the bound is reached."""
+    labels = np.arange(6) % C
+    predictive = with_logits(Categorical(), scale * np.eye(C)[labels])
+    with pytest.warns(UserWarning, match="at a bound, 0.01"):
+        found = recalibrate(predictive, labels)
+    np.testing.assert_allclose(found.temperature, 0.01, rtol=1e-5)
+
+
+@pytest.mark.parametrize("likelihood", [Categorical(), Bernoulli()])
+def test_logits_whose_probabilities_round_to_zero_have_the_right_temperature(likelihood):
+    rng = np.random.default_rng(3)
+    logits = rng.uniform(-150, 150, (300, C))
+    if isinstance(likelihood, Bernoulli):
+        y = (rng.random(logits.shape) < special.expit(logits / 36)).astype("float32")
+        pairs = np.stack([0 * logits, logits], axis=-1).reshape(-1, 2)
+        expected = best(pairs, np.eye(2)[y.ravel().astype(int)])
+        tempered = special.expit(logits / expected)
+    else:
+        y = np.asarray([rng.choice(C, p=p) for p in special.softmax(logits / 36, axis=1)])
+        expected = best(logits, np.eye(C)[y])
+        tempered = special.softmax(logits / expected, axis=1)
+    predictive = with_logits(likelihood, logits)
+    found = recalibrate(predictive, y)
+    np.testing.assert_allclose(found.temperature, expected, rtol=1e-4)
+    np.testing.assert_allclose(found(predictive).probs, tempered, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(found(predictive).logits, logits / expected, rtol=1e-3)
+    # From the probabilities alone this cannot be known.
+    clipped = recalibrate(tree.replace(predictive, logits=None), y)
+    assert abs(float(clipped.temperature) / expected - 1) > 0.02
+
+
+def test_classes_that_the_model_excludes():
+    """Logits of minus infinity add nothing, unless they are the labels'."""
+    logits = LOGITS.copy()
+    logits[:, 2] = -np.inf
+    labels = LABELS % 2
+    found = recalibrate(with_logits(Categorical(), logits), labels)
+    expected = best(LOGITS[:, :2], np.eye(2)[labels])
+    np.testing.assert_allclose(found.temperature, expected, rtol=1e-4)
+    with pytest.warns(UserWarning, match="at a bound, 100"):
+        recalibrate(with_logits(Categorical(), logits), np.full(N, 2))
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -216,3 +268,10 @@ def test_errors():
         recalibrate(predictive, F[:, 0])
     with pytest.raises(ValueError, match="positive, finite"):
         recalibrate(predictive, np.asarray(predictive.mean))
+    with pytest.raises(ValueError, match=r"first at example 0 .*expected finite numbers.*mask"):
+        recalibrate(predictive, F * np.nan)
+    uniform = classifier(Categorical(), np.full((N, C), 1 / C))
+    with pytest.raises(ValueError, match="integer labels from 0"):
+        recalibrate(uniform, LABELS + 1)
+    with pytest.raises(ValueError, match="NaN among the predictive's logits"):
+        recalibrate(classifier(Categorical(), np.full((N, C), np.nan)), LABELS)

@@ -227,3 +227,5 @@ def test_what_has_no_distribution_is_refused():
         Predictive(jnp.zeros((2, 3)), jnp.zeros((2, 3))).uncertainty()
     with pytest.raises(ValueError, match="no key"):
         predictive_of(Categorical()).uncertainty()
+    with pytest.raises(ValueError, match="num_samples=0, expected a whole number of draws"):
+        predictive_of(Categorical()).uncertainty(jax.random.key(0), num_samples=0)

@@ -19,7 +19,7 @@ from laplace_kit.curv.matrix_free.ritz import (
     rayleigh_ritz,
     take,
 )
-from laplace_kit.errors import check_option
+from laplace_kit.errors import check_count, check_option
 
 _NORM_STEPS = 12  # vectors for the norm alone: a few per cent short of it does no harm
 _MIN_KRYLOV = 20  # vectors that Lanczos keeps at least
@@ -72,7 +72,8 @@ def eigenpairs(
     Raises
     ------
     ValueError
-        If `num` is impossible, or a name is not known.
+        If `num` is impossible, a name is not known, the tolerance is not a positive number or
+        `max_iterations` is not positive.
     RuntimeError
         If no pair has converged.
 
@@ -95,6 +96,11 @@ def eigenpairs(
         )
     find = partial(_lanczos, progress=progress) if method == "lanczos" else _lobpcg
     dim = operator.shape[0]
+    check_count("max_iterations", max_iterations, "iterations")
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise ValueError(
+            f"Found tolerance={tolerance}, expected a number between 0 and 1, relative to the norm."
+        )
     check_rank(2 * num if which == "both" else num, dim)
     tolerance = float(jnp.finfo(operator.dtype).eps) ** 0.5 if tolerance is None else tolerance
     if max(5 * num, _MIN_KRYLOV) >= dim:

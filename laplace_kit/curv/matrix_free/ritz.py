@@ -78,7 +78,7 @@ def take(pairs: Eigenpairs, wanted) -> Eigenpairs:
 
 def check_rank(rank: int, num_params: int) -> int:
     """Return the rank if a `(P, P)` matrix can have it, else raise a `ValueError`."""
-    if not 1 <= rank <= num_params:
+    if not hasattr(type(rank), "__index__") or not 1 <= rank <= num_params:
         raise ValueError(
             f"Found rank={rank}, expected a number from 1 to P={num_params}, the number of "
             "parameters; lower it, or leave it out."

@@ -12,10 +12,13 @@ of three is the same as the example three times. All others are proportions, who
 matter. `bootstrap` makes a confidence interval of any metric, and of the difference of two
 predictors.
 
-All of them compile and accept numpy arrays; the answer has the arguments' dtype, float32 at least.
-A `ValueError` meets shapes that do not go together and, where values are known, values that are no
-probabilities, labels, variances, levels or weights. Under `jax.jit` values are not known: there,
-labels out of range, NaNs and weights that are not valid make the answer NaN.
+All of them compile, and take whatever NumPy can read: arrays, lists, data frames, tensors. NumPy
+arrays in float64 are computed in float64, whatever JAX is set to, where no floating-point array is
+on the device, and the answer is rounded to what JAX is set to. Otherwise it has the arguments'
+dtype, float32 at least. A `ValueError` meets shapes that do not go together and, where values are
+known, values that are no probabilities, labels, variances, levels or weights. Under `jax.jit`
+values are not known: there, labels out of range, NaNs and weights that are not valid make the
+answer NaN.
 """
 
 from laplace_kit.eval.metrics.binary import binary_aupr as binary_aupr

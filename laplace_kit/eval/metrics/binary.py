@@ -13,8 +13,10 @@ from jaxtyping import Array, ArrayLike, Float
 from laplace_kit.eval.metrics import bins, brier, calibration, checks, detection, weighting
 from laplace_kit.eval.metrics.bins import ReliabilityBins
 from laplace_kit.eval.metrics.brier import BrierDecomposition
+from laplace_kit.eval.metrics.inputs import metric
 
 
+@metric
 def from_binary(p: ArrayLike) -> Float[Array, "N 2"]:
     """Return the probabilities of the classes 0 and 1, `[1 - p, p]`, for metrics of classes.
 
@@ -32,6 +34,7 @@ def from_binary(p: ArrayLike) -> Float[Array, "N 2"]:
     return jnp.stack([1 - p, p], axis=1)
 
 
+@metric
 def binary_brier_score(
     p: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -55,6 +58,7 @@ def binary_brier_score(
     return weighting.mean((p - y) ** 2, weighting.checked(weights, len(p), p.dtype))
 
 
+@metric
 def binary_brier_decomposition(
     p: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> BrierDecomposition:
@@ -70,6 +74,7 @@ def binary_brier_decomposition(
     return brier.decomposed(*_binned(p, y, num_bins, weights))
 
 
+@metric
 def binary_reliability_bins(
     p: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> ReliabilityBins:
@@ -89,6 +94,7 @@ def binary_reliability_bins(
     return bins.averages(*_binned(p, y, num_bins, weights))
 
 
+@metric
 def binary_calibration_error(
     p: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -106,6 +112,7 @@ def binary_calibration_error(
     return calibration.mean_gap(binary_reliability_bins(p, y, num_bins, weights=weights))
 
 
+@metric
 def binary_auroc(
     p: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -125,6 +132,7 @@ def binary_auroc(
     return detection.area_under_roc(*_two_samples(p, y, weights))
 
 
+@metric
 def binary_aupr(
     p: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:

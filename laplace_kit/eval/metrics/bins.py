@@ -1,13 +1,16 @@
 """Predictions sorted into bins, and what happened in each."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Num
 
-from laplace_kit.eval.metrics import checks, weighting
+from laplace_kit.eval.metrics import checks, sums, weighting
 from laplace_kit.eval.metrics.classification import agreement
+from laplace_kit.eval.metrics.inputs import metric
+from laplace_kit.eval.metrics.ranking import ratio
 
 
 class ReliabilityBins(NamedTuple):
@@ -25,6 +28,7 @@ class ReliabilityBins(NamedTuple):
     accuracy: Float[Array, " B"]
 
 
+@metric
 def reliability_bins(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> ReliabilityBins:
@@ -49,6 +53,7 @@ def reliability_bins(
     return averages(jnp.max(probs, axis=1), agreement(probs, targets), weights, edges)
 
 
+@metric
 def equal_mass_bins(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> ReliabilityBins:
@@ -77,17 +82,20 @@ def equal_width_edges(num_bins: int, dtype: jnp.dtype) -> Float[Array, " E"]:
     return jnp.linspace(0, 1, num_bins + 1, dtype=dtype)
 
 
+@partial(jax.jit, static_argnames="num_bins")
 def _equal_mass_edges(
     values: Float[Array, " N"], weights: Num[Array, " N"], num_bins: int
 ) -> Float[Array, " E"]:
     """Return 0, the largest value of every group but the last, and 1."""
     order = jnp.argsort(values)
     before = jnp.cumsum(weights[order])
-    size, num_larger = jnp.divmod(jnp.sum(weights), num_bins)
+    size, num_larger = jnp.divmod(sums.over_examples(weights), num_bins)
     groups = jnp.arange(1, num_bins)
     ranks = groups * size + jnp.minimum(groups, num_larger)
-    # Counts are whole: half of one keeps rounding from moving an example to the next group.
-    last = jnp.searchsorted(before, ranks - 0.5, side="left")
+    if jnp.issubdtype(weights.dtype, jnp.floating):
+        # Counts are whole: half of one keeps rounding from moving an example to the next group.
+        ranks = ranks - 0.5
+    last = jnp.searchsorted(before, ranks, side="left")
     inner = values[order][jnp.clip(last, 0, values.size - 1)]
     return jnp.pad(inner, 1, constant_values=(0, 1))
 
@@ -95,15 +103,6 @@ def _equal_mass_edges(
 def bin_indices(values: Float[Array, "*shape"], edges: Float[Array, " E"]) -> Int[Array, "*shape"]:
     """Return for each value the bin `(edges[b], edges[b + 1]]` that it is in."""
     return jnp.searchsorted(edges[1:-1], values, side="left")
-
-
-def bin_means(
-    values: Float[Array, " N"], weights: Num[Array, " N"], indices: Int[Array, " N"], num_bins: int
-) -> Float[Array, " B"]:
-    """Return the weighted mean of each bin, zero where it is empty."""
-    counts = jax.ops.segment_sum(weights, indices, num_bins)
-    sums = jax.ops.segment_sum(weights * values, indices, num_bins)
-    return jnp.where(counts == 0, 0, sums / jnp.where(counts == 0, 1, counts))
 
 
 @jax.jit
@@ -116,11 +115,12 @@ def averages(
     """Return counts and means of what was predicted and observed in the bins of the predicted."""
     num_bins = edges.shape[0] - 1
     indices = bin_indices(predicted, edges)
-    counts = jax.ops.segment_sum(weights, indices, num_bins)
-    # Over millions of examples in float32, sums of small deviations stay accurate; others do not.
+    counts = sums.in_groups(weights, indices, num_bins)
+
+    def means(values: Float[Array, " N"]) -> Float[Array, " B"]:
+        return ratio(sums.in_groups(weights * values, indices, num_bins), counts)
+
+    # Means of small deviations are rounded less than those of what they deviate from.
     centres = (edges[1:] + edges[:-1]) / 2
-    deviations = bin_means(predicted - centres[indices], weights, indices, num_bins)
-    confidence = jnp.where(counts == 0, 0, centres + deviations)
-    return ReliabilityBins(
-        edges, counts, confidence, bin_means(observed, weights, indices, num_bins)
-    )
+    confidence = jnp.where(counts == 0, 0, centres + means(predicted - centres[indices]))
+    return ReliabilityBins(edges, counts, confidence, means(observed))

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num
 
 from laplace_kit.eval.metrics import bins, checks, weighting
+from laplace_kit.eval.metrics.inputs import metric
 
 
+@metric
 def brier_score(
     probs: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -52,6 +54,7 @@ class BrierDecomposition(NamedTuple):
     remainder: Float[Array, ""]
 
 
+@metric
 def brier_decomposition(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> BrierDecomposition:
@@ -100,7 +103,7 @@ def decomposed(
     """Decompose the mean of $(p - y)^2$ for one class."""
     in_bins = bins.averages(predicted, observed, weights, edges)
     indices = bins.bin_indices(predicted, edges)
-    share = in_bins.counts / jnp.sum(weights)
+    share = in_bins.counts / jnp.sum(in_bins.counts)
     base_rate = weighting.mean(observed, weights)
     from_mean = predicted - in_bins.confidence[indices]
     from_frequency = observed - in_bins.accuracy[indices]

@@ -6,8 +6,10 @@ from jaxtyping import Array, ArrayLike, Float
 from laplace_kit.eval.metrics import checks, weighting
 from laplace_kit.eval.metrics.bins import ReliabilityBins, equal_mass_bins, reliability_bins
 from laplace_kit.eval.metrics.classwise import class_gaps, mean_class_gap
+from laplace_kit.eval.metrics.inputs import metric
 
 
+@metric
 def expected_calibration_error(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -29,6 +31,7 @@ def expected_calibration_error(
     return mean_gap(reliability_bins(probs, y, num_bins, weights=weights))
 
 
+@metric
 def maximum_calibration_error(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -43,6 +46,7 @@ def maximum_calibration_error(
     return jnp.max(jnp.abs(in_bins.accuracy - in_bins.confidence))
 
 
+@metric
 def adaptive_calibration_error(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -64,6 +68,7 @@ def adaptive_calibration_error(
     return mean_gap(equal_mass_bins(probs, y, num_bins, weights=weights))
 
 
+@metric
 def classwise_calibration_error(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -89,6 +94,7 @@ def classwise_calibration_error(
     return mean_class_gap(class_gaps(probs, targets, num_bins), weights, num_bins)
 
 
+@metric
 def squared_calibration_error(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -118,6 +124,7 @@ def squared_calibration_error(
     return jnp.sum(jnp.where(counts > 1, counts, 0) * squares) / jnp.sum(counts)
 
 
+@metric
 def debiased_calibration_error(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:

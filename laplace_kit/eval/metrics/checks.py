@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Num
 
+from laplace_kit.errors import check_count
 from laplace_kit.tree import is_concrete
 
 # Rows of probabilities may miss one by so much: rounding of bfloat16 included, logits excluded.
@@ -30,8 +31,7 @@ def require(condition: Bool[Array, "..."], found: str, expected: str) -> None:
 
 def check_num_bins(num_bins: int) -> None:
     """Refuse to sort examples into no bins."""
-    if num_bins < 1:
-        raise ValueError(f"Found num_bins={num_bins}, expected at least 1; 15 is usual.")
+    check_count("num_bins", num_bins, "bins")
 
 
 def fractions(
@@ -50,7 +50,7 @@ def fractions(
 def labelled(probs: ArrayLike, y: ArrayLike) -> tuple[Float[Array, "N C"], Float[Array, "N C"]]:
     """Return the probabilities and the labels as distributions over the classes."""
     (probs,) = as_floating(probs)
-    y = jnp.asarray(y)
+    given, y = y, _without_wrapping(y)
     if probs.ndim != 2 or probs.size == 0:
         raise ValueError(
             f"Found probs of shape {probs.shape}, expected (N, C) with at least one example; for "
@@ -75,10 +75,17 @@ def labelled(probs: ArrayLike, y: ArrayLike) -> tuple[Float[Array, "N C"], Float
     if is_concrete(targets) and jnp.isnan(targets[:, 0]).any():
         first = int(jnp.argmax(jnp.isnan(targets[:, 0])))
         raise ValueError(
-            f"Found the label {int(y[first])} at y[{first}], expected integers from 0 to "
+            f"Found the label {int(given[first])} at y[{first}], expected integers from 0 to "
             f"{probs.shape[1] - 1} for probs of shape {probs.shape}; drop or renumber such labels."
         )
     return probs, targets
+
+
+def _without_wrapping(y: ArrayLike) -> Array:
+    """Return labels as an array; 64-bit integers that 32 bits cannot hold stay out of range."""
+    if isinstance(y, np.ndarray) and y.dtype in (np.int64, np.uint64):
+        y = np.clip(y, -1, np.iinfo(np.int32).max)
+    return jnp.asarray(y)
 
 
 @jax.jit
@@ -125,7 +132,7 @@ def binary(p: ArrayLike, y: ArrayLike) -> tuple[Float[Array, " N"], Num[Array, "
     Under `jax.jit` labels out of range make their probabilities NaN.
     """
     (p,) = as_floating(p)
-    y = jnp.asarray(y)
+    y = _without_wrapping(y)
     if p.ndim != 1 or p.size == 0:
         raise ValueError(
             f"Found p of shape {p.shape}, expected the probability of the class 1 for each "

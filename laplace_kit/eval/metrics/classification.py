@@ -5,8 +5,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from laplace_kit.eval.metrics import checks, weighting
+from laplace_kit.eval.metrics.inputs import metric
 
 
+@metric
 def negative_log_likelihood(
     probs: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -33,6 +35,7 @@ def negative_log_likelihood(
     return -weighting.mean(jnp.sum(targets * logs, axis=1), weights)
 
 
+@metric
 def accuracy(
     probs: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -49,6 +52,7 @@ def accuracy(
     return weighting.mean(hits(probs, targets), weights)
 
 
+@metric
 def top_k_accuracy(
     probs: ArrayLike, y: ArrayLike, k: int = 5, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:

@@ -12,9 +12,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num
 
 from laplace_kit.eval.metrics import checks, weighting
+from laplace_kit.eval.metrics.inputs import metric
 from laplace_kit.eval.metrics.ranking import ratio, sums_above
+from laplace_kit.eval.metrics.sums import over_examples
 
 
+@metric
 def auroc(
     in_scores: ArrayLike,
     out_scores: ArrayLike,
@@ -44,6 +47,7 @@ def auroc(
     return area_under_roc(*_samples(in_scores, out_scores, in_weights, out_weights))
 
 
+@metric
 def aupr(
     in_scores: ArrayLike,
     out_scores: ArrayLike,
@@ -70,6 +74,7 @@ def aupr(
     return average_precision(*_samples(in_scores, out_scores, in_weights, out_weights))
 
 
+@metric
 def fpr95(
     in_scores: ArrayLike,
     out_scores: ArrayLike,
@@ -107,6 +112,7 @@ class ROCCurve(NamedTuple):
     thresholds: Float[Array, " T"]
 
 
+@metric
 def roc_curve(
     in_scores: ArrayLike,
     out_scores: ArrayLike,
@@ -151,7 +157,7 @@ def area_under_roc(
 ) -> Float[Array, ""]:
     """Return the share of pairs in the right order; NaN for NaNs, or weights of nothing."""
     winners = sums_above(outside, out_weights, inside)
-    shares = (winners.above + winners.at_or_above) / 2 / jnp.sum(out_weights)
+    shares = (winners.above + winners.at_or_above) / 2 / over_examples(out_weights)
     area = weighting.mean(shares, in_weights)
     return _nan_unless_known(area, inside, outside)
 
@@ -172,13 +178,13 @@ def average_precision(
 
 @jax.jit
 def _flagged_at(share, inside, outside, in_weights, out_weights) -> Float[Array, ""]:
-    total = jnp.sum(out_weights)
+    total = over_examples(out_weights)
     recall = sums_above(outside, out_weights, outside).at_or_above / total
     # 19 of 20 are 95%, however the quotient is rounded.
     enough = (recall >= share * (1 - 4 * jnp.finfo(inside.dtype).eps)) & (out_weights > 0)
     threshold = jnp.max(jnp.where(enough, outside, -jnp.inf))
     flagged = sums_above(inside, in_weights, threshold[None]).at_or_above[0]
-    rate = jnp.where(total > 0, flagged / jnp.sum(in_weights), jnp.nan)
+    rate = jnp.where(total > 0, flagged / over_examples(in_weights), jnp.nan)
     return _nan_unless_known(rate, inside, outside)
 
 
@@ -189,7 +195,7 @@ def _roc_curve(inside, outside, in_weights, out_weights) -> ROCCurve:
 
     def rates(scores, weights):
         # Above all scores is nothing, even where a score is infinite.
-        found = sums_above(scores, weights, thresholds).at_or_above / jnp.sum(weights)
+        found = sums_above(scores, weights, thresholds).at_or_above / over_examples(weights)
         return _nan_unless_known(found.at[0].set(0), inside, outside)
 
     return ROCCurve(rates(inside, in_weights), rates(outside, out_weights), thresholds)

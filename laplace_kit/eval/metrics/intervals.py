@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num
 
 from laplace_kit.eval.metrics import checks, weighting
+from laplace_kit.eval.metrics.inputs import metric
 
 
+@metric
 def interval_coverage(
     mean: ArrayLike,
     std: ArrayLike,
@@ -37,6 +39,7 @@ def interval_coverage(
     return _coverage(distances, weights, half_widths).reshape(levels.shape)
 
 
+@metric
 def interval_width(
     std: ArrayLike, levels: ArrayLike | Sequence[float], *, weights: ArrayLike | None = None
 ) -> Float[Array, "*levels"]:

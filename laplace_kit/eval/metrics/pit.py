@@ -12,8 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num
 
 from laplace_kit.eval.metrics import checks, weighting
+from laplace_kit.eval.metrics.inputs import metric
+from laplace_kit.eval.metrics.sums import over_examples
 
 
+@metric
 def pit_gaussian(mean: ArrayLike, std: ArrayLike, y: ArrayLike) -> Float[Array, "N *outputs"]:
     r"""Return $\Phi((y - \mu) / \sigma)$ for every target.
 
@@ -31,6 +34,7 @@ def pit_gaussian(mean: ArrayLike, std: ArrayLike, y: ArrayLike) -> Float[Array, 
     return jax.scipy.stats.norm.cdf((y - mean) / std)
 
 
+@metric
 def pit_samples(samples: ArrayLike, y: ArrayLike) -> Float[Array, "N *outputs"]:
     r"""Return the rank of every target among its draws, as a number between 0 and 1.
 
@@ -59,6 +63,7 @@ class UniformityTest(NamedTuple):
     p_value: Float[Array, ""]
 
 
+@metric
 def pit_uniformity_test(pit: ArrayLike, *, weights: ArrayLike | None = None) -> UniformityTest:
     r"""Test whether transforms are uniform, as they are if the predictions are calibrated.
 
@@ -90,6 +95,7 @@ def pit_uniformity_test(pit: ArrayLike, *, weights: ArrayLike | None = None) -> 
     return _uniformity_test(pit, weights)
 
 
+@metric
 def quantile_calibration_error(
     pit: ArrayLike,
     levels: ArrayLike | Sequence[float] = tuple(j / 20 for j in range(1, 20)),
@@ -130,7 +136,7 @@ def _checked(pit, weights) -> tuple[Float[Array, " K"], Num[Array, " K"]]:
 
 @jax.jit
 def _uniformity_test(pit: Float[Array, " K"], weights: Num[Array, " K"]) -> UniformityTest:
-    order, n = jnp.argsort(pit), jnp.sum(weights).astype(pit.dtype)
+    order, n = jnp.argsort(pit), over_examples(weights).astype(pit.dtype)
     u, steps = pit[order], weights[order] / n
     share = jnp.cumsum(weights[order]) / n
     statistic = jnp.max(jnp.maximum(share - u, u - (share - steps)))
@@ -153,6 +159,6 @@ def _quantile_calibration_error(pit, weights, levels) -> Float[Array, ""]:
     order = jnp.argsort(pit)
     counted = jnp.pad(jnp.cumsum(weights[order]), (1, 0))
     below = counted[jnp.searchsorted(pit[order], levels, side="right")]
-    shares = below.astype(pit.dtype) / jnp.sum(weights)
+    shares = below.astype(pit.dtype) / over_examples(weights)
     error = jnp.sqrt(jnp.mean((shares - levels) ** 2))
     return jnp.where(jnp.isnan(pit).any(), jnp.nan, error)

@@ -25,6 +25,6 @@ def sums_above(
     return SumsAbove(totals[above], totals[at_or_above])
 
 
-def ratio(part: Float[Array, "*shape"], whole: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def ratio(part: Num[Array, "*shape"], whole: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Return part / whole, zero where the whole is nothing."""
     return jnp.where(whole == 0, 0, part / jnp.where(whole == 0, 1, whole))

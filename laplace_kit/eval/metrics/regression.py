@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from laplace_kit.eval.metrics import checks, weighting
+from laplace_kit.eval.metrics.inputs import metric
 
 
+@metric
 def gaussian_nll(
     mean: ArrayLike, var: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -37,6 +39,7 @@ def gaussian_nll(
     return jnp.sum(weighting.mean(nll, weights))
 
 
+@metric
 def rmse(mean: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None) -> Float[Array, ""]:
     r"""Return $\sqrt{\mathrm{mean}\,(y - \mu)^2}$ over examples and outputs, in the units of `y`.
 
@@ -50,6 +53,7 @@ def rmse(mean: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None) -> 
     return jnp.sqrt(weighting.mean_of_all((y - mean) ** 2, weights))
 
 
+@metric
 def mae(mean: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None) -> Float[Array, ""]:
     r"""Return the mean of $|y - \mu|$ over examples and outputs, in the units of `y`.
 
@@ -63,6 +67,7 @@ def mae(mean: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None) -> F
     return weighting.mean_of_all(jnp.abs(y - mean), weights)
 
 
+@metric
 def chi_squared(
     mean: ArrayLike, var: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -80,6 +85,7 @@ def chi_squared(
     return weighting.mean_of_all((y - mean) ** 2 / var, weights)
 
 
+@metric
 def sharpness(std: ArrayLike, *, weights: ArrayLike | None = None) -> Float[Array, ""]:
     r"""Return $\sqrt{\mathrm{mean}\,\sigma^2}$ over examples and outputs, in the units of `y`.
 
@@ -112,6 +118,7 @@ def sharpness(std: ArrayLike, *, weights: ArrayLike | None = None) -> Float[Arra
 # --- continuous ranked probability score -----------------------------------------------------
 
 
+@metric
 def crps_gaussian(
     mean: ArrayLike, std: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -140,6 +147,7 @@ def _crps_of_standard_normal(z: Float[Array, "*shape"]) -> Float[Array, "*shape"
     return z * (2 * cdf - 1) + 2 * pdf - 1 / math.sqrt(math.pi)
 
 
+@metric
 def crps_samples(
     samples: ArrayLike, y: ArrayLike, *, fair: bool = False, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:

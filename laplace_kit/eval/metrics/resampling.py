@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Num, PRNGKeyArray, PyTree
 
+from laplace_kit.errors import check_count
+from laplace_kit.eval.metrics.inputs import Numbers, as_numbers, in_own_precision
 from laplace_kit.memory import activation_bytes, working_set
 
 # Where no more replicates than these fit, what one of them holds is counted with care.
@@ -47,11 +49,11 @@ class Interval(NamedTuple):
 
 def bootstrap(
     metric: Callable[..., PyTree],
-    *arrays: ArrayLike,
+    *arrays: Numbers,
     key: PRNGKeyArray,
     num_resamples: int = 1000,
     level: float = 0.95,
-    weights: ArrayLike | None = None,
+    weights: Numbers | None = None,
 ) -> Interval:
     r"""Return a metric with its bootstrap confidence interval.
 
@@ -98,18 +100,19 @@ def bootstrap(
     "An introduction to the bootstrap".
     """
     statistic = _OneSample(_hashable(metric))
-    return _bootstrap(statistic, arrays, (arrays[-1],), (weights,), key, num_resamples, level)
+    arrays, weights = _read("arrays", arrays), _read("weights", (weights,))
+    return _bootstrap(statistic, arrays, arrays[-1:], weights, key, num_resamples, level)
 
 
 def bootstrap_difference(
     metric: Callable[..., PyTree],
-    first: Sequence[ArrayLike],
-    second: Sequence[ArrayLike],
+    first: Sequence[Numbers],
+    second: Sequence[Numbers],
     *,
     key: PRNGKeyArray,
     num_resamples: int = 1000,
     level: float = 0.95,
-    weights: ArrayLike | None = None,
+    weights: Numbers | None = None,
 ) -> Interval:
     """Return the metric of one predictor minus that of another, by the same resamples of both.
 
@@ -125,21 +128,21 @@ def bootstrap_difference(
         order: `(probs_a, y)` and `(probs_b, y)`.
     """
     statistic = _Difference(_OneSample(_hashable(metric)))
-    samples = (_same_examples(first[-1], second[-1]),)
-    pair = (tuple(first), tuple(second))
-    return _bootstrap(statistic, pair, samples, (weights,), key, num_resamples, level)
+    pair, weights = (_read("first", first), _read("second", second)), _read("weights", (weights,))
+    samples = (_same_examples(pair[0][-1], pair[1][-1]),)
+    return _bootstrap(statistic, pair, samples, weights, key, num_resamples, level)
 
 
 def bootstrap_two_sample(
     metric: Callable[..., PyTree],
-    in_scores: ArrayLike,
-    out_scores: ArrayLike,
+    in_scores: Numbers,
+    out_scores: Numbers,
     *,
     key: PRNGKeyArray,
     num_resamples: int = 1000,
     level: float = 0.95,
-    in_weights: ArrayLike | None = None,
-    out_weights: ArrayLike | None = None,
+    in_weights: Numbers | None = None,
+    out_weights: Numbers | None = None,
 ) -> Interval:
     """Return a metric of two samples with its confidence interval, both resampled apart.
 
@@ -154,21 +157,22 @@ def bootstrap_two_sample(
     in_weights, out_weights
         Of either sample, `(N,)` and `(M,)`; one each by default.
     """
-    samples, weights = (in_scores, out_scores), (in_weights, out_weights)
+    samples = _read("scores", (in_scores, out_scores))
+    weights = _read("weights", (in_weights, out_weights))
     statistic = _TwoSamples(_hashable(metric))
     return _bootstrap(statistic, samples, samples, weights, key, num_resamples, level)
 
 
 def bootstrap_two_sample_difference(
     metric: Callable[..., PyTree],
-    first: Sequence[ArrayLike],
-    second: Sequence[ArrayLike],
+    first: Sequence[Numbers],
+    second: Sequence[Numbers],
     *,
     key: PRNGKeyArray,
     num_resamples: int = 1000,
     level: float = 0.95,
-    in_weights: ArrayLike | None = None,
-    out_weights: ArrayLike | None = None,
+    in_weights: Numbers | None = None,
+    out_weights: Numbers | None = None,
 ) -> Interval:
     """Return the metric of one score minus that of another, by the same resamples of both samples.
 
@@ -180,8 +184,9 @@ def bootstrap_two_sample_difference(
         `(in_scores, out_scores)` by either score, of the same inputs in the same order.
     """
     statistic = _Difference(_TwoSamples(_hashable(metric)))
-    samples = tuple(_same_examples(a, b) for a, b in zip(first, second, strict=True))
-    pair, weights = (tuple(first), tuple(second)), (in_weights, out_weights)
+    pair = _read("first", first), _read("second", second)
+    samples = tuple(_same_examples(a, b) for a, b in zip(*pair, strict=True))
+    weights = _read("weights", (in_weights, out_weights))
     return _bootstrap(statistic, pair, samples, weights, key, num_resamples, level)
 
 
@@ -232,6 +237,10 @@ class _Difference:
         return jax.tree.map(jnp.subtract, first, second)
 
 
+def _read(name: str, arrays: Sequence[Any]) -> tuple[ArrayLike | None, ...]:
+    return tuple(as_numbers(name, array) for array in arrays)
+
+
 def _same_examples(first: ArrayLike, second: ArrayLike) -> ArrayLike:
     if len(first) != len(second):
         raise ValueError(
@@ -244,17 +253,15 @@ def _same_examples(first: ArrayLike, second: ArrayLike) -> ArrayLike:
 # --- replicates ------------------------------------------------------------------------------
 
 
+@in_own_precision
 def _bootstrap(statistic, arrays, samples, weights, key, num_resamples, level) -> Interval:
     """Evaluate a statistic as it is, and with resampled weights of each sample."""
-    if num_resamples < 2:
-        raise ValueError(
-            f"Found num_resamples={num_resamples}, expected at least 2; 1000 is usual."
-        )
+    check_count("num_resamples", num_resamples, "resamples", least=2)
     if not 0 < level < 1:
         raise ValueError(f"Found level={level}, expected a number between 0 and 1, such as 0.95.")
     value = statistic(arrays, weights)
     base = [
-        jnp.ones(len(sample)) if of_sample is None else jnp.asarray(of_sample)
+        jnp.ones(len(sample), jnp.int32) if of_sample is None else jnp.asarray(of_sample)
         for sample, of_sample in zip(samples, weights, strict=True)
     ]
     leaves = jax.tree.leaves((arrays, base))
@@ -309,7 +316,9 @@ def _replicates(
 
 def _counts(key: PRNGKeyArray, num: int) -> Int[Array, " N"]:
     """Draw `num` of as many examples with replacement; return how often each was drawn."""
-    return jnp.bincount(jax.random.randint(key, (num,), 0, num), length=num)
+    # The same draws whether JAX computes in 32 or in 64 bits.
+    drawn = jax.random.randint(key, (num,), 0, num, jnp.int32)
+    return jnp.bincount(drawn, length=num)
 
 
 @jax.jit

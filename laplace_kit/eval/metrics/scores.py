@@ -5,8 +5,10 @@ from jax.scipy.special import entr
 from jaxtyping import Array, ArrayLike, Float
 
 from laplace_kit.eval.metrics import checks
+from laplace_kit.eval.metrics.inputs import metric
 
 
+@metric
 def max_probability_score(probs: ArrayLike) -> Float[Array, " N"]:
     r"""Return $1 - \max_c p_{nc}$, for each input.
 
@@ -28,6 +30,7 @@ def max_probability_score(probs: ArrayLike) -> Float[Array, " N"]:
     return 1 - jnp.max(checks.distributions(probs, "(N, C)"), axis=-1)
 
 
+@metric
 def entropy_score(probs: ArrayLike) -> Float[Array, " N"]:
     r"""Return $-\sum_c p_{nc} \log p_{nc}$, in nats, for each input: all uncertainty there is.
 
@@ -39,6 +42,7 @@ def entropy_score(probs: ArrayLike) -> Float[Array, " N"]:
     return _entropy(checks.distributions(probs, "(N, C)"))
 
 
+@metric
 def mutual_information_score(probs: ArrayLike) -> Float[Array, " N"]:
     r"""Return $H[\bar p_n] - \frac{1}{S} \sum_s H[p_{sn}]$, in nats, for each input.
 

@@ -9,7 +9,9 @@ from jaxtyping import Array, ArrayLike, Float, Num
 
 from laplace_kit.eval.metrics import checks, weighting
 from laplace_kit.eval.metrics.classification import hits
+from laplace_kit.eval.metrics.inputs import metric
 from laplace_kit.eval.metrics.ranking import ratio, sums_above
+from laplace_kit.eval.metrics.sums import over_examples
 
 
 class RiskCoverageCurve(NamedTuple):
@@ -23,6 +25,7 @@ class RiskCoverageCurve(NamedTuple):
     thresholds: Float[Array, " N"]
 
 
+@metric
 def risk_coverage_curve(
     probs: ArrayLike,
     y: ArrayLike,
@@ -58,6 +61,7 @@ def risk_coverage_curve(
     return _curve(*_judged(probs, y, confidence, weights))
 
 
+@metric
 def aurc(
     probs: ArrayLike,
     y: ArrayLike,
@@ -84,6 +88,7 @@ def aurc(
     return _area(*_judged(probs, y, confidence, weights))
 
 
+@metric
 def excess_aurc(
     probs: ArrayLike,
     y: ArrayLike,
@@ -133,7 +138,7 @@ def _curve(
 ) -> RiskCoverageCurve:
     thresholds = -jnp.sort(-confidence)
     accepted = sums_above(confidence, weights, thresholds).at_or_above
-    coverage = accepted / jnp.sum(weights)
+    coverage = accepted / over_examples(weights)
     return RiskCoverageCurve(coverage, _risks(confidence, errors, weights, thresholds), thresholds)
 
 
@@ -154,6 +159,22 @@ def _risks(confidence, errors, weights, thresholds) -> Float[Array, " T"]:
 @jax.jit
 def _least_area(errors: Float[Array, " N"], weights: Num[Array, " N"]) -> Float[Array, ""]:
     r"""Return the oracle's area: $\sum_j j / (a + j) = E - a (\psi(a + E + 1) - \psi(a + 1))$."""
-    num, wrong = jnp.sum(weights), jnp.sum(weights * errors)
+    num, wrong = over_examples(weights), over_examples(weights * errors)
     right = num - wrong
-    return (wrong - right * (digamma(num + 1.0) - digamma(right + 1.0))) / num
+    return (wrong - right * _digamma_difference(right, wrong)) / num
+
+
+def _digamma_difference(a: Float[Array, ""], step: Float[Array, ""]) -> Float[Array, ""]:
+    r"""Return $\psi(a + s + 1) - \psi(a + 1)$, where a is large by a series that does not cancel.
+
+    With $z = a + \tfrac12$, $\psi(a + 1) = \log z + \tfrac{1}{24} z^{-2} - \tfrac{7}{960} z^{-4} +
+    \tfrac{31}{8064} z^{-6} - \dots$
+    """
+
+    def beyond_log(z: Float[Array, ""]) -> Float[Array, ""]:
+        u = 1 / z**2
+        return u * (1 / 24 - u * (7 / 960 - u * 31 / 8064))
+
+    low, high = a + 0.5, a + step + 0.5
+    series = jnp.log1p(step / low) + beyond_log(high) - beyond_log(low)
+    return jnp.where(a > 16, series, digamma(a + step + 1) - digamma(a + 1))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num
 
-from laplace_kit.eval.metrics import checks
+from laplace_kit.eval.metrics import checks, sums
 
 
 def checked(
@@ -46,7 +46,7 @@ def checked(
     valid = (weights >= 0) & jnp.isfinite(weights)
     found = f"{name} with an entry that is negative or not finite"
     checks.require(valid, found, "numbers of at least zero; for examples to leave out, zero")
-    positive = jnp.sum(weights) > 0
+    positive = jnp.any(weights > 0)
     checks.require(positive, f"{name} that sum to zero", "some examples that are not left out")
     return jnp.where(valid.all() & positive, weights, jnp.nan)
 
@@ -57,15 +57,18 @@ def as_counts(weights: Num[Array, " N"]) -> Num[Array, " N"]:
     if jnp.issubdtype(weights.dtype, jnp.integer):
         return weights
     are_counts = jnp.all(weights == jnp.round(weights))
-    return weights * jnp.where(are_counts, 1, jnp.sum(weights) / jnp.sum(weights**2))
+    total, squares = sums.over_examples(weights), sums.over_examples(weights**2)
+    return weights * jnp.where(are_counts, 1, total / squares)
 
 
+@jax.jit
 def mean(values: Float[Array, "N *rest"], weights: Num[Array, " N"]) -> Float[Array, " *rest"]:
     """Average over examples."""
     columns = weights.reshape(-1, *[1] * (values.ndim - 1))
-    return jnp.sum(columns * values, axis=0) / jnp.sum(weights)
+    return sums.over_examples(columns * values) / sums.over_examples(weights)
 
 
+@jax.jit
 def mean_of_all(values: Float[Array, "N *rest"], weights: Num[Array, " N"]) -> Float[Array, ""]:
     """Average over examples and outputs."""
     return jnp.mean(mean(values, weights))

@@ -31,6 +31,7 @@ from laplace_kit.eval import metrics
 from laplace_kit.eval.losses import class_losses
 from laplace_kit.eval.metrics import Interval
 from laplace_kit.eval.metrics.checks import labelled, regression
+from laplace_kit.eval.metrics.inputs import in_own_precision
 from laplace_kit.eval.report.checks import about, finite
 from laplace_kit.eval.report.pictures import TEST
 from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
@@ -51,6 +52,7 @@ class Measured(NamedTuple):
     bootstrap: dict[str, dict[str, dict[str, list[float]]]]
 
 
+@in_own_precision
 def measure_classification(
     predictions: Mapping[str, ClassPredictions],
     y: ArrayLike,
@@ -83,6 +85,7 @@ def measure_classification(
     )
 
 
+@in_own_precision
 def measure_regression(
     predictions: Mapping[str, RegressionPredictions], y: Num[np.ndarray, "N ..."]
 ) -> dict[str, Any]:

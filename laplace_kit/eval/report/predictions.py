@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import jax
 from jaxtyping import ArrayLike, Float
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ClassPredictions:
     """One classifier's probabilities, each row summing to one.
@@ -45,6 +47,7 @@ class ClassPredictions:
     shifted_log_probs: Mapping[str, Float[ArrayLike, "_ C"]] = field(default_factory=dict)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RegressionPredictions:
     """One regressor's Gaussian predictions on the test set.

@@ -10,12 +10,14 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from laplace_kit.eval import metrics
+from laplace_kit.eval.metrics.inputs import in_own_precision
 from laplace_kit.eval.report.table import METRICS
 
 Pairs = tuple[tuple[int, int], ...]  # of predictors, by their places: the first less the second
 Values = dict[str, Array]
 
 
+@in_own_precision
 def classification_metrics(probs: Float[ArrayLike, "N C"], y: ArrayLike) -> dict[str, float]:
     """Return accuracy, mean confidence, NLL, ECE, MCE, ACE and Brier score of a classifier.
 
@@ -48,6 +50,7 @@ def classification_metrics(probs: Float[ArrayLike, "N C"], y: ArrayLike) -> dict
     }
 
 
+@in_own_precision
 def regression_metrics(
     mean: Float[ArrayLike, "N C"], std: Float[ArrayLike, "N C"], y: ArrayLike
 ) -> dict[str, float]:

@@ -116,6 +116,11 @@ def test_wrong_options():
         eigenpairs(operator, 2, key=KEY, method="lobpc")
     with pytest.raises(ValueError, match=r"rank=31, expected a number from 1 to P=30"):
         eigenpairs(operator, 31, key=KEY)
+    with pytest.raises(ValueError, match=r"max_iterations=0, expected a whole number"):
+        eigenpairs(operator, 2, key=KEY, max_iterations=0)
+    for tolerance in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match=rf"tolerance={tolerance}, expected a number between"):
+            eigenpairs(operator, 2, key=KEY, tolerance=tolerance)
 
 
 def test_progress_counts_products_on_request(capsys):

@@ -1,10 +1,12 @@
 """Bins hold what they say."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from predictions import classification
 
 from laplace_kit.eval import metrics as mt
+from laplace_kit.eval.metrics.bins import averages
 
 
 def test_reliability_bins_hold_what_they_say():
@@ -41,3 +43,38 @@ def test_equal_confidences_share_a_bin():
     probs = np.tile(np.array([[0.7, 0.3]], "float32"), (9, 1))
     bins = mt.equal_mass_bins(probs, np.arange(9) % 2, 3)
     np.testing.assert_array_equal(bins.counts, [9, 0, 0])
+
+
+@pytest.mark.parametrize("with_weights", [False, True])
+def test_bins_count_past_what_their_dtype_can_count(with_weights):
+    """In float16 one by one: sums stop at 2048 examples, as in float32 at 16 million."""
+    num = 20_000
+    observed = jnp.asarray(np.arange(num) % 8 > 0, jnp.float16)
+    weights = jnp.ones(num, jnp.float16 if with_weights else jnp.int32)
+    edges = jnp.linspace(0, 1, 5, dtype=jnp.float16)
+    found = averages(jnp.full(num, 0.875, jnp.float16), observed, weights, edges)
+    np.testing.assert_allclose(found.counts, [0, 0, 0, num], rtol=1e-3)
+    np.testing.assert_allclose(found.confidence[3], 0.875, rtol=1e-3)
+    np.testing.assert_allclose(found.accuracy[3], 0.875, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_twenty_million_examples():
+    """Calibrated, and all in one bin: 0.164 if counted one by one in float32."""
+    num = 20_000_000
+    probs = np.broadcast_to(np.float32([0.999, 0.001]), (num, 2))
+    labels = (np.arange(num, dtype="int32") % 1000 == 0).astype("int32")
+    for error in (
+        mt.expected_calibration_error,
+        mt.maximum_calibration_error,
+        mt.adaptive_calibration_error,
+        mt.classwise_calibration_error,
+    ):
+        np.testing.assert_allclose(error(probs, labels), 0, atol=1e-5)
+    weights = np.ones(num, "float32")
+    found = mt.expected_calibration_error(probs, labels, weights=weights)
+    np.testing.assert_allclose(found, 0, atol=1e-6)
+    parts = mt.brier_decomposition(probs, labels)
+    score = 2 * 0.001 * 0.999
+    np.testing.assert_allclose(mt.brier_score(probs, labels), score, rtol=1e-6)
+    np.testing.assert_allclose(parts, [0, 0, score, 0], atol=1e-9)

@@ -106,7 +106,7 @@ def test_logits_are_not_probabilities():
 
 @pytest.mark.parametrize("metric", BINNED)
 def test_num_bins_must_be_positive(metric):
-    with pytest.raises(ValueError, match=r"num_bins=0, expected at least 1"):
+    with pytest.raises(ValueError, match=r"num_bins=0, expected a whole number of bins"):
         metric(*classification(dtype="float32"), num_bins=0)
 
 

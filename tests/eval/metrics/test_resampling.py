@@ -146,7 +146,7 @@ def test_replicates_without_a_value_are_left_out():
 
 def test_what_is_refused():
     probs, labels = classification(10, dtype="float32")
-    with pytest.raises(ValueError, match=r"num_resamples=1, expected at least 2"):
+    with pytest.raises(ValueError, match=r"num_resamples=1, expected a whole number"):
         mt.bootstrap(mt.accuracy, probs, labels, key=KEY, num_resamples=1)
     with pytest.raises(ValueError, match=r"level=95.0, expected a number between 0 and 1"):
         mt.bootstrap(mt.accuracy, probs, labels, key=KEY, level=95.0)

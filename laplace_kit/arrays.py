@@ -1,0 +1,176 @@
+"""What users hold numbers in, read as arrays: NumPy, torch, pandas, lists and mappings of those.
+
+No library besides NumPy and JAX is imported: others are known by what their objects can do.
+"""
+
+from collections.abc import Callable, Mapping
+from numbers import Number
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+_NUMBERS = (Number, np.bool_)
+
+
+def as_array(values: Any, name: str = "values") -> Array:
+    """Return array-likes as a JAX array with memory of its own.
+
+    A loader may fill its buffer anew while the device still reads, hence the copy; `device_put`
+    needs no program for each shape as `jnp.asarray` does.
+
+    Parameters
+    ----------
+    values, name
+        As in `read_array`, with the same errors.
+    """
+    values = read_array(values, name)
+    return values if isinstance(values, jax.Array) else jax.device_put(values.copy())
+
+
+def read_array(values: Any, name: str = "values") -> np.ndarray | Array:
+    """Return array-likes as the array they are: JAX's own on its device, all others on the host.
+
+    Parameters
+    ----------
+    values
+        An array, a number, a torch tensor on any device, a DataFrame or Series, or nested lists.
+    name
+        What they are, in the plural, for messages.
+
+    Returns
+    -------
+    array
+        In its own dtype, float64 included; of bfloat16 tensors in bfloat16.
+
+    Raises
+    ------
+    TypeError
+        If they are text, categories, dates, objects or sparse.
+    ValueError
+        If rows of a list differ in length, or entries of a masked array are missing.
+    """
+    if isinstance(values, jax.Array):
+        return values
+    if _is_sparse(values):
+        raise TypeError(
+            f"Found {name} as a sparse {type(values).__name__} of shape {tuple(values.shape)}, "
+            "expected a dense array; call its .toarray() or .to_dense(), batch by batch where all "
+            "do not fit."
+        )
+    if np.ma.isMaskedArray(values) and np.ma.count_masked(values):
+        raise ValueError(
+            f"Found {name} as a masked array with {np.ma.count_masked(values)} entries missing, "
+            "expected all of them; of targets pass (y.filled(0), ~np.ma.getmaskarray(y)) to "
+            "lk.Masked(likelihood)."
+        )
+    try:
+        array = _from_torch(values) if hasattr(type(values), "detach") else np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Found {name} of type {type(values).__name__}, which NumPy refuses ({error}), "
+            "expected an array; make one, with rows of one length, by np.stack or np.asarray."
+        ) from error
+    if array.dtype == object and all(isinstance(entry, _NUMBERS) for entry in array.flat):
+        array = np.array(array.tolist())  # a DataFrame of floats and booleans, for one
+    if not jax.dtypes.issubdtype(array.dtype, np.number) and array.dtype != bool:
+        raise TypeError(_not_numbers(values, array, name))
+    return array
+
+
+def as_arrays(values: PyTree, name: str = "values") -> PyTree:
+    """Return the leaves of a pytree by `as_array`, where a list of numbers is one leaf.
+
+    Parameters
+    ----------
+    values
+        Nested mappings, tuples and lists of what `read_array` takes. A mapping that is no pytree,
+        such as a `UserDict` (a tokenizer's `BatchEncoding`), becomes a dictionary.
+    name
+        What they are, for messages.
+    """
+    return _map_arrays(lambda leaf: as_array(leaf, name), values)
+
+
+def on_host(values: PyTree, name: str = "values") -> PyTree:
+    """Return the leaves of a pytree as NumPy arrays, read as `as_arrays` reads them."""
+    return _map_arrays(lambda leaf: np.asarray(read_array(leaf, name)), values)
+
+
+def is_list_of_numbers(values: Any) -> bool:
+    """Return whether this is a list, or nested lists, of numbers or text and not of arrays."""
+    if not isinstance(values, list):
+        return False
+    while isinstance(values, list) and values:
+        values = values[0]
+    return isinstance(values, (*_NUMBERS, str, bytes))
+
+
+def _map_arrays(fn: Callable[[Any], Any], values: PyTree) -> PyTree:
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, Mapping):
+            return {key: _map_arrays(fn, value) for key, value in leaf.items()}
+        return fn(leaf)
+
+    return jax.tree.map(convert, values, is_leaf=lambda v: is_list_of_numbers(v) or _is_sparse(v))
+
+
+def _from_torch(tensor: Any) -> np.ndarray:
+    """Return a tensor's values: detached, from any device, and in dtypes that NumPy lacks too."""
+    name = str(tensor.dtype).rpartition(".")[2]
+    if name == "bfloat16" or name.startswith("float8"):  # exactly a float32 each
+        return np.asarray(tensor.detach().float().cpu()).astype(jnp.dtype(name))
+    return np.asarray(tensor.detach().cpu())
+
+
+def _is_sparse(values: Any) -> bool:
+    """Return whether this is a sparse matrix of SciPy or of JAX, or a sparse tensor of torch."""
+    if hasattr(type(values), "detach"):
+        return "sparse" in str(values.layout)
+    return hasattr(type(values), "todense")
+
+
+# --- what is no number ----------------------------------------------------------------------------
+
+_TEXT = (
+    "number labels by y = np.unique(y, return_inverse=True)[1], and encode or leave out other text"
+)
+
+
+def _not_numbers(values: Any, array: np.ndarray, name: str) -> str:
+    """Return the message about an array that holds something other than numbers."""
+    if hasattr(type(values), "columns"):
+        return (
+            f"Found {name} as a {type(values).__name__} with the columns "
+            f"{_columns_without_numbers(values)}, expected numbers in every column; encode these, "
+            "or leave them out."
+        )
+    if str(getattr(values, "dtype", "")) == "category":
+        codes = "y.cat.codes" if hasattr(values, "cat") else "y.codes"
+        return f"Found {name} as categories, expected numbers; pass their codes, {codes}."
+    if array.dtype.kind in "US":
+        example = f", such as {array.flat[0]!s:.20}" if array.size else ""
+        return f"Found {name} of text (dtype {array.dtype}{example}), expected numbers; {_TEXT}."
+    if array.dtype.kind in "Mm":
+        return (
+            f"Found {name} of dates or times (dtype {array.dtype}), expected numbers; convert "
+            "them, for example to seconds: (t - t.min()) / np.timedelta64(1, 's')."
+        )
+    others = [entry for entry in array.flat if not isinstance(entry, _NUMBERS)] or [*array.flat]
+    if isinstance(others[0], str):
+        return f"Found {name} of text (such as {others[0]!s:.20}), expected numbers; {_TEXT}."
+    return (
+        f"Found {name} as objects (dtype {array.dtype}, the first a {type(others[0]).__name__}), "
+        "expected numbers; convert them, and drop or fill in what is missing."
+    )
+
+
+def _columns_without_numbers(frame: Any) -> str:
+    """Return the names and dtypes of a DataFrame's columns that hold no numbers."""
+    pairs = zip(frame.columns, map(str, frame.dtypes), strict=True)
+    numeric = ("int", "uint", "float", "bool")
+    return ", ".join(
+        f"{column!r} ({dtype})" for column, dtype in pairs if not dtype.lower().startswith(numeric)
+    )
