@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree, UInt32
 
 from laplace_kit import streams
 from laplace_kit.arrays import as_arrays, is_list_of_numbers
@@ -28,24 +28,30 @@ NUM_EXAMPLES = 256
 
 @pytree_dataclass()
 class Chunk:
-    """Some examples: inputs, targets, and a weight of 0 or 1 each."""
+    """Some examples: inputs, targets, and a weight of 0 or 1 each; `prints` as in `InMemory`."""
 
     x: PyTree
     y: PyTree
     weight: Float[Array, " B"]
+    prints: UInt32[Array, " B"] | None = None
 
 
-@pytree_dataclass(static=("of_features",))
+@pytree_dataclass()
 class InMemory:
     """Inputs and targets as arrays with one leading axis of examples.
 
-    With `of_features` the inputs were computed, by the frozen part of a model, and may be infinite
-    as a mask is.
+    Inputs that were computed, by the frozen part of a model, come with the fingerprints of the
+    examples that they were computed from, and may be infinite as a mask is.
     """
 
     x: PyTree
     y: PyTree
-    of_features: bool = False
+    prints: UInt32[Array, " N"] | None = None
+
+    @property
+    def of_features(self) -> bool:
+        """Whether the inputs were computed."""
+        return self.prints is not None
 
     @property
     def num_examples(self) -> int:
@@ -336,13 +342,13 @@ def _accumulable(sums: PyTree) -> PyTree:
 def _slice(data: InMemory, i: int | Int[Array, ""], batch_size: int) -> Chunk:
     """Cut chunk `i`; the last one starts earlier and gives the examples seen before no weight."""
     if batch_size == data.num_examples:
-        return Chunk(data.x, data.y, jnp.ones(batch_size, jnp.float32))
+        return Chunk(data.x, data.y, jnp.ones(batch_size, jnp.float32), data.prints)
     start = jnp.minimum(i * batch_size, data.num_examples - batch_size)
-    x, y = jax.tree.map(
-        lambda a: jax.lax.dynamic_slice_in_dim(a, start, batch_size), (data.x, data.y)
+    x, y, prints = jax.tree.map(
+        lambda a: jax.lax.dynamic_slice_in_dim(a, start, batch_size), (data.x, data.y, data.prints)
     )
     is_new = start + jnp.arange(batch_size) >= i * batch_size
-    return Chunk(x, y, is_new.astype(jnp.float32))
+    return Chunk(x, y, is_new.astype(jnp.float32), prints)
 
 
 def chunks(data: Stream, batch_size: int | None) -> Iterator[Chunk]:

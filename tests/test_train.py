@@ -198,7 +198,7 @@ def test_parameters_that_are_one_array(x64):
         lambda params, x: x @ params["w"], {"w": jnp.asarray(weight)}, data, **options
     )
     np.testing.assert_allclose(bare.la.mode, named.la.mode["w"], rtol=1e-10)
-    assert np.abs(bare.la.mode).max() > 0.01
+    assert np.abs(bare.la.mode).max() > 0.005  # Adam moved it by its rate
     np.testing.assert_allclose(
         bare.history.log_marginal_likelihood, named.history.log_marginal_likelihood, rtol=1e-10
     )

@@ -141,7 +141,7 @@ def design_matrix(operator: GaussNewtonOperator) -> Design:
     kernel = replace(operator, data=None)
     if isinstance(operator.data, InMemory):
         data = operator.data
-        chunk = Chunk(data.x, data.y, jnp.ones(data.num_examples))
+        chunk = Chunk(data.x, data.y, jnp.ones(data.num_examples), data.prints)
         rows = map_over(_rows, kernel, chunk, size)
     else:
         rows = _gather(kernel, operator.data, size)

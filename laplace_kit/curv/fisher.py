@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num, PRNGKeyArray, PyTree
 
-from laplace_kit.curv.draws import example_key
+from laplace_kit.curv.fingerprint import fingerprint
 from laplace_kit.curv.ggn import GaussNewtonOperator
 from laplace_kit.curv.operator import STATIC, bind
 from laplace_kit.data import DataLike, as_data
@@ -121,14 +121,18 @@ class MonteCarloFisherOperator(GaussNewtonOperator):
         return self.num_samples
 
     def output_factor(self, f, chunk, columns):
-        def one(f_n, x_n, y_n):
+        prints = chunk.prints
+        if prints is None:
+            prints = jax.vmap(fingerprint)((chunk.x, chunk.y))
+
+        def one(f_n, y_n, print_n):
             def draw(key):
                 return self.likelihood.sampled_gradient(key, f_n, y_n)
 
-            keys = jax.random.split(example_key(self.key, (x_n, y_n)), self.num_samples)
+            keys = jax.random.split(jax.random.fold_in(self.key, print_n), self.num_samples)
             return jax.vmap(draw)(keys.at[columns].get(mode="clip"))
 
-        drawn = jax.vmap(one)(f, chunk.x, chunk.y)
+        drawn = jax.vmap(one)(f, chunk.y, prints)
         factor = jnp.where((columns < self.num_samples).reshape(-1, *(1,) * (f.ndim - 1)), drawn, 0)
         return factor / jnp.sqrt(jnp.asarray(self.num_samples, f.dtype))
 

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 from jax.tree_util import Partial, PyTreeDef
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, UInt32
 
 from laplace_kit import memory
 from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.capture.uses import Program, Step, evaluate, moves_entries, reached_from
+from laplace_kit.curv.fingerprint import fingerprint
 from laplace_kit.curv.objective import Objective
 from laplace_kit.data import Data, InMemory, map_over
 from laplace_kit.likelihood import Gaussian
@@ -88,12 +89,14 @@ def with_features(
     if batch_size is None:
         unit = memory.activation_bytes(objective.model_fn, objective.params, data.x)
         batch_size = max(memory.working_set(memory_limit) // max(unit, 1), 1)
-    phi = map_over(_apply, features, data.x, batch_size)
-    return replace(objective, model_fn=head), InMemory(phi, data.y, of_features=True)
+    phi, prints = map_over(_apply, features, (data.x, data.y), batch_size)
+    return replace(objective, model_fn=head), InMemory(phi, data.y, prints)
 
 
-def _apply(features: Partial, x: PyTree) -> tuple[Array, ...]:
-    return features(x)
+def _apply(features: Partial, examples: PyTree) -> tuple[tuple[Array, ...], UInt32[Array, " B"]]:
+    """Return the features, and what tells the examples apart where these may not."""
+    x, _ = examples
+    return features(x), jax.vmap(fingerprint)(examples)
 
 
 class _Cut(NamedTuple):

@@ -9,7 +9,7 @@ import twins
 from laplace_kit import curv
 from laplace_kit.approx.low_rank import fit_low_rank
 from laplace_kit.approx.posterior import factorise
-from laplace_kit.curv.draws import example_key
+from laplace_kit.curv.fingerprint import fingerprint
 from laplace_kit.data import Chunk
 from laplace_kit.likelihood import Categorical, FromLoss, Gaussian, Masked
 
@@ -26,7 +26,7 @@ def sampled_fisher(problem: twins.Problem, num_samples: int) -> np.ndarray:
 
     def gradient(index, f):
         example = jax.tree.map(lambda leaf: leaf[index], (problem.x, problem.y))
-        keys = jax.random.split(example_key(KEY, example), num_samples)
+        keys = jax.random.split(jax.random.fold_in(KEY, fingerprint(example)), num_samples)
         labels = [problem.likelihood.sample(key, f) for key in keys]
         return jnp.stack([jax.grad(problem.loss)(f, y) for y in labels]) / num_samples**0.5
 
@@ -174,7 +174,7 @@ def test_where_no_label_was_observed_none_is_drawn(kind, x64):
     theta, outputs = twins.flat(problem)
 
     def factor(x, y, f, seen):
-        keys = jax.random.split(example_key(KEY, (x, y)), 2)
+        keys = jax.random.split(jax.random.fold_in(KEY, fingerprint((x, y))), 2)
         labels = jax.vmap(problem.likelihood.sample, (0, None))(keys, f)
         gradients = jax.vmap(jax.grad(problem.loss), (None, 0))(f, labels)
         return jnp.where(seen[:, None], gradients, 0) / 2**0.5

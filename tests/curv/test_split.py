@@ -235,6 +235,15 @@ def test_a_mask_of_minus_infinity_is_no_fault(structure, x64):
     twins.assert_close(cached.predict(TOKENS).f_cov, streamed.predict(TOKENS).f_cov)
 
 
+def test_labels_are_drawn_for_the_examples_that_features_were_made_of(x64):
+    """So that the Monte Carlo Fisher matrix is the same with features and without."""
+    options = {"likelihood": "categorical", "structure": "full", "subset": free}
+    options |= {"curvature": "mc_fisher", "key": jax.random.key(0)}
+    params, data = attention_params(), (TOKENS, np.arange(NUM) % 2)
+    cached, streamed = (lk.fit(attention, params, of, **options) for of in (data, [data]))
+    twins.assert_close(cached.structure.matrix, streamed.structure.matrix)
+
+
 def fit_bounded(tokens, fn):
     def model_fn(params, x):
         return attention(params, {"tokens": fn(x["tokens"]), "mask": x["mask"]})

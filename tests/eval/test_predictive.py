@@ -251,7 +251,7 @@ def test_at_the_mode_there_is_no_weight_uncertainty(likelihood, x64):
         ({"method": "linearised"}, "method='linearised', expected.*Did you mean 'linearized'"),
         ({"link": "probits"}, "link='probits', expected.*Did you mean 'probit'"),
         ({"covariance": "diag"}, "covariance='diag', expected one of 'auto', 'full', 'diagonal'"),
-        ({"num_samples": 1}, "num_samples=1, expected at least 2 draws"),
+        ({"num_samples": 1}, "num_samples=1, expected a whole number of draws, at least 2"),
     ],
 )
 def test_options_that_cannot_be_right(options, message):

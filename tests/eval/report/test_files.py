@@ -329,7 +329,7 @@ def test_archives_that_are_refused(tmp_path, arrays, message):
         ("p\n1\n", "found probs, expected y and probs"),
         ("y,p\n1,0.5\n\n1\n", "1 values in line 4, expected 2, as the header has; .*cut off"),
         ("y,p\n1,0.5,\n", "3 values in line 2"),
-        ("y,p\n1,0.5\ncat,0.5\n", "'cat' as y in line 3, expected a number; .* number the classes"),
+        ("y,p\n1,0.5\ncat,0.5\n", "'cat' as y in line 3, expected the number of a class"),
         ("y,p\n1,50%\n", "'50%' as p in line 2, expected a number; write 50% as 0.5"),
         ("y,p\n1,\n", "no p in line 2, expected a number"),
         ("y,p\n1,nan\n", "nan at p in line 2"),

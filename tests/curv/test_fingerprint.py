@@ -1,4 +1,4 @@
-"""Keys of examples: they depend on every value and its place, and on nothing else."""
+"""Fingerprints of examples: they depend on every value and its place, and on nothing else."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from laplace_kit.curv.draws import example_key, fingerprint
+from laplace_kit.curv.fingerprint import fingerprint
 
 
 def by_python(example) -> int:
@@ -64,11 +64,3 @@ def test_many_similar_examples_differ_and_fill_all_bits():
     np.testing.assert_allclose(bits.mean(axis=0), 0.5, atol=5 * 0.5 / np.sqrt(len(x)))
     counts = np.bincount(found >> 24, minlength=256)
     assert chisquare(counts).pvalue > 1e-4
-
-
-def test_keys_depend_on_the_given_one_and_the_example():
-    x, y = jnp.arange(3.0), jnp.asarray(1)
-    keys = [example_key(jax.random.key(i), (x, y + j)) for i in (0, 1) for j in (0, 1)]
-    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 4
-    again = example_key(jax.random.key(0), (x, y))
-    assert jnp.all(jax.random.key_data(again) == jax.random.key_data(keys[0]))

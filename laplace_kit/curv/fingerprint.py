@@ -1,33 +1,16 @@
-"""A key for every example, made of its own values: what is drawn follows it wherever it comes.
+"""A number for every example, made of its own values, to fold into a random key.
 
-So a loader may shuffle, and batches may be of any size. Examples that are equal in all of their
-values, to float32 precision, have the same key.
+What is drawn with that key follows the example wherever it comes: a loader may shuffle, and batches
+may be of any size. Examples that are equal in all of their values, to float32 precision, have the
+same number.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, PyTree, UInt32
+from jaxtyping import Array, PyTree, UInt32
 
 # Of the golden ratio: multiples of it are spread evenly over all 32 bits.
 _GOLDEN = 0x9E3779B9
-
-
-def example_key(key: PRNGKeyArray, example: PyTree) -> PRNGKeyArray:
-    """Return a key that depends on another key and on the values of one example.
-
-    Parameters
-    ----------
-    key
-        For all examples.
-    example
-        A pytree of arrays without a leading axis of examples, such as `(x_n, y_n)`.
-
-    Returns
-    -------
-    key
-        Cost: some ten operations on integers for every entry.
-    """
-    return jax.random.fold_in(key, fingerprint(example))
 
 
 def fingerprint(example: PyTree) -> UInt32[Array, ""]:
@@ -38,7 +21,13 @@ def fingerprint(example: PyTree) -> UInt32[Array, ""]:
     Parameters
     ----------
     example
-        A pytree of arrays of any dtype. Floating-point numbers count to float32 precision.
+        A pytree of arrays of any dtype without a leading axis of examples, such as `(x_n, y_n)`.
+        Floating-point numbers count to float32 precision.
+
+    Returns
+    -------
+    print
+        Cost: some ten operations on integers for every entry.
 
     References
     ----------
