@@ -65,7 +65,7 @@ def linearize_gradient(gradient: Callable[[PyTree], PyTree], at: PyTree) -> Call
     Parameters
     ----------
     gradient
-        Of a twice-differentiable scalar function, so that its derivative is symmetric.
+        The gradient of a twice-differentiable scalar function, whose derivative is symmetric.
     at
         The point.
 

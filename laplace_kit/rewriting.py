@@ -49,7 +49,7 @@ def has_operation(fn: Callable[..., PyTree], *args: PyTree, name: str) -> bool:
     fn, *args
         The function and its arguments, or their shapes: it is traced, and nothing is computed.
     name
-        Of the primitive.
+        The primitive's name.
     """
     return _has_operation(jax.make_jaxpr(fn)(*args).jaxpr, name)
 

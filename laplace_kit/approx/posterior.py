@@ -192,7 +192,7 @@ def without_rounding(
     values
         In the dtype that they were computed in.
     size
-        Of the matrix.
+        The number of the matrix's rows.
     coarsest
         The rounding of the matrix itself, relative to its norm, where that is in lower precision.
     """

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, UInt32
 
-# Of the golden ratio: multiples of it are spread evenly over all 32 bits.
+# The golden ratio's fraction: multiples of it are spread evenly over all 32 bits.
 _GOLDEN = 0x9E3779B9
 
 

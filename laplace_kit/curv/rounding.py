@@ -23,9 +23,9 @@ def rounding(operator: SelfAdjointOperator) -> float:
     Returns
     -------
     epsilon
-        Of the coarsest floating-point dtype among the vectors and the values in the model that
-        depend on free parameters: that of bfloat16 where a model in float32 computes in bfloat16
-        on the way. Cost: the model is traced for one example, if that has not been done.
+        That of the coarsest floating-point dtype among the vectors and the values in the model that
+        depend on free parameters: bfloat16's where a model in float32 computes in bfloat16 on the
+        way. Cost: the model is traced for one example, if that has not been done.
     """
     parts = jax.tree.leaves(operator, is_leaf=_is_curvature)
     models = [part for part in parts if _is_curvature(part)]

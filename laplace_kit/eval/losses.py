@@ -77,8 +77,8 @@ def _(likelihood: MultivariateGaussian, predictive, y):
 def _(likelihood: Poisson, predictive, y):
     """Integrate the rate out by 32-point Gauss-Hermite quadrature around the mode of each output.
 
-    Of large counts the integrand is far narrower than the outputs' distribution: nodes laid out for
-    the latter miss it.
+    For large counts the integrand is far narrower than the outputs' distribution: nodes laid out
+    for the latter miss it.
     """
     f_mean, f_std = predictive.f_mean, jnp.sqrt(predictive.f_var)
     nodes, weights = np.polynomial.hermite_e.hermegauss(32)

@@ -57,7 +57,7 @@ def average_sigmoid(
     Parameters
     ----------
     mean, std
-        Of the logits.
+        The moments of the logits.
     key, num_samples
         As for `average_softmax`, with the same error.
     """

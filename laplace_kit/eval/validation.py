@@ -225,8 +225,9 @@ def cross_validated(
     Returns
     -------
     mean_loss
-        Of a prior precision and, where it is not one, a temperature of the posterior, by which the
-        Newton step is not. Cost of a call: K factorisations and predictions of all data.
+        A function of a prior precision and of a temperature of the posterior, one by default, which
+        leaves the Newton step as it is. Cost of a call: K factorisations and predictions of all
+        data.
     """
     theta = tree.ravel(objective.params)
 

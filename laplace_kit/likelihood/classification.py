@@ -158,7 +158,7 @@ def _widened(labels: Array) -> Array:
 
 
 def _sum_to_one(probs: Array) -> Array:
-    """Tell which rows sum to one, but for the rounding of their own dtype to it."""
+    """Return whether each row sums to one, up to the rounding of its own dtype."""
     is_rounded = jnp.issubdtype(probs.dtype, jnp.inexact)
     rounding = float(jnp.finfo(probs.dtype).eps) if is_rounded else 0.0
     total = jnp.sum(probs, axis=-1, dtype=jnp.promote_types(probs.dtype, jnp.float32))

@@ -49,7 +49,7 @@ def class_gaps(
     probs, targets
         Probabilities, and labels as distributions.
     num_bins
-        Of equal width between 0 and 1.
+        The number of bins of equal width between 0 and 1.
     """
     edges = bins.equal_width_edges(num_bins, probs.dtype)
     gaps, indices = targets - probs, bins.bin_indices(probs, edges)
