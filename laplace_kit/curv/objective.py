@@ -70,8 +70,9 @@ class Objective:
 
     def _takes(self, x: PyTree, num: int) -> bool:
         """Return whether so many inputs of the same shapes have one row of outputs for each."""
-        spec = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((num, *leaf.shape[1:]), leaf.dtype), x
+        spec = jax.tree.map(  # in dtypes that JAX has, whatever those of the host are
+            lambda leaf: jax.ShapeDtypeStruct((num, *leaf.shape[1:]), leaf.dtype),
+            jax.eval_shape(lambda leaves: leaves, x),
         )
         try:
             outputs = apply_model.eval_shape(self.model_fn, self.params, spec)

@@ -97,7 +97,7 @@ def test_half_of_the_dimension_is_exact(x64):
     diagonal = estimate_diagonal(operator, key=KEY, num_samples=24, method="xdiag")
     twins.assert_close(trace.value, SPECTRUM.sum())
     twins.assert_close(diagonal.value, np.diag(operator.dense))
-    assert trace.standard_error == 0
+    assert trace.standard_error < 1e-15  # rounding, if anything
     assert trace.num_products == diagonal.num_products == len(SPECTRUM)
 
 
