@@ -373,6 +373,8 @@ def test_a_batch_unlike_the_first_is_refused():
 
 # --- what holds the numbers -----------------------------------------------------------------------
 
+X7, Y7 = arrays(7)
+
 
 def test_mappings_lists_and_tensors_are_read_in_memory_and_from_a_loader():
     x = collections.UserDict(ids=X7, more=types.MappingProxyType({"mask": X7.tolist()}))
