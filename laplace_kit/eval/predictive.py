@@ -23,6 +23,7 @@ from laplace_kit.eval.joint import joint_moments, marginal_moments
 from laplace_kit.eval.moments import accurate, linearized_moments
 from laplace_kit.eval.outputs import Predictive as Predictive
 from laplace_kit.eval.outputs import from_gaussian, from_samples
+from laplace_kit.likelihood import Likelihood
 
 Method = Literal["linearized", "sampled"]
 CovarianceForm = Literal["auto", "full", "diagonal"]
@@ -162,8 +163,24 @@ def predict(
     return _from_samples(objective.likelihood, samples, full)
 
 
-# What is small is one program all the same: operation by operation it would be twenty.
-from_moments = jax.jit(from_gaussian, static_argnames=("link", "num_samples"))
+def from_moments(
+    likelihood: Likelihood,
+    f_mean: Array,
+    f_var: Array,
+    f_cov: Array | None,
+    *,
+    link: str,
+    key: PRNGKeyArray | None,
+    num_samples: int,
+) -> Predictive:
+    """Return what `from_gaussian` does, by one compiled program for each link."""
+    if link != "monte_carlo":  # which alone reads them: others need not be compiled again for these
+        key, num_samples = None, 0
+    moments = (f_mean, f_var, f_cov)
+    return _from_gaussian(likelihood, *moments, link=link, key=key, num_samples=num_samples)
+
+
+_from_gaussian = jax.jit(from_gaussian, static_argnames=("link", "num_samples"))
 _from_samples = jax.jit(from_samples, static_argnames="full")
 
 

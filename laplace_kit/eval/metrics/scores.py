@@ -1,5 +1,6 @@
 """Scores of doubt: one number for each input, the higher, the further from what is known."""
 
+import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr
 from jaxtyping import Array, ArrayLike, Float
@@ -7,10 +8,14 @@ from jaxtyping import Array, ArrayLike, Float
 from laplace_kit.eval.metrics import checks
 from laplace_kit.eval.metrics.inputs import metric
 
+_NEARLY_ONE = 0.999  # nearer, float32 has fewer than four digits of the distance from one
+
 
 @metric
 def max_probability_score(probs: ArrayLike) -> Float[Array, " N"]:
     r"""Return $1 - \max_c p_{nc}$, for each input.
+
+    Near certainty it is the sum of the other probabilities, which tells apart what rounds to one.
 
     Parameters
     ----------
@@ -27,7 +32,7 @@ def max_probability_score(probs: ArrayLike) -> Float[Array, " N"]:
     Hendrycks and Gimpel (2017), "A baseline for detecting misclassified and out-of-distribution
     examples in neural networks".
     """
-    return 1 - jnp.max(checks.distributions(probs, "(N, C)"), axis=-1)
+    return besides_largest(checks.distributions(probs, "(N, C)"))
 
 
 @metric
@@ -64,6 +69,16 @@ def mutual_information_score(probs: ArrayLike) -> Float[Array, " N"]:
     """
     probs = checks.distributions(probs, "(S, N, C)")
     return _entropy(jnp.mean(probs, axis=0)) - jnp.mean(_entropy(probs), axis=0)
+
+
+@jax.jit
+def besides_largest(probs: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:
+    """Return one minus the largest probability, without cancellation where that is nearly one."""
+    largest = jnp.max(probs, axis=-1)
+    is_largest = jnp.arange(probs.shape[-1]) == jnp.argmax(probs, axis=-1)[..., None]
+    others = jnp.sum(jnp.where(is_largest, 0, probs), axis=-1)
+    # Elsewhere equal probabilities shall give equal scores, however the others are rounded.
+    return jnp.where(largest > _NEARLY_ONE, others, 1 - largest)
 
 
 def _entropy(probs: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:

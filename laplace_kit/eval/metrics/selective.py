@@ -11,6 +11,7 @@ from laplace_kit.eval.metrics import checks, weighting
 from laplace_kit.eval.metrics.classification import hits
 from laplace_kit.eval.metrics.inputs import metric
 from laplace_kit.eval.metrics.ranking import ratio, sums_above
+from laplace_kit.eval.metrics.scores import besides_largest
 from laplace_kit.eval.metrics.sums import over_examples
 
 
@@ -58,7 +59,10 @@ def risk_coverage_curve(
     El-Yaniv and Wiener (2010), "On the foundations of noise-free selective classification"; Geifman
     and El-Yaniv (2017), "Selective classification for deep neural networks".
     """
-    return _curve(*_judged(probs, y, confidence, weights))
+    curve = _curve(*_judged(probs, y, confidence, weights))
+    if confidence is not None:
+        return curve
+    return curve._replace(thresholds=_largest_first(*checks.as_floating(probs)))
 
 
 @metric
@@ -118,10 +122,13 @@ def excess_aurc(
 
 
 def _judged(probs, y, confidence, weights):
-    """Return confidence, errors and weights of the examples."""
+    """Return confidence, errors and weights of the examples.
+
+    By default the largest probability minus one: near one, floating-point numbers are too coarse.
+    """
     probs, targets = checks.labelled(probs, y)
     if confidence is None:
-        confidence = jnp.max(probs, axis=1)
+        confidence = -besides_largest(probs)
     confidence = checks.scores("confidence", confidence, probs.dtype)
     if len(confidence) != len(probs):
         raise ValueError(
@@ -130,6 +137,11 @@ def _judged(probs, y, confidence, weights):
         )
     weights = weighting.checked(weights, len(probs), probs.dtype)
     return confidence, 1 - hits(probs, targets), weights
+
+
+@jax.jit
+def _largest_first(probs: Float[Array, "N C"]) -> Float[Array, " N"]:
+    return -jnp.sort(-jnp.max(probs, axis=1))
 
 
 @jax.jit

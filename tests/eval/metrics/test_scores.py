@@ -39,3 +39,13 @@ def test_certain_and_unsure():
     same, torn = np.stack([probs, probs]), np.stack([probs[:1], probs[:1, ::-1]])
     np.testing.assert_allclose(mt.mutual_information_score(same), 0, atol=1e-6)
     np.testing.assert_allclose(mt.mutual_information_score(torn), np.log(2), rtol=1e-6)
+
+
+def test_near_certainty_scores_tell_apart_what_rounds_to_one():
+    rest = np.array([1e-3, 1e-6, 1e-9, 1e-20, 1e-30])
+    probs = np.stack([1 - rest, rest / 4, 3 * rest / 4], axis=1)
+    found = mt.max_probability_score(probs.astype(np.float32))
+    np.testing.assert_allclose(found, rest, rtol=1e-4)
+    equal = np.array([[0.7, 0.3, 0.0], [0.7, 0.2, 0.1]], np.float32)
+    first, second = np.asarray(mt.max_probability_score(equal))
+    assert first == second

@@ -73,3 +73,15 @@ def test_the_oracle_of_few_errors_among_many_is_not_lost_to_rounding(num, wrong)
     found = mt.aurc(probs, labels) - mt.excess_aurc(probs, labels)
     # The area of no information is the error rate, rounded.
     np.testing.assert_allclose(found, least, rtol=1e-6, atol=2e-8 * (1 + 10 * wrong / num))
+
+
+def test_confidences_that_round_to_one_are_ranked():
+    """As float64 ranks them: the least certain of the three is the one that is wrong."""
+    rest = np.array([1e-9, 1e-12, 1e-20])
+    probs = np.stack([1 - rest, rest], axis=1).astype(np.float32)
+    y = np.array([1, 0, 0])
+    assert float(mt.aurc(probs, y)) == pytest.approx((0 + 0 + 1 / 3) / 3)
+    assert float(mt.excess_aurc(probs, y)) == pytest.approx(0, abs=1e-6)
+    curve = mt.risk_coverage_curve(probs, y)
+    np.testing.assert_allclose(curve.risk, [0, 0, 1 / 3], rtol=1e-6)
+    np.testing.assert_array_equal(curve.thresholds, 1)
