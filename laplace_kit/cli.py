@@ -266,7 +266,7 @@ def _facts() -> dict[str, Any]:
     """Return versions, devices and memory."""
     import jax
 
-    from laplace_kit import memory
+    from laplace_kit.memory import Limits
 
     try:
         devices = jax.local_devices()
@@ -289,7 +289,7 @@ def _facts() -> dict[str, Any]:
             for device in devices
         ],
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "memory_budget_bytes": memory.budget(),
+        "memory_budget_bytes": Limits().budget,
         "x64": bool(jax.config.jax_enable_x64),
     }
 

@@ -51,17 +51,16 @@ def update(la: "Laplace", data: Any, *, key: PRNGKeyArray | None = None) -> "Lap
     Ritter, Botev and Barber (2018), Online structured Laplace approximations for overcoming
     catastrophic forgetting.
     """
-    data, objective, choice = as_data(data), la.objective, la.choice
+    data, choice = as_data(data), la.choice
     if choice.curvature == "mc_fisher" and key is None:
         raise ValueError(
             "Found no key, expected one for curvature='mc_fisher', which draws labels; pass "
             "key=jax.random.key(0)."
         )
     x, y = batch_spec(data)
+    objective = la.objective.planned(x)
     check_outputs(objective, x, y)
-    mode = examine_mode(
-        objective, data, batch_size=choice.batch_size, memory_limit=choice.memory_limit
-    )
+    mode = examine_mode(objective, data)
     structure = named_structure(named_operator(objective, data, choice, key), choice, key)
     old = Expansion(la.log_likelihood, la.gradient, la.structure)
     new = Expansion(mode.log_likelihood, mode.gradient.astype(la.gradient.dtype), structure)

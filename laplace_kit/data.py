@@ -223,11 +223,6 @@ def _rows(arrays: PyTree, rows: Int[Array, " M"]) -> PyTree:
     return _automatic(take, _sharding_of(arrays, PartitionSpec()))(arrays, rows)
 
 
-def even_chunk(data: Data, batch_size: int) -> int:
-    """Return the smallest chunk that cuts data in memory, or a batch, in as many as this one."""
-    return -(-data.num_first // -(-data.num_first // batch_size))
-
-
 # --- sums over examples -------------------------------------------------------------------------
 
 
@@ -366,15 +361,6 @@ def chunks(data: Stream, batch_size: int | None) -> Iterator[Chunk]:
 def _listed(shapes: list[tuple[int, ...]]) -> str:
     """Return shapes as text, the first of many."""
     return ", ".join(map(str, shapes[:6])) + (", ..." if len(shapes) > 6 else "")
-
-
-def check_batch_size(batch_size: int | None) -> None:
-    """Raise a `ValueError` where this is neither `None` nor a positive whole number."""
-    if batch_size is not None and (batch_size < 1 or batch_size != int(batch_size)):
-        raise ValueError(
-            f"Found batch_size={batch_size}, expected a positive number of whole examples, or None "
-            "to choose it from the memory limit."
-        )
 
 
 def _take(batch: InMemory, rows: np.ndarray) -> tuple[PyTree, PyTree]:

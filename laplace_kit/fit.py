@@ -30,8 +30,7 @@ from laplace_kit.approx.posterior import factorise
 from laplace_kit.approx.prior import expand_precision
 from laplace_kit.approx.subset import last_layer
 from laplace_kit.curv import design
-from laplace_kit.curv.capture.coverage import of_objective
-from laplace_kit.curv.capture.layers import find_layers
+from laplace_kit.curv.capture.coverage import coverage_of
 from laplace_kit.curv.kronecker import WEIGHT_SHARING, num_entries
 from laplace_kit.curv.matrix_free.ritz import check_rank
 from laplace_kit.curv.mode import check_inputs, examine_mode
@@ -44,7 +43,6 @@ from laplace_kit.data import (
     InMemory,
     as_data,
     batch_spec,
-    check_batch_size,
     first_examples,
 )
 from laplace_kit.errors import check_option
@@ -52,6 +50,7 @@ from laplace_kit.eval.predictive import Prediction
 from laplace_kit.independence import check_independence
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Likelihood, as_likelihood
+from laplace_kit.memory import Limits
 from laplace_kit.selection import Selection, Subset, can_vary, select
 from laplace_kit.tree import as_pytree_function
 
@@ -144,7 +143,7 @@ def fit(
     check_option("curvature", curvature, CURVATURES, CURVATURE_HINTS)
     check_option("structure", structure, ("auto", *STRUCTURES), STRUCTURE_HINTS)
     check_option("weight_sharing", weight_sharing, WEIGHT_SHARING)
-    check_batch_size(batch_size)
+    limits = Limits(batch_size, memory_limit)
     if curvature == "mc_fisher" and key is None:
         raise ValueError(
             "Found no key, expected one for curvature='mc_fisher', which draws labels; pass "
@@ -153,7 +152,7 @@ def fit(
     model_fn = as_pytree_function(model_fn)
     data = as_data(data, progress=progress)
     of_outputs = as_likelihood(likelihood)
-    ask = _Asked(structure, curvature, rank, num_samples, memory_limit)
+    ask = _Asked(structure, curvature, rank, num_samples, limits)
     prior, num_asked = None, None
     if not _is_last_layer(subset):  # wrong options are refused before the model is traced
         free, selection = select(params, subset)
@@ -168,20 +167,19 @@ def fit(
         prior = _prior(prior_precision, prior_mean, free, selection)
     precision, mean = prior
     dtype = precision.dtype
-    x, _ = batch_spec(data)
 
     with _stages(progress) as enter:
         enter("checking the mode")
-        cached, features = with_features(objective, data, batch_size, memory_limit)
+        cached, features = with_features(objective, data)
         if features is not data:
             check_inputs(data.x)  # which may leave no trace in the features
-        mode = examine_mode(cached, features, batch_size=batch_size, memory_limit=memory_limit)
+        mode = examine_mode(cached, features)
         examples = first_examples(data, NUM_EXAMPLES)
-        check_independence(model_fn, params, examples[0], batch_size)
+        check_independence(model_fn, params, examples[0], limits)
         chosen = plan.chosen
         if not isinstance(data, InMemory):  # only now the examples are counted
-            sizes = _with_rows(sizes, mode.num_data, objective, x, ask)
-            chosen = choose_structure(structure, curvature, sizes, memory_limit)
+            sizes = _with_rows(sizes, mode.num_data, objective, ask)
+            chosen = choose_structure(structure, curvature, sizes, limits.budget)
         choice = Choice(
             structure=chosen.structure,
             form=chosen.form,
@@ -192,7 +190,7 @@ def fit(
             num_samples=num_samples,
             batch_size=batch_size,
             memory_limit=memory_limit,
-            event=objective.output_spec(x).shape[1:],
+            event=objective.plan.output.shape,
             because=chosen.because + plan.why,
         )
         enter(f"fitting the {choice.structure} {curvature}")
@@ -214,11 +212,12 @@ def fit(
         temperature=jnp.ones((), dtype),
         examples=examples,
         tuning=None,
-        coverage=of_objective(objective, x),
+        coverage=coverage_of(objective.plan.layers),
         choice=choice,
         prediction=Prediction(),
         num_data=mode.num_data,
         knows_noise=likelihood != "gaussian",
+        plan=objective.plan,
     )
 
 
@@ -271,7 +270,7 @@ def load(
             f"Found no likelihood in {os.fspath(path)!r}, expected one: it was a function, which "
             "is not stored; pass lk.load(path, model_fn, likelihood=lk.FromLoss(loss))."
         )
-    return Laplace(model_fn=as_pytree_function(model_fn), examples=None, **fields)
+    return Laplace(model_fn=as_pytree_function(model_fn), examples=None, plan=None, **fields)
 
 
 # --- what to fit ----------------------------------------------------------------------------------
@@ -295,7 +294,7 @@ class _Asked(NamedTuple):
     curvature: str
     rank: int | None
     num_samples: int
-    memory_limit: int | None
+    limits: Limits
 
 
 class _Plan(NamedTuple):
@@ -318,14 +317,15 @@ def _plan(model_fn, params, likelihood, subset, data: Data, ask: _Asked) -> _Pla
     words = "a subset"
     if _is_last_layer(subset):
         subset, words = last_layer(model_fn, params, x), "the last layer"
-    objective, selection = restrict(model_fn, params, likelihood, subset)
+    objective, selection = restrict(model_fn, params, likelihood, subset, ask.limits)
+    objective = objective.planned(x)
     if tree.size(objective.params) == sum(map(jnp.size, filter(can_vary, jax.tree.leaves(params)))):
         words = "all of them"
     check_outputs(objective, x, y)
-    sizes = _sizes(objective, x, ask)
+    sizes = _sizes(objective, ask)
     if isinstance(data, InMemory):
-        sizes = _with_rows(sizes, data.num_examples, objective, x, ask)
-    chosen = choose_structure(ask.structure, ask.curvature, sizes, ask.memory_limit)
+        sizes = _with_rows(sizes, data.num_examples, objective, ask)
+    chosen = choose_structure(ask.structure, ask.curvature, sizes, ask.limits.budget)
     poor = chosen.structure in ("low_rank", "diagonal") and ask.curvature != "hessian"
     if ask.structure == "auto" and subset is None and poor:
         try:
@@ -343,23 +343,23 @@ def _is_last_layer(subset: Subset) -> bool:
     return isinstance(subset, str) and subset == "last_layer"
 
 
-def _sizes(objective: Objective, x: PyTree, ask: _Asked) -> Sizes:
+def _sizes(objective: Objective, ask: _Asked) -> Sizes:
     num_params = tree.size(objective.params)
     rank = min(DEFAULT_RANK, num_params) if ask.rank is None else check_rank(ask.rank, num_params)
     itemsize = jnp.promote_types(tree.dtype(objective.params), jnp.float32).itemsize
-    return Sizes(num_params, rank, num_entries(find_layers(objective, x)), itemsize)
+    return Sizes(num_params, rank, num_entries(objective.plan.layers), itemsize)
 
 
-def _with_rows(sizes: Sizes, num_data: int, objective: Objective, x: PyTree, ask: _Asked) -> Sizes:
+def _with_rows(sizes: Sizes, num_data: int, objective: Objective, ask: _Asked) -> Sizes:
     """Add what the dual form of the full structure takes; the Hessian has none."""
     columns = {
-        "ggn": int(np.prod(objective.output_spec(x).shape[1:])),
+        "ggn": objective.plan.num_outputs,
         "empirical_fisher": 1,
         "mc_fisher": ask.num_samples,
     }.get(ask.curvature)
     if columns is None or ask.structure not in ("auto", "full"):
         return sizes
-    entries = num_data * design.num_entries(objective, x, columns)
+    entries = num_data * design.num_entries(objective, columns)
     return sizes._replace(num_rows=num_data * columns, design_entries=entries)
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from laplace_kit import tree
 from laplace_kit.data import InMemory, first_examples
+from laplace_kit.memory import DEFAULT_LIMITS, Limits
 from laplace_kit.tree import as_pytree_function
 
 _NUM_EXAMPLES = 4
@@ -23,7 +24,7 @@ _TOO_LARGE = 0.1
 
 
 def check_independence(
-    model_fn: Callable, params: PyTree, x: PyTree, batch_size: int | None = None
+    model_fn: Callable, params: PyTree, x: PyTree, limits: Limits = DEFAULT_LIMITS
 ) -> None:
     """Compare the outputs of a few examples as one batch with those of each of them alone.
 
@@ -40,7 +41,7 @@ def check_independence(
     x
         Inputs with a leading axis, whose outputs are finite. Under a transformation, where values
         cannot be looked at, and with a single example nothing is checked.
-    batch_size
+    limits
         How many examples may be held at a time.
 
     Raises
@@ -49,7 +50,7 @@ def check_independence(
         If outputs depend on the other examples of the batch, on their number or place, or are not
         the same twice. Cost: one program, of the model for a few examples.
     """
-    num = min(_NUM_EXAMPLES, len(jax.tree.leaves(x)[0]), batch_size or _NUM_EXAMPLES)
+    num = min(_NUM_EXAMPLES, len(jax.tree.leaves(x)[0]), limits.batch_size or _NUM_EXAMPLES)
     model_fn = as_pytree_function(model_fn)
     if num < 2 or not tree.is_concrete((model_fn, params, x)):
         return

@@ -17,6 +17,7 @@ from laplace_kit.approx.prior import deviation, expand_precision, structure_for
 from laplace_kit.continual import update
 from laplace_kit.curv.capture.coverage import Coverage
 from laplace_kit.curv.objective import Objective, of_free_params
+from laplace_kit.curv.plan import Plan
 from laplace_kit.eval import functions, predictive
 from laplace_kit.eval.batches import predict_over
 from laplace_kit.eval.link import Link
@@ -29,7 +30,7 @@ from laplace_kit.selection import Selection
 from laplace_kit.tree import pytree_dataclass
 
 
-@pytree_dataclass(static=("coverage", "choice", "prediction", "num_data", "knows_noise"))
+@pytree_dataclass(static=("coverage", "choice", "prediction", "num_data", "knows_noise", "plan"))
 class Laplace:
     r"""A Gaussian over a model's parameters, $\mathcal N(\theta^*, T (H + d)^{-1})$; made by `fit`.
 
@@ -38,7 +39,8 @@ class Laplace:
     about the mode, `temperature` T (one, unless it was tuned); `log_likelihood` and `gradient` are
     sums over the training data at the mode, some of which are kept as `examples`. `coverage` lists
     how layer capture treats each parameter, `choice` what `fit` chose and why, `prediction` how
-    `predict` does it, and `tuning` the way to the prior precision.
+    `predict` does it, and `tuning` the way to the prior precision. `plan` is what is known of the
+    model, `None` in a posterior from a file.
     """
 
     model_fn: jax.tree_util.Partial
@@ -60,6 +62,7 @@ class Laplace:
     prediction: Prediction
     num_data: int
     knows_noise: bool
+    plan: Plan | None
 
     @property
     def params(self) -> PyTree:
@@ -69,7 +72,8 @@ class Laplace:
     @property
     def objective(self) -> Objective:
         """The model as a function of its free parameters, and the likelihood."""
-        return of_free_params(self.model_fn, self.mode, self.selection, self.likelihood)
+        model_fn = of_free_params(self.model_fn, self.selection)
+        return Objective(model_fn, self.mode, self.likelihood, self.plan, self.choice.limits)
 
     # --- the prior ---
 
@@ -286,7 +290,7 @@ class Laplace:
         """
         default = self.prediction
         return predictive.predict(
-            self.objective,
+            self.objective.within(batch_size),
             self.posterior,
             x,
             method=method or default.method,
@@ -295,8 +299,6 @@ class Laplace:
             key=key,
             num_samples=default.num_samples if num_samples is None else num_samples,
             joint=joint,
-            batch_size=self.choice.batch_size if batch_size is None else batch_size,
-            memory_limit=self.choice.memory_limit,
         )
 
     def predict_over(
@@ -327,13 +329,7 @@ class Laplace:
             `samples[k]` one function, differentiable in `x`.
         """
         return functions.sample_functions(
-            self.objective,
-            self.posterior,
-            key,
-            num_samples,
-            method=method,
-            batch_size=self.choice.batch_size,
-            memory_limit=self.choice.memory_limit,
+            self.objective, self.posterior, key, num_samples, method=method
         )
 
     # --- quality ---
@@ -395,8 +391,6 @@ class Laplace:
         return predictive.predict_at_mode(
             self.objective,
             x,
-            batch_size=self.choice.batch_size,
-            memory_limit=self.choice.memory_limit,
         )
 
     def diagnostics(self) -> Diagnostics:

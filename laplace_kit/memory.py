@@ -1,11 +1,14 @@
 """How much memory an operation may take, and how many examples that lets it hold at a time."""
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Jaxpr
+from jax.tree_util import Partial
 from jaxtyping import PyTree
 
 from laplace_kit.tree import as_pytree_function
@@ -28,46 +31,104 @@ _EXAMPLES_WORTH_A_SUM = 512
 _EXAMPLES_WORTH_A_CHUNK = 25
 
 
-def budget(memory_limit: int | None = None) -> int:
-    """Return the memory in bytes that one operation may take.
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What bounds the memory of every operation on a model.
 
-    Parameters
-    ----------
-    memory_limit
-        The caller's own limit in bytes; by default a quarter of the memory of the first device (of
-        the host's, where the device does not tell). A share of the total and not of what is free,
-        so that two runs choose the same shapes and compile the same programs.
+    `batch_size` is the number of examples held at a time, at most; `None` to choose it. `memory` is
+    in bytes; `None` for a quarter of that of the first device (of the host's, where the device does
+    not tell). It is a share of the total and not of what is free, so that two runs choose the same
+    shapes and compile the same programs.
 
     Raises
     ------
     ValueError
-        If `memory_limit` is not positive.
+        If one of them is neither `None` nor positive, or the number is not whole.
     """
-    if memory_limit is not None:
-        if memory_limit <= 0:
+
+    batch_size: int | None = None
+    memory: int | None = None
+
+    def __post_init__(self):
+        size = self.batch_size
+        if size is not None and (size < 1 or size != int(size)):
             raise ValueError(
-                f"Found memory_limit={memory_limit}, expected a positive number of bytes, "
-                "for example 2 * 1024**3; or pass None for a share of the device's memory."
+                f"Found batch_size={size}, expected a positive number of whole examples, or None "
+                "to choose it from the memory limit."
             )
-        return int(memory_limit)
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] // _SHARE
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _SHARE
+        if self.memory is not None and self.memory <= 0:
+            raise ValueError(
+                f"Found memory_limit={self.memory}, expected a positive number of bytes, for "
+                "example 2 * 1024**3; or pass None for a share of the device's memory."
+            )
+
+    @property
+    def budget(self) -> int:
+        """The memory in bytes that one operation may take."""
+        if self.memory is not None:
+            return int(self.memory)
+        stats = jax.local_devices()[0].memory_stats()
+        if stats and "bytes_limit" in stats:
+            return stats["bytes_limit"] // _SHARE
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _SHARE
+
+    def working_set(self, sum_bytes: int = 0) -> int:
+        """Return the bytes to hold at a time where smaller chunks cost little else: on a CPU, few.
+
+        Parameters
+        ----------
+        sum_bytes
+            What each chunk is added to.
+        """
+        limit = self.budget
+        return min(limit, max(_CACHED, _CHUNK_TO_SUM * sum_bytes)) if _on_cpu() else limit
+
+    def chunk_size(self, bytes_per_example: int) -> int:
+        """Return how many examples of a size to hold at a time: as many as fit, at least one."""
+        return self.batch_size or max(self.budget // max(bytes_per_example, 1), 1)
+
+    def summed_chunk(
+        self,
+        num_examples: int,
+        bytes_per_example: int,
+        sum_bytes: int = 0,
+        num_vectors: int = 1,
+    ) -> int:
+        """Return how many examples to hold at a time in a sum over data: at least one.
+
+        On a CPU, enough that the allocator can reuse their buffers: all of them where these fit,
+        otherwise half as many as fit; elsewhere as many as the budget allows. They are cut as
+        evenly as can be.
+
+        Parameters
+        ----------
+        num_examples
+            Of the data.
+        bytes_per_example
+            All intermediate values of one example, as `activation_bytes` counts them.
+        sum_bytes
+            What each chunk is added to.
+        num_vectors
+            How many vectors share a pass through the model.
+        """
+        if self.batch_size:
+            return self.batch_size
+        unit, size = max(bytes_per_example, 1), self.chunk_size(bytes_per_example)
+        if _on_cpu():
+            whole = _RECYCLED // unit
+            recycled = whole if num_examples <= whole else whole // 2
+            for_sums = min(_CHUNK_TO_SUM * sum_bytes // unit, _EXAMPLES_WORTH_A_SUM)
+            for_pass = round(_EXAMPLES_WORTH_A_CHUNK / math.sqrt(max(num_vectors, 1)))
+            size = min(max(recycled, for_sums, for_pass), size)
+        return evenly(num_examples, size)
 
 
-def working_set(memory_limit: int | None = None, sum_bytes: int = 0) -> int:
-    """Return the bytes to hold at a time where smaller chunks cost little else: on a CPU, few.
+DEFAULT_LIMITS = Limits()
 
-    Parameters
-    ----------
-    memory_limit
-        In bytes, as in `budget`.
-    sum_bytes
-        What each chunk is added to.
-    """
-    limit = budget(memory_limit)
-    return min(limit, max(_CACHED, _CHUNK_TO_SUM * sum_bytes)) if _on_cpu() else limit
+
+def evenly(num_examples: int, size: int) -> int:
+    """Return the smallest chunk that cuts examples in as many as one of this size does."""
+    return -(-num_examples // -(-num_examples // size))
 
 
 def _on_cpu() -> bool:
@@ -83,9 +144,8 @@ def readable(num_bytes: int | float) -> str:
     return f"{num_bytes:.4g} TiB"
 
 
-@jax.jit
-def apply_model(model_fn: jax.tree_util.Partial, params: PyTree, x: PyTree) -> PyTree:
-    """Call a model that is a pytree; as one jitted function, its traces are kept by JAX.
+def apply_model(model_fn: Partial, params: PyTree, x: PyTree) -> PyTree:
+    """Call a model, and name the shape of the examples where it refuses them.
 
     Raises
     ------
@@ -104,6 +164,11 @@ def apply_model(model_fn: jax.tree_util.Partial, params: PyTree, x: PyTree) -> P
             f"({type(error).__name__}: {reason}); expected inputs with a "
             "leading axis of examples, each as the model was trained on, for model_fn(params, x)."
         ) from error
+
+
+@jax.jit
+def _call(fn: Partial, *args: PyTree) -> PyTree:
+    return fn(*args)  # of one jitted function JAX keeps the traces
 
 
 def activation_bytes(model_fn: Callable, params: PyTree, x: PyTree) -> int:
@@ -125,19 +190,20 @@ def activation_bytes(model_fn: Callable, params: PyTree, x: PyTree) -> int:
         def resize(leaf):
             return jax.ShapeDtypeStruct((num, *leaf.shape[1:]), leaf.dtype)
 
-        traced = apply_model.trace(model_fn, params, jax.tree.map(resize, x))
-        return _intermediate_bytes(traced.jaxpr.jaxpr)
+        traced = _call.trace(model_fn, params, jax.tree.map(resize, x))
+        return intermediate_bytes(traced.jaxpr.jaxpr)
 
     own = sum(leaf.dtype.itemsize * leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(x))
     return max(total(2) - total(1), 0) + own
 
 
-def _intermediate_bytes(jaxpr) -> int:
+def intermediate_bytes(jaxpr: Jaxpr) -> int:
+    """Return the bytes of all values that a program computes, within its loops and calls too."""
     num = 0
     for equation in jaxpr.eqns:
         values = jax.tree.leaves(list(equation.params.values()))  # `cond` has a tuple of branches
         programs = [getattr(value, "jaxpr", value) for value in values]
-        inner = [_intermediate_bytes(program) for program in programs if hasattr(program, "eqns")]
+        inner = [intermediate_bytes(program) for program in programs if hasattr(program, "eqns")]
         num += sum(inner) * equation.params.get("length", 1)
         if not inner:
             num += sum(
@@ -147,43 +213,3 @@ def _intermediate_bytes(jaxpr) -> int:
                 and not jax.dtypes.issubdtype(v.aval.dtype, jax.dtypes.extended)
             )
     return num
-
-
-def chunk_size(bytes_per_example: int, memory_limit: int | None = None) -> int:
-    """Return how many examples of that size fit the budget: at least one."""
-    return max(budget(memory_limit) // max(bytes_per_example, 1), 1)
-
-
-def summed_chunk(
-    num_examples: int,
-    bytes_per_example: int,
-    memory_limit: int | None = None,
-    sum_bytes: int = 0,
-    num_vectors: int = 1,
-) -> int:
-    """Return how many examples to hold at a time in a sum over data: at least one.
-
-    On a CPU, as many as memory can hold that one call hands on to the next: all, or of more data
-    always half as many as that; elsewhere as many as fit the budget.
-
-    Parameters
-    ----------
-    num_examples
-        Of the data.
-    bytes_per_example
-        All intermediate values of one example, as `activation_bytes` counts them.
-    memory_limit
-        In bytes, as in `budget`.
-    sum_bytes
-        What each chunk is added to.
-    num_vectors
-        How many vectors share a pass through the model.
-    """
-    unit, most = max(bytes_per_example, 1), chunk_size(bytes_per_example, memory_limit)
-    if not _on_cpu():
-        return most
-    whole = _RECYCLED // unit
-    recycled = whole if num_examples <= whole else whole // 2
-    for_sums = min(_CHUNK_TO_SUM * sum_bytes // unit, _EXAMPLES_WORTH_A_SUM)
-    for_pass = round(_EXAMPLES_WORTH_A_CHUNK / math.sqrt(max(num_vectors, 1)))
-    return min(max(recycled, for_sums, for_pass), most)

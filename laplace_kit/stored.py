@@ -55,7 +55,7 @@ CLASSES = {
     )
 }
 # Functions are not stored, and neither are data.
-_LEFT_OUT = ("model_fn", "examples")
+_LEFT_OUT = ("model_fn", "examples", "plan")
 
 
 def stored_names(cls: type) -> set[str]:

@@ -196,26 +196,17 @@ def _is_gaussian(la: "Laplace") -> bool:
 def _variational(la: "Laplace") -> jax.Array:
     """Return the temperature by the variational bound, from the training examples that are kept."""
     x, y = la.examples
-    predictive = predict(
-        la.objective,
-        la.posterior,
-        x,
-        batch_size=la.choice.batch_size,
-        memory_limit=la.choice.memory_limit,
-    )
+    predictive = predict(la.objective, la.posterior, x)
     prior = prior_terms(la.posterior, la.expand(la.prior_precision), la.deviation)
     return variational_temperature(la.likelihood, predictive, y, prior, la.num_data)
 
 
 def _of_folds(la: "Laplace", x: Any, y: Any, loss: Callable, request: Request) -> Callable:
     """Fit every fold's complement and return the loss by prior precision and temperature."""
-    objective, folds = la.objective, []
-    batch_size, memory_limit = la.choice.batch_size, la.choice.memory_limit
+    objective, folds = la.objective.planned(x), []
     for rest, (fold_x, fold_y) in split_folds(x, y, request.num_folds):
         others = InMemory(*rest)
-        gradient = examine_mode(
-            objective, others, batch_size=batch_size, memory_limit=memory_limit
-        ).gradient
+        gradient = examine_mode(objective, others).gradient
         operator = named_operator(objective, others, la.choice, request.key)
         structure = named_structure(operator, la.choice, request.key)
         folds.append(Fold(fold_x, fold_y, structure, gradient.astype(la.gradient.dtype)))
@@ -231,8 +222,6 @@ def _of_folds(la: "Laplace", x: Any, y: Any, loss: Callable, request: Request) -
             covariance=default.covariance,
             num_samples=default.num_samples,
             key=request.key,
-            batch_size=batch_size,
-            memory_limit=memory_limit,
         )
 
     return cross_validated(folds, objective, la.deviation, la.expand, predict_fold, loss)

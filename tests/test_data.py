@@ -18,7 +18,6 @@ from laplace_kit.data import (
     Stream,
     as_data,
     batch_spec,
-    even_chunk,
     gather,
     map_over,
     sum_over,
@@ -138,15 +137,6 @@ def test_sum_in_memory(num, batch_size):
     x, y = arrays(num)
     found = sum_over(weighted_sums, jnp.float32(2.0), as_data((x, y)), batch_size)
     assert_sums(found, expected_sums(2.0, x, y))
-
-
-@given(num=st.integers(1, 40), batch_size=st.integers(1, 50))
-def test_even_chunks_are_as_many_and_no_larger(num, batch_size):
-    size = even_chunk(as_data((np.zeros((num, 1)), np.zeros(num))), batch_size)
-    assert 1 <= size <= min(num, batch_size)
-    assert -(-num // size) == -(-num // batch_size)
-    assert (size - 1) * -(-num // batch_size) < num
-    assert even_chunk(as_data(twins.Loader(*arrays(num), num)), batch_size) == size
 
 
 @given(

@@ -9,6 +9,7 @@ import twins
 
 import laplace_kit as lk
 from laplace_kit.independence import check_independence
+from laplace_kit.memory import Limits
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(12, 3)).astype(np.float32)
@@ -196,9 +197,9 @@ def test_inputs_of_any_kind():
 
 def test_one_example_at_a_time_is_never_mixed():
     check_independence(normalised, PARAMS, X[:1])
-    check_independence(normalised, PARAMS, X, batch_size=1)
+    check_independence(normalised, PARAMS, X, Limits(1))
     with pytest.raises(ValueError, match="from those among 2 examples"):
-        check_independence(normalised, PARAMS, X, batch_size=2)
+        check_independence(normalised, PARAMS, X, Limits(2))
 
 
 def test_values_that_are_traced_are_not_looked_at():

@@ -1,12 +1,13 @@
 """The memory budget, and the size of an example counted on models whose size is known."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from laplace_kit import memory
+from laplace_kit.memory import Limits, evenly
 
 PARAMS = jax.ShapeDtypeStruct((3, 4), jnp.float32)
 INPUTS = jax.ShapeDtypeStruct((7, 3), jnp.float32)
@@ -74,44 +75,46 @@ def test_arrays_are_as_good_as_shapes():
 
 
 def test_chunk_is_what_fits():
-    assert memory.chunk_size(100, memory_limit=1000) == 10
-    assert memory.chunk_size(101, memory_limit=1000) == 9
-    assert memory.chunk_size(2000, memory_limit=1000) == 1
-    assert memory.chunk_size(0, memory_limit=1000) == 1000
+    assert Limits(memory=1000).chunk_size(100) == 10
+    assert Limits(memory=1000).chunk_size(101) == 9
+    assert Limits(memory=1000).chunk_size(2000) == 1
+    assert Limits(memory=1000).chunk_size(0) == 1000
 
 
 def test_chunk_of_a_sum_is_what_calls_hand_on_to_each_other():
-    chunk = partial(memory.summed_chunk, 10**9)
+    def chunk(unit, memory=None, **options):
+        return Limits(memory=memory).summed_chunk(10**18, unit, **options)
+
     most = chunk(1)
     assert 32 * 2**20 < most < 128 * 2**20
     assert chunk(2**20) == most // 2**20
-    assert chunk(2**20, memory_limit=5 * 2**20) == 5
-    assert chunk(2**20, memory_limit=1) == 1
+    assert chunk(2**20, 5 * 2**20) == 5
+    assert chunk(2**20, 1) == 1
     # All that is not cut has no slice of the data beside it.
-    assert memory.summed_chunk(2 * most, 1) == 2 * most
-    assert memory.summed_chunk(2 * most + 1, 1) == most
+    assert Limits().summed_chunk(2 * most, 1) == 2 * most
+    assert Limits().summed_chunk(2 * most + 1, 1) == evenly(2 * most + 1, most) < most
     # A few examples make the most of a pass, unless there is no memory for them.
-    assert chunk(most, memory_limit=100 * most) == 25
-    assert chunk(most, memory_limit=100 * most, num_vectors=25) == 5
-    assert chunk(most, memory_limit=10 * most) == 10
+    assert chunk(most, 100 * most) == 25
+    assert chunk(most, 100 * most, num_vectors=25) == 5
+    assert chunk(most, 10 * most) == 10
     # Adding up large sums takes as long as many examples, but not as any number of them.
     sums = most // 4
-    assert chunk(2**20, memory_limit=2**40, sum_bytes=sums) == 8 * sums // 2**20
-    assert chunk(2**20, memory_limit=2**40, sum_bytes=2**40) == 512
-    assert chunk(2**20, memory_limit=2**23, sum_bytes=2**40) == 8
+    assert chunk(2**20, 2**40, sum_bytes=sums) == 8 * sums // 2**20
+    assert chunk(2**20, 2**40, sum_bytes=2**40) == 512
+    assert chunk(2**20, 2**23, sum_bytes=2**40) == 8
 
 
 def test_accelerators_hold_what_fits(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert memory.summed_chunk(10**12, 10, memory_limit=2**40) == 2**40 // 10
-    assert memory.working_set(2**40) == 2**40
+    assert Limits(memory=2**40).summed_chunk(10**12, 10) == evenly(10**12, 2**40 // 10)
+    assert Limits(memory=2**40).working_set() == 2**40
 
 
 def test_working_set_is_small_unless_sums_are_large():
-    assert memory.working_set(2**40) < 2**25
-    assert memory.working_set(2**20) == 2**20
-    assert memory.working_set(2**40, sum_bytes=2**30) == 2**33
-    assert memory.working_set(2**31, sum_bytes=2**30) == 2**31
+    assert Limits(memory=2**40).working_set() < 2**25
+    assert Limits(memory=2**20).working_set() == 2**20
+    assert Limits(memory=2**40).working_set(sum_bytes=2**30) == 2**33
+    assert Limits(memory=2**31).working_set(sum_bytes=2**30) == 2**31
 
 
 def test_default_is_a_share_of_what_the_device_tells(monkeypatch):
@@ -123,17 +126,17 @@ def test_default_is_a_share_of_what_the_device_tells(monkeypatch):
             return self.stats
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device({"bytes_limit": 8 * 2**30})])
-    assert memory.budget() == 2 * 2**30
-    assert memory.budget(17) == 17
+    assert Limits().budget == 2 * 2**30
+    assert Limits(memory=17).budget == 17
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(None)])
     monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}.get)
-    assert memory.budget() == 1000 * 4096 // 4
+    assert Limits().budget == 1000 * 4096 // 4
 
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_limit_must_be_positive(limit):
     with pytest.raises(ValueError, match=f"Found memory_limit={limit}, expected a positive number"):
-        memory.budget(limit)
+        Limits(memory=limit)
 
 
 @pytest.mark.parametrize(
@@ -142,3 +145,11 @@ def test_limit_must_be_positive(limit):
 )
 def test_numbers_of_bytes_are_readable(num_bytes, text):
     assert memory.readable(num_bytes) == text
+
+
+@given(num=st.integers(1, 40), size=st.integers(1, 50))
+def test_even_chunks_are_as_many_and_no_larger(num, size):
+    even = evenly(num, size)
+    assert 1 <= even <= min(num, size)
+    assert -(-num // even) == -(-num // size)
+    assert (even - 1) * -(-num // size) < num

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-from laplace_kit import memory
+from laplace_kit.memory import Limits, readable
 
 # Richest first.
 STRUCTURES = ("full", "ekfac", "kron", "low_rank", "diagonal")
@@ -47,6 +47,11 @@ class Choice:
     memory_limit: int | None
     event: tuple[int, ...]
     because: str
+
+    @property
+    def limits(self) -> Limits:
+        """What bounds the memory."""
+        return Limits(self.batch_size, self.memory_limit)
 
     @property
     def num_outputs(self) -> int:
@@ -99,13 +104,12 @@ class Chosen(NamedTuple):
     because: str
 
 
-def choose_structure(
-    structure: str, curvature: str, sizes: Sizes, memory_limit: int | None
-) -> Chosen:
+def choose_structure(structure: str, curvature: str, sizes: Sizes, limit: int) -> Chosen:
     """Return the structure to fit: the named one if it fits, or for `"auto"` the richest that does.
 
     For the full structure its form is `"primal"` or `"dual"`: of those that fit, the one of less
-    work. For `"auto"` its matrix, of P or of M rows, may have at most 5,000 of them.
+    work. For `"auto"` its matrix, of P or of M rows, may have at most 5,000 of them. The memory
+    limit is in bytes.
 
     Raises
     ------
@@ -119,7 +123,6 @@ def choose_structure(
             "'empirical_fisher' or 'mc_fisher', whose layers have Kronecker factors; the Hessian "
             "comes as structure='full', 'low_rank' or 'diagonal'."
         )
-    limit = memory.budget(memory_limit)
     forms = _forms_of_full(curvature, sizes)
     full = [form for form in forms if structure_bytes(form, sizes) <= limit]
     quick = [form for form in full if forms[form] <= _ROWS_WORTH_WAITING]
@@ -136,12 +139,12 @@ def choose_structure(
     if structure in others:
         return _asked(structure, forms)
     smallest = {"auto": "diagonal", "full": min(forms, key=lambda f: structure_bytes(f, sizes))}
-    needed = memory.readable(structure_bytes(smallest.get(structure, structure), sizes))
+    needed = readable(structure_bytes(smallest.get(structure, structure), sizes))
     fitting = ["full"] * bool(full) + others
     remedy = " or ".join(f"structure={name!r}" for name in fitting)
     raise ValueError(
         f"Found structure={structure!r} for P={sizes.num_params} parameters, which needs about "
-        f"{needed}, expected at most the memory limit of {memory.readable(limit)}; "
+        f"{needed}, expected at most the memory limit of {readable(limit)}; "
         + (f"what would fit: {remedy}. Or " if remedy else "")
         + "raise memory_limit=, or select fewer parameters with subset=."
     )
@@ -156,8 +159,8 @@ def _asked(name: str, forms: dict[str, int]) -> Chosen:
 
 def _described(name: str, forms: dict[str, int], sizes: Sizes, limit: int) -> Chosen:
     """Say why `"auto"` came to a structure."""
-    needed = memory.readable(structure_bytes(name, sizes))
-    takes = f"takes about {needed} of {memory.readable(limit)}"
+    needed = readable(structure_bytes(name, sizes))
+    takes = f"takes about {needed} of {readable(limit)}"
     if name in forms:
         form = "dual" if name == "dual" else "primal"
         because = f"exact, and its {form} matrix of {forms[name]:,} rows {takes}"

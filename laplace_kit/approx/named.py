@@ -11,7 +11,7 @@ from laplace_kit.approx.kronecker import fit_kronecker
 from laplace_kit.approx.low_rank import fit_low_rank
 from laplace_kit.approx.posterior import Structure
 from laplace_kit.curv.objective import Objective
-from laplace_kit.curv.operator import CurvatureOperator
+from laplace_kit.curv.operator import CurvatureOperator, unchecked
 from laplace_kit.data import Data
 
 CURVATURES = ("ggn", "hessian", "empirical_fisher", "mc_fisher")
@@ -49,29 +49,22 @@ def named_operator(
     Parameters
     ----------
     objective, data
-        The model at its mode with its likelihood, and the data to sum over.
+        The model at its mode, planned, with its likelihood, and the data to sum over, which have
+        been checked.
     choice
-        Names the curvature, and what bounds the memory.
+        Names the curvature.
     key
         For `"mc_fisher"`.
     """
-    bound = (objective.model_fn, objective.params, data, objective.likelihood)
-    batch_size, memory_limit = choice.batch_size, choice.memory_limit
     if choice.curvature == "mc_fisher":
-        return curv.MonteCarloFisherOperator(
-            *bound,
-            key=key,
-            num_samples=choice.num_samples,
-            batch_size=batch_size,
-            memory_limit=memory_limit,
-        )
+        own = {"key": key, "num_samples": choice.num_samples}
+        return unchecked(curv.MonteCarloFisherOperator, objective, data, own)
     operators = {
         "ggn": curv.GGNOperator,
         "hessian": curv.HessianOperator,
         "empirical_fisher": curv.EmpiricalFisherOperator,
     }
-    operator = operators[choice.curvature]
-    return operator(*bound, batch_size=batch_size, memory_limit=memory_limit)
+    return unchecked(operators[choice.curvature], objective, data, {})
 
 
 def named_structure(

@@ -13,11 +13,10 @@ from jax.extend.core import Literal
 from jaxtyping import ArrayLike, Float, Int, PyTree
 
 from laplace_kit import tree
-from laplace_kit.curv.capture.layers import KINDS, Layers, find_layers
+from laplace_kit.curv.capture.layers import KINDS, Layers
 from laplace_kit.curv.capture.products import parts_of
 from laplace_kit.curv.capture.uses import Program, find_uses
 from laplace_kit.curv.objective import restrict
-from laplace_kit.likelihood import Gaussian
 from laplace_kit.selection import Named, can_vary, select, varying
 
 
@@ -54,8 +53,8 @@ def last_layer(model_fn: Callable, params: PyTree, x: PyTree) -> PyTree:
     Snoek et al. (2015), Scalable Bayesian optimization using deep neural networks. Kristiadi et al.
     (2020), Being Bayesian, even just a bit, fixes overconfidence in ReLU networks.
     """
-    objective, _ = restrict(model_fn, params, Gaussian(), varying(params))  # of any likelihood
-    last = _last_leaves(find_layers(objective, x))
+    objective, _ = restrict(model_fn, params, subset=varying(params))
+    last = _last_leaves(objective.planned(x).plan.layers)
     flags = iter(last)
     return jax.tree.map(lambda leaf: can_vary(leaf) and next(flags), params)
 

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from laplace_kit import memory
 from laplace_kit.curv.capture.blocks import Block, FactoredRows, HeadRows, LookupRows
 from laplace_kit.curv.capture.capture import capture
 from laplace_kit.curv.capture.cost import check_fits, rows_cost
@@ -22,7 +21,8 @@ from laplace_kit.curv.capture.layout import to_flat
 from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.ggn import GaussNewtonOperator
 from laplace_kit.curv.objective import Objective, per_example
-from laplace_kit.data import Chunk, InMemory, batch_spec, chunks, map_over, sum_over
+from laplace_kit.data import Chunk, InMemory, chunks, map_over, sum_over
+from laplace_kit.memory import Limits
 from laplace_kit.tree import pytree_dataclass, replace
 
 
@@ -101,7 +101,7 @@ class Design:
 
     @property
     def _room(self) -> int:
-        return memory.working_set(self.memory_limit)
+        return Limits(memory=self.memory_limit).working_set()
 
     def _examples(self, block: Block, num_vectors: int) -> int:
         """Return how many examples to multiply at a time with so many vectors."""
@@ -132,12 +132,11 @@ def design_matrix(operator: GaussNewtonOperator) -> Design:
     ValueError
         If one example with all of its columns exceeds the memory limit.
     """
-    objective, (x, _) = operator.objective, batch_spec(operator.data)
-    columns = operator.num_columns(objective.output_spec(x).shape[1:])
-    cost = rows_cost(objective, x, operator.example_bytes)
-    check_fits(cost, columns, memory.budget(operator.memory_limit))
+    columns, limits = operator.num_columns(operator.plan.output.shape), operator.limits
+    cost = rows_cost(operator.objective)
+    check_fits(cost, columns, limits.budget)
     held = cost.once + columns * cost.direction
-    size = operator.batch_size or max(memory.working_set(operator.memory_limit) // held, 1)
+    size = limits.batch_size or max(limits.working_set() // held, 1)
     kernel = replace(operator, data=None)
     if isinstance(operator.data, InMemory):
         data = operator.data
@@ -145,21 +144,20 @@ def design_matrix(operator: GaussNewtonOperator) -> Design:
         rows = map_over(_rows, kernel, chunk, size)
     else:
         rows = _gather(kernel, operator.data, size)
-    return Design(rows, operator.memory_limit)
+    return Design(rows, limits.memory)
 
 
-def num_entries(objective: Objective, x: PyTree, columns: int) -> int:
+def num_entries(objective: Objective, columns: int) -> int:
     """Return how many numbers the design matrix's factors hold for one example.
 
     Parameters
     ----------
-    objective, x
-        The model, and inputs with a leading axis or their shapes.
+    objective
+        The model, planned.
     columns
         R, of the curvature's factor in the outputs.
     """
-    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
-    leaves = jax.tree.leaves(_row_of_one.eval_shape(objective, one, columns))
+    leaves = jax.tree.leaves(_row_of_one.eval_shape(objective, objective.plan.one, columns))
     return sum(leaf.size for leaf in leaves)
 
 

@@ -8,7 +8,6 @@ what agrees best with its neighbours is taken. Extrapolation allows larger steps
 rounding.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 
@@ -19,10 +18,8 @@ from jaxtyping import Array, ArrayLike, Float, Num, PyTree
 from laplace_kit import tree
 from laplace_kit.curv.linearized import linearized
 from laplace_kit.curv.objective import chunk_loss
-from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind, by_unit_vectors
+from laplace_kit.curv.operator import STATIC, CurvatureOperator, by_unit_vectors
 from laplace_kit.curv.vector import read_vectors
-from laplace_kit.data import DataLike
-from laplace_kit.likelihood import LikelihoodLike
 from laplace_kit.tree import pytree_dataclass
 
 # Steps between one half and 1/4374 of the parameters' size: both kinds of directions are served.
@@ -188,18 +185,6 @@ class FiniteDifferenceHessianOperator(CurvatureOperator):
     TypeError, ValueError
         If data, outputs, targets or likelihood do not go together.
     """
-
-    model_fn: Callable
-    params: PyTree
-    data: DataLike
-    likelihood: LikelihoodLike
-    batch_size: int | None = dataclasses.field(default=None, kw_only=True)
-    scale: Num[ArrayLike, ""] | None = dataclasses.field(default=1.0, kw_only=True)
-    memory_limit: int | None = dataclasses.field(default=None, kw_only=True)
-    example_bytes: int = dataclasses.field(default=0, init=False)
-
-    def __post_init__(self):
-        bind(self)
 
     def linear_map(self, chunk):
         objective = self.objective

@@ -5,7 +5,6 @@ gradients of the loss in the outputs, at the observed label or at labels drawn f
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,9 @@ from jaxtyping import Array, ArrayLike, Float, Num, PRNGKeyArray, PyTree
 
 from laplace_kit.curv.fingerprint import fingerprint
 from laplace_kit.curv.ggn import GaussNewtonOperator
-from laplace_kit.curv.operator import STATIC, bind
-from laplace_kit.data import DataLike, as_data
+from laplace_kit.curv.operator import STATIC
+from laplace_kit.data import as_data
 from laplace_kit.errors import check_count
-from laplace_kit.likelihood import LikelihoodLike
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -45,18 +43,6 @@ class EmpiricalFisherOperator(GaussNewtonOperator):
     ----------
     Kunstner, Balles and Hennig (2019), Limitations of the empirical Fisher approximation.
     """
-
-    model_fn: Callable
-    params: PyTree
-    data: DataLike
-    likelihood: LikelihoodLike
-    batch_size: int | None = dataclasses.field(default=None, kw_only=True)
-    scale: Num[ArrayLike, ""] | None = dataclasses.field(default=1.0, kw_only=True)
-    memory_limit: int | None = dataclasses.field(default=None, kw_only=True)
-    example_bytes: int = dataclasses.field(default=0, init=False)
-
-    def __post_init__(self):
-        bind(self)
 
     def num_columns(self, event):
         return 1
@@ -102,20 +88,12 @@ class MonteCarloFisherOperator(GaussNewtonOperator):
     curvature.
     """
 
-    model_fn: Callable
-    params: PyTree
-    data: DataLike
-    likelihood: LikelihoodLike
     key: PRNGKeyArray = dataclasses.field(kw_only=True)
     num_samples: int = dataclasses.field(default=1, kw_only=True)
-    batch_size: int | None = dataclasses.field(default=None, kw_only=True)
-    scale: Num[ArrayLike, ""] | None = dataclasses.field(default=1.0, kw_only=True)
-    memory_limit: int | None = dataclasses.field(default=None, kw_only=True)
-    example_bytes: int = dataclasses.field(default=0, init=False)
 
-    def __post_init__(self):
+    def __post_init__(self, batch_size, memory_limit):
         check_count("num_samples", self.num_samples, "labels to draw for each example")
-        bind(self)
+        super().__post_init__(batch_size, memory_limit)
 
     def num_columns(self, event):
         return self.num_samples

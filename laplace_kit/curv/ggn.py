@@ -6,7 +6,6 @@ written once, here.
 """
 
 import abc
-import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -19,22 +18,23 @@ from jaxtyping import Array, ArrayLike, Float, Int, Num, PyTree
 from laplace_kit.curv.capture.blocks import HeadRows
 from laplace_kit.curv.capture.capture import Capture, capture, unit_directions
 from laplace_kit.curv.capture.cost import (
+    Held,
+    choose_held,
     multiplied_out,
-    plan,
     products_of_pairs,
     products_with_columns,
     rows_cost,
 )
 from laplace_kit.curv.capture.heads import sole_head
-from laplace_kit.curv.capture.layers import Layer, find_layers
 from laplace_kit.curv.capture.layout import to_flat
 from laplace_kit.curv.capture.rows import Rows, assemble
 from laplace_kit.curv.linear import known_nonnegative
 from laplace_kit.curv.objective import per_example
-from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind
-from laplace_kit.data import Chunk, DataLike, as_data, batch_spec, even_chunk
+from laplace_kit.curv.operator import STATIC, CurvatureOperator
+from laplace_kit.data import Chunk, as_data
 from laplace_kit.derivatives import linearize
-from laplace_kit.likelihood import FromLoss, LikelihoodLike
+from laplace_kit.likelihood import FromLoss
+from laplace_kit.memory import evenly
 from laplace_kit.tangents import side_by_side
 from laplace_kit.tree import pytree_dataclass
 
@@ -90,7 +90,7 @@ class GaussNewtonOperator(CurvatureOperator):
         """
         if self.has_closed_head:
             (moments,) = self.sum_columns(SumOfHeadSquares, ((None, None),))
-            return to_flat([layer.layout for layer in self._layers], [moments])
+            return to_flat(self.plan.layers.layouts, [moments])
         return self.sum_rows(
             partial(_SumOfRows, Rows.squared_sum), multiplied_out, sum_bytes=4 * self.shape[0]
         )
@@ -110,7 +110,7 @@ class GaussNewtonOperator(CurvatureOperator):
         grams = self.sum_rows(
             partial(_SumOfRows, Rows.gram), work, sum_bytes=4 * self.shape[0] ** 2
         )
-        return assemble(grams, tuple(layer.layout for layer in self._layers))
+        return assemble(grams, self.plan.layers.layouts)
 
     def sum_rows(
         self,
@@ -133,23 +133,22 @@ class GaussNewtonOperator(CurvatureOperator):
         sum_bytes
             The size of the sum.
         """
-        objective, (x, _) = self.objective, batch_spec(self.data)
-        cost = rows_cost(objective, x, self.example_bytes, work)
-        held = plan(cost, self._num_columns, self.batch_size, self.memory_limit, sum_bytes)
-        fn = fn_of_width(held.num_directions)
-        size = self.batch_size or even_chunk(self.data, held.batch_size)
-        return self.sum_over(fn, args, batch_size=size)
+        cost = rows_cost(self.objective, work)
+        held = choose_held(cost, self._num_columns, self.limits, sum_bytes)
+        return self._sum_held(fn_of_width, args, held)
 
     def sum_columns(self, fn_of_width: Callable[[int], Callable], args: PyTree = None) -> PyTree:
         """Sum a function of products with the columns of a head over examples; see `sum_rows`.
 
         Few columns at a time and many examples: sums over examples are what these are for.
         """
-        objective, (x, _), num = self.objective, batch_spec(self.data), self._num_columns
-        cost = rows_cost(objective, x, self.example_bytes, products_with_columns, of_outputs=True)
-        at_once = min(num, _COLUMNS_AT_A_TIME)
-        held = plan(cost, at_once, self.batch_size, self.memory_limit, sum_bytes=4 * num**2)
-        size = self.batch_size or even_chunk(self.data, held.batch_size)
+        cost = rows_cost(self.objective, products_with_columns, of_outputs=True)
+        num = self._num_columns
+        held = choose_held(cost, min(num, _COLUMNS_AT_A_TIME), self.limits, sum_bytes=4 * num**2)
+        return self._sum_held(fn_of_width, args, held)
+
+    def _sum_held(self, fn_of_width: Callable, args: PyTree, held: Held) -> PyTree:
+        size = self.limits.batch_size or evenly(self.data.num_first, held.batch_size)
         return self.sum_over(fn_of_width(held.num_directions), args, batch_size=size)
 
     @property
@@ -160,20 +159,13 @@ class GaussNewtonOperator(CurvatureOperator):
         needs products $L_n u$ with the columns of M alone: $C^2$ operations for each example
         where $S_n$ would take $C^3$.
         """
-        objective, (x, _) = self.objective, batch_spec(self.data)
-        if sole_head(find_layers(objective, x)) is None:
+        if sole_head(self.plan.layers) is None:
             return False
-        event = objective.output_spec(x).shape[1:]
-        return self.num_columns(event) == math.prod(event)
-
-    @property
-    def _layers(self) -> tuple[Layer, ...]:
-        return find_layers(self.objective, batch_spec(self.data)[0]).layers
+        return self._num_columns == self.plan.num_outputs
 
     @property
     def _num_columns(self) -> int:
-        outputs = self.objective.output_spec(batch_spec(self.data)[0])
-        return self.num_columns(outputs.shape[1:])
+        return self.num_columns(self.plan.output.shape)
 
 
 def sum_directions(
@@ -335,18 +327,6 @@ class GGNOperator(GaussNewtonOperator):
     Schraudolph (2002), Fast curvature matrix-vector products for second-order gradient descent.
     Martens (2020), New insights and perspectives on the natural gradient method.
     """
-
-    model_fn: Callable
-    params: PyTree
-    data: DataLike
-    likelihood: LikelihoodLike
-    batch_size: int | None = dataclasses.field(default=None, kw_only=True)
-    scale: Num[ArrayLike, ""] | None = dataclasses.field(default=1.0, kw_only=True)
-    memory_limit: int | None = dataclasses.field(default=None, kw_only=True)
-    example_bytes: int = dataclasses.field(default=0, init=False)
-
-    def __post_init__(self):
-        bind(self)
 
     @property
     def is_positive_semidefinite(self):

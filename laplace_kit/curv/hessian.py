@@ -1,6 +1,5 @@
 r"""Hessian products: of any scalar function, and of the summed negative log-likelihood."""
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -8,11 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike, Num, PyTree
 
 from laplace_kit.curv.objective import chunk_loss
-from laplace_kit.curv.operator import STATIC, CurvatureOperator, bind, by_unit_vectors
+from laplace_kit.curv.operator import STATIC, CurvatureOperator, by_unit_vectors
 from laplace_kit.curv.vector import read_vectors
-from laplace_kit.data import DataLike, as_data
+from laplace_kit.data import as_data
 from laplace_kit.derivatives import linearize_gradient
-from laplace_kit.likelihood import LikelihoodLike
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -63,18 +61,6 @@ class HessianOperator(CurvatureOperator):
     ----------
     Pearlmutter (1994), Fast exact multiplication by the Hessian.
     """
-
-    model_fn: Callable
-    params: PyTree
-    data: DataLike
-    likelihood: LikelihoodLike
-    batch_size: int | None = dataclasses.field(default=None, kw_only=True)
-    scale: Num[ArrayLike, ""] | None = dataclasses.field(default=1.0, kw_only=True)
-    memory_limit: int | None = dataclasses.field(default=None, kw_only=True)
-    example_bytes: int = dataclasses.field(default=0, init=False)
-
-    def __post_init__(self):
-        bind(self)
 
     def linear_map(self, chunk):
         objective = self.objective

@@ -12,15 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from laplace_kit import memory, tree
+from laplace_kit import tree
 from laplace_kit.curv.capture.capture import jacobian
-from laplace_kit.curv.capture.cost import multiplied_out, plan, rows_cost
+from laplace_kit.curv.capture.cost import choose_held, multiplied_out, rows_cost
 from laplace_kit.curv.objective import Objective, per_example, restrict
-from laplace_kit.curv.operator import check_outputs
+from laplace_kit.curv.operator import check_differentiable
+from laplace_kit.curv.plan import Plan
 from laplace_kit.curv.vector import read_vectors
-from laplace_kit.data import InMemory, as_data, check_batch_size, even_chunk, map_over, sum_over
+from laplace_kit.data import InMemory, as_data, map_over, sum_over
 from laplace_kit.derivatives import linearize
-from laplace_kit.likelihood import Gaussian
+from laplace_kit.memory import Limits
 from laplace_kit.tangents import side_by_side
 from laplace_kit.tree import as_pytree_function, pytree_dataclass
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _LINEARISATION, _VECTOR = 2, 1
 
 
-@pytree_dataclass(static=("batch_size", "memory_limit", "example_bytes"))
+@pytree_dataclass(static=("limits", "plan"))
 class JacobianOperator:
     r"""The Jacobian $J = \partial f(x_1), \dots, f(x_N) / \partial \theta$, `(N C, P)`; a pytree.
 
@@ -61,29 +62,30 @@ class JacobianOperator:
     model_fn: Callable
     params: PyTree
     x: PyTree
-    batch_size: int | None = dataclasses.field(default=None, kw_only=True)
-    memory_limit: int | None = dataclasses.field(default=None, kw_only=True)
-    example_bytes: int = dataclasses.field(default=0, init=False)
+    batch_size: dataclasses.InitVar[int | None] = dataclasses.field(default=None, kw_only=True)
+    memory_limit: dataclasses.InitVar[int | None] = dataclasses.field(default=None, kw_only=True)
+    limits: Limits = dataclasses.field(init=False)
+    plan: Plan = dataclasses.field(init=False)
 
-    def __post_init__(self):
-        check_batch_size(self.batch_size)
+    def __post_init__(self, batch_size, memory_limit):
         put = object.__setattr__  # frozen for everybody else
+        put(self, "limits", Limits(batch_size, memory_limit))
         put(self, "model_fn", as_pytree_function(self.model_fn))
         put(self, "x", _in_memory(self.x))
-        objective = self.objective
-        check_outputs(objective, self.x, objective.output_spec(self.x))
-        example_bytes = memory.activation_bytes(objective.model_fn, objective.params, self.x)
-        put(self, "example_bytes", example_bytes)
+        objective = restrict(self.model_fn, self.params)[0].planned(self.x)
+        put(self, "plan", objective.plan)
+        check_differentiable(objective.plan.output)
 
     @property
     def objective(self) -> Objective:
         """The model as a function of its floating-point parameters."""
-        return restrict(self.model_fn, self.params, Gaussian())[0]  # which plays no part
+        objective, _ = restrict(self.model_fn, self.params, limits=self.limits)
+        return tree.replace(objective, plan=self.plan)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
         """The shape of the outputs, `(N, *event)`."""
-        return self.objective.output_spec(self.x).shape
+        return self.plan.outputs(self.x).shape
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -142,9 +144,9 @@ class JacobianOperator:
 
     def to_dense(self) -> Float[Array, "M P"]:
         """Return the matrix, `(N C, P)`, at C backward passes, in float32 or better."""
-        objective, num_outputs = self.objective, math.prod(self.output_shape[1:])
-        cost = rows_cost(objective, self.x, self.example_bytes, multiplied_out)
-        size = plan(cost, num_outputs, self.batch_size, self.memory_limit).batch_size
+        objective = self.objective
+        cost = rows_cost(objective, multiplied_out)
+        size = choose_held(cost, self.plan.num_outputs, self.limits).batch_size
         return map_over(_rows, objective, self.x, size).reshape(self.shape)
 
     def to_scipy(self) -> "LinearOperator":
@@ -259,7 +261,8 @@ def _push(operator: JacobianOperator, v: PyTree, several: bool) -> Array:
     if not several:
         vs = jax.tree.map(lambda leaf: leaf[None], vs)
     num = max(leading, default=1)
-    products = map_over(_push_chunk, (objective, vs), operator.x, _batch_size(operator, num))
+    size = operator.limits.chunk_size(_held(operator, num))
+    products = map_over(_push_chunk, (objective, vs), operator.x, size)
     products = jnp.moveaxis(products, 1, 0)
     is_flat = isinstance(v, jax.Array) and v.shape == (*leading, num_params)
     products = products.reshape(num, num_rows) if is_flat else products
@@ -279,7 +282,9 @@ def _pull(operator: JacobianOperator, u: Array, several: bool) -> PyTree:
     num = max(leading, default=1)
     us = jnp.moveaxis(u.reshape(num, *outputs), 0, 1)
     data = InMemory(operator.x, us)
-    sums = sum_over(_pull_chunk, objective, data, _summed_chunk(operator, data, num))
+    sum_bytes = num * tree.num_bytes(objective.params)
+    size = operator.limits.summed_chunk(data.num_first, _held(operator, num), sum_bytes, num)
+    sums = sum_over(_pull_chunk, objective, data, size)
     vectors = jax.tree.map(lambda s, leaf: s.astype(leaf.dtype), sums, objective.params)
     if not several:
         vectors = jax.tree.map(lambda leaf: leaf[0], vectors)
@@ -292,24 +297,8 @@ def _pull(operator: JacobianOperator, u: Array, several: bool) -> PyTree:
     return jax.tree.map(fill, operator.params, vectors)
 
 
-def _batch_size(operator: JacobianOperator, num_vectors: int) -> int:
-    return operator.batch_size or memory.chunk_size(
-        _held(operator, num_vectors), operator.memory_limit
-    )
-
-
-def _summed_chunk(operator: JacobianOperator, data: InMemory, num_vectors: int) -> int:
-    if operator.batch_size:
-        return operator.batch_size
-    sums = num_vectors * tree.num_bytes(operator.objective.params)
-    held = _held(operator, num_vectors)
-    limit = operator.memory_limit
-    fitting = memory.summed_chunk(data.num_first, held, limit, sums, num_vectors)
-    return even_chunk(data, fitting)
-
-
 def _held(operator: JacobianOperator, num_vectors: int) -> int:
-    return operator.example_bytes * (_LINEARISATION + _VECTOR * num_vectors)
+    return operator.plan.example_bytes * (_LINEARISATION + _VECTOR * num_vectors)
 
 
 def _push_chunk(objective_and_vectors, x):

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from laplace_kit import memory, tree
+from laplace_kit import tree
 from laplace_kit.curv.capture.blocks import Block
 from laplace_kit.curv.capture.capture import jacobian
-from laplace_kit.curv.capture.cost import check_fits, multiplied_out, rows_cost
+from laplace_kit.curv.capture.cost import check_fits, multiplied_out, pair_bytes, rows_cost
 from laplace_kit.curv.objective import Objective, restrict
-from laplace_kit.data import as_data, check_batch_size, map_over
-from laplace_kit.likelihood import Gaussian
+from laplace_kit.data import as_data, map_over
+from laplace_kit.memory import Limits
 
 
 def neural_tangent_kernel(
@@ -64,27 +64,26 @@ def neural_tangent_kernel(
     Jacot, Gabriel and Hongler (2018), Neural tangent kernel: convergence and generalization in
     neural networks.
     """
-    check_batch_size(batch_size)
-    objective, _ = restrict(model_fn, params, Gaussian())  # the likelihood plays no part
+    objective, _ = restrict(model_fn, params, limits=Limits(batch_size, memory_limit))
     x = as_data((x, ())).x
+    objective = objective.planned(x)
     other = x if other is None else as_data((other, ())).x
     dtype = jnp.promote_types(tree.dtype(objective.params), jnp.float32)
     if tree.is_scalar(variance):
         scale = jnp.asarray(variance, dtype)
     else:
         scale = tree.broadcast(variance, objective.params, name="variance").astype(dtype)
-    size = batch_size or _batch_size(objective, x, memory_limit)
+    size = batch_size or _batch_size(objective)
     return map_over(_KernelRows(size), (objective, scale, other), x, size)
 
 
-def _batch_size(objective: Objective, x: PyTree, memory_limit: int | None) -> int:
+def _batch_size(objective: Objective) -> int:
     """Choose B so that the rows of two times B inputs, and what pairs of them take, fit."""
-    num_outputs = math.prod(objective.output_spec(x).shape[1:])
-    unit = memory.activation_bytes(objective.model_fn, objective.params, x)
-    cost = rows_cost(objective, x, unit, multiplied_out)
-    pairs = rows_cost(objective, x, 0, _pairs).direction * num_outputs
-    check_fits(cost, num_outputs, memory.budget(memory_limit))
-    room, one = memory.working_set(memory_limit), cost.once + num_outputs * cost.direction
+    limits, num_outputs = objective.limits, objective.plan.num_outputs
+    cost = rows_cost(objective, multiplied_out)
+    pairs = pair_bytes(objective, _pairs)
+    check_fits(cost, num_outputs, limits.budget)
+    room, one = limits.working_set(), cost.once + num_outputs * cost.direction
     return max(min(room // (2 * one), math.isqrt(room // pairs)), 1)
 
 

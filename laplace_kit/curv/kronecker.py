@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PyTree
 from laplace_kit.curv.capture.blocks import Block, LookupRows
 from laplace_kit.curv.capture.capture import capture
 from laplace_kit.curv.capture.cost import multiplied_out
-from laplace_kit.curv.capture.layers import Layer, Layers, find_layers
+from laplace_kit.curv.capture.layers import Layer, Layers
 from laplace_kit.curv.capture.layout import Layout
 from laplace_kit.curv.capture.products import Lookup
 from laplace_kit.curv.capture.rows import Rows
@@ -27,7 +27,7 @@ from laplace_kit.curv.ggn import (
     map_columns,
     sum_directions,
 )
-from laplace_kit.data import Chunk, batch_spec
+from laplace_kit.data import Chunk
 from laplace_kit.errors import check_option
 from laplace_kit.tree import pytree_dataclass
 
@@ -94,10 +94,8 @@ def kronecker_factors(
     check_option("weight_sharing", weight_sharing, WEIGHT_SHARING)
     if operator.has_closed_head:  # the one position is shared with none
         return _normalised(operator.sum_columns(_SumOfHeadFactors))
-    layers = find_layers(operator.objective, batch_spec(operator.data)[0])
-    sums = operator.sum_rows(
-        partial(_SumOfFactors, weight_sharing), _nothing, sum_bytes=4 * num_entries(layers)
-    )
+    sum_bytes = 4 * num_entries(operator.plan.layers)
+    sums = operator.sum_rows(partial(_SumOfFactors, weight_sharing), _nothing, sum_bytes=sum_bytes)
     return _normalised(sums)
 
 

@@ -6,15 +6,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from laplace_kit import memory, tree
-from laplace_kit.curv.capture.layers import Layer, find_layers
+from laplace_kit import tree
+from laplace_kit.curv.capture.layers import Layer
 from laplace_kit.curv.capture.layout import to_flat
 from laplace_kit.curv.objective import Objective, chunk_loss, restrict
 from laplace_kit.curv.operator import check_outputs
 from laplace_kit.curv.vector import read_vectors
-from laplace_kit.data import Chunk, DataLike, as_data, batch_spec, check_batch_size, sum_over
+from laplace_kit.data import Chunk, DataLike, as_data, batch_spec, sum_over
 from laplace_kit.errors import check_count
-from laplace_kit.likelihood import Gaussian, LikelihoodLike, as_likelihood
+from laplace_kit.likelihood import LikelihoodLike, as_likelihood
+from laplace_kit.memory import Limits
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -79,20 +80,18 @@ def loss_along(
     Goodfellow, Vinyals and Saxe (2015), Qualitatively characterizing neural network optimization
     problems. Li et al. (2018), Visualizing the loss landscape of neural nets.
     """
-    check_batch_size(batch_size)
+    limits = Limits(batch_size, memory_limit)
     data = as_data(data, once=True)
-    objective, _ = restrict(model_fn, params, as_likelihood(likelihood))
     x, y = batch_spec(data)
+    objective = restrict(model_fn, params, as_likelihood(likelihood))[0].planned(x)
     check_outputs(objective, x, y)
     num = _num_directions(directions, tree.size(objective.params))
     vectors, _ = read_vectors(directions, params, objective.params, (num,))
     axes = _read_coordinates(coordinates, num, tree.dtype(objective.params))
     points = jnp.stack([t.ravel() for t in jnp.meshgrid(*axes, indexing="ij")], axis=1)
-    if batch_size is None:
-        held = memory.activation_bytes(objective.model_fn, objective.params, x)
-        batch_size = memory.chunk_size(held, memory_limit)
     args = objective, tree.ravel(vectors, num_leading=1), points
-    losses = sum_over(_losses_at, args, data, batch_size)
+    size = limits.chunk_size(objective.plan.example_bytes)
+    losses = sum_over(_losses_at, args, data, size)
     return Landscape(axes, losses.reshape([len(t) for t in axes]))
 
 
@@ -171,12 +170,12 @@ def random_directions(
     Li et al. (2018), Visualizing the loss landscape of neural nets, section 4.
     """
     check_count("num", num, "directions")
-    objective, _ = restrict(model_fn, params, Gaussian())  # the likelihood plays no part
+    objective = restrict(model_fn, params)[0].planned(x)
     theta = tree.ravel(objective.params)
     drawn = jax.random.normal(key, (num, len(theta)), theta.dtype)
-    layers = find_layers(objective, x).layers
-    scaled = [_as_long_as(layer, theta, drawn) for layer in layers]
-    return to_flat([layer.layout for layer in layers], scaled).T
+    found = objective.plan.layers
+    scaled = [_as_long_as(layer, theta, drawn) for layer in found.layers]
+    return to_flat(found.layouts, scaled).T
 
 
 def _as_long_as(

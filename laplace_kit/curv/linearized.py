@@ -5,6 +5,7 @@ drawn labels, is computed here and kept in arrays. What remains to be computed f
 tangents and cotangents.
 """
 
+import dataclasses
 from functools import singledispatch
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
-from laplace_kit import memory, tree
+from laplace_kit import tree
 from laplace_kit.curv.algebra import DampedOperator, ScaledOperator, SumOperator
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.operator import CurvatureOperator
@@ -116,7 +117,7 @@ def _of_curvature(operator: CurvatureOperator) -> CurvatureOperator | Linearized
     if not operator.in_memory:
         return operator
     num_bytes = tree.num_bytes(_linearize.eval_shape(operator))
-    if num_bytes > memory.budget(operator.memory_limit):
+    if num_bytes > operator.limits.budget:
         return operator
     return LinearizedOperator(operator, _linearize(operator))
 
@@ -135,7 +136,8 @@ def _of_composed(operator: SumOperator | ScaledOperator | DampedOperator) -> Sel
 def _linearize(operator):
     zeros = jnp.zeros(operator.shape[0], operator.dtype)
     # Of several chunks, every product would copy each one's residuals out of those of all.
-    operator = tree.replace(operator, batch_size=operator.largest_chunk_size())
+    largest = dataclasses.replace(operator.limits, batch_size=operator.largest_chunk_size())
+    operator = tree.replace(operator, limits=largest)
     # Parameters and inputs are among what the product reads: no copy is made of them.
     return tree.apart(jax.linearize(operator.mv, zeros)[1], operator)
 

@@ -8,14 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from laplace_kit import memory, tree
+from laplace_kit import tree
 from laplace_kit.curv.objective import Objective, chunk_loss
 from laplace_kit.data import (
     Chunk,
     Data,
     InMemory,
-    batch_spec,
-    even_chunk,
     gather,
     read_batches,
     sum_over,
@@ -40,19 +38,15 @@ class Mode:
     num_data: int
 
 
-def examine_mode(
-    objective: Objective, data: Data, *, batch_size: int | None, memory_limit: int | None
-) -> Mode:
+def examine_mode(objective: Objective, data: Data) -> Mode:
     """Evaluate the objective at its parameters and refuse what is not finite or not valid.
 
     Parameters
     ----------
     objective
-        The model, its free parameters and the likelihood.
+        The model, planned, its free parameters and the likelihood.
     data
         In memory or a stream. In features only NaN is wrong.
-    batch_size, memory_limit
-        What bounds the memory.
 
     Returns
     -------
@@ -65,12 +59,8 @@ def examine_mode(
         If parameters, data, targets or outputs are not finite or not valid; the message names the
         first offending batch (over a stream) or example (in memory).
     """
-    if batch_size is None:
-        x, _ = batch_spec(data)
-        unit = memory.activation_bytes(objective.model_fn, objective.params, x)
-        sums = tree.num_bytes(objective.params)
-        fitting = memory.summed_chunk(data.num_first, 3 * unit, memory_limit, sums)
-        batch_size = even_chunk(data, fitting)
+    held, sums = 3 * objective.plan.example_bytes, tree.num_bytes(objective.params)
+    batch_size = objective.limits.summed_chunk(data.num_first, held, sums)
     of_features = isinstance(data, InMemory) and data.of_features
     args = objective, of_features
     found = sum_over(_chunk_statistics, args, data, batch_size)
@@ -118,7 +108,7 @@ def labelled(objective: Objective, data: Any) -> tuple[PyTree, PyTree]:
         If shapes or values do not.
     """
     x, y = gather(data)
-    outputs = objective.output_spec(x)
+    outputs = objective.planned(x).plan.outputs(x)
     check_targets(objective.likelihood, outputs, y)
     check_values(objective.likelihood, outputs, x, y)
     return x, y
@@ -263,7 +253,7 @@ def _describe_first_bad(objective, of_features, data, batch_size) -> str:
                     where = f"example {start + row}"
                     if not isinstance(data, InMemory):
                         where += f" of batch {number}"
-                    event = objective.output_spec(x).shape[1:]
+                    event = objective.plan.output.shape
                     target, remedy = _of_target(objective.likelihood, event, what, y, batch.y, row)
                     remedy = remedy or f"{_DROP} the preprocessing and the parameters"
                     return (

@@ -4,85 +4,62 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
 from laplace_kit.curv.entries import call_with_entries
+from laplace_kit.curv.plan import Plan, make_plan
 from laplace_kit.data import Chunk
 from laplace_kit.likelihood import Likelihood, check_targets
-from laplace_kit.memory import apply_model
+from laplace_kit.memory import DEFAULT_LIMITS, Limits
 from laplace_kit.selection import Selection, Subset, select
-from laplace_kit.tree import as_pytree_function, pytree_dataclass
+from laplace_kit.tree import as_pytree_function, pytree_dataclass, replace
 
 
-@pytree_dataclass()
+@pytree_dataclass(static=("plan", "limits"))
 class Objective:
     """A model as a function of its free parameters only, and the likelihood of its outputs.
 
-    `model_fn` is a `jax.tree_util.Partial`, so that frozen arrays are leaves and not constants.
+    `model_fn` is a `jax.tree_util.Partial`, so that frozen arrays are leaves and not constants. The
+    likelihood is `None` where it plays no part. `plan` is what is known of the model, `None` before
+    inputs have been seen; `limits` bound the memory of all that is done with it.
     """
 
-    model_fn: jax.tree_util.Partial
+    model_fn: Partial
     params: PyTree
-    likelihood: Likelihood
+    likelihood: Likelihood | None = None
+    plan: Plan | None = None
+    limits: Limits = DEFAULT_LIMITS
 
     def outputs(self, x: PyTree) -> Float[Array, "B *event"]:
         """Return the model's outputs at its own parameters."""
         return self.model_fn(self.params, x)
 
-    def output_spec(self, x: PyTree) -> jax.ShapeDtypeStruct:
-        """Return the outputs' shape and dtype; nothing is computed.
+    def planned(self, x: PyTree) -> "Objective":
+        """Return the objective with the plan for inputs, or shapes of inputs, with a leading axis.
 
         Raises
         ------
         ValueError
-            If the model refuses the inputs or its outputs lack their leading axis, as of a single
-            example, `x[0]`.
+            If the model refuses them; see `laplace_kit.curv.plan.make_plan`.
         """
-        rows = jax.tree.leaves(x)
-        num = rows[0].shape[0]
-        try:
-            outputs = apply_model.eval_shape(self.model_fn, self.params, x)
-        except ValueError:
-            self._refuse_single_example(x)
-            raise
-        has_rows = not hasattr(outputs, "shape") or outputs.shape[:1] == (num,)
-        # Where outputs are as many as features, an example looks like a batch of numbers.
-        if not has_rows or (any(leaf.ndim == 1 for leaf in rows) and not self._takes(x, 1)):
-            self._refuse_single_example(x)
-        if not has_rows:
-            raise ValueError(
-                f"Found outputs of shape {outputs.shape} for {num} examples, expected a leading "
-                f"axis of {num}; a model of single examples becomes one of batches by "
-                "lk.model.batched(fn)."
-            )
-        return outputs
+        if self.plan is not None and self.plan.suits(x):
+            return self
+        return replace(self, plan=make_plan(self.model_fn, self.params, x))
 
-    def _refuse_single_example(self, x: PyTree) -> None:
-        of_several = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), x
-        )
-        if self._takes(of_several, 2):
-            shapes = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(x))
-            raise ValueError(
-                f"Found inputs of shape {shapes}, of a single example, expected a leading axis of "
-                "examples; pass x[None], or x[:1] instead of x[0]."
-            )
-
-    def _takes(self, x: PyTree, num: int) -> bool:
-        """Return whether so many inputs of the same shapes have one row of outputs for each."""
-        spec = jax.tree.map(  # in dtypes that JAX has, whatever those of the host are
-            lambda leaf: jax.ShapeDtypeStruct((num, *leaf.shape[1:]), leaf.dtype),
-            jax.eval_shape(lambda leaves: leaves, x),
-        )
-        try:
-            outputs = apply_model.eval_shape(self.model_fn, self.params, spec)
-        except ValueError:  # which is what `apply_model` makes of the model's own
-            return False
-        return not hasattr(outputs, "shape") or outputs.shape[:1] == (num,)
+    def within(self, batch_size: int | None = None, memory: int | None = None) -> "Objective":
+        """Return the objective with other limits, where they are given; see `Limits`."""
+        limits = self.limits
+        batch_size = limits.batch_size if batch_size is None else batch_size
+        return replace(self, limits=Limits(batch_size, memory or limits.memory))
 
 
 def restrict(
-    model_fn: Callable, params: PyTree, likelihood: Likelihood, subset: Subset = None
+    model_fn: Callable,
+    params: PyTree,
+    likelihood: Likelihood | None = None,
+    subset: Subset = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> tuple[Objective, Selection]:
     """Return the objective as a function of the parameters that `subset` selects.
 
@@ -93,20 +70,21 @@ def restrict(
     params, subset
         As in `laplace_kit.selection.select`; leaves that are not floating point are frozen.
     likelihood
-        Of the outputs.
+        Of the outputs; `None` where it plays no part.
+    limits
+        What bounds the memory.
     """
     free, selection = select(params, subset)
-    return of_free_params(model_fn, free, selection, likelihood), selection
+    model_fn = of_free_params(model_fn, selection)
+    return Objective(model_fn, free, likelihood, limits=limits), selection
 
 
-def of_free_params(
-    model_fn: Callable, free: PyTree, selection: Selection, likelihood: Likelihood
-) -> Objective:
-    """Return the objective for a selection that was made before; see `restrict`."""
+def of_free_params(model_fn: Callable, selection: Selection) -> Partial:
+    """Return the model as a function of the free parameters of a selection."""
     model_fn = as_pytree_function(model_fn)
     if jax.tree.leaves(selection):
-        model_fn = jax.tree_util.Partial(_with_frozen, model_fn, selection)
-    return Objective(model_fn, free, likelihood)
+        return Partial(_with_frozen, model_fn, selection)
+    return model_fn
 
 
 def _with_frozen(model_fn, selection, free, x):

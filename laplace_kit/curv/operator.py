@@ -1,54 +1,76 @@
 """Curvature of a summed loss as an operator: products in one pass over the data."""
 
 import abc
-from collections.abc import Callable
-from functools import cached_property, partial
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, Num, PyTree
 
-from laplace_kit import memory, tree
+from laplace_kit import tree
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.mode import check_values
 from laplace_kit.curv.objective import Objective, restrict
+from laplace_kit.curv.plan import Plan
 from laplace_kit.curv.vector import read_vectors
-from laplace_kit.data import (
-    Chunk,
-    InMemory,
-    as_data,
-    batch_spec,
-    check_batch_size,
-    even_chunk,
-    sum_over,
-)
-from laplace_kit.likelihood import as_likelihood, check_targets
+from laplace_kit.data import Chunk, Data, DataLike, InMemory, as_data, batch_spec, sum_over
+from laplace_kit.likelihood import LikelihoodLike, as_likelihood, check_targets
+from laplace_kit.memory import Limits, evenly
 from laplace_kit.tree import as_pytree_function
 
 # What lives at once in a product, in units of one example's activations: the linearised pass with
 # its inputs, and for each vector a tangent and a cotangent.
 _LINEARISATION, _VECTOR = 2, 2
 
-STATIC = ("batch_size", "memory_limit", "example_bytes")
+STATIC = ("limits", "plan")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class CurvatureOperator(SelfAdjointOperator):
     """A self-adjoint `(P, P)` curvature matrix of the summed loss, as a pytree.
 
-    Subclasses are final dataclasses with the fields `model_fn, params, data, likelihood,
-    batch_size, scale, memory_limit, example_bytes`, checked and converted by `bind`; a scale of
-    `None` is one. Each says what one chunk of examples contributes; this class sums over the data
-    and reads vectors.
+    Final subclasses say what one chunk of examples contributes; this class has their fields, which
+    `GGNOperator` describes, reads vectors and sums over the data. A scale of `None` is one.
     """
+
+    model_fn: Callable
+    params: PyTree
+    data: DataLike
+    likelihood: LikelihoodLike
+    batch_size: dataclasses.InitVar[int | None] = dataclasses.field(default=None, kw_only=True)
+    scale: Num[ArrayLike, ""] | None = dataclasses.field(default=1.0, kw_only=True)
+    memory_limit: dataclasses.InitVar[int | None] = dataclasses.field(default=None, kw_only=True)
+    limits: Limits = dataclasses.field(init=False)
+    plan: Plan = dataclasses.field(init=False)
+
+    def __post_init__(self, batch_size, memory_limit):
+        put = object.__setattr__  # frozen for everybody else
+        put(self, "limits", Limits(batch_size, memory_limit))
+        put(self, "model_fn", as_pytree_function(self.model_fn))
+        put(self, "likelihood", as_likelihood(self.likelihood))
+        put(self, "data", as_data(self.data))
+        if isinstance(self.scale, float | int) and self.scale == 1:
+            put(self, "scale", None)  # as a number it would be an argument, and multiply every sum
+        x, y = batch_spec(self.data)
+        objective, _ = restrict(self.model_fn, self.params, self.likelihood)
+        objective = objective.planned(x)
+        put(self, "plan", objective.plan)
+        outputs = check_outputs(objective, x, y)
+        if isinstance(self.data, InMemory) and not self.data.of_features:
+            check_values(self.likelihood, outputs, self.data.x, self.data.y)
 
     @abc.abstractmethod
     def linear_map(self, chunk: Chunk) -> Callable[[PyTree], PyTree]:
         """Linearise at one chunk and return `v -> H_chunk v` on pytrees of free parameters."""
 
-    @cached_property
+    @property
     def objective(self) -> Objective:
         """The model as a function of its floating-point parameters, and the likelihood."""
-        return restrict(self.model_fn, self.params, self.likelihood)[0]
+        objective, _ = restrict(self.model_fn, self.params, self.likelihood, limits=self.limits)
+        return tree.replace(objective, plan=self.plan)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -135,21 +157,47 @@ class CurvatureOperator(SelfAdjointOperator):
 
     def chunk_size(self, num_vectors: int = 1) -> int:
         """Return how many examples products with so many vectors hold at a time."""
-        if self.batch_size:
-            return self.batch_size
         held = self._held_bytes(num_vectors)
         sums = num_vectors * tree.num_bytes(self.objective.params)
-        num, limit = self.data.num_first, self.memory_limit
-        return even_chunk(self.data, memory.summed_chunk(num, held, limit, sums, num_vectors))
+        return self.limits.summed_chunk(self.data.num_first, held, sums, num_vectors)
 
     def largest_chunk_size(self) -> int:
         """Return how many examples the memory limit lets a product with one vector hold."""
-        held = self._held_bytes(num_vectors=1)
-        largest = memory.chunk_size(held, self.memory_limit)
-        return self.batch_size or even_chunk(self.data, largest)
+        largest = self.limits.chunk_size(self._held_bytes(num_vectors=1))
+        return evenly(self.data.num_first, largest)
 
     def _held_bytes(self, num_vectors: int) -> int:
-        return self.example_bytes * (_LINEARISATION + _VECTOR * num_vectors)
+        return self.plan.example_bytes * (_LINEARISATION + _VECTOR * num_vectors)
+
+
+def unchecked(
+    kind: type[CurvatureOperator], objective: Objective, data: Data, own: Mapping[str, Any]
+) -> CurvatureOperator:
+    """Return an operator on a planned objective and data that have been checked before.
+
+    Parameters
+    ----------
+    kind
+        The subclass.
+    objective, data
+        All parameters are free; the scale is one.
+    own
+        The fields that the subclass has besides.
+    """
+    operator = object.__new__(kind)
+    fields = {
+        "model_fn": objective.model_fn,
+        "params": objective.params,
+        "data": data,
+        "likelihood": objective.likelihood,
+        "scale": None,
+        "limits": objective.limits,
+        "plan": objective.plan,
+        **own,
+    }
+    for field in dataclasses.fields(kind):
+        object.__setattr__(operator, field.name, fields[field.name])
+    return operator
 
 
 @partial(jax.jit, inline=True)
@@ -195,8 +243,8 @@ def by_unit_vectors(operator: CurvatureOperator, fn: Callable) -> Array:
     """
     num, dtype = operator.shape[0], operator.dtype
     # One example's pass, and the unit vectors, their tangents and the products.
-    row_bytes = operator.example_bytes * _VECTOR + 3 * num * dtype.itemsize
-    block = min(num, memory.chunk_size(row_bytes, operator.memory_limit))
+    row_bytes = operator.plan.example_bytes * _VECTOR + 3 * num * dtype.itemsize
+    block = min(num, max(operator.limits.budget // row_bytes, 1))
 
     def of_block(i: Array) -> Array:
         units = jax.nn.one_hot(i * block + jnp.arange(block), num, dtype=dtype)
@@ -212,35 +260,8 @@ def by_unit_vectors(operator: CurvatureOperator, fn: Callable) -> Array:
     return rows[:num]
 
 
-def bind(operator: CurvatureOperator) -> None:
-    """Check and convert what a user constructed an operator from, in its `__post_init__`.
-
-    Traces the model abstractly, and looks at the values of data in memory.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where data, outputs, targets, likelihood or batch size are not as DESIGN demands: the
-        message names what was found, what was expected and the remedy.
-    """
-    check_batch_size(operator.batch_size)
-    put = object.__setattr__  # frozen for everybody else
-    put(operator, "model_fn", as_pytree_function(operator.model_fn))
-    put(operator, "likelihood", as_likelihood(operator.likelihood))
-    put(operator, "data", as_data(operator.data))
-    if isinstance(operator.scale, float | int) and operator.scale == 1:
-        put(operator, "scale", None)  # as a number it would be an argument, and multiply every sum
-    objective = operator.objective
-    x, y = batch_spec(operator.data)
-    outputs = check_outputs(objective, x, y)
-    if isinstance(operator.data, InMemory) and not operator.data.of_features:
-        check_values(objective.likelihood, outputs, operator.data.x, operator.data.y)
-    example_bytes = memory.activation_bytes(objective.model_fn, objective.params, x)
-    put(operator, "example_bytes", example_bytes)
-
-
 def check_outputs(objective: Objective, x: PyTree, y: PyTree) -> jax.ShapeDtypeStruct:
-    """Trace the model abstractly and raise where outputs and targets do not go together.
+    """Raise where the outputs of a planned model and targets do not go together.
 
     Returns
     -------
@@ -250,13 +271,18 @@ def check_outputs(objective: Objective, x: PyTree, y: PyTree) -> jax.ShapeDtypeS
     Raises
     ------
     ValueError
-        If the outputs lack the leading axis of examples or do not suit the targets.
+        If the outputs do not suit the targets, or are no floating-point numbers.
     """
-    outputs = objective.output_spec(x)
+    outputs = objective.plan.outputs(x)
     check_targets(objective.likelihood, outputs, y)
+    check_differentiable(outputs)
+    return outputs
+
+
+def check_differentiable(outputs: jax.ShapeDtypeStruct) -> None:
+    """Raise a `ValueError` where outputs are not floating-point numbers."""
     if not jnp.issubdtype(outputs.dtype, jnp.floating):
         raise ValueError(
             f"Found outputs of dtype {outputs.dtype}, expected floating-point numbers that can be "
             "differentiated, such as logits; return what comes before argmax or rounding."
         )
-    return outputs

@@ -13,12 +13,10 @@ from jaxtyping import PyTree
 
 from laplace_kit import tree
 from laplace_kit.curv.algebra import DampedOperator, ScaledOperator, SumOperator
-from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.operator import CurvatureOperator
 from laplace_kit.curv.submatrix import submatrix
 from laplace_kit.curv.vector import read_vectors
-from laplace_kit.data import batch_spec
 from laplace_kit.errors import check_option
 from laplace_kit.selection import Named, Subset, select
 from laplace_kit.tree import pytree_dataclass, replace
@@ -200,7 +198,7 @@ def _layers(operator: SelfAdjointOperator) -> list[str]:
             f"Found an operator of type {type(operator).__name__} without a model, expected one "
             'with a curvature operator inside for by="layer"; name the groups, or pass by="leaf".'
         )
-    leaves = find_layers(model.objective, batch_spec(model.data)[0]).leaves
+    leaves = model.plan.layers.leaves
     alone = {leaf.layer: leaf.path for leaf in leaves}
     weights = alone | {leaf.layer: leaf.path for leaf in leaves if leaf.kind != "bias"}
     return [weights[leaf.layer] for leaf in leaves]

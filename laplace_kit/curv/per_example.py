@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from laplace_kit import memory, tree
+from laplace_kit import tree
 from laplace_kit.curv.capture.capture import capture
-from laplace_kit.curv.capture.cost import multiplied_out, plan, rows_cost
+from laplace_kit.curv.capture.cost import choose_held, multiplied_out, rows_cost
 from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.curv.operator import check_outputs
-from laplace_kit.data import as_data, batch_spec, check_batch_size, map_over, read_batches
+from laplace_kit.data import as_data, batch_spec, map_over, read_batches
 from laplace_kit.likelihood import LikelihoodLike, as_likelihood
+from laplace_kit.memory import Limits
 
 
 def per_example_gradients(
@@ -53,9 +54,8 @@ def per_example_gradients(
     TypeError, ValueError
         If data, outputs, targets or likelihood do not go together.
     """
-    objective, pieces = _map(
-        _gradients, model_fn, params, data, likelihood, batch_size, memory_limit
-    )
+    limits = Limits(batch_size, memory_limit)
+    objective, pieces = _map(_gradients, model_fn, params, data, likelihood, limits)
     return tree.unravel(jnp.concatenate(pieces), objective.params)
 
 
@@ -92,7 +92,8 @@ def per_example_gradient_norms(
     ----------
     Goodfellow (2015), Efficient per-example gradient computations.
     """
-    _, pieces = _map(_norms, model_fn, params, data, likelihood, batch_size, memory_limit)
+    limits = Limits(batch_size, memory_limit)
+    _, pieces = _map(_norms, model_fn, params, data, likelihood, limits)
     return jnp.concatenate(pieces)
 
 
@@ -102,18 +103,13 @@ def _map(
     params: PyTree,
     data: Any,
     likelihood: LikelihoodLike,
-    batch_size: int | None,
-    memory_limit: int | None,
+    limits: Limits,
 ) -> tuple[Objective, list[Array]]:
-    check_batch_size(batch_size)
-    objective, _ = restrict(model_fn, params, as_likelihood(likelihood))
     data = as_data(data, once=True)
     x, y = batch_spec(data)
+    objective = restrict(model_fn, params, as_likelihood(likelihood))[0].planned(x)
     check_outputs(objective, x, y)
-    unit = memory.activation_bytes(objective.model_fn, objective.params, x)
-    size = plan(
-        rows_cost(objective, x, unit, multiplied_out), 1, batch_size, memory_limit
-    ).batch_size
+    size = choose_held(rows_cost(objective, multiplied_out), 1, limits).batch_size
     pairs = ((batch.x, batch.y) for batch in read_batches(data))
     return objective, [map_over(fn, objective, pair, size) for pair in pairs]
 

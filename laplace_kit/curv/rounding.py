@@ -4,12 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.capture.uses import reached_from
 from laplace_kit.curv.linear import SelfAdjointOperator
-from laplace_kit.curv.objective import Objective
 from laplace_kit.curv.operator import CurvatureOperator
-from laplace_kit.data import batch_spec
 
 
 def rounding(operator: SelfAdjointOperator) -> float:
@@ -38,7 +35,6 @@ def _is_curvature(node: PyTree) -> bool:
 
 
 def _dtypes(operator: CurvatureOperator) -> set[jnp.dtype]:
-    objective: Objective = operator.objective
-    program = find_layers(objective, batch_spec(operator.data)[0]).program
+    program = operator.plan.layers.program
     dtypes = {program.avals[number].dtype for number in reached_from(program, program.leaves)}
     return {dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)}

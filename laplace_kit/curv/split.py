@@ -12,16 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
-from jax.tree_util import Partial, PyTreeDef
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree, UInt32
 
-from laplace_kit import memory
-from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.capture.uses import Program, Step, evaluate, moves_entries, reached_from
 from laplace_kit.curv.fingerprint import fingerprint
 from laplace_kit.curv.objective import Objective
+from laplace_kit.curv.plan import Plan, make_plan
 from laplace_kit.data import Data, InMemory, map_over
-from laplace_kit.likelihood import Gaussian
 from laplace_kit.tree import as_pytree_function, replace
 
 
@@ -49,25 +47,20 @@ def split(model_fn: Callable, free: PyTree, x: PyTree) -> tuple[Partial, Partial
         structure is compared by value, so that what is compiled for one serves the next.
     """
     model_fn = as_pytree_function(model_fn)
-    model = _Model.of(model_fn, free, x)
-    return Partial(_Features(model), model_fn), Partial(_Head(model), _shared(model, model_fn))
+    plan = make_plan(model_fn, free, x)
+    return Partial(_Features(plan), model_fn), Partial(_Head(plan), _shared(plan, model_fn))
 
 
-def with_features(
-    objective: Objective, data: Data, batch_size: int | None, memory_limit: int | None
-) -> tuple[Objective, Data]:
+def with_features(objective: Objective, data: Data) -> tuple[Objective, Data]:
     """Return the head's objective and data of features, computed in one pass over the inputs.
 
     Parameters
     ----------
     objective
-        The model, its free parameters and the likelihood.
+        The model, planned, its free parameters and the likelihood; its limits hold for the features
+        too.
     data
         In memory; a stream is left as it is.
-    batch_size
-        The number of inputs held at a time; `None` chooses from the memory limit.
-    memory_limit
-        In bytes, for the features too; `None` for a share of the device's memory.
 
     Returns
     -------
@@ -78,19 +71,18 @@ def with_features(
     """
     if not isinstance(data, InMemory):
         return objective, data
-    program = find_layers(objective, data.x).program
+    plan, limits = objective.plan, objective.limits
+    program = plan.layers.program
     if not (program.frozen or program.constants):
         return objective, data
-    cut = _Model.of(objective.model_fn, objective.params, data.x).cut()
+    cut = _cut(plan)
     num_bytes = data.num_examples * cut.bytes_per_example
-    if not cut.reads_frozen or num_bytes > memory.budget(memory_limit):
+    if not cut.reads_frozen or num_bytes > limits.budget:
         return objective, data
     features, head = split(objective.model_fn, objective.params, data.x)
-    if batch_size is None:
-        unit = memory.activation_bytes(objective.model_fn, objective.params, data.x)
-        batch_size = max(memory.working_set(memory_limit) // max(unit, 1), 1)
-    phi, prints = map_over(_apply, features, (data.x, data.y), batch_size)
-    return replace(objective, model_fn=head), InMemory(phi, data.y, prints)
+    size = limits.batch_size or max(limits.working_set() // max(plan.example_bytes, 1), 1)
+    phi, prints = map_over(_apply, features, (data.x, data.y), size)
+    return replace(objective, model_fn=head).planned(phi), InMemory(phi, data.y, prints)
 
 
 def _apply(features: Partial, examples: PyTree) -> tuple[tuple[Array, ...], UInt32[Array, " B"]]:
@@ -121,36 +113,21 @@ class _Cut(NamedTuple):
         return any(held & _numbers(step.operands) for step in steps)
 
 
-class _Model(NamedTuple):
-    """A model, its free parameters and one input by structure and shapes: hashable."""
-
-    structure: PyTreeDef
-    specs: tuple[jax.ShapeDtypeStruct, ...]
-
-    @classmethod
-    def of(cls, model_fn: Partial, free: PyTree, x: PyTree) -> "_Model":
-        """Keep shapes and dtypes alone."""
-        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
-        objective = Objective(model_fn, free, Gaussian())  # the likelihood plays no part
-        specs, structure = jax.tree.flatten(jax.eval_shape(lambda tree: tree, (objective, one)))
-        return cls(structure, tuple(specs))
-
-    def cut(self) -> _Cut:
-        """Cut the program, from its end, before the last values that no free parameter enters."""
-        objective, one = jax.tree.unflatten(self.structure, self.specs)
-        program = find_layers(objective, one).program
-        varying = reached_from(program, program.leaves)
-        read, head = _numbers([program.output]), []
-        for step in reversed(program.steps):
-            if read.intersection(step.results) and (
-                varying.intersection(step.results) or moves_entries(step)
-            ):
-                read = read.difference(step.results) | _numbers(step.operands)
-                head.append(step)
-        read -= set(program.leaves)
-        active = reached_from(program, program.inputs)
-        features = sorted(read & active) or program.inputs  # which tell the number of examples
-        return _Cut(program, tuple(reversed(head)), tuple(features), tuple(sorted(read - active)))
+def _cut(plan: Plan) -> _Cut:
+    """Cut the program, from its end, before the last values that no free parameter enters."""
+    program = plan.layers.program
+    varying = reached_from(program, program.leaves)
+    read, head = _numbers([program.output]), []
+    for step in reversed(program.steps):
+        if read.intersection(step.results) and (
+            varying.intersection(step.results) or moves_entries(step)
+        ):
+            read = read.difference(step.results) | _numbers(step.operands)
+            head.append(step)
+    read -= set(program.leaves)
+    active = reached_from(program, program.inputs)
+    features = sorted(read & active) or program.inputs  # which tell the number of examples
+    return _Cut(program, tuple(reversed(head)), tuple(features), tuple(sorted(read - active)))
 
 
 def _numbers(operands: Any) -> set[int]:
@@ -167,9 +144,9 @@ def _needed(program: Program, targets: tuple[int, ...]) -> tuple[Step, ...]:
     return tuple(reversed(steps))
 
 
-def _shared(model: _Model, model_fn: Partial) -> list[Array]:
+def _shared(plan: Plan, model_fn: Partial) -> list[Array]:
     """Return the values that the head reads and that depend on no input."""
-    program, _, _, shared = model.cut()
+    program, _, _, shared = _cut(plan)
     part = program._replace(steps=_needed(program, shared), leaves=(), inputs=())
     read = evaluate(part, jax.tree.leaves(model_fn), (), ())
     return [read(number) for number in shared]
@@ -178,10 +155,10 @@ def _shared(model: _Model, model_fn: Partial) -> list[Array]:
 class _Features(NamedTuple):
     """The first part of a model, as a function of the model and its inputs."""
 
-    model: _Model
+    plan: Plan
 
     def __call__(self, model_fn: Partial, x: PyTree) -> tuple[Array, ...]:
-        program, _, features, _ = self.model.cut()
+        program, _, features, _ = _cut(self.plan)
         part = program._replace(steps=_needed(program, features), leaves=())
         frozen = jax.tree.leaves(model_fn)
 
@@ -195,12 +172,12 @@ class _Features(NamedTuple):
 class _Head(NamedTuple):
     """The rest of a model, as a function of what all examples share, free parameters, features."""
 
-    model: _Model
+    plan: Plan
 
     def __call__(
         self, shared: list[Array], free: PyTree, phi: tuple[Array, ...]
     ) -> Float[Array, "N *event"]:
-        program, head, features, numbers = self.model.cut()
+        program, head, features, numbers = _cut(self.plan)
         part = program._replace(steps=head, constants={}, frozen=numbers, inputs=features)
 
         def of_one(phi_n: tuple[Array, ...]) -> Array:

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
-from laplace_kit import memory
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.linearized import linearized
 from laplace_kit.curv.matrix_free.host import on_host, product
 from laplace_kit.curv.partition import Groups, block_diagonal
 from laplace_kit.errors import check_count
+from laplace_kit.memory import Limits
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -137,7 +137,7 @@ def layer_statistics(
     block_of = jnp.asarray(block_of)
     num_steps = min(num_steps, max(sizes))
     krylov_bytes = 2 * num_steps * num * operator.dtype.itemsize
-    at_once = min(len(sizes), memory.chunk_size(krylov_bytes, memory_limit))
+    at_once = min(len(sizes), Limits(memory=memory_limit).chunk_size(krylov_bytes))
     values, residuals = on_host(
         _largest_eigenvalues, linearized(operator), block_of, key, len(sizes), num_steps, at_once
     )

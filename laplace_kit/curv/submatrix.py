@@ -2,7 +2,7 @@
 
 import functools
 
-from laplace_kit import memory, tree
+from laplace_kit import tree
 from laplace_kit.curv.algebra import DampedOperator, ScaledOperator, SumOperator
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.linearized import LinearizedOperator, linearized
@@ -54,13 +54,16 @@ def submatrix(operator: SelfAdjointOperator, subset: Subset) -> SelfAdjointOpera
 
 @submatrix.register
 def _of_curvature(operator: CurvatureOperator, subset: Subset) -> CurvatureOperator:
-    objective, _ = restrict(operator.model_fn, operator.params, operator.likelihood, subset)
-    limits = operator.batch_size, operator.memory_limit
-    objective, data = with_features(objective, operator.data, *limits)
-    model_fn, params = objective.model_fn, objective.params
-    example_bytes = memory.activation_bytes(model_fn, params, batch_spec(data)[0])
+    bound = operator.model_fn, operator.params, operator.likelihood
+    objective, _ = restrict(*bound, subset, operator.limits)
+    objective = objective.planned(batch_spec(operator.data)[0])
+    objective, data = with_features(objective, operator.data)
     return tree.replace(
-        operator, model_fn=model_fn, params=params, data=data, example_bytes=example_bytes
+        operator,
+        model_fn=objective.model_fn,
+        params=objective.params,
+        data=data,
+        plan=objective.plan,
     )
 
 

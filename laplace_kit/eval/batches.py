@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from laplace_kit import streams, tree
 from laplace_kit.arrays import is_list_of_numbers, on_host
-from laplace_kit.data import check_batch_size
+from laplace_kit.errors import check_count
 from laplace_kit.eval.outputs import Predictive
 
 Predict = Callable[[PyTree], Predictive]
@@ -76,7 +76,7 @@ def split(x: PyTree, batch_size: int) -> list[PyTree]:
     batch_size
         Of every batch but the last.
     """
-    check_batch_size(batch_size)
+    check_count("batch_size", batch_size, "inputs")
     x = on_host(x, "inputs")
     return [
         _rows(x, slice(low, low + batch_size)) for low in range(0, _num_examples(x), batch_size)

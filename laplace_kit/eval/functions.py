@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from laplace_kit import memory, tree
+from laplace_kit import tree
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.curv.objective import Objective
-from laplace_kit.data import as_data, check_batch_size, map_over
+from laplace_kit.data import as_data, map_over
 from laplace_kit.derivatives import linearize
 from laplace_kit.errors import check_count, check_option
-from laplace_kit.tree import pytree_dataclass
+from laplace_kit.memory import readable
+from laplace_kit.tree import pytree_dataclass, replace
 
 METHODS = ("linearized", "sampled")
 
@@ -48,11 +49,10 @@ class FunctionSample:
             Cost: one forward pass; linearised, one more for its tangent.
         """
         x = as_data((x, ())).x
-        self.objective.output_spec(x)  # refuses a single example
-        return _one(self, x)
+        return _one(replace(self, objective=self.objective.planned(x)), x)
 
 
-@pytree_dataclass(static=("method", "batch_size", "memory_limit"))
+@pytree_dataclass(static=("method",))
 class FunctionSamples:
     r"""Functions drawn from the posterior, made by `sample_functions`.
 
@@ -65,8 +65,6 @@ class FunctionSamples:
     objective: Objective
     displacements: Float[Array, "K P"]
     method: Literal["linearized", "sampled"]
-    batch_size: int | None
-    memory_limit: int | None
 
     def __call__(self, x: PyTree) -> Float[Array, "K N *event"]:
         """Return the values of all functions at inputs with a leading axis N.
@@ -83,12 +81,9 @@ class FunctionSamples:
             activations of the inputs held at a time, as many as the memory limit allows.
         """
         x = as_data((x, ())).x
-        objective, batch_size = self.objective, self.batch_size
-        objective.output_spec(x)  # refuses a single example
-        if batch_size is None:
-            unit = memory.activation_bytes(objective.model_fn, objective.params, x)
-            batch_size = memory.chunk_size((2 + 2 * len(self)) * unit, self.memory_limit)
-        return jnp.moveaxis(map_over(_all, self, x, batch_size), 1, 0)
+        objective = self.objective.planned(x)
+        size = objective.limits.chunk_size((2 + 2 * len(self)) * objective.plan.example_bytes)
+        return jnp.moveaxis(map_over(_all, replace(self, objective=objective), x, size), 1, 0)
 
     def __len__(self) -> int:
         return len(self.displacements)
@@ -115,8 +110,6 @@ def sample_functions(
     num_samples: int,
     *,
     method: Literal["linearized", "sampled"] = "linearized",
-    batch_size: int | None = None,
-    memory_limit: int | None = None,
 ) -> FunctionSamples:
     r"""Draw functions from the posterior that can be evaluated anywhere and differentiated.
 
@@ -131,7 +124,8 @@ def sample_functions(
     Parameters
     ----------
     objective, posterior
-        The model at its mode, and the Gaussian over its free parameters.
+        The model at its mode, whose limits bound the memory, and the Gaussian over its free
+        parameters.
     key
         For the draws of weights.
     num_samples
@@ -139,10 +133,6 @@ def sample_functions(
     method
         `"linearized"`: the model's linearisation at the mode, by forward-mode differentiation (no
         Jacobian is formed); or `"sampled"`, the model at other weights.
-    batch_size
-        The number of inputs held at a time in an evaluation; `None` chooses from the memory limit.
-    memory_limit
-        In bytes; `None` for a share of the device's memory.
 
     Returns
     -------
@@ -169,18 +159,16 @@ def sample_functions(
     posteriors.
     """
     check_option("method", method, METHODS)
-    check_batch_size(batch_size)
     check_count("num_samples", num_samples, "functions")
-    needed, limit = num_samples * posterior.size * posterior.dtype.itemsize, memory_limit
-    if needed > memory.budget(limit):
+    needed, limit = num_samples * posterior.size * posterior.dtype.itemsize, objective.limits.budget
+    if needed > limit:
         raise ValueError(
             f"Found that {num_samples} vectors of {posterior.size} parameters take "
-            f"{memory.readable(needed)}, expected at most the memory limit of "
-            f"{memory.readable(memory.budget(limit))}; draw fewer functions, or raise "
-            "memory_limit=."
+            f"{readable(needed)}, expected at most the memory limit of {readable(limit)}; draw "
+            "fewer functions, or raise memory_limit=."
         )
     displacements = posterior.sample(key, num_samples)
-    return FunctionSamples(objective, displacements, method, batch_size, memory_limit)
+    return FunctionSamples(objective, displacements, method)
 
 
 @jax.jit

@@ -8,16 +8,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from laplace_kit import memory
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.curv.capture.blocks import Block, LookupRows
 from laplace_kit.curv.capture.capture import jacobian
-from laplace_kit.curv.capture.cost import check_fits, projections, rows_cost
-from laplace_kit.curv.capture.layers import find_layers
+from laplace_kit.curv.capture.cost import check_fits, pair_bytes, projections, rows_cost
 from laplace_kit.curv.objective import Objective
-from laplace_kit.data import as_data, check_batch_size, map_over
+from laplace_kit.data import as_data, map_over
 from laplace_kit.errors import check_count
 from laplace_kit.eval.moments import accurate
+from laplace_kit.memory import readable
 
 # Every chunk repeats the passes of all inputs, which costs more than to leave the caches.
 _PASSES_TO_SAVE = 16
@@ -27,9 +26,6 @@ def joint_moments(
     objective: Objective,
     posterior: Posterior,
     x: PyTree,
-    *,
-    batch_size: int | None = None,
-    memory_limit: int | None = None,
 ) -> tuple[Float[Array, "N *event"], Float[Array, "N C N C"]]:
     r"""Return the mean of the outputs at N inputs and the covariance between all pairs.
 
@@ -39,14 +35,10 @@ def joint_moments(
     Parameters
     ----------
     objective, posterior
-        The model at its mode, and the Gaussian over its free parameters.
+        The model at its mode, and the Gaussian over its free parameters. The objective's limits
+        bound the memory; its batch size, B, that of either side of a pair.
     x
         Inputs with a leading axis N.
-    batch_size
-        The number of inputs held at a time, B, on each side of a pair; `None` chooses from the
-        memory limit.
-    memory_limit
-        In bytes; `None` for a share of the device's memory.
 
     Returns
     -------
@@ -67,44 +59,39 @@ def joint_moments(
     linearization. Wang et al. (2021), Beyond marginal uncertainty: how accurately can Bayesian
     regression models estimate posterior predictive correlations?
     """
-    check_batch_size(batch_size)
     x = as_data((x, ())).x
-    outputs = objective.output_spec(x)
-    _check_result_fits(outputs, memory_limit)
-    layouts = tuple(layer.layout for layer in find_layers(objective, x).layers)
-    posterior = posterior.for_prediction(layouts)
-    size = batch_size or _batch_size(objective, posterior, x, memory_limit)
+    objective = objective.planned(x)
+    outputs = objective.plan.outputs(x)
+    _check_result_fits(outputs, objective.limits.budget)
+    posterior = posterior.for_prediction(objective.plan.layers.layouts)
+    size = objective.limits.batch_size or _batch_size(objective, posterior)
     if size >= outputs.shape[0]:
         return map_over(_all_pairs, (objective, posterior), x, size)
     f_mean, covariance = map_over(_Pairs(size), (objective, posterior, x), x, size)
     return f_mean, covariance
 
 
-def _check_result_fits(outputs: jax.ShapeDtypeStruct, memory_limit: int | None) -> None:
+def _check_result_fits(outputs: jax.ShapeDtypeStruct, limit: int) -> None:
     num, num_outputs = outputs.shape[0], math.prod(outputs.shape[1:])
     needed = (num * num_outputs) ** 2 * outputs.dtype.itemsize
-    limit = memory.budget(memory_limit)
     if needed > limit:
         raise ValueError(
             f"Found that the joint covariance of {num} inputs with {num_outputs} output(s) each "
-            f"takes {memory.readable(needed)}, expected at most the memory limit of "
-            f"{memory.readable(limit)}; pass fewer inputs at a time, draw functions with "
+            f"takes {readable(needed)}, expected at most the memory limit of "
+            f"{readable(limit)}; pass fewer inputs at a time, draw functions with "
             "sample_functions, or raise memory_limit=."
         )
 
 
-def _batch_size(
-    objective: Objective, posterior: Posterior, x: PyTree, memory_limit: int | None
-) -> int:
+def _batch_size(objective: Objective, posterior: Posterior) -> int:
     """Choose B so that the rows of two times B inputs, and what pairs of them take, fit."""
-    num_outputs = math.prod(objective.output_spec(x).shape[1:])
-    unit = memory.activation_bytes(objective.model_fn, objective.params, x)
+    limits, num_outputs = objective.limits, objective.plan.num_outputs
     work = partial(projections, num_vectors=posterior.num_projections)
-    cost = rows_cost(objective, x, unit, work)
+    cost = rows_cost(objective, work)
     products = partial(_products_of_pairs, num_outputs=num_outputs)
-    pairs = rows_cost(objective, x, 0, products).direction * num_outputs
-    check_fits(cost, num_outputs, memory.budget(memory_limit))
-    room = min(_PASSES_TO_SAVE * memory.working_set(memory_limit), memory.budget(memory_limit))
+    pairs = pair_bytes(objective, products)
+    check_fits(cost, num_outputs, limits.budget)
+    room = min(_PASSES_TO_SAVE * limits.working_set(), limits.budget)
     one = cost.once + num_outputs * cost.direction
     return max(min(room // (2 * one), math.isqrt(room // pairs)), 1)
 

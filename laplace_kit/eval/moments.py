@@ -8,11 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from laplace_kit import memory
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.curv.capture.capture import capture
-from laplace_kit.curv.capture.cost import check_fits, plan, projections, rows_cost
-from laplace_kit.curv.capture.layers import find_layers
+from laplace_kit.curv.capture.cost import check_fits, choose_held, projections, rows_cost
 from laplace_kit.curv.objective import Objective
 from laplace_kit.data import map_over
 
@@ -23,23 +21,18 @@ def linearized_moments(
     x: PyTree,
     *,
     full: bool,
-    batch_size: int | None = None,
-    memory_limit: int | None = None,
 ) -> tuple[Float[Array, "N *event"], Float[Array, "N *event"], Float[Array, "N C C"] | None]:
     r"""Return mean, variance and, if asked for, covariance of the outputs at inputs.
 
     Parameters
     ----------
     objective, posterior
-        The model at its mode, and the Gaussian over its free parameters.
+        The model at its mode, whose limits bound the memory, and the Gaussian over its free
+        parameters.
     x
         Inputs with a leading axis N.
     full
         Whether to return covariances over flattened outputs, `(N, C, C)`, besides variances.
-    batch_size
-        The number of inputs held at a time; `None` chooses from the memory limit.
-    memory_limit
-        In bytes; `None` for a share of the device's memory.
 
     Returns
     -------
@@ -54,19 +47,18 @@ def linearized_moments(
         If one input, with all of its outputs for covariances or with one for variances, exceeds the
         memory limit.
     """
-    layouts = tuple(layer.layout for layer in find_layers(objective, x).layers)
-    posterior = posterior.for_prediction(layouts)
-    unit = memory.activation_bytes(objective.model_fn, objective.params, x)
+    objective = objective.planned(x)
+    limits, num_outputs = objective.limits, objective.plan.num_outputs
+    posterior = posterior.for_prediction(objective.plan.layers.layouts)
     work = partial(projections, num_vectors=posterior.num_projections)
-    cost = rows_cost(objective, x, unit, work, of_outputs=not full)
-    num_outputs = math.prod(objective.output_spec(x).shape[1:])
+    cost = rows_cost(objective, work, of_outputs=not full)
     if full:
         remedy = 'pass covariance="diagonal", '
-        check_fits(cost, num_outputs, memory.budget(memory_limit), remedy)
+        check_fits(cost, num_outputs, limits.budget, remedy)
         held = cost.once + num_outputs * cost.direction
-        size = batch_size or max(memory.working_set(memory_limit) // held, 1)
+        size = limits.batch_size or max(limits.working_set() // held, 1)
         return map_over(_full_moments, (objective, posterior), x, size)
-    held = plan(cost, num_outputs, batch_size, memory_limit)
+    held = choose_held(cost, num_outputs, limits)
     return map_over(_Variances(held.num_directions), (objective, posterior), x, held.batch_size)
 
 

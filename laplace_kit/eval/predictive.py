@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from laplace_kit import memory, tree
+from laplace_kit import tree
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.curv.objective import Objective
-from laplace_kit.data import as_data, check_batch_size, map_over
+from laplace_kit.data import as_data, map_over
 from laplace_kit.errors import check_count, check_option
 from laplace_kit.eval import link as links
 from laplace_kit.eval.joint import joint_moments, marginal_moments
@@ -74,15 +74,13 @@ def predict(
     key: PRNGKeyArray | None = None,
     num_samples: int | None = None,
     joint: bool = False,
-    batch_size: int | None = None,
-    memory_limit: int | None = None,
 ) -> Predictive:
     r"""Return the predictive distribution at inputs.
 
     Parameters
     ----------
     objective
-        The model at its mode, and the likelihood.
+        The model at its mode, the likelihood, and the limits that bound the memory.
     posterior
         Over the free parameters.
     x
@@ -101,10 +99,6 @@ def predict(
         Draws: by default 100 weights for `"sampled"`, 1000 logits for `"monte_carlo"`.
     joint
         Whether to return the covariance between all inputs besides, `joint_cov`.
-    batch_size
-        The number of inputs held at a time; `None` chooses from the memory limit.
-    memory_limit
-        In bytes; `None` for a share of the device's memory.
 
     Returns
     -------
@@ -124,7 +118,6 @@ def predict(
     linearization.
     """
     Prediction(method, link, covariance, num_samples)  # checks them
-    check_batch_size(batch_size)
     if key is None and (method == "sampled" or link == "monte_carlo"):
         what = 'method="sampled"' if method == "sampled" else 'link="monte_carlo"'
         raise ValueError(f"Found no key, expected one for {what}; pass key=jax.random.key(0).")
@@ -135,31 +128,26 @@ def predict(
             "method='sampled')."
         )
     x = _checked_inputs(x)
-    f = objective.output_spec(x)
+    objective = objective.planned(x)
     if joint:
-        mean, joint_cov = joint_moments(
-            objective, posterior, x, batch_size=batch_size, memory_limit=memory_limit
-        )
+        mean, joint_cov = joint_moments(objective, posterior, x)
         moments = (mean, *marginal_moments(mean, joint_cov))
         predictive = from_moments(
             objective.likelihood, *moments, link=link, key=key, num_samples=num_samples or 1000
         )
         return tree.replace(predictive, joint_cov=joint_cov)
-    full = _wants_full(covariance, f, memory_limit)
+    plan, limits = objective.plan, objective.limits
+    full = _wants_full(covariance, plan.outputs(x), limits.budget)
     if method == "linearized":
-        moments = linearized_moments(
-            objective, posterior, x, full=full, batch_size=batch_size, memory_limit=memory_limit
-        )
+        moments = linearized_moments(objective, posterior, x, full=full)
         return from_moments(
             objective.likelihood, *moments, link=link, key=key, num_samples=num_samples or 1000
         )
-    num_outputs = math.prod(f.shape[1:])
-    unit = memory.activation_bytes(objective.model_fn, objective.params, x)
     num_samples = num_samples or 100
-    held = 2 * unit + 2 * num_samples * num_outputs * f.dtype.itemsize
-    batch_size = batch_size or memory.chunk_size(held, memory_limit)
+    of_samples = num_samples * plan.num_outputs * plan.output.dtype.itemsize
+    size = limits.chunk_size(2 * plan.example_bytes + 2 * of_samples)
     keys = jax.random.split(key, num_samples)
-    samples = map_over(_sampled_outputs, (objective, posterior, keys), x, batch_size)
+    samples = map_over(_sampled_outputs, (objective, posterior, keys), x, size)
     return _from_samples(objective.likelihood, samples, full)
 
 
@@ -207,12 +195,12 @@ def _finite_rows(leaf: Array) -> Array:
     return jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
 
 
-def _wants_full(covariance: str, f: jax.ShapeDtypeStruct, memory_limit: int | None) -> bool:
+def _wants_full(covariance: str, f: jax.ShapeDtypeStruct, limit: int) -> bool:
     if covariance != "auto":
         return covariance == "full"
     num_outputs = math.prod(f.shape[1:])
     needed = f.shape[0] * num_outputs**2 * f.dtype.itemsize
-    return needed <= memory.budget(memory_limit) // _COVARIANCE_SHARE
+    return needed <= limit // _COVARIANCE_SHARE
 
 
 # --- outputs at sampled weights -----------------------------------------------------------------
@@ -234,18 +222,12 @@ def _sampled_outputs(args, x):
 # --- at the mode ----------------------------------------------------------------------------------
 
 
-def predict_at_mode(
-    objective: Objective,
-    x: PyTree,
-    *,
-    batch_size: int | None = None,
-    memory_limit: int | None = None,
-) -> Predictive:
+def predict_at_mode(objective: Objective, x: PyTree) -> Predictive:
     """Return the predictive of the mode alone, without weight uncertainty: the MAP's.
 
     Parameters
     ----------
-    objective, x, batch_size, memory_limit
+    objective, x
         As in `predict`.
 
     Returns
@@ -254,11 +236,9 @@ def predict_at_mode(
         With `f_var` zero. Cost: one forward pass.
     """
     x = _checked_inputs(x)
-    objective.output_spec(x)  # inputs that the model refuses are told by this
-    if batch_size is None:
-        unit = memory.activation_bytes(objective.model_fn, objective.params, x)
-        batch_size = memory.chunk_size(unit, memory_limit)
-    return _at_mode(objective.likelihood, map_over(_outputs, objective, x, batch_size))
+    objective = objective.planned(x)
+    size = objective.limits.chunk_size(objective.plan.example_bytes)
+    return _at_mode(objective.likelihood, map_over(_outputs, objective, x, size))
 
 
 def _outputs(objective, x):

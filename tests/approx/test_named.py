@@ -22,6 +22,7 @@ from laplace_kit.approx.named import (
 from laplace_kit.curv.objective import restrict
 from laplace_kit.data import as_data
 from laplace_kit.errors import check_option
+from laplace_kit.memory import Limits
 from laplace_kit.tree import replace
 
 KEY = jax.random.key(3)
@@ -43,8 +44,9 @@ CHOICE = Choice(
 def bound(curvature: str):
     """Return the operator of a name and its model, in a choice's own limits."""
     problem = twins.problem("mlp")
-    objective, _ = restrict(problem.model_fn, problem.params, problem.likelihood)
     choice = replace(CHOICE, curvature=curvature)
+    model = problem.model_fn, problem.params, problem.likelihood
+    objective = restrict(*model, limits=choice.limits)[0].planned(problem.x)
     return named_operator(objective, as_data((problem.x, problem.y)), choice, KEY)
 
 
@@ -59,7 +61,7 @@ def bound(curvature: str):
 def test_a_curvature_is_its_operator(name, expected, definition):
     operator = bound(name)
     assert type(operator) is expected
-    assert (operator.batch_size, operator.memory_limit) == (2, 10**6)
+    assert operator.limits == Limits(2, 10**6)
     matrix = twins.dense(definition, "mlp")
     vector = np.random.default_rng(0).normal(size=31).astype(np.float32)
     twins.assert_close(operator @ vector, matrix @ vector, dtype="float32")

@@ -20,7 +20,7 @@ from laplace_kit.approx.low_rank import fit_low_rank
 from laplace_kit.approx.update import Expansion, combine, newton_step, updated
 from laplace_kit.curv.mode import examine_mode
 from laplace_kit.curv.objective import restrict
-from laplace_kit.data import as_data
+from laplace_kit.data import as_data, batch_spec
 from laplace_kit.eval.moments import linearized_moments
 from laplace_kit.tree import replace
 
@@ -56,7 +56,7 @@ def expansion(regression, kind, theta) -> Expansion:
     data = as_data((jnp.asarray(regression.x), jnp.asarray(regression.y)))
     likelihood = exact.lk.Gaussian(regression.noise_std)
     objective, _ = restrict(exact.linear, regression.unravel(theta), likelihood)
-    found = examine_mode(objective, data, batch_size=None, memory_limit=None)
+    found = examine_mode(objective.planned(batch_spec(data)[0]), data)
     operator = curv.GGNOperator(exact.linear, objective.params, data, likelihood)
     return Expansion(found.log_likelihood, found.gradient, fit_structure(kind, operator, 8))
 

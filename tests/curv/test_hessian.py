@@ -58,7 +58,7 @@ def test_blocks_and_chunks_under_a_small_memory_limit(x64):
     problem = twins.problem("mlp", "float64")
     operator = curv.HessianOperator(*problem.args, memory_limit=9000, scale=0.5)
     # Too little for all unit vectors at once, even with a single example.
-    assert operator.memory_limit < 2 * operator.example_bytes * operator.shape[0]
+    assert operator.limits.memory < 2 * operator.plan.example_bytes * operator.shape[0]
     twins.assert_is(operator, 0.5 * twins.dense(twins.hessian, "mlp"), "float64")
 
 

@@ -9,7 +9,6 @@ import pytest
 import twins
 
 from laplace_kit import curv, tree
-from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.kronecker import LARGEST_EXACT_BLOCK, num_entries, second_moments
 from laplace_kit.likelihood import Gaussian
 
@@ -165,7 +164,7 @@ def test_a_large_parameter_in_no_product_keeps_its_diagonal():
     (factor,) = curv.kronecker_factors(operator)
     assert factor.gradients.shape == (1, num)
     twins.assert_close(factor.inputs[0, 0] * factor.gradients[0], operator.diagonal(), rtol=1e-5)
-    assert num_entries(find_layers(operator.objective, x)) == 1 + num
+    assert num_entries(operator.objective.planned(x).plan.layers) == 1 + num
 
 
 def embedded(params, tokens):
@@ -226,7 +225,7 @@ def test_directions_in_blocks_give_the_same(x64):
 def test_second_moments_in_the_identity_are_the_diagonal(x64):
     problem = twins.problem("convnet", "float64")
     operator = curv.GGNOperator(*problem.args, batch_size=2)
-    layers = find_layers(operator.objective, problem.x).layers
+    layers = operator.objective.planned(problem.x).plan.layers.layers
     moments = second_moments(operator, ((None, None),) * len(layers))
     diagonal = np.diag(twins.dense(twins.ggn, "convnet"))
     for layer, found in zip(layers, moments, strict=True):

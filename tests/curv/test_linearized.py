@@ -9,6 +9,7 @@ import twins
 from laplace_kit import curv, memory
 from laplace_kit.curv.linearized import LinearizedOperator, linearized
 from laplace_kit.curv.partition import block_diagonal
+from laplace_kit.memory import Limits
 from laplace_kit.tree import replace
 
 KINDS = {
@@ -44,7 +45,7 @@ def test_products_equal_the_dense_definition(name, dtype):
         vs = problem.vectors(3)
         operators = twins.operators(problem)
         for kind in ("ggn", "hessian"):
-            operators[kind] = replace(operators[kind], batch_size=2)
+            operators[kind] = replace(operators[kind], limits=Limits(2))
 
         @jax.jit
         def products(operators, vs):

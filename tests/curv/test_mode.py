@@ -8,7 +8,7 @@ import twins
 
 from laplace_kit.curv.mode import check_values, examine_mode
 from laplace_kit.curv.objective import restrict
-from laplace_kit.data import as_data
+from laplace_kit.data import as_data, batch_spec
 from laplace_kit.likelihood import (
     Bernoulli,
     Categorical,
@@ -22,8 +22,8 @@ from laplace_kit.likelihood import (
 
 def examine(problem, data, **changes):
     objective, _ = restrict(problem.model_fn, problem.params, problem.likelihood)
-    options = {"batch_size": None, "memory_limit": None} | changes
-    return examine_mode(objective, as_data(data), **options)
+    data = as_data(data)
+    return examine_mode(objective.planned(batch_spec(data)[0]).within(**changes), data)
 
 
 def sums(problem) -> tuple:
@@ -60,7 +60,7 @@ def test_sums_of_half_precision_are_kept_in_single():
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), problem.params)
     objective, _ = restrict(problem.model_fn, half, problem.likelihood)
     data = as_data((problem.x.astype(jnp.bfloat16), problem.y))
-    mode = examine_mode(objective, data, batch_size=2, memory_limit=None)
+    mode = examine_mode(objective.planned(batch_spec(data)[0]).within(2), data)
     assert mode.log_likelihood.dtype == mode.gradient.dtype == "float32"
     np.testing.assert_allclose(mode.log_likelihood, sums(problem)[0], rtol=2e-2)
 
@@ -78,7 +78,7 @@ def examine_linear(likelihood, x, y, weight=None, batches=(), batch_size=None):
     weight = jnp.ones((2, 3)) if weight is None else weight
     objective, _ = restrict(linear, {"weight": weight}, likelihood)
     data = as_data(twins.batches(x, y, *batches) if batches else (x, y))
-    return examine_mode(objective, data, batch_size=batch_size, memory_limit=None)
+    return examine_mode(objective.planned(batch_spec(data)[0]).within(batch_size), data)
 
 
 X = np.linspace(-1, 1, 2 * N, dtype=np.float32).reshape(N, 2)
@@ -254,8 +254,7 @@ def test_padding_is_never_reported():
 
     objective, _ = restrict(reciprocal, jnp.ones(3), Gaussian())
     x, y = np.ones((N, 3), np.float32), np.ones((N, 3), np.float32)
-    mode = examine_mode(
-        objective, as_data(twins.batches(x, y, 4, 3)), batch_size=None, memory_limit=None
-    )
+    data = as_data(twins.batches(x, y, 4, 3))
+    mode = examine_mode(objective.planned(x), data)
     assert mode.num_data == N
     np.testing.assert_array_equal(mode.gradient, 0)

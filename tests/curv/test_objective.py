@@ -116,6 +116,11 @@ def test_frozen_parameters_take_no_memory():
 
 # --- inputs ---------------------------------------------------------------------------------------
 
+
+def outputs_of(objective, x):
+    return objective.planned(x).plan.outputs(x)
+
+
 SINGLE = r"inputs of shape \({}\), of a single example, expected a leading axis.*pass x\[None\]"
 
 
@@ -127,21 +132,21 @@ def objective_of(model_fn, *params):
 def test_a_single_example_is_told_from_a_batch_of_numbers(num_outputs):
     objective = objective_of(lambda params, x: jnp.tanh(x @ params[0]), (3, num_outputs))
     with pytest.raises(ValueError, match=SINGLE.format("3,")):
-        objective.output_spec(np.ones(3, np.float32))
-    assert objective.output_spec(np.ones((1, 3), np.float32)).shape == (1, num_outputs)
+        outputs_of(objective, np.ones(3, np.float32))
+    assert outputs_of(objective, np.ones((1, 3), np.float32)).shape == (1, num_outputs)
 
 
 def test_a_single_example_that_the_model_refuses():
     objective = objective_of(lambda params, x: jnp.einsum("nhwc,co->no", x, params[0]), (2, 3))
     with pytest.raises(ValueError, match=SINGLE.format("4, 5, 2")):
-        objective.output_spec(np.ones((4, 5, 2), np.float32))
+        outputs_of(objective, np.ones((4, 5, 2), np.float32))
     with pytest.raises(ValueError, match=r"examples of shape \(5, 3\).*the model refuses"):
-        objective.output_spec(np.ones((4, 5, 3), np.float32))  # where x[None] is no remedy
+        outputs_of(objective, np.ones((4, 5, 3), np.float32))  # where x[None] is no remedy
 
 
 def test_numbers_are_inputs_of_their_own():
     lookups = objective_of(lambda params, x: params[0][x], (7, 3))
-    assert lookups.output_spec(np.arange(5)).shape == (5, 3)
+    assert outputs_of(lookups, np.arange(5)).shape == (5, 3)
     mean = objective_of(lambda params, x: jnp.mean(x) * params[0], (1,))
-    with pytest.raises(ValueError, match=r"outputs of shape \(1,\) for 5 examples.*model\.batched"):
-        mean.output_spec(np.ones((5, 2), np.float32))
+    with pytest.raises(ValueError, match=r"outputs of shape \(1,\) for 2 examples.*model\.batched"):
+        outputs_of(mean, np.ones((5, 2), np.float32))

@@ -333,7 +333,7 @@ def test_a_model_of_single_examples_is_recognised():
     def single(params, x):
         return params @ x.sum(axis=0)
 
-    with pytest.raises(ValueError, match=r"shape \(3,\) for 5 examples.*lk\.model\.batched"):
+    with pytest.raises(ValueError, match=r"shape \(3,\) for 2 examples.*lk\.model\.batched"):
         curv.GGNOperator(single, jnp.ones((3, 2)), (jnp.ones((5, 2)), jnp.ones(5)), "gaussian")
 
 

@@ -10,7 +10,6 @@ from architectures import NUM, ZOO, gaussian
 import laplace_kit as lk
 from laplace_kit import tree
 from laplace_kit.approx.subset import last_layer
-from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.ggn import GGNOperator
 from laplace_kit.curv.kronecker import kronecker_factors
 from laplace_kit.curv.objective import chunk_loss, restrict
@@ -58,9 +57,9 @@ def curvature(objective, data):
 
 def assert_same(objective, x, shapes, *functions):
     """Compare functions of a model and of its head on features with given shapes."""
-    outputs = objective.output_spec(x)
+    outputs = objective.planned(x).plan.outputs(x)
     data = as_data((x, gaussian(7)(*outputs.shape)))
-    head, features = with_features(objective, data, 2, None)
+    head, features = with_features(objective.planned(data.x).within(2), data)
     found = [tuple(n for n in phi.shape[1:] if n > 1) for phi in features.x]
     assert sorted(found) == shapes
     left, right = (
@@ -69,7 +68,7 @@ def assert_same(objective, x, shapes, *functions):
     for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         scale = max(np.abs(one).max(), 1.0)
         np.testing.assert_allclose(other / scale, one / scale, rtol=0, atol=1e-12)
-    layers, of_head = find_layers(objective, x), find_layers(head, features.x)
+    layers, of_head = objective.planned(x).plan.layers, head.planned(features.x).plan.layers
     assert [layer.layout for layer in layers.layers] == [layer.layout for layer in of_head.layers]
     assert layers.leaves == of_head.leaves
 
@@ -121,15 +120,17 @@ def test_features_are_inputs_where_the_first_layer_is_free(x64):
     features, _ = split(objective.model_fn, objective.params, x)
     np.testing.assert_array_equal(np.squeeze(features(x)[0]), x)
     data = as_data((x, x))
-    assert with_features(objective, data, None, None) == (objective, data)
+    objective = objective.planned(x)
+    assert with_features(objective, data) == (objective, data)
 
 
 def test_streams_and_features_beyond_the_memory_limit_are_left_alone(x64):
     objective, x = restricted("mlp", Named(("w2",)))
     pair = (x, gaussian(7)(NUM, 3))
     for data, limit in ((as_data([pair]), None), (as_data(pair), NUM * 4 * 8 - 1)):
-        assert with_features(objective, data, 2, limit) == (objective, data)
-    assert with_features(objective, data, 2, NUM * 4 * 8)[1] is not data
+        planned = objective.planned(x)
+        assert with_features(planned.within(2, limit), data)[1] is data
+    assert with_features(planned.within(2, NUM * 4 * 8), data)[1] is not data
 
 
 def test_a_model_that_ignores_its_free_parameters_or_its_inputs(x64):
@@ -224,7 +225,7 @@ def free(path):
 def test_a_mask_of_minus_infinity_is_no_fault(structure, x64):
     params, data = attention_params(), (TOKENS, np.arange(NUM) % 2)
     objective, _ = restrict(attention, params, Categorical(), free)
-    _, features = with_features(objective, as_data(data), None, None)
+    _, features = with_features(objective.planned(data[0]), as_data(data))
     assert features.of_features
     assert any(np.isneginf(leaf).any() for leaf in features.x)
     options = {"likelihood": "categorical", "structure": structure, "subset": free}

@@ -12,9 +12,9 @@ from laplace_kit.eval.functions import FunctionSamples, sample_functions
 KEY = jax.random.key(0)
 
 
-def drawn(num=3, **options) -> FunctionSamples:
+def drawn(num=3, batch_size=None, **options) -> FunctionSamples:
     la = exact.fitted("full", "float64")
-    return sample_functions(la.objective, la.posterior, KEY, num, **options)
+    return sample_functions(la.objective.within(batch_size), la.posterior, KEY, num, **options)
 
 
 def inputs(num=7) -> jax.Array:
@@ -159,7 +159,7 @@ def test_what_cannot_be_right_is_refused(x64):
     with pytest.raises(ValueError, match="num_samples=0, expected a whole number of functions"):
         sample_functions(la.objective, la.posterior, KEY, 0)
     with pytest.raises(ValueError, match=r"9 vectors of 31 parameters take 2.18 KiB.*draw fewer"):
-        sample_functions(la.objective, la.posterior, KEY, 9, memory_limit=2_000)
+        sample_functions(la.objective.within(memory=2_000), la.posterior, KEY, 9)
     with (
         exact.as_users_call(),
         pytest.raises(ValueError, match="Did you mean 'linearized'"),

@@ -15,7 +15,6 @@ from laplace_kit.approx.kronecker import Eigenblock, KroneckerStructure
 from laplace_kit.approx.low_rank import LowRankPosterior
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.curv.capture.capture import jacobian
-from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.capture.products import Lookup
 from laplace_kit.curv.objective import restrict
 from laplace_kit.eval.joint import _batch_size, joint_moments, marginal_moments, sample_joint
@@ -39,7 +38,7 @@ def test_moments_are_those_of_the_dense_matrices(kind, x64):
     twins.assert_close(flat, flat.T)
     assert np.linalg.eigvalsh(flat).min() > -1e-10 * np.abs(flat).max()
     for part, expected in zip(
-        joint_moments(la.objective, la.posterior, x, batch_size=3), every, strict=True
+        joint_moments(la.objective.within(3), la.posterior, x), every, strict=True
     ):
         twins.assert_close(part, expected)
     _, *alone = linearized_moments(la.objective, la.posterior, x, full=True)
@@ -111,11 +110,11 @@ def test_of_several_kinds_of_layers(x64):
     priors = zip(params, [3.0, 0.5, 1.5, 0.9, 2.0, 0.4], strict=True)
     precision = jnp.concatenate([jnp.full(params[name].size, value) for name, value in priors])
     objective, _ = restrict(several_kinds, params, Categorical())
-    for structure in structures(find_layers(objective, x).layers, flat.size):
+    for structure in structures(objective.planned(x).plan.layers.layers, flat.size):
         posterior = jax.jit(lambda structure, d: structure.posterior(d))(structure, precision)
         sigma = jax.jit(type(posterior).covariance)(posterior)
         expected = np.einsum("ncp,pq,mdq->ncmd", jac, sigma, jac)
-        _, cov = joint_moments(objective, posterior, x, batch_size=2)
+        _, cov = joint_moments(objective.within(2), posterior, x)
         twins.assert_close(cov, expected)
         if isinstance(posterior, LowRankPosterior):  # which subtracts from the prior's covariance
             assert not posterior._multiplies_out
@@ -173,22 +172,23 @@ def test_what_does_not_fit_is_refused_before_work(x64):
     with pytest.raises(
         ValueError, match=r"of 210 inputs with 3 output.*3.028 MiB.*limit of 976.6 KiB.*fewer"
     ):
-        joint_moments(la.objective, la.posterior, many, memory_limit=1_000_000)
+        joint_moments(la.objective.within(memory=1_000_000), la.posterior, many)
     with pytest.raises(ValueError, match=r"rows of one example in 3 direction.*memory limit of"):
-        joint_moments(la.objective, la.posterior, x[:1], memory_limit=100)
+        joint_moments(la.objective.within(memory=100), la.posterior, x[:1])
 
 
 def test_a_small_limit_makes_chunks_of_pairs(x64):
     la, x = exact.fitted("full", "float64"), twins.problem("mlp", "float64").x
-    assert 1 < _batch_size(la.objective, la.posterior, x, 20_000) < len(x)
-    _, cov = joint_moments(la.objective, la.posterior, x, memory_limit=20_000)
+    small = la.objective.within(memory=20_000)
+    assert 1 < _batch_size(small.planned(x), la.posterior) < len(x)
+    _, cov = joint_moments(small, la.posterior, x)
     twins.assert_close(cov, dense("full"), rtol=1e-9)
 
 
 def test_new_values_compile_nothing():
     la, x = exact.fitted("ekfac", "float32"), twins.problem("mlp", "float32").x
-    joint_moments(la.objective, la.posterior, x, batch_size=4)
+    joint_moments(la.objective.within(4), la.posterior, x)
     other = la.with_prior(3.0)
     with twins.compilations() as names:
-        joint_moments(other.objective, other.posterior, x, batch_size=4)
+        joint_moments(other.objective.within(4), other.posterior, x)
     assert not names

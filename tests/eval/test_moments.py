@@ -9,27 +9,25 @@ import pytest
 import twins
 from exact import KINDS
 
-from laplace_kit import memory
 from laplace_kit.approx import low_rank
 from laplace_kit.approx.diagonal import DiagonalStructure
 from laplace_kit.approx.full import FullStructure
 from laplace_kit.approx.kronecker import Eigenblock, KroneckerStructure
 from laplace_kit.approx.low_rank import LowRankStructure
 from laplace_kit.approx.posterior import factorise
-from laplace_kit.curv.capture.cost import plan, projections, rows_cost
-from laplace_kit.curv.capture.layers import find_layers
+from laplace_kit.curv.capture.cost import choose_held, projections, rows_cost
 from laplace_kit.curv.objective import restrict
 from laplace_kit.eval.moments import linearized_moments
 from laplace_kit.likelihood import Gaussian
+from laplace_kit.memory import Limits
 
 
 def one_direction(la, x) -> int:
     """Return the bytes of one input with one of its outputs."""
-    objective = la.objective
-    unit = memory.activation_bytes(objective.model_fn, objective.params, x)
     work = partial(projections, num_vectors=la.posterior.num_projections)
-    cost = rows_cost(objective, x, unit, work, of_outputs=True)
-    assert plan(cost, 3, 2, 2 * (cost.once + cost.direction)).num_directions == 1
+    cost = rows_cost(la.objective.planned(x), work, of_outputs=True)
+    limits = Limits(2, 2 * (cost.once + cost.direction))
+    assert choose_held(cost, 3, limits).num_directions == 1
     return cost.once + cost.direction
 
 
@@ -41,9 +39,7 @@ def test_chunks_of_inputs_and_outputs_give_the_dense_moments(kind, full, x64):
     jac = twins.dense(twins.jacobian, "mlp")
     expected = np.einsum("ncp,pq,ndq->ncd", jac, cov, jac)
     limit = 10**9 if full else 2 * one_direction(la, x)
-    f, f_var, f_cov = linearized_moments(
-        la.objective, la.posterior, x, full=full, batch_size=2, memory_limit=limit
-    )
+    f, f_var, f_cov = linearized_moments(la.objective.within(2, limit), la.posterior, x, full=full)
     np.testing.assert_allclose(f, twins.mlp(la.params, x))
     twins.assert_close(f_var, np.einsum("ncc->nc", expected), rtol=1e-9)
     if full:
@@ -55,7 +51,7 @@ def test_chunks_of_inputs_and_outputs_give_the_dense_moments(kind, full, x64):
 def test_covariances_that_do_not_fit_name_the_remedy(x64):
     la, x = exact.fitted("diagonal", "float64"), twins.problem("mlp", "float64").x
     with pytest.raises(ValueError, match=r"in 3 direction.*'hidden/0/kernel'") as error:
-        linearized_moments(la.objective, la.posterior, x, full=True, memory_limit=1_000)
+        linearized_moments(la.objective.within(memory=1_000), la.posterior, x, full=True)
     assert 'covariance="diagonal"' in str(error.value)
 
 
@@ -112,7 +108,7 @@ def test_heads_have_the_moments_of_any_layer(kind, model_fn, x64, monkeypatch):
     params = {"kernel": jnp.asarray(rng.normal(size=(3, 4))), "bias": jnp.ones(4)}
     x = jnp.asarray(rng.normal(size=(3, 2, 3)))
     objectives = [restrict(fn, params, Gaussian())[0] for fn in (model_fn, as_any_layer(model_fn))]
-    (layer,) = find_layers(objectives[0], x).layers
+    (layer,) = objectives[0].planned(x).plan.layers.layers
     precision = jnp.repeat(jnp.asarray([0.3, 2.0]), jnp.asarray([4, 12]), total_repeat_length=16)
     posterior, _ = factorise(structure_of(kind, layer.layout), precision)
     for full in (True, False):
@@ -133,10 +129,9 @@ def test_thousands_of_outputs_of_a_head_are_held_together(x64):
     plans = []
     for fn in (model_fn, as_any_layer(model_fn)):
         objective, _ = restrict(fn, params, Gaussian())
-        unit = memory.activation_bytes(objective.model_fn, objective.params, x)
         work = partial(projections, num_vectors=1)
-        cost = rows_cost(objective, x, unit, work, of_outputs=True)
-        plans.append(plan(cost, 3100, None, 2**30))
+        cost = rows_cost(objective.planned(x), work, of_outputs=True)
+        plans.append(choose_held(cost, 3100, Limits(memory=2**30)))
     assert plans[0].num_directions == 3100
     assert plans[0].batch_size >= 16
     assert plans[1].num_directions < 100

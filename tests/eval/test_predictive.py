@@ -65,9 +65,9 @@ def test_exact_on_bayesian_linear_regression(x64):
 def test_the_batch_size_does_not_show(method, x64):
     objective, posterior, *_ = linear_problem(Gaussian())
     options = {"method": method, "key": jax.random.key(0)}
-    whole = predict(objective, posterior, X, batch_size=100, **options)
+    whole = predict(objective.within(100), posterior, X, **options)
     for batch_size in (1, 3):
-        parts = predict(objective, posterior, X, batch_size=batch_size, **options)
+        parts = predict(objective.within(batch_size), posterior, X, **options)
         jax.tree.map(twins.assert_close, parts, whole)
 
 
@@ -76,7 +76,7 @@ def test_covariance_options(x64):
     full = predict(objective, posterior, X, covariance="full")
     diagonal = predict(objective, posterior, X, covariance="diagonal")
     auto = predict(objective, posterior, X)
-    small = predict(objective, posterior, X, memory_limit=4 * N * K * K * 8 - 1)
+    small = predict(objective.within(memory=4 * N * K * K * 8 - 1), posterior, X)
     assert diagonal.f_cov is None
     assert small.f_cov is None
     for found in (full, auto):
@@ -88,7 +88,7 @@ def test_covariance_options(x64):
 
 def test_inside_a_compiled_function(x64):
     objective, posterior, *_ = linear_problem(Categorical())
-    options = {"link": "mean_field_2", "batch_size": 2}
+    options, objective = {"link": "mean_field_2"}, objective.within(2)
     found = jax.jit(functools.partial(predict, **options))(objective, posterior, X)
     jax.tree.map(twins.assert_close, found, predict(objective, posterior, X, **options))
 
@@ -225,7 +225,7 @@ def test_draws_are_averaged_as_probabilities_and_rates(likelihood, x64):
 @pytest.mark.parametrize("likelihood", [Gaussian(0.5), Categorical(), Bernoulli(), Poisson()])
 def test_at_the_mode_there_is_no_weight_uncertainty(likelihood, x64):
     objective, _, f, _ = linear_problem(likelihood)
-    found = predict_at_mode(objective, X, batch_size=2)
+    found = predict_at_mode(objective.within(2), X)
     twins.assert_close(found.f_mean, f)
     np.testing.assert_array_equal(found.f_var, 0)
     match likelihood:
@@ -287,7 +287,7 @@ def test_inputs_that_the_model_refuses():
         with pytest.raises(ValueError, match=message):
             predict(objective, posterior, x)
         with pytest.raises(ValueError, match=message):
-            predict_at_mode(objective, x, batch_size=2)
+            predict_at_mode(objective.within(2), x)
 
 
 @pytest.mark.parametrize("num_outputs", [2, 3])
@@ -330,7 +330,7 @@ def test_inputs_without_rows():
 def test_batch_size_is_a_positive_whole_number(batch_size):
     la = exact.fitted("diagonal", "float32")
     with exact.as_users_call(), pytest.raises(ValueError, match=f"batch_size={batch_size}, expec"):
-        predict(la.objective, la.posterior, twins.problem("mlp").x, batch_size=batch_size)
+        la.predict(twins.problem("mlp").x, batch_size=batch_size)
 
 
 # --- a noise for each output ----------------------------------------------------------------------

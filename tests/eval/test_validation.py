@@ -147,7 +147,7 @@ def folds_of(problem, make, num_folds):
     objective = curv.GGNOperator(*problem.args).objective
     folds = []
     for rest, (x, y) in split_folds(problem.x, problem.y, num_folds):
-        mode = examine_mode(objective, InMemory(*rest), batch_size=None, memory_limit=None)
+        mode = examine_mode(objective.planned(rest[0]), InMemory(*rest))
         operator = curv.GGNOperator(problem.model_fn, problem.params, rest, problem.likelihood)
         folds.append(Fold(x, y, make(operator), mode.gradient))
     return objective, folds

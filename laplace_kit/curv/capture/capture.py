@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from laplace_kit.curv.capture.blocks import Block, FactoredRows, HeadRows, LookupRows
 from laplace_kit.curv.capture.heads import Head, find_head
-from laplace_kit.curv.capture.layers import Layer, find_layers
+from laplace_kit.curv.capture.layers import Layer
 from laplace_kit.curv.capture.layout import Layout
 from laplace_kit.curv.capture.products import Lookup, parts_of
 from laplace_kit.curv.capture.rows import Rows
@@ -59,7 +59,7 @@ def capture(objective: Objective, x: PyTree) -> Capture:
         Cost: one forward pass. Memory: activations for each example, and for each direction that is
         pulled back; the exact rows of leaves that are in no product.
     """
-    found = find_layers(objective, x)
+    found = objective.planned(x).plan.layers
     program, leaves = found.program, jax.tree.leaves(objective.params)
     frozen = jax.tree.leaves(objective.model_fn)
     parts = [parts_of(layer.product) for layer in found.layers]

@@ -6,13 +6,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
-from laplace_kit import memory
 from laplace_kit.curv.capture.blocks import Block, HeadRows
 from laplace_kit.curv.capture.capture import capture
-from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.objective import Objective
+from laplace_kit.memory import Limits, readable
 
 # What lives at once in a captured pass, in units of one example's activations: the linearised
 # pass with its inputs, and for each direction a cotangent and its image.
@@ -31,7 +29,7 @@ class Cost(NamedTuple):
     leaf: str
 
 
-class Plan(NamedTuple):
+class Held(NamedTuple):
     """How many examples, and how many directions of each, to hold at a time."""
 
     batch_size: int
@@ -39,21 +37,14 @@ class Plan(NamedTuple):
 
 
 def rows_cost(
-    objective: Objective,
-    x: PyTree,
-    example_bytes: int,
-    of_block: Callable | None = None,
-    *,
-    of_outputs: bool = False,
+    objective: Objective, of_block: Callable | None = None, *, of_outputs: bool = False
 ) -> Cost:
     """Estimate what the rows of one example take, and the work that is done with them.
 
     Parameters
     ----------
-    objective, x
-        The model, and inputs with a leading axis or their shapes.
-    example_bytes
-        What `memory.activation_bytes` estimates for one example.
+    objective
+        The model, planned.
     of_block
         From a block of one direction to the bytes `(once, for each direction)` that the work with
         it takes besides; only the most expensive block counts, as their turns come one by one.
@@ -61,9 +52,9 @@ def rows_cost(
         Whether these are the outputs' own rows, whose gradients examples share where a layer is a
         head, or those of any directions.
     """
-    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
+    found, example_bytes = objective.plan.layers, objective.plan.example_bytes
     blocks_of_one = _output_blocks_of_one if of_outputs else _blocks_of_one
-    found, blocks = find_layers(objective, one), blocks_of_one.eval_shape(objective, one)
+    blocks = blocks_of_one.eval_shape(objective, objective.plan.one)
     heads = [isinstance(block, HeadRows) for block in blocks]
     direction = [
         _bytes(block.factors if head else block.gradients)
@@ -88,13 +79,23 @@ def rows_cost(
     )
 
 
-def plan(
-    cost: Cost,
-    num_directions: int,
-    batch_size: int | None,
-    memory_limit: int | None,
-    sum_bytes: int = 0,
-) -> Plan:
+def pair_bytes(objective: Objective, of_block: Callable) -> int:
+    """Estimate what a pair of inputs takes with all outputs of either: their kernel, and the work.
+
+    Parameters
+    ----------
+    objective
+        The model, planned.
+    of_block
+        As in `rows_cost`.
+    """
+    plan = objective.plan
+    blocks = _blocks_of_one.eval_shape(objective, plan.one)
+    work = max(of_block(block)[1] for block in blocks)
+    return (work + plan.num_outputs * max(plan.output.dtype.itemsize, 4)) * plan.num_outputs
+
+
+def choose_held(cost: Cost, num_directions: int, limits: Limits, sum_bytes: int = 0) -> Held:
     """Choose how much to hold at a time.
 
     Parameters
@@ -103,10 +104,8 @@ def plan(
         Of one example.
     num_directions
         Of each example, in all.
-    batch_size
-        The caller's own number of examples; `None` to choose it too.
-    memory_limit
-        In bytes; `None` for a share of the device's memory.
+    limits
+        What bounds the memory, and the number of examples where that is given.
     sum_bytes
         What each chunk is added to.
 
@@ -115,17 +114,17 @@ def plan(
     ValueError
         If a single example with a single direction exceeds the memory limit.
     """
-    limit = memory.budget(memory_limit)
+    limit, batch_size = limits.budget, limits.batch_size
     check_fits(cost, 1, limit)
     wanted = batch_size or _EXAMPLES_WORTH_A_PASS
-    room = limit if batch_size else memory.working_set(memory_limit, sum_bytes)
+    room = limit if batch_size else limits.working_set(sum_bytes)
     at_once = (room // wanted - cost.once) // cost.direction
     if batch_size is None:  # rather fewer examples than fewer directions
         at_once = max(at_once, min(_DIRECTIONS_WORTH_A_PASS, (limit - cost.once) // cost.direction))
     blocks = -(-num_directions // max(at_once, 1))
     at_once = -(-num_directions // blocks)  # as even as they can be
     size = batch_size or max(room // (cost.once + at_once * cost.direction), 1)
-    return Plan(size, at_once)
+    return Held(size, at_once)
 
 
 def check_fits(cost: Cost, num_directions: int, limit: int, remedy: str = "") -> None:
@@ -134,8 +133,8 @@ def check_fits(cost: Cost, num_directions: int, limit: int, remedy: str = "") ->
     if needed > limit:
         raise ValueError(
             f"Found that the Jacobian rows of one example in {num_directions} direction(s) take "
-            f"about {memory.readable(needed)}, most of it for the parameter {cost.leaf}, expected "
-            f"at most the memory limit of {memory.readable(limit)}; {remedy}raise memory_limit=, "
+            f"about {readable(needed)}, most of it for the parameter {cost.leaf}, expected "
+            f"at most the memory limit of {readable(limit)}; {remedy}raise memory_limit=, "
             "or leave this parameter out with subset=."
         )
 

@@ -5,13 +5,11 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 from jaxtyping import PyTree
 
-from laplace_kit.curv.capture.layers import Layers, find_layers
+from laplace_kit.curv.capture.layers import Layers
 from laplace_kit.curv.capture.products import Lookup
-from laplace_kit.curv.objective import Objective, restrict
-from laplace_kit.likelihood import Gaussian
+from laplace_kit.curv.objective import restrict
 
 ROADS = {
     "factors": "inputs and output gradients of a product, never multiplied out over examples",
@@ -93,14 +91,11 @@ def coverage(model_fn: Callable, params: PyTree, x: Any) -> Coverage:
     coverage
         One entry for each floating-point leaf. Cost: one trace of the model for one example.
     """
-    objective, _ = restrict(model_fn, params, Gaussian())  # the likelihood plays no part
-    return of_objective(objective, x)
+    return coverage_of(restrict(model_fn, params)[0].planned(x).plan.layers)
 
 
-def of_objective(objective: Objective, x: PyTree) -> Coverage:
-    """Return the same for an objective's free parameters."""
-    spec = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), x)
-    found = find_layers(objective, spec)
+def coverage_of(found: Layers) -> Coverage:
+    """Return the same for layers that have been found."""
     return Coverage(tuple(_leaf(found, number) for number in range(len(found.leaves))))
 
 

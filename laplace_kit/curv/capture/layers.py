@@ -4,16 +4,13 @@ A layer is a weight in a product, with the bias that is added to that product al
 leaf that enters in any other way. Found in the model's program, never asked for.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
-from jax.tree_util import PyTreeDef
-from jaxtyping import ArrayLike, PyTree
+from jax.tree_util import Partial
+from jaxtyping import PyTree
 
 from laplace_kit import tree
 from laplace_kit.curv.capture.layout import Layout, Move, Slot
@@ -27,7 +24,6 @@ from laplace_kit.curv.capture.products import (
     read_product,
 )
 from laplace_kit.curv.capture.uses import Program, Use, find_uses, flatten_program, reached_from
-from laplace_kit.curv.objective import Objective
 
 KINDS = {
     "dense": "a matrix product over any axes: `@`, `einsum`, linear, attention and projection "
@@ -71,16 +67,21 @@ class Layers(NamedTuple):
     layers: tuple[Layer, ...]
     leaves: tuple[Leaf, ...]
 
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """Where the layers' matrices lie in flat vectors."""
+        return tuple(layer.layout for layer in self.layers)
 
-def find_layers(objective: Objective, x: PyTree) -> Layers:
-    """Trace the model for one example and say how each free leaf enters it.
+
+def find_layers(model_fn: Partial, params: PyTree, one: PyTree) -> Layers:
+    """Trace the model for one example and find how each free leaf enters it.
 
     Parameters
     ----------
-    objective
-        The model and its free parameters.
-    x
-        Inputs with a leading axis, or their shapes: values are not read.
+    model_fn, params
+        The model and its free parameters; values are not read.
+    one
+        An input with a leading axis of length one, or its shapes.
 
     Returns
     -------
@@ -88,21 +89,7 @@ def find_layers(objective: Objective, x: PyTree) -> Layers:
         One for each leaf but for biases that are added to a product alone: these are the last row
         of inputs of that product's layer. `KINDS` describes the kinds of leaves.
     """
-    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
-    leaves, structure = jax.tree.flatten((objective, one))
-    found = _find_layers(structure, tuple(map(_spec, leaves)), _context())
-    if not tree.is_concrete(found.program.constants):  # a model that closes over tracers
-        _find_layers.cache_clear()
-    return found
-
-
-@functools.lru_cache(maxsize=64)
-def _find_layers(
-    structure: PyTreeDef, specs: tuple[jax.ShapeDtypeStruct, ...], context: tuple
-) -> Layers:
-    """Do so once for each model, by structure, shapes and settings, as `jax.jit` does."""
-    objective, one = jax.tree.unflatten(structure, specs)
-    program = flatten_program(objective.model_fn, objective.params, one)
+    program = flatten_program(model_fn, params, one)
     uses = find_uses(program)
     active = reached_from(program, program.inputs)
     shapes = [program.shape(value) for value in program.leaves]
@@ -128,20 +115,10 @@ def _find_layers(
     leaves = [
         Leaf(path, shape, kind, number[leaf])
         for leaf, (path, shape, kind) in enumerate(
-            zip(tree.paths(objective.params), shapes, kinds, strict=True)
+            zip(tree.paths(params), shapes, kinds, strict=True)
         )
     ]
     return Layers(program, tuple(layers), tuple(leaves))
-
-
-def _spec(array: ArrayLike | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    weak_type = getattr(array, "weak_type", False)
-    return jax.ShapeDtypeStruct(jnp.shape(array), jnp.result_type(array), weak_type=weak_type)
-
-
-def _context() -> tuple:
-    """Return the settings of JAX that a model's program depends on."""
-    return jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
 
 
 def _layout(product: Product | None, weight: Slot, bias: Slot | None = None) -> Layout:

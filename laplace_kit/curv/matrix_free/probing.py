@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
-from laplace_kit import memory, tree
+from laplace_kit import tree
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.matrix_free.host import on_host, product
 from laplace_kit.errors import check_option
+from laplace_kit.memory import Limits
 from laplace_kit.tree import pytree_dataclass
 
 # What `(mv, probe) -> values` one probe contributes; static, hence a module-level object.
@@ -181,7 +182,7 @@ def _blocks(operator, num_samples, num_steps):
     """Return size and number of the blocks: as few as memory allows, and alike."""
     vector = _vector_spec(operator)
     row_bytes = (num_steps + 3) * vector.size * vector.dtype.itemsize
-    num_blocks = -(-num_samples // memory.chunk_size(row_bytes))
+    num_blocks = -(-num_samples // Limits().chunk_size(row_bytes))
     return -(-num_samples // num_blocks), num_blocks
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Num, PRNGKeyArray, PyTree
 
 from laplace_kit.errors import check_count
 from laplace_kit.eval.metrics.inputs import Numbers, as_numbers, in_own_precision
-from laplace_kit.memory import activation_bytes, working_set
+from laplace_kit.memory import Limits, activation_bytes
 
 # Where no more replicates than these fit, what one of them holds is counted with care.
 _FEW = 16
@@ -293,7 +293,7 @@ def _chunks(
     """
     num_bytes = 8 * sum(jnp.size(array) for array in arrays)
     num_bytes = num_bytes if decided is None else min(num_bytes, decided)
-    num_chunks = -(-num_resamples // max(working_set() // num_bytes, 1))
+    num_chunks = -(-num_resamples // max(Limits().working_set() // num_bytes, 1))
     return num_chunks, -(-num_resamples // num_chunks)
 
 

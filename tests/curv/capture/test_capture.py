@@ -12,7 +12,6 @@ from jax.flatten_util import ravel_pytree
 
 from laplace_kit.curv.capture.blocks import FactoredRows, LookupRows
 from laplace_kit.curv.capture.capture import capture, jacobian, unit_directions
-from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.objective import restrict
 from laplace_kit.likelihood import Gaussian
 
@@ -71,7 +70,7 @@ def test_inputs_are_those_of_every_layer_with_a_one_for_the_bias(x64):
     hidden = np.maximum(hidden, 0)
     expected = {"w1": np.append(x, np.ones((NUM, 1)), axis=1), "w2": hidden, "gain": [[1]] * NUM}
     outputs, inputs = jax.jit(lambda o, x: capture(o, x)[:3:2])(objective, x)
-    layers = find_layers(objective, x)
+    layers = objective.planned(x).plan.layers
     for leaf in layers.leaves:
         if leaf.path in expected:
             found = np.asarray(inputs[leaf.layer]).reshape(NUM, -1)
@@ -82,20 +81,20 @@ def test_inputs_are_those_of_every_layer_with_a_one_for_the_bias(x64):
 def test_inputs_of_a_lookup_are_indices(x64):
     objective, x = zoo("nnx_transformer")
     inputs = jax.jit(lambda o, x: capture(o, x).inputs)(objective, x)
-    layer = {leaf.path: leaf.layer for leaf in find_layers(objective, x).leaves}
+    layer = {leaf.path: leaf.layer for leaf in objective.planned(x).plan.layers.leaves}
     np.testing.assert_array_equal(inputs[layer["embed/embedding"]], x)
 
 
 def test_layouts_are_those_of_the_layers(x64):
     objective, x = zoo("nnx_convnet")
     _, rows = jax.eval_shape(jacobian, objective, x)
-    assert rows.layouts == tuple(layer.layout for layer in find_layers(objective, x).layers)
+    assert rows.layouts == tuple(layer.layout for layer in objective.planned(x).plan.layers.layers)
 
 
 def test_products_stay_in_factors(x64):
     objective, x = zoo("nnx_transformer")
     _, rows = jax.eval_shape(jacobian, objective, x)
-    for leaf in find_layers(objective, x).leaves:
+    for leaf in objective.planned(x).plan.layers.leaves:
         block = rows.blocks[leaf.layer]
         groups, width, out = block.layout.shape
         if leaf.kind == "embedding":
@@ -141,7 +140,7 @@ def test_a_subset_of_the_parameters_is_captured_and_the_rest_is_frozen(x64):
         model.model_fn, model.params, Gaussian(), lambda path: path in ("w1", "b1")
     )
     twins.assert_close(*captured_and_dense(objective, model.x)[2:5:2])
-    leaves = {leaf.path: leaf.layer for leaf in find_layers(objective, model.x).leaves}
+    leaves = {leaf.path: leaf.layer for leaf in objective.planned(model.x).plan.layers.leaves}
     assert leaves == {"b1": 0, "w1": 0}
 
 
@@ -169,7 +168,7 @@ def test_rows_have_the_dtypes_of_the_model(dtype):
     x = jnp.asarray(rng.normal(size=(4, 3)), dtype)
     objective = objective_of(model_fn, params)
     outputs, rows = jax.jit(jacobian)(objective, x)
-    assert outputs.dtype == objective.output_spec(x).dtype == dtype
+    assert outputs.dtype == objective.planned(x).plan.output.dtype == dtype
     assert {leaf.dtype for leaf in jax.tree.leaves(rows.blocks[1])} == {jnp.dtype(dtype)}
     expected = np.concatenate([np.asarray(x, np.float64), np.ones((4, 1))], axis=1)
     found = np.einsum("btgi,brtgo->brio", *map(np.float64, jax.tree.leaves(rows.blocks[1])))

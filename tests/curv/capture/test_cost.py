@@ -1,5 +1,7 @@
 """Costs of rows in memory, and plans that stay within a limit."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,15 +11,15 @@ from architectures import ZOO
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laplace_kit import curv, memory
+from laplace_kit import curv
 from laplace_kit.curv.capture.blocks import FactoredRows
 from laplace_kit.curv.capture.capture import jacobian
 from laplace_kit.curv.capture.cost import (
     Cost,
-    Plan,
+    Held,
     check_fits,
+    choose_held,
     multiplied_out,
-    plan,
     products_of_pairs,
     projections,
     rows_cost,
@@ -25,12 +27,20 @@ from laplace_kit.curv.capture.cost import (
 from laplace_kit.curv.capture.layout import Layout, Slot
 from laplace_kit.curv.objective import restrict
 from laplace_kit.likelihood import Gaussian
+from laplace_kit.memory import Limits
+from laplace_kit.tree import replace
 
 KIB = 1024
 
 
 def objective_of(model_fn, params):
     return restrict(model_fn, params, Gaussian())[0]
+
+
+def without_activations(objective, x):
+    """Return an objective whose plan counts no bytes but those of rows."""
+    objective = objective.planned(x)
+    return replace(objective, plan=dataclasses.replace(objective.plan, example_bytes=0))
 
 
 def linear(params, x):
@@ -52,10 +62,12 @@ def block(positions, groups, width, out, num_directions=1, dtype="float32"):
 def test_rows_of_an_example_cost_its_inputs_once_and_its_gradients_for_each_direction():
     params = {"bias": jnp.zeros(7), "kernel": jnp.zeros((5, 7))}
     objective = objective_of(linear, params)
-    cost = rows_cost(objective, jnp.zeros((3, 5)), 100)
+    objective = objective.planned(jnp.zeros((3, 5)))
+    held = objective.plan.example_bytes
+    cost = rows_cost(objective)
     # Five inputs and the bias's one, seven gradients; twice, four bytes; activations twice.
-    assert cost == Cost(2 * 100 + 2 * 4 * 6, 2 * 100 + 2 * 4 * 7, "'kernel' (5, 7) (dense)")
-    assert rows_cost(objective, jax.ShapeDtypeStruct((9, 5), jnp.float32), 100) == cost
+    assert cost == Cost(2 * held + 2 * 4 * 6, 2 * held + 2 * 4 * 7, "'kernel' (5, 7) (dense)")
+    assert rows_cost(objective.planned(jax.ShapeDtypeStruct((9, 5), jnp.float32))) == cost
 
 
 def test_half_precision_counts_as_single_which_the_sums_are_made_in():
@@ -63,7 +75,8 @@ def test_half_precision_counts_as_single_which_the_sums_are_made_in():
     half = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), params)
     x = jnp.zeros((3, 5))
     costs = [
-        rows_cost(objective_of(linear, p), x.astype(p["bias"].dtype), 0) for p in (params, half)
+        rows_cost(without_activations(objective_of(linear, p), x.astype(p["bias"].dtype)))
+        for p in (params, half)
     ]
     assert costs[0] == costs[1]
 
@@ -73,13 +86,13 @@ def test_only_the_work_on_the_most_expensive_layer_counts():
         return jnp.tanh(x @ params["small"]) @ params["large"]
 
     objective = objective_of(model_fn, {"small": jnp.zeros((3, 2)), "large": jnp.zeros((2, 50))})
-    x = jnp.zeros((4, 3))
+    objective = objective.planned(jnp.zeros((4, 3)))
 
     def work(block):
         _, width, out = block.layout.shape
         return (1000 * width, 10 * out)
 
-    plain, with_work = rows_cost(objective, x, 0), rows_cost(objective, x, 0, work)
+    plain, with_work = rows_cost(objective), rows_cost(objective, work)
     assert with_work.once - plain.once == 3000
     assert with_work.direction - plain.direction == 500
     assert plain.leaf == "'large' (2, 50) (dense)"
@@ -93,7 +106,7 @@ def test_the_estimate_covers_the_rows(name, x64):
     one = jax.tree.map(lambda leaf: leaf[:1], model.x)
     outputs, rows = jax.eval_shape(jacobian, objective, one)
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(rows))
-    cost = rows_cost(objective, model.x, 0)
+    cost = rows_cost(without_activations(objective, model.x))
     assert held <= cost.once + outputs.size * cost.direction <= 3 * held
 
 
@@ -125,9 +138,9 @@ def test_plans_stay_within_the_limit(once, direction, num_directions, batch_size
     cost = Cost(once, direction, "'w' (3,) (dense)")
     if cost.once + cost.direction > limit:
         with pytest.raises(ValueError, match="'w'"):
-            plan(cost, num_directions, batch_size, limit, sum_bytes)
+            choose_held(cost, num_directions, Limits(batch_size, limit), sum_bytes)
         return
-    chosen = plan(cost, num_directions, batch_size, limit, sum_bytes)
+    chosen = choose_held(cost, num_directions, Limits(batch_size, limit), sum_bytes)
     assert 1 <= chosen.num_directions <= num_directions
     assert chosen.batch_size == batch_size if batch_size else chosen.batch_size >= 1
     held = chosen.batch_size * (cost.once + chosen.num_directions * cost.direction)
@@ -138,24 +151,26 @@ def test_plans_stay_within_the_limit(once, direction, num_directions, batch_size
 
 def test_few_outputs_are_held_together_and_the_batch_is_what_fits():
     cost = Cost(100, 10, "w")
-    assert plan(cost, 10, None, 2000 * 200) == Plan(2000, 10)
-    assert plan(cost, 10, 64, 10**6) == Plan(64, 10)
+    assert choose_held(cost, 10, Limits(None, 2000 * 200)) == Held(2000, 10)
+    assert choose_held(cost, 10, Limits(64, 10**6)) == Held(64, 10)
 
 
 def test_many_outputs_are_split_so_that_several_examples_fit():
     cost = Cost(100, 1000, "w")
-    chosen = plan(cost, 1000, None, 16 * 20_100)
-    assert chosen == Plan(16, 20)
-    assert plan(cost, 1000, 4, 16 * 20_100).num_directions == 77  # 13 blocks, of 80 each too many
+    chosen = choose_held(cost, 1000, Limits(None, 16 * 20_100))
+    assert chosen == Held(16, 20)
+    assert (
+        choose_held(cost, 1000, Limits(4, 16 * 20_100)).num_directions == 77
+    )  # 13 blocks, of 80 each too many
     # Below eight directions at a time, rather fewer examples.
-    assert plan(cost, 1000, None, 4 * 8100) == Plan(4, 8)
-    assert plan(cost, 1000, None, 3100) == Plan(1, 3)
+    assert choose_held(cost, 1000, Limits(None, 4 * 8100)) == Held(4, 8)
+    assert choose_held(cost, 1000, Limits(None, 3100)) == Held(1, 3)
 
 
 def test_chunks_are_no_smaller_than_makes_their_adding_cheap():
     cost, limit = Cost(0, 1000, "w"), 10**9
-    small = plan(cost, 1, None, limit).batch_size
-    assert plan(cost, 1, None, limit, sum_bytes=10 * memory.working_set()).batch_size > small
+    small = choose_held(cost, 1, Limits(None, limit)).batch_size
+    assert choose_held(cost, 1, Limits(None, limit), 10 * Limits().working_set()).batch_size > small
 
 
 def test_too_large_names_leaf_estimate_limit_and_remedies():
@@ -177,9 +192,9 @@ def test_a_limit_splits_the_work_and_changes_no_number(x64):
     rng = np.random.default_rng(0)
     params = {"bias": rng.normal(size=30), "kernel": rng.normal(size=(3, 30))}
     data = (rng.normal(size=(6, 3)), rng.integers(0, 30, 6))
-    cost = rows_cost(objective_of(linear, params), data[0], 8 * (30 + 30))
+    cost = rows_cost(objective_of(linear, params).planned(data[0]))
     limit = 2 * (cost.once + 7 * cost.direction)
-    assert plan(cost, 30, None, limit).num_directions < 30
+    assert choose_held(cost, 30, Limits(None, limit)).num_directions < 30
     operators = [
         curv.GGNOperator(linear, params, data, "categorical", memory_limit=m) for m in (limit, None)
     ]
@@ -200,6 +215,6 @@ def test_a_parameter_that_cannot_be_held_is_named():
 
 
 def test_the_budget_is_of_the_device_unless_told():
-    assert memory.budget(5) == 5
-    assert memory.budget() > 2**20
-    assert plan(Cost(0, 1, "w"), 1, 7, None) == Plan(7, 1)
+    assert Limits(memory=5).budget == 5
+    assert Limits().budget > 2**20
+    assert choose_held(Cost(0, 1, "w"), 1, Limits(7)) == Held(7, 1)

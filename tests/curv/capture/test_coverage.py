@@ -6,7 +6,7 @@ import pytest
 from architectures import ZOO, kinds_of
 
 from laplace_kit import curv
-from laplace_kit.curv.capture.coverage import ROADS, LeafCoverage, of_objective
+from laplace_kit.curv.capture.coverage import ROADS, LeafCoverage, coverage_of
 from laplace_kit.curv.capture.layers import KINDS
 from laplace_kit.curv.objective import restrict
 from laplace_kit.likelihood import Categorical
@@ -72,7 +72,7 @@ def test_shapes_of_inputs_are_enough_and_integers_are_not_listed():
 def test_of_an_objective_only_free_parameters_are_told_of(x64):
     model = ZOO["mlp"]()
     objective, _ = restrict(model.model_fn, model.params, Categorical(), lambda path: path != "w1")
-    found = of_objective(objective, model.x)
+    found = coverage_of(objective.planned(model.x).plan.layers)
     assert [(leaf.path, leaf.kind, leaf.partner) for leaf in found] == [
         ("b1", "bias", None),  # its weight is frozen
         ("gain", "scale", None),

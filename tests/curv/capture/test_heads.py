@@ -10,7 +10,6 @@ from laplace_kit import curv
 from laplace_kit.curv.capture.blocks import FactoredRows, HeadRows
 from laplace_kit.curv.capture.capture import capture, jacobian
 from laplace_kit.curv.capture.heads import find_head, sole_head
-from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.kronecker import second_moments
 from laplace_kit.curv.objective import restrict
 from laplace_kit.likelihood import FromLoss, Gaussian
@@ -79,7 +78,7 @@ def objective_of(model_fn, params, subset=None):
 
 
 def head_of(model_fn, x=X, params=PARAMS):
-    found = find_layers(objective_of(model_fn, params), x)
+    found = objective_of(model_fn, params).planned(x).plan.layers
     product = next(layer.product for layer in found.layers if layer.product is not None)
     return find_head(found.program, product)
 
@@ -121,15 +120,15 @@ def test_a_head_is_sole_where_nothing_else_is_free_and_it_has_one_position():
         return dense(params["out"], jnp.tanh(x @ params["first"]))
 
     params = {"first": jnp.eye(3), "out": PARAMS}
-    whole = find_layers(objective_of(network, params), X)
-    last = find_layers(objective_of(network, params, lambda path: "out" in path), X)
+    whole = objective_of(network, params).planned(X).plan.layers
+    last = objective_of(network, params, lambda path: "out" in path).planned(X).plan.layers
     assert [find_head(whole.program, layer.product) is None for layer in whole.layers] == [
         True,
         False,
     ]
     assert sole_head(whole) is None
     assert sole_head(last) is not None
-    assert sole_head(find_layers(objective_of(sequence, PARAMS), X)) is None
+    assert sole_head(objective_of(sequence, PARAMS).planned(X).plan.layers) is None
 
 
 # --- rows ---------------------------------------------------------------------------------------

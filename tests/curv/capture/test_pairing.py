@@ -8,7 +8,6 @@ import twins
 from architectures import kinds_of
 
 from laplace_kit.curv.capture.capture import jacobian
-from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.objective import restrict
 from laplace_kit.likelihood import Gaussian
 
@@ -66,7 +65,7 @@ def layouts_of(fn):
     """Return the layouts of a model with a weight of 12 entries that follow the bias's four."""
     params = {"b": jnp.ones(4), "w": jnp.ones((3, 4))}
     objective, _ = restrict(lambda p, x: fn(p["w"], p["b"], x), params, Gaussian())
-    return [layer.layout for layer in find_layers(objective, X).layers]
+    return [layer.layout for layer in objective.planned(X).plan.layers.layers]
 
 
 @pytest.mark.parametrize("fn", PAIRED.values(), ids=PAIRED)

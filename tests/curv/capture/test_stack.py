@@ -11,7 +11,6 @@ from jax.flatten_util import ravel_pytree
 import laplace_kit as lk
 from laplace_kit import curv
 from laplace_kit.curv.capture.capture import jacobian
-from laplace_kit.curv.capture.layers import find_layers
 from laplace_kit.curv.objective import restrict
 from laplace_kit.likelihood import Gaussian
 from laplace_kit.model import from_nnx
@@ -112,7 +111,7 @@ KINDS = {  # and the layer each belongs to
 def test_stacked_layers_are_groups_and_their_rows_exact(name, x64):
     model_fn, params, x = CASES[name]()
     objective, _ = restrict(model_fn, params, Gaussian())
-    found = {leaf.path: (leaf.kind, leaf.layer) for leaf in find_layers(objective, x).leaves}
+    found = {leaf.path: (leaf.kind, leaf.layer) for leaf in objective.planned(x).plan.layers.leaves}
     assert found == KINDS[name]
     flat, unravel = ravel_pytree(params)
     dense = jax.jacobian(lambda t: model_fn(unravel(t), x))(flat).reshape(len(x), -1, len(flat))

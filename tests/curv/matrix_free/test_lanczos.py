@@ -12,6 +12,7 @@ from laplace_kit.curv.linearized import LinearizedOperator
 from laplace_kit.curv.matrix_free import lanczos as module
 from laplace_kit.curv.matrix_free.lanczos import leading_eigenpairs, tridiagonalize
 from laplace_kit.likelihood import FromLoss
+from laplace_kit.memory import Limits
 from laplace_kit.tree import replace
 
 P, RANK = 40, 8  # the Krylov space, 2 * 8 + 10, stays below P: nothing is decomposed densely
@@ -225,7 +226,7 @@ def test_rows_of_zeros_follow_where_the_whole_space_is_spanned(x64):
 def test_where_no_linearisation_fits_the_memory_limit(x64):
     spectrum = SPECTRA["decaying"]
     operator = operator_of(spectrum)
-    check(leading_eigenpairs(replace(operator, memory_limit=1), RANK), operator, spectrum)
+    check(leading_eigenpairs(replace(operator, limits=Limits(memory=1)), RANK), operator, spectrum)
 
 
 def test_of_a_sum_of_operators(x64):

@@ -8,8 +8,8 @@ import pytest
 import twins
 from matrices import rotated
 
-from laplace_kit import memory
 from laplace_kit.curv.matrix_free.probing import draw, monte_carlo, over_probes
+from laplace_kit.memory import Limits
 
 KEY = jax.random.key(0)
 TRACE = matfree.stochtrace.monte_carlo_trace()
@@ -33,7 +33,7 @@ def test_moments_over_ragged_blocks(in_memory, x64, monkeypatch):
     operator = rotated(np.linspace(-1, 2, 5), in_memory=in_memory)
     probes = np.asarray(draw(operator, KEY, jnp.arange(7), "normal"))
     samples = probes * (probes @ np.asarray(operator.dense))
-    monkeypatch.setattr(memory, "chunk_size", lambda *_: 3)
+    monkeypatch.setattr(Limits, "chunk_size", lambda *_: 3)
     options = {"key": KEY, "num_samples": 7, "probes": "normal"}
     found = monte_carlo(DIAGONAL, operator, **options)
     twins.assert_close(found.value, samples.mean(0))
@@ -45,7 +45,7 @@ def test_moments_over_ragged_blocks(in_memory, x64, monkeypatch):
 
 def test_compiled_loop_equals_the_host_loop(x64, monkeypatch):
     operator = rotated(np.linspace(-1, 2, 5))
-    monkeypatch.setattr(memory, "chunk_size", lambda *_: 2)
+    monkeypatch.setattr(Limits, "chunk_size", lambda *_: 2)
 
     def run(operator, key, progress=False):
         options = {"key": key, "num_samples": 5, "probes": "signs", "progress": progress}
