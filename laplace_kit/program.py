@@ -19,6 +19,7 @@ from jax.extend.core import (
     Literal,
     Primitive,
     Var,
+    jaxpr_as_fun,
     jaxprs_in_params,
 )
 from jaxtyping import Array, ArrayLike, PyTree
@@ -131,21 +132,20 @@ def rewritten(fn: Callable[..., PyTree], rules: Rules) -> Callable[..., PyTree]:
     Returns
     -------
     fn
-        Traced once, and a second time step by step where a rule applies.
+        Traced once; then its operations, or others, join the program around it one by one.
     """
-    fn = partial(fn)  # which JAX keeps traces of, as it does not of every object
 
     def apply(*args: PyTree) -> PyTree:
         closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
-        if not _is_concerned(closed.jaxpr, rules):
-            return jax.jit(fn, inline=True)(*args)  # of the same trace
-        outputs = _replay(closed, rules, *jax.tree.leaves(args))
+        is_concerned = _is_concerned(closed.jaxpr, rules)
+        program = partial(_replay, rules, closed) if is_concerned else jaxpr_as_fun(closed)
+        outputs = program(*jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return apply
 
 
-def _replay(closed: ClosedJaxpr, rules: Rules, *args: ArrayLike) -> list[ArrayLike]:
+def _replay(rules: Rules, closed: ClosedJaxpr, *args: ArrayLike) -> list[ArrayLike]:
     """Return the outputs of a program by rules."""
     jaxpr = closed.jaxpr
     values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
@@ -161,19 +161,16 @@ def _rewritten_within(step: Step, rules: Rules) -> Step:
         if not (_is_program(part) and _is_concerned(getattr(part, "jaxpr", part), rules)):
             return part
         if isinstance(part, ClosedJaxpr):
-            return jax.make_jaxpr(partial(_replay, part, rules))(*part.in_avals)
+            return jax.make_jaxpr(partial(_replay, rules, part))(*part.in_avals)
         return of_part(ClosedJaxpr(part, ())).jaxpr  # as `checkpoint` holds it
+
+    def of_value(value: Any) -> Any:
+        holds_any = any(map(_is_program, jax.tree.leaves(value)))
+        return jax.tree.map(of_part, value) if holds_any else value
 
     if not _may_enter(step.primitive, step.params):
         return step
-    return step._replace(
-        params={
-            name: jax.tree.map(of_part, value)
-            if any(map(_is_program, jax.tree.leaves(value)))
-            else value
-            for name, value in step.params.items()
-        }
-    )
+    return step._replace(params={name: of_value(value) for name, value in step.params.items()})
 
 
 def _is_concerned(jaxpr: Jaxpr, rules: Rules) -> bool:

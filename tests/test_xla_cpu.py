@@ -176,12 +176,15 @@ def test_what_is_adapted_twice_is_as_adapted_once():
 
 
 def test_derivatives_keep_no_more_than_those_of_the_function_itself():
-    def num_kept(fn):
-        gradient = jax.jit(lambda kernel: jax.grad(fn)(kernel, IMAGES))
-        push = jax.linearize(gradient, KERNEL)[1]
+    def num_bytes_kept(gradient):
+        push = jax.linearize(jax.jit(lambda kernel: gradient(kernel, IMAGES)), KERNEL)[1]
         return sum(leaf.nbytes for leaf in jax.tree.leaves(push))
 
-    assert num_kept(adapted(image_model)) <= num_kept(image_model)
+    gradient = jax.grad(image_model)
+    assert num_bytes_kept(adapted(gradient)) <= num_bytes_kept(gradient)
+
+
+SCALES = jnp.arange(3.0)
 
 
 def test_derivatives_of_convolutions_that_are_computed_again_are_canonical():
@@ -190,9 +193,6 @@ def test_derivatives_of_convolutions_that_are_computed_again_are_canonical():
 
     assert_trees_close(jax.jit(adapted(fn))(KERNEL, IMAGES), fn(KERNEL, IMAGES))
     assert_canonical(fn, KERNEL, IMAGES, expected=2)
-
-
-SCALES = jnp.arange(3.0)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
@@ -284,3 +284,34 @@ def test_each_matrix_product_is_an_operation_of_its_own_on_a_cpu_alone():
         text = lowered(fn, v, platform=platform)
         assert text.count("stablehlo.dot_general") == 3
         assert text.count("stablehlo.reduce_precision") == num
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_a_pass_of_tangents_may_be_sharded(kind):
+    mesh = jax.make_mesh((1,), ("a",), axis_types=(kind,))
+    by_rows, whole = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in (("a",), ()))
+    params, v = ([jnp.full((3, 4), s), jnp.full((4, 2), 1.0)] for s in (0.5, 2.0))
+    params, v = jax.device_put((params, v), whole)
+    x = jax.device_put(jnp.linspace(-1, 1, 15).reshape(5, 3), by_rows)
+
+    def run(adapt, params, v, x):
+        return adapt(jax.linearize(lambda p: network(p, x), params)[1])(v)
+
+    found, expected = (jax.jit(partial(run, f))(params, v, x) for f in (side_by_side, lambda f: f))
+    twins.assert_close(found, expected, dtype="float32")
+    assert found.sharding == expected.sharding
+    text = lowered(partial(run, side_by_side), params, v, x, platform="cpu")
+    assert text.count("stablehlo.reduce_precision") == 3
+
+
+def test_a_pass_of_tangents_may_be_mapped_over_shards():
+    mesh = jax.make_mesh((1,), ("a",), axis_types=(AxisType.Auto,))
+    params = [jnp.full((3, 4), 0.5), jnp.full((4, 2), 1.0)]
+
+    def run(x):
+        return side_by_side(jax.linearize(lambda p: network(p, x), params)[1])(params)
+
+    rows = PartitionSpec("a")
+    over_shards = jax.shard_map(run, mesh=mesh, in_specs=rows, out_specs=rows)
+    x = jnp.linspace(-1, 1, 15).reshape(5, 3)
+    twins.assert_close(jax.jit(over_shards)(x), jax.jit(run)(x), dtype="float32")
