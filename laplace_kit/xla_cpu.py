@@ -44,6 +44,22 @@ def adapted(fn: Callable[..., PyTree], *, is_linear: bool = False) -> Callable[.
     return rewritten(fn, _LINEAR if is_linear else _ANY)
 
 
+def is_meant_for_cpu(*args: PyTree) -> bool:
+    """Return whether a program with these arguments will run on a CPU, as far as that is known.
+
+    For what has to be chosen before anything is traced, as the sizes of chunks are. Arrays that are
+    committed to a device decide; else, as while tracing, JAX's default device.
+    """
+    arrays = (leaf for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array))
+    for array in arrays:
+        if not isinstance(array, jax.core.Tracer) and array.committed:
+            return all(device.platform == "cpu" for device in array.devices())
+    default = jax.config.jax_default_device
+    if default is None or isinstance(default, str):
+        return (default or jax.default_backend()) == "cpu"
+    return default.platform == "cpu"
+
+
 # --- convolutions -------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import pytest
 import twins
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from laplace_kit.xla_cpu import adapted
+from laplace_kit.xla_cpu import adapted, is_meant_for_cpu
 
 
 def normal(*shape):
@@ -225,6 +225,25 @@ def test_it_may_be_mapped_over_shards():
 
     assert_trees_close(jax.jit(run)(IMAGES), jax.jit(gradients)(IMAGES))
     assert all(map(is_canonical, numbers_of(run, IMAGES)))
+
+
+# --- where a program will run -------------------------------------------------------------------
+
+
+def test_arrays_on_a_device_decide_and_else_the_default(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    (cpu,) = jax.devices("cpu")[:1]
+    somewhere, here = np.ones(2), jax.device_put(np.ones(2), cpu)
+    assert not is_meant_for_cpu()
+    assert not is_meant_for_cpu({"x": somewhere, "n": 3})
+    assert not is_meant_for_cpu(jnp.asarray(somewhere))  # goes where the others are
+    assert is_meant_for_cpu(somewhere, {"x": here})
+    for default in (cpu, "cpu"):
+        with jax.default_device(default):
+            assert is_meant_for_cpu(somewhere)
+    found = []
+    jax.make_jaxpr(lambda x: found.append(is_meant_for_cpu(x)) or x)(here)
+    assert found == [False]  # a tracer is nowhere yet
 
 
 # --- passes of tangents -------------------------------------------------------------------------
