@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, Int, PyTree, UInt32
 
 from laplace_kit import streams
 from laplace_kit.arrays import as_arrays, is_list_of_numbers
-from laplace_kit.convolutions import canonical
 from laplace_kit.tree import pytree_dataclass
+from laplace_kit.xla_cpu import adapted
 
 # Kept with a posterior, for what is judged on training data after the fit.
 NUM_EXAMPLES = 256
@@ -281,7 +281,7 @@ def _scan_sum(fn, args, data, batch_size):
 
 
 def _sum_chunks(fn, batch_size, args, data):
-    fn, num = canonical(fn), data.num_examples
+    fn, num = adapted(fn), data.num_examples
     if batch_size == num:
         return _accumulable(fn(args, _slice(data, 0, num)))
     shapes = jax.eval_shape(lambda: _accumulable(fn(args, _slice(data, 0, batch_size))))
@@ -314,7 +314,7 @@ def _sharding_of(arrays: PyTree, spec: PartitionSpec) -> NamedSharding | None:
 
 @partial(jax.jit, static_argnames="fn", inline=True)
 def _of_chunk(fn, args, chunk):
-    return _accumulable(canonical(fn)(args, chunk))
+    return _accumulable(adapted(fn)(args, chunk))
 
 
 @partial(jax.jit, static_argnames="fn", donate_argnames="total")
@@ -390,7 +390,7 @@ def map_over(fn: Callable, args: PyTree, x: PyTree, batch_size: int) -> PyTree:
 
 
 def _map_chunks(fn, batch_size, args, x):
-    fn, data = canonical(fn), InMemory(x, ())
+    fn, data = adapted(fn), InMemory(x, ())
     num = data.num_examples
     size = min(batch_size, num)
     if size == num:

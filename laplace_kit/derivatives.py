@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from laplace_kit.rewriting import has_operation
+from laplace_kit.program import has_operation
+from laplace_kit.xla_cpu import adapted
 
 # What JAX puts in place of tangents that a function with a rule for reverse mode alone cannot have.
 _MISSING_TANGENT = "custom_lin"
@@ -49,14 +50,17 @@ def linearize(fn: Callable[[PyTree], PyTree], at: PyTree) -> Linearized:
     value, push_forward = jax.linearize(fn, at)
     if not has_operation(push_forward, at, name=_MISSING_TANGENT):
         transpose = jax.linear_transpose(push_forward, at)
-        return Linearized(value, push_forward, lambda u: transpose(u)[0])
+        return Linearized(value, adapted(push_forward, is_linear=True), lambda u: transpose(u)[0])
     value, pullback = jax.vjp(fn, at)
     zeros = jax.tree.map(jnp.zeros_like, value)
 
     def pull_back(u: PyTree) -> PyTree:
         return pullback(u)[0]
 
-    return Linearized(value, lambda v: jax.vjp(pull_back, zeros)[1](v)[0], pull_back)
+    def push_forward_by_rule(v: PyTree) -> PyTree:
+        return jax.vjp(pull_back, zeros)[1](v)[0]
+
+    return Linearized(value, adapted(push_forward_by_rule, is_linear=True), pull_back)
 
 
 def linearize_gradient(gradient: Callable[[PyTree], PyTree], at: PyTree) -> Callable:

@@ -15,8 +15,9 @@ from jaxtyping import ArrayLike, Float, Int, PyTree
 from laplace_kit import tree
 from laplace_kit.curv.capture.layers import KINDS, Layers
 from laplace_kit.curv.capture.products import parts_of
-from laplace_kit.curv.capture.uses import Program, find_uses
+from laplace_kit.curv.capture.uses import find_uses
 from laplace_kit.curv.objective import restrict
+from laplace_kit.program import Program
 from laplace_kit.selection import Named, can_vary, select, varying
 
 

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from laplace_kit.curv.capture.layout import Move
 from laplace_kit.curv.capture.products import Convolution, Lookup, MatrixProduct, read_product
-from laplace_kit.curv.capture.uses import Program, evaluate, find_uses, flatten_program
+from laplace_kit.curv.capture.uses import find_uses, flatten_program
+from laplace_kit.program import Program, evaluate
 from laplace_kit.selection import Selection
 
 _Product = MatrixProduct | Convolution | Lookup

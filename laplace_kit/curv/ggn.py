@@ -35,7 +35,6 @@ from laplace_kit.data import Chunk, as_data
 from laplace_kit.derivatives import linearize
 from laplace_kit.likelihood import FromLoss
 from laplace_kit.memory import evenly
-from laplace_kit.tangents import side_by_side
 from laplace_kit.tree import pytree_dataclass
 
 # Columns of a head to multiply at a time: with many examples each, their sums stay in the caches.
@@ -70,7 +69,6 @@ class GaussNewtonOperator(CurvatureOperator):
         f, push_forward, pull_back = linearize(
             lambda params: objective.model_fn(params, chunk.x), objective.params
         )
-        push_forward = side_by_side(push_forward)
 
         def product(v: PyTree) -> PyTree:
             u = self.output_mv(f, chunk, push_forward(v))

@@ -22,7 +22,6 @@ from laplace_kit.curv.vector import read_vectors
 from laplace_kit.data import InMemory, as_data, map_over, sum_over
 from laplace_kit.derivatives import linearize
 from laplace_kit.memory import Limits
-from laplace_kit.tangents import side_by_side
 from laplace_kit.tree import as_pytree_function, pytree_dataclass
 
 if TYPE_CHECKING:
@@ -304,7 +303,7 @@ def _held(operator: JacobianOperator, num_vectors: int) -> int:
 def _push_chunk(objective_and_vectors, x):
     objective, vs = objective_and_vectors
     found = linearize(lambda params: objective.model_fn(params, x), objective.params)
-    return jax.vmap(side_by_side(found.push_forward), out_axes=1)(vs)
+    return jax.vmap(found.push_forward, out_axes=1)(vs)
 
 
 def _pull_chunk(objective, chunk):

@@ -125,10 +125,10 @@ def _make_plan(key: _Key) -> Plan:
     trace = jax.make_jaxpr(lambda *args: apply_model(*args), return_shape=True)
     pair, outputs_of_pair = trace(model_fn, params, _resized(one, 2))
     single, outputs = trace(model_fn, params, one)
-    for num, outputs in ((2, outputs_of_pair), (1, outputs)):
-        if hasattr(outputs, "shape") and outputs.shape[:1] != (num,):
+    for num, found in ((2, outputs_of_pair), (1, outputs)):
+        if hasattr(found, "shape") and found.shape[:1] != (num,):
             raise ValueError(
-                f"Found outputs of shape {outputs.shape} for {num} examples, expected a leading "
+                f"Found outputs of shape {found.shape} for {num} examples, expected a leading "
                 f"axis of {num}; a model of single examples becomes one of batches by "
                 "lk.model.batched(fn)."
             )

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from laplace_kit.curv.capture.uses import reached_from
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.operator import CurvatureOperator
+from laplace_kit.program import reached_from
 
 
 def rounding(operator: SelfAdjointOperator) -> float:

@@ -15,11 +15,12 @@ from jax.extend.core import Literal
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree, UInt32
 
-from laplace_kit.curv.capture.uses import Program, Step, evaluate, moves_entries, reached_from
+from laplace_kit.curv.capture.uses import moves_entries
 from laplace_kit.curv.fingerprint import fingerprint
 from laplace_kit.curv.objective import Objective
 from laplace_kit.curv.plan import Plan, make_plan
 from laplace_kit.data import Data, InMemory, map_over
+from laplace_kit.program import Program, Step, evaluate, reached_from
 from laplace_kit.tree import as_pytree_function, replace
 
 

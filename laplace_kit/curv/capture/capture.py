@@ -21,8 +21,8 @@ from laplace_kit.curv.capture.layers import Layer
 from laplace_kit.curv.capture.layout import Layout
 from laplace_kit.curv.capture.products import Lookup, parts_of
 from laplace_kit.curv.capture.rows import Rows
-from laplace_kit.curv.capture.uses import evaluate
 from laplace_kit.curv.objective import Objective
+from laplace_kit.program import evaluate
 
 
 class Capture(NamedTuple):

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from laplace_kit.curv.capture.layers import Layers
 from laplace_kit.curv.capture.products import Convolution, MatrixProduct, Product
-from laplace_kit.curv.capture.uses import Program, Step, as_moves, moves_entries, reached_from
+from laplace_kit.curv.capture.uses import as_moves, moves_entries
+from laplace_kit.program import Program, Step, reached_from
 
 _ADDITIONS = ("add", "add_any", "sub")
 _FACTORS = ("neg", "mul", "div")

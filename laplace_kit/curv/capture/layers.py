@@ -23,7 +23,8 @@ from laplace_kit.curv.capture.products import (
     Stack,
     read_product,
 )
-from laplace_kit.curv.capture.uses import Program, Use, find_uses, flatten_program, reached_from
+from laplace_kit.curv.capture.uses import Use, find_uses, flatten_program
+from laplace_kit.program import Program, reached_from
 
 KINDS = {
     "dense": "a matrix product over any axes: `@`, `einsum`, linear, attention and projection "

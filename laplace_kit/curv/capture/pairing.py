@@ -6,7 +6,8 @@ import numpy as np
 from jax.extend.core import Literal
 
 from laplace_kit.curv.capture.products import Convolution, Lookup, MatrixProduct, Product, parts_of
-from laplace_kit.curv.capture.uses import Program, Step, Use, as_moves, moves_entries
+from laplace_kit.curv.capture.uses import Use, as_moves, moves_entries
+from laplace_kit.program import Program, Step
 
 
 def find_biases(

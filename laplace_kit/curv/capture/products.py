@@ -16,7 +16,8 @@ from jax.extend.core import Literal
 from jaxtyping import Array, Float, Int
 
 from laplace_kit.curv.capture.layout import Move
-from laplace_kit.curv.capture.uses import Program, Step, Use, as_moves
+from laplace_kit.curv.capture.uses import Use, as_moves
+from laplace_kit.program import Program, Step
 
 _Array = Array | np.ndarray
 

@@ -1,24 +1,24 @@
 """How parameters enter a model: its program as a flat list of steps, and each leaf's uses.
 
-The program of one example is traced to a jaxpr, calls are inlined, and every parameter leaf is
-followed through reshapes and transposes to the operations that consume it. Calls with a derivative
-rule of their own are left whole, so that the rule stays in force.
+The program of one example is traced and flattened, and every parameter leaf is followed through
+reshapes and transposes to the operations that consume it.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive
-from jaxtyping import Array, ArrayLike, PyTree
+from jax.extend.core import JaxprEqn, Literal
+from jaxtyping import Array, PyTree
 
 from laplace_kit.curv.capture.layout import Move
 from laplace_kit.model import check_one_output
+from laplace_kit.program import Flattening, Program, Step, scan_sizes
 
 # Operations that leave values and derivatives as they are, but for rounding: what they speak of is
 # the dtype, or where and when arrays are held. `stop_gradient` is none of these.
@@ -30,49 +30,6 @@ _IDENTITIES = (
 _MOVES = (*_IDENTITIES, "reshape", "transpose", "squeeze", "rev", "broadcast_in_dim")
 # Operations that cut an array along an axis: into parts of given sizes, or of one without the axis.
 _CUTS = ("split", "unstack")
-# Calls without semantics of their own, by the parameter that holds the program.
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "checkpoint": "jaxpr",
-    "remat2": "jaxpr",
-}
-
-
-class Step(NamedTuple):
-    """One operation; operands are numbers of values, or literals."""
-
-    primitive: Primitive
-    params: dict[str, Any]
-    operands: tuple[int | Literal, ...]
-    results: tuple[int, ...]
-
-    def apply(self, *operands: ArrayLike) -> list[Array]:
-        """Return the results for some operands."""
-        found = self.primitive.bind(*operands, **self.primitive.get_bind_params(self.params))
-        return found if self.primitive.multiple_results else [found]
-
-
-class Program(NamedTuple):
-    """Steps in order, and the numbers of the values that are arguments.
-
-    `frozen` are the arrays that the model itself holds, `leaves` its parameters, `inputs` the rest.
-    `avals` holds shape and dtype of every value by its number.
-    """
-
-    steps: tuple[Step, ...]
-    constants: dict[int, Any]
-    frozen: tuple[int, ...]
-    leaves: tuple[int, ...]
-    inputs: tuple[int, ...]
-    output: int | Literal
-    avals: dict[int, jax.core.AbstractValue]
-
-    def shape(self, operand: int | Literal) -> tuple[int, ...]:
-        """Return the shape of a value."""
-        return jnp.shape(operand.val) if isinstance(operand, Literal) else self.avals[operand].shape
 
 
 class Use(NamedTuple):
@@ -103,118 +60,79 @@ def flatten_program(model_fn: jax.tree_util.Partial, params: PyTree, x: PyTree) 
     closed, outputs = call(*arguments)
     if len(closed.jaxpr.outvars) != 1:
         check_one_output(outputs)
-    builder = _Builder()
-    numbers = [builder.fresh(variable.aval) for variable in closed.jaxpr.invars]
+    moved: set[int] = set()
+    flattening = Flattening(partial(_expand, moved))
+    numbers = [flattening.fresh(variable.aval) for variable in closed.jaxpr.invars]
     rest = iter(numbers)
     frozen, leaves, inputs = (
         tuple(itertools.islice(rest, len(jax.tree.leaves(part)))) for part in arguments
     )
-    builder.moved.update(leaves)
-    (output,) = builder.inline(closed, numbers)
-    steps = tuple(builder.steps)
-    return Program(steps, builder.constants, frozen, leaves, inputs, output, builder.avals)
+    moved.update(leaves)
+    (output,) = flattening.inline(closed, numbers)
+    steps = tuple(flattening.steps)
+    return Program(steps, flattening.constants, frozen, leaves, inputs, output, flattening.avals)
 
 
-class _Builder:
-    """Collects steps while calls are inlined, giving every value a number of its own.
+def _expand(
+    moved: set[int], flattening: Flattening, equation: JaxprEqn, operands: Sequence[int | Literal]
+) -> tuple[int | Literal, ...]:
+    """Add an operation's steps; `moved` collects the numbers of parameters, moved about or not.
 
-    `moved` holds the numbers of parameters, moved about or not: a scan over these is unrolled.
+    A scan over these is unrolled, and what cuts them into parts becomes slices.
     """
 
-    def __init__(self):
-        self.moved: set[int] = set()
-        self.steps: list[Step] = []
-        self.constants: dict[int, Any] = {}
-        self.avals: dict[int, jax.core.AbstractValue] = {}
+    def are_moved(values: Sequence[int | Literal]) -> bool:
+        return any(not isinstance(value, Literal) and value in moved for value in values)
 
-    def fresh(self, aval: jax.core.AbstractValue) -> int:
-        self.avals[len(self.avals)] = aval
-        return len(self.avals) - 1
-
-    def inline(self, closed: ClosedJaxpr | Jaxpr, arguments: Sequence[int | Literal]):
-        jaxpr, constants = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
-        known = dict(zip(jaxpr.invars, arguments, strict=True))
-        for variable, value in zip(jaxpr.constvars, constants, strict=True):
-            known[variable] = self.fresh(variable.aval)
-            self.constants[known[variable]] = value
-
-        def read(atom):
-            return atom if isinstance(atom, Literal) else known[atom]
-
-        for equation in jaxpr.eqns:
-            operands = tuple(read(atom) for atom in equation.invars)
-            inner = equation.params.get(_CALLS.get(equation.primitive.name, ""))
-            if inner is not None:
-                results = self.inline(inner, operands)
-            elif self._scans_parameters(equation.primitive, equation.params, operands):
-                results = self._unroll(equation.params, operands)
-            elif equation.primitive.name in _CUTS and self._are_moved(operands):
-                results = self._cut(equation, operands[0])
-            else:
-                results = tuple(self.fresh(variable.aval) for variable in equation.outvars)
-                step = Step(equation.primitive, equation.params, operands, results)
-                for part in _one_by_one(step):
-                    self.steps.append(part)
-                    if moves_entries(part) and self._are_moved(part.operands):
-                        self.moved.update(part.results)
-            known.update(zip(equation.outvars, results, strict=True))
-        return tuple(read(atom) for atom in jaxpr.outvars)
-
-    def _scans_parameters(self, primitive: Primitive, params: dict[str, Any], operands) -> bool:
-        return primitive.name == "scan" and self._are_moved(operands[sum(_scan_sizes(params)) :])
-
-    def _are_moved(self, operands: Sequence[int | Literal]) -> bool:
-        """Tell whether any of these is a parameter, moved about or not."""
-        return any(not isinstance(o, Literal) and o in self.moved for o in operands)
-
-    def _unroll(self, params: dict[str, Any], operands: Sequence[int | Literal]):
-        """Inline the body of a scan once for every step; slices of what it scans come first."""
-        num_consts, num_carry = _scan_sizes(params)
-        consts, rest = operands[:num_consts], operands[num_consts:]
-        carry, scanned = tuple(rest[:num_carry]), rest[num_carry:]
-        stacks: list[tuple] = [()] * params["length"]
-        order = range(params["length"])
-        for i in reversed(order) if params["reverse"] else order:
-            parts = [
-                self._apply(partial(jax.lax.index_in_dim, index=i, keepdims=False), x)
-                for x in scanned
-            ]
-            results = self.inline(params["jaxpr"], (*consts, *carry, *parts))
-            carry, stacks[i] = results[:num_carry], results[num_carry:]
-        stacked = [self._apply(lambda *ys: jnp.stack(ys), *ys) for ys in zip(*stacks, strict=True)]
-        return (*carry, *stacked)
-
-    def _cut(self, equation: JaxprEqn, operand: int) -> tuple[int | Literal, ...]:
-        """Inline a parameter's split along an axis as slices, one for each part."""
-        axis, keepdims = equation.params["axis"], equation.primitive.name == "split"
-        num = self.avals[operand].shape[axis]
-        stops = np.cumsum(equation.params.get("sizes", (1,) * num)).tolist()
-
-        def part(a: Array, start: int, stop: int) -> Array:
-            cut = jax.lax.slice_in_dim(a, start, stop, axis=axis)
-            return cut if keepdims else jnp.squeeze(cut, axis)
-
-        bounds = zip([0, *stops], stops, strict=False)
-        return tuple(
-            self._apply(partial(part, start=start, stop=stop), operand) for start, stop in bounds
-        )
-
-    def _apply(self, fn: Callable, *operands: int | Literal) -> int | Literal:
-        """Inline a function of one result."""
-        avals = [o.aval if isinstance(o, Literal) else self.avals[o] for o in operands]
-        shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
-        return self.inline(jax.make_jaxpr(fn)(*shapes), operands)[0]
+    name, params = equation.primitive.name, equation.params
+    if name == "scan" and are_moved(operands[sum(scan_sizes(params)) :]):
+        return _unroll(flattening, params, operands)
+    if name in _CUTS and are_moved(operands):
+        return _cut(flattening, equation, operands[0])
+    results = tuple(flattening.fresh(variable.aval) for variable in equation.outvars)
+    for step in _one_by_one(Step(equation.primitive, params, operands, results)):
+        flattening.steps.append(step)
+        if moves_entries(step) and are_moved(step.operands):
+            moved.update(step.results)
+    return results
 
 
-def _scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
-    """Return how many of a scan's operands are constants, and how many are carried on.
+def _unroll(
+    flattening: Flattening, params: Mapping[str, Any], operands: Sequence[int | Literal]
+) -> tuple[int | Literal, ...]:
+    """Inline the body of a scan once for every step; slices of what it scans come first."""
+    num_consts, num_carry = scan_sizes(params)
+    consts, rest = operands[:num_consts], operands[num_consts:]
+    carry, scanned = tuple(rest[:num_carry]), rest[num_carry:]
+    stacks: list[tuple] = [()] * params["length"]
+    order = range(params["length"])
+    for i in reversed(order) if params["reverse"] else order:
+        take = partial(jax.lax.index_in_dim, index=i, keepdims=False)
+        parts = [flattening.inline_function(take, x) for x in scanned]
+        results = flattening.inline(params["jaxpr"], (*consts, *carry, *parts))
+        carry, stacks[i] = results[:num_carry], results[num_carry:]
+    stacked = [
+        flattening.inline_function(lambda *ys: jnp.stack(ys), *ys)
+        for ys in zip(*stacks, strict=True)
+    ]
+    return (*carry, *stacked)
 
-    Numbers up to JAX 0.10; in later versions the lengths of the first two of three groups.
-    """
-    if "num_consts" in params:
-        return params["num_consts"], params["num_carry"]
-    constants, carried, _ = params["ft_in"].unpack()
-    return len(constants), len(carried)
+
+def _cut(flattening: Flattening, equation: JaxprEqn, operand: int) -> tuple[int | Literal, ...]:
+    """Inline a parameter's split along an axis as slices, one for each part."""
+    axis, keepdims = equation.params["axis"], equation.primitive.name == "split"
+    num = flattening.avals[operand].shape[axis]
+    stops = np.cumsum(equation.params.get("sizes", (1,) * num)).tolist()
+
+    def part(a: Array, start: int, stop: int) -> Array:
+        cut = jax.lax.slice_in_dim(a, start, stop, axis=axis)
+        return cut if keepdims else jnp.squeeze(cut, axis)
+
+    bounds = zip([0, *stops], stops, strict=False)
+    return tuple(
+        flattening.inline_function(partial(part, start=start, stop=stop), operand)
+        for start, stop in bounds
+    )
 
 
 def _one_by_one(step: Step) -> list[Step]:
@@ -290,17 +208,6 @@ def _repeats(step: Step, program: Program) -> bool:
     return sizes[0] != sizes[1]
 
 
-def reached_from(program: Program, sources: Iterable[int]) -> frozenset[int]:
-    """Return the numbers of all values that depend on any of these."""
-    reached = set(sources)
-    for step in program.steps:
-        if any(
-            not isinstance(operand, Literal) and operand in reached for operand in step.operands
-        ):
-            reached.update(step.results)
-    return frozenset(reached)
-
-
 def as_moves(steps: Iterable[Step], program: Program) -> tuple[Move, ...]:
     """Return what steps that move entries, and repeat none, do to an array."""
     moves = []
@@ -315,37 +222,3 @@ def as_moves(steps: Iterable[Step], program: Program) -> tuple[Move, ...]:
         elif name not in _IDENTITIES:
             moves.append(Move("reshape", program.shape(step.results[0])))
     return tuple(moves)
-
-
-def evaluate(
-    program: Program,
-    frozen: Sequence[Any],
-    leaves: Sequence[Any],
-    inputs: Sequence[Any],
-    probes: Mapping[int, Array | Callable[[Callable], Array]] | None = None,
-) -> Callable[[int | Literal], Any]:
-    """Run a program and return what gives each of its values.
-
-    Parameters
-    ----------
-    frozen, leaves, inputs
-        The values of the arguments.
-    probes
-        By the number of a step, what is added to its result for the steps that follow: an array, or
-        a function of what gives the values so far.
-    """
-    values = dict(program.constants)
-    values.update(zip(program.frozen, frozen, strict=True))
-    values.update(zip(program.leaves, leaves, strict=True))
-    values.update(zip(program.inputs, inputs, strict=True))
-
-    def read(operand: int | Literal) -> Any:
-        return operand.val if isinstance(operand, Literal) else values[operand]
-
-    for position, step in enumerate(program.steps):
-        results = step.apply(*map(read, step.operands))
-        if probes and position in probes:
-            probe = probes[position]
-            results = [results[0] + (probe(read) if callable(probe) else probe)]
-        values.update(zip(step.results, results, strict=True))
-    return read

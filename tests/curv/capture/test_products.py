@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from laplace_kit.curv.capture.layout import Slot
 from laplace_kit.curv.capture.products import Convolution, Lookup, MatrixProduct, read_product
-from laplace_kit.curv.capture.uses import evaluate, find_uses, flatten_program
+from laplace_kit.curv.capture.uses import find_uses, flatten_program
+from laplace_kit.program import evaluate
 
 
 def normal(seed, *shape):

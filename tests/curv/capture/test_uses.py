@@ -8,14 +8,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from laplace_kit.curv.capture.uses import (
-    as_moves,
-    evaluate,
-    find_uses,
-    flatten_program,
-    moves_entries,
-    reached_from,
-)
+from laplace_kit.curv.capture.uses import as_moves, find_uses, flatten_program, moves_entries
+from laplace_kit.program import evaluate, reached_from
 
 
 @jax.custom_jvp
@@ -49,84 +43,6 @@ def uses_of(fn, *params, x=X):
     program = flatten_program(jax.tree_util.Partial(lambda p, x: fn(*p, x)), params, x)
     uses = find_uses(program)
     return primitives(program, uses), uses
-
-
-# --- the program --------------------------------------------------------------------------------
-
-
-def test_the_flat_program_computes_the_model():
-    program = flatten_program(MODEL, PARAMS, X)
-    read = evaluate(program, [2.0], jax.tree.leaves(PARAMS), [X])
-    np.testing.assert_allclose(read(program.output), MODEL(PARAMS, X), rtol=1e-6)
-    for number, aval in program.avals.items():
-        value = read(number)
-        assert (jnp.shape(value), jnp.result_type(value)) == (aval.shape, aval.dtype)
-        assert program.shape(number) == aval.shape
-
-
-def test_derivatives_of_the_flat_program_are_the_models():
-    program = flatten_program(MODEL, PARAMS, X)
-
-    def flat(w):
-        leaves = jax.tree.leaves({**PARAMS, "w": w})
-        return evaluate(program, [2.0], leaves, [X])(program.output)
-
-    expected = jax.jacobian(lambda w: MODEL({**PARAMS, "w": w}, X))(PARAMS["w"])
-    np.testing.assert_allclose(jax.jacobian(flat)(PARAMS["w"]), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_calls_are_inlined_but_for_those_with_a_derivative_rule():
-    program = flatten_program(MODEL, PARAMS, X)
-    names = [step.primitive.name for step in program.steps]
-    assert not {"jit", "pjit", "checkpoint", "remat2", "closed_call"} & set(names)
-    assert names.count("custom_jvp_call") == 2  # `ruled` and `relu`
-
-
-def test_arrays_of_the_model_are_arguments_and_those_it_closes_over_constants():
-    program = flatten_program(MODEL, PARAMS, X)
-    assert (len(program.frozen), len(program.leaves), len(program.inputs)) == (1, 3, 1)
-    assert not {*program.frozen, *program.leaves, *program.inputs} & set(program.constants)
-    held = [value for value in program.constants.values() if jnp.shape(value) == HELD.shape]
-    np.testing.assert_array_equal(held, [HELD])
-    read = evaluate(program, [0.0], jax.tree.leaves(PARAMS), [X])
-    np.testing.assert_allclose(read(program.output)[0], PARAMS["b"], rtol=1e-6)
-
-
-def test_an_output_may_be_an_argument_or_a_constant():
-    identity = flatten_program(jax.tree_util.Partial(lambda p, x: x), PARAMS, X)
-    np.testing.assert_array_equal(evaluate(identity, [], [0, 0, 0], [X])(identity.output), X)
-    constant = flatten_program(jax.tree_util.Partial(lambda p, x: jnp.float32(3)), PARAMS, X)
-    assert evaluate(constant, [], [0, 0, 0], [X])(constant.output) == 3
-
-
-def test_probes_add_to_the_results_of_steps():
-    program = flatten_program(MODEL, PARAMS, X)
-    (position,) = (i for i, s in enumerate(program.steps) if s.primitive.name == "dot_general")
-    shape = program.shape(program.steps[position].results[0])
-    leaves = jax.tree.leaves(PARAMS)
-
-    def output(probe):
-        return evaluate(program, [2.0], leaves, [X], {position: probe})(program.output)
-
-    z = 2 * X @ PARAMS["w"].T
-    probe = jnp.linspace(0, 0.3, 8).reshape(shape)
-    expected = jax.nn.relu(jnp.sin(z + probe) * HELD) * PARAMS["scale"] + PARAMS["b"]
-    np.testing.assert_allclose(output(probe), expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(output(jnp.zeros(shape)), MODEL(PARAMS, X))
-
-
-def test_what_depends_on_the_inputs_is_reached_from_them():
-    def fn(params, x):
-        alone = jnp.sin(params["w"])
-        return x @ alone.T + params["b"]
-
-    program = flatten_program(jax.tree_util.Partial(fn), PARAMS, X)
-    active = reached_from(program, program.inputs)
-    by_name = {step.primitive.name: step.results[0] for step in program.steps}
-    assert {"sin", "dot_general", "add"} <= set(by_name)
-    assert by_name["sin"] not in active
-    assert {by_name["dot_general"], by_name["add"], program.output} <= active
-    assert reached_from(program, ()) == frozenset()
 
 
 # --- uses ---------------------------------------------------------------------------------------

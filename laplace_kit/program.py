@@ -1,0 +1,328 @@
+"""Programs as JAX traces them: searched, rewritten, flattened to steps, and run step by step.
+
+What JAX leaves to readers of a jaxpr is known here alone: what an operation is bound with, which
+parameter of a call holds its program, which operations mean something in their place alone, and how
+a scan counts its operands.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import (
+    ClosedJaxpr,
+    Jaxpr,
+    JaxprEqn,
+    Literal,
+    Primitive,
+    Var,
+    jaxpr_as_fun,
+    jaxprs_in_params,
+)
+from jaxtyping import Array, ArrayLike, PyTree
+
+# Calls without semantics of their own, by the parameter that holds the program.
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat2": "jaxpr",
+}
+# Operations whose programs mean something in their place alone, by names of axes or references.
+_KEPT_WHOLE = ("shard_map", "pallas_call")
+
+Operand = int | Var | Literal
+Rules = Mapping[str, Callable[..., Array]]
+
+
+class Step(NamedTuple):
+    """One operation; operands and results are names of values, numbers or variables, or literals.
+
+    `context` are the settings that it was traced under, as `JaxprEqn.ctx` holds them. A step
+    without any is applied under the settings of the place.
+    """
+
+    primitive: Primitive
+    params: dict[str, Any]
+    operands: tuple[Operand, ...]
+    results: tuple[int | Var, ...]
+    context: Any = None
+
+    def apply(self, *operands: Any) -> list[Any]:
+        """Return the results for some operands, arrays or references to them."""
+        with getattr(self.context, "manager", contextlib.nullcontext()):
+            params = self.primitive.get_bind_params(self.params)
+            found = self.primitive.bind(*operands, **params)
+        return list(found) if self.primitive.multiple_results else [found]
+
+
+def run(
+    steps: Iterable[Step],
+    values: Mapping[Any, Any],
+    rules: Rules | None = None,
+    probes: Mapping[int, Array | Callable[[Callable], Array]] | None = None,
+) -> Callable[[Operand], Any]:
+    """Apply steps in order and return what gives each of the values.
+
+    Parameters
+    ----------
+    steps
+        Operations whose operands are known when their turn comes.
+    values
+        What is known at first, by name.
+    rules
+        By a primitive's name, a function `(step, *operands) -> result` in its place, also in the
+        programs that steps hold.
+    probes
+        By the number of a step, what is added to its result for the steps that follow: an array, or
+        a function of what gives the values so far.
+    """
+    values = dict(values)
+
+    def read(operand: Operand) -> Any:
+        return operand.val if isinstance(operand, Literal) else values[operand]
+
+    for position, step in enumerate(steps):
+        operands = map(read, step.operands)
+        rule = (rules or {}).get(step.primitive.name)
+        if rule is not None:
+            results = [rule(step, *operands)]
+        else:
+            results = (_rewritten_within(step, rules) if rules else step).apply(*operands)
+        if probes and position in probes:
+            probe = probes[position]
+            results = [results[0] + (probe(read) if callable(probe) else probe)]
+        values.update(zip(step.results, results, strict=True))
+    return read
+
+
+# --- searching and rewriting --------------------------------------------------------------------
+
+
+def has_operation(fn: Callable[..., PyTree], *args: PyTree, name: str) -> bool:
+    """Return whether a function has an operation of some name, within its loops and calls too.
+
+    Parameters
+    ----------
+    fn, *args
+        The function and its arguments, or their shapes: it is traced, and nothing is computed.
+    name
+        The primitive's name.
+    """
+    closed = jax.make_jaxpr(fn)(*args)
+    return any(equation.primitive.name == name for equation in _equations(closed.jaxpr))
+
+
+def rewritten(fn: Callable[..., PyTree], rules: Rules) -> Callable[..., PyTree]:
+    """Return a function whose operations of some names are others.
+
+    Parameters
+    ----------
+    fn
+        Of pytrees of arrays, to be called inside of `jit`. Derivative rules of functions in it stay
+        in force. What is mapped over shards, and a choice by platform, stay as they are.
+    rules
+        As `run` takes them.
+
+    Returns
+    -------
+    fn
+        Traced once; then its operations, or others, join the program around it one by one.
+    """
+
+    def apply(*args: PyTree) -> PyTree:
+        closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+        is_concerned = _is_concerned(closed.jaxpr, rules)
+        program = partial(_replay, rules, closed) if is_concerned else jaxpr_as_fun(closed)
+        outputs = program(*jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    return apply
+
+
+def _replay(rules: Rules, closed: ClosedJaxpr, *args: ArrayLike) -> list[ArrayLike]:
+    """Return the outputs of a program by rules."""
+    jaxpr = closed.jaxpr
+    values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    values.update(zip(jaxpr.invars, args, strict=True))
+    steps = [Step(e.primitive, e.params, e.invars, e.outvars, e.ctx) for e in jaxpr.eqns]
+    return list(map(run(steps, values, rules), jaxpr.outvars))
+
+
+def _rewritten_within(step: Step, rules: Rules) -> Step:
+    """Return a step with the programs in its parameters rewritten."""
+
+    def of_part(part: Any) -> Any:
+        if not (_is_program(part) and _is_concerned(getattr(part, "jaxpr", part), rules)):
+            return part
+        if isinstance(part, ClosedJaxpr):
+            return jax.make_jaxpr(partial(_replay, rules, part))(*part.in_avals)
+        return of_part(ClosedJaxpr(part, ())).jaxpr  # as `checkpoint` holds it
+
+    def of_value(value: Any) -> Any:
+        holds_any = any(map(_is_program, jax.tree.leaves(value)))
+        return jax.tree.map(of_part, value) if holds_any else value
+
+    if not _may_enter(step.primitive, step.params):
+        return step
+    return step._replace(params={name: of_value(value) for name, value in step.params.items()})
+
+
+def _is_concerned(jaxpr: Jaxpr, rules: Rules) -> bool:
+    """Return whether a rule applies in a program, or in one within it."""
+    return any(
+        equation.primitive.name in rules
+        or any(
+            _is_program(inner) and _is_concerned(inner, rules)
+            for inner in jaxprs_in_params(equation.params)
+        )
+        for equation in jaxpr.eqns
+        if _may_enter(equation.primitive, equation.params)
+    )
+
+
+def _may_enter(primitive: Primitive, params: Mapping[str, Any]) -> bool:
+    """Return whether the programs of an operation may be traced by themselves."""
+    return primitive.name not in _KEPT_WHOLE and params.get("branches_platforms") is None
+
+
+def _is_program(part: Any) -> bool:
+    """Return whether this is a program of arrays; others read and write what their caller holds."""
+    return isinstance(part, ClosedJaxpr | Jaxpr) and all(
+        isinstance(variable.aval, jax.core.ShapedArray)
+        for variable in getattr(part, "jaxpr", part).invars
+    )
+
+
+def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """Yield the equations of a program and of those within it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from _equations(inner)
+
+
+# --- flat programs ------------------------------------------------------------------------------
+
+
+class Program(NamedTuple):
+    """Steps in order, and the numbers of the values that are arguments.
+
+    `frozen` are the arrays that the model itself holds, `leaves` its parameters, `inputs` the rest.
+    `avals` holds shape and dtype of every value by its number.
+    """
+
+    steps: tuple[Step, ...]
+    constants: dict[int, Any]
+    frozen: tuple[int, ...]
+    leaves: tuple[int, ...]
+    inputs: tuple[int, ...]
+    output: int | Literal
+    avals: dict[int, jax.core.AbstractValue]
+
+    def shape(self, operand: int | Literal) -> tuple[int, ...]:
+        """Return the shape of a value."""
+        return jnp.shape(operand.val) if isinstance(operand, Literal) else self.avals[operand].shape
+
+
+def evaluate(
+    program: Program,
+    frozen: Sequence[Any],
+    leaves: Sequence[Any],
+    inputs: Sequence[Any],
+    probes: Mapping[int, Array | Callable[[Callable], Array]] | None = None,
+) -> Callable[[int | Literal], Any]:
+    """Run a program and return what gives each of its values.
+
+    Parameters
+    ----------
+    frozen, leaves, inputs
+        The values of the arguments.
+    probes
+        As `run` takes them.
+    """
+    values = dict(program.constants)
+    values.update(zip(program.frozen, frozen, strict=True))
+    values.update(zip(program.leaves, leaves, strict=True))
+    values.update(zip(program.inputs, inputs, strict=True))
+    return run(program.steps, values, probes=probes)
+
+
+def reached_from(program: Program, sources: Iterable[int]) -> frozenset[int]:
+    """Return the numbers of all values that depend on any of these."""
+    reached = set(sources)
+    for step in program.steps:
+        if any(
+            not isinstance(operand, Literal) and operand in reached for operand in step.operands
+        ):
+            reached.update(step.results)
+    return frozenset(reached)
+
+
+class Flattening:
+    """Collects steps while calls are inlined, giving every value a number of its own.
+
+    Calls with a derivative rule of their own are left whole, so that the rule stays in force.
+
+    Parameters
+    ----------
+    expand
+        `(flattening, equation, operands) -> results` of every operation that is no call: adds its
+        step, or others in its place.
+    """
+
+    def __init__(self, expand: "Callable[[Flattening, JaxprEqn, tuple], Sequence[int | Literal]]"):
+        self.steps: list[Step] = []
+        self.constants: dict[int, Any] = {}
+        self.avals: dict[int, jax.core.AbstractValue] = {}
+        self._expand = expand
+
+    def fresh(self, aval: jax.core.AbstractValue) -> int:
+        """Return a new value's number."""
+        self.avals[len(self.avals)] = aval
+        return len(self.avals) - 1
+
+    def inline(
+        self, closed: ClosedJaxpr | Jaxpr, arguments: Sequence[int | Literal]
+    ) -> tuple[int | Literal, ...]:
+        """Add the steps of a program and return its outputs."""
+        jaxpr, constants = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
+        known = dict(zip(jaxpr.invars, arguments, strict=True))
+        for variable, value in zip(jaxpr.constvars, constants, strict=True):
+            known[variable] = self.fresh(variable.aval)
+            self.constants[known[variable]] = value
+
+        def read(atom: Var | Literal) -> int | Literal:
+            return atom if isinstance(atom, Literal) else known[atom]
+
+        for equation in jaxpr.eqns:
+            operands = tuple(map(read, equation.invars))
+            inner = equation.params.get(_CALLS.get(equation.primitive.name, ""))
+            if inner is not None:
+                results = self.inline(inner, operands)
+            else:
+                results = self._expand(self, equation, operands)
+            known.update(zip(equation.outvars, results, strict=True))
+        return tuple(map(read, jaxpr.outvars))
+
+    def inline_function(self, fn: Callable, *operands: int | Literal) -> int | Literal:
+        """Add the steps of a function of one result, and return it."""
+        avals = [o.aval if isinstance(o, Literal) else self.avals[o] for o in operands]
+        shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+        return self.inline(jax.make_jaxpr(fn)(*shapes), operands)[0]
+
+
+def scan_sizes(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many of a scan's operands are constants, and how many are carried on.
+
+    Numbers up to JAX 0.10; in later versions the lengths of the first two of three groups.
+    """
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carried, _ = params["ft_in"].unpack()
+    return len(constants), len(carried)
