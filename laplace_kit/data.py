@@ -274,6 +274,12 @@ def sum_over(fn: Callable, args: PyTree, data: Data, batch_size: int | None) -> 
     return total
 
 
+@partial(jax.jit, static_argnums=0, inline=True)
+def one_step(fn: Callable, args: PyTree, chunk: PyTree) -> PyTree:
+    """Return `fn(args, chunk)`, traced once for whoever counts the step and whoever loops it."""
+    return fn(args, chunk)
+
+
 @partial(jax.jit, static_argnames=("fn", "batch_size"))
 def _scan_sum(fn, args, data, batch_size):
     replicated = _sharding_of(data, PartitionSpec())
@@ -281,7 +287,7 @@ def _scan_sum(fn, args, data, batch_size):
 
 
 def _sum_chunks(fn, batch_size, args, data):
-    fn, num = adapted(fn), data.num_examples
+    fn, num = adapted(partial(one_step, fn)), data.num_examples
     if batch_size == num:
         return _accumulable(fn(args, _slice(data, 0, num)))
     shapes = jax.eval_shape(lambda: _accumulable(fn(args, _slice(data, 0, batch_size))))
@@ -314,7 +320,7 @@ def _sharding_of(arrays: PyTree, spec: PartitionSpec) -> NamedSharding | None:
 
 @partial(jax.jit, static_argnames="fn", inline=True)
 def _of_chunk(fn, args, chunk):
-    return _accumulable(adapted(fn)(args, chunk))
+    return _accumulable(adapted(partial(one_step, fn))(args, chunk))
 
 
 @partial(jax.jit, static_argnames="fn", donate_argnames="total")
@@ -390,7 +396,7 @@ def map_over(fn: Callable, args: PyTree, x: PyTree, batch_size: int) -> PyTree:
 
 
 def _map_chunks(fn, batch_size, args, x):
-    fn, data = adapted(fn), InMemory(x, ())
+    fn, data = adapted(partial(one_step, fn)), InMemory(x, ())
     num = data.num_examples
     size = min(batch_size, num)
     if size == num:

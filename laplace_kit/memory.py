@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr
+from jax.extend.core import Jaxpr, JaxprEqn
 from jax.tree_util import Partial
 from jaxtyping import PyTree
 
@@ -61,6 +61,11 @@ class Limits:
                 f"Found memory_limit={self.memory}, expected a positive number of bytes, for "
                 "example 2 * 1024**3; or pass None for a share of the device's memory."
             )
+
+    @property
+    def reused(self) -> int:
+        """The bytes of a step's values whose memory one call hands on to the next."""
+        return min(self.budget, _RECYCLED) if _on_cpu() else self.budget
 
     @property
     def budget(self) -> int:
@@ -198,18 +203,41 @@ def activation_bytes(model_fn: Callable, params: PyTree, x: PyTree) -> int:
 
 
 def intermediate_bytes(jaxpr: Jaxpr) -> int:
-    """Return the bytes of all values that a program computes, within its loops and calls too."""
+    """Return the bytes of all values that a program computes, in all turns of its loops too.
+
+    As many as derivatives of it may keep.
+    """
     num = 0
     for equation in jaxpr.eqns:
-        values = jax.tree.leaves(list(equation.params.values()))  # `cond` has a tuple of branches
-        programs = [getattr(value, "jaxpr", value) for value in values]
-        inner = [intermediate_bytes(program) for program in programs if hasattr(program, "eqns")]
+        inner = [intermediate_bytes(program) for program in _programs(equation)]
         num += sum(inner) * equation.params.get("length", 1)
-        if not inner:
-            num += sum(
-                v.aval.size * jnp.dtype(v.aval.dtype).itemsize
-                for v in equation.outvars
-                if hasattr(v.aval, "size")
-                and not jax.dtypes.issubdtype(v.aval.dtype, jax.dtypes.extended)
-            )
+        num += 0 if inner else _result_bytes(equation)
     return num
+
+
+def held_bytes(jaxpr: Jaxpr) -> int:
+    """Return the bytes of all values that a program computes and may hold at once.
+
+    Those of one turn of a loop and of its results, and of one of several branches.
+    """
+    num = 0
+    for equation in jaxpr.eqns:
+        inner = [held_bytes(program) for program in _programs(equation)]
+        num += max(inner, default=0)
+        is_call = inner and equation.primitive.name not in ("scan", "while")
+        num += 0 if is_call else _result_bytes(equation)
+    return num
+
+
+def _programs(equation: JaxprEqn) -> list[Jaxpr]:
+    values = jax.tree.leaves(list(equation.params.values()))  # `cond` has a tuple of branches
+    programs = [getattr(value, "jaxpr", value) for value in values]
+    return [program for program in programs if hasattr(program, "eqns")]
+
+
+def _result_bytes(equation: JaxprEqn) -> int:
+    return sum(
+        v.aval.size * jnp.dtype(v.aval.dtype).itemsize
+        for v in equation.outvars
+        if hasattr(v.aval, "size") and not jax.dtypes.issubdtype(v.aval.dtype, jax.dtypes.extended)
+    )

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from laplace_kit import tree
+from laplace_kit.chunks import chunk_of_map, chunk_of_sum
 from laplace_kit.curv.capture.capture import jacobian
 from laplace_kit.curv.capture.cost import choose_held, multiplied_out, rows_cost
 from laplace_kit.curv.objective import Objective, per_example, restrict
@@ -26,10 +27,6 @@ from laplace_kit.tree import as_pytree_function, pytree_dataclass
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
-
-# What lives at once for one example, in units of its activations: the linearised pass with its
-# inputs, and for each vector a tangent or a cotangent.
-_LINEARISATION, _VECTOR = 2, 1
 
 
 @pytree_dataclass(static=("limits", "plan"))
@@ -260,7 +257,7 @@ def _push(operator: JacobianOperator, v: PyTree, several: bool) -> Array:
     if not several:
         vs = jax.tree.map(lambda leaf: leaf[None], vs)
     num = max(leading, default=1)
-    size = operator.limits.chunk_size(_held(operator, num))
+    size = chunk_of_map(_push_chunk, (objective, vs), operator.x, operator.limits)
     products = map_over(_push_chunk, (objective, vs), operator.x, size)
     products = jnp.moveaxis(products, 1, 0)
     is_flat = isinstance(v, jax.Array) and v.shape == (*leading, num_params)
@@ -281,8 +278,7 @@ def _pull(operator: JacobianOperator, u: Array, several: bool) -> PyTree:
     num = max(leading, default=1)
     us = jnp.moveaxis(u.reshape(num, *outputs), 0, 1)
     data = InMemory(operator.x, us)
-    sum_bytes = num * tree.num_bytes(objective.params)
-    size = operator.limits.summed_chunk(data.num_first, _held(operator, num), sum_bytes, num)
+    size = chunk_of_sum(_pull_chunk, objective, data, operator.limits, num)
     sums = sum_over(_pull_chunk, objective, data, size)
     vectors = jax.tree.map(lambda s, leaf: s.astype(leaf.dtype), sums, objective.params)
     if not several:
@@ -294,10 +290,6 @@ def _pull(operator: JacobianOperator, u: Array, several: bool) -> PyTree:
         return jnp.zeros((*leading, *leaf.shape), leaf.dtype) if part is None else part
 
     return jax.tree.map(fill, operator.params, vectors)
-
-
-def _held(operator: JacobianOperator, num_vectors: int) -> int:
-    return operator.plan.example_bytes * (_LINEARISATION + _VECTOR * num_vectors)
 
 
 def _push_chunk(objective_and_vectors, x):

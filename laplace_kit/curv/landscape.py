@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import tree
+from laplace_kit.chunks import chunk_of_sum
 from laplace_kit.curv.capture.layers import Layer
 from laplace_kit.curv.capture.layout import to_flat
 from laplace_kit.curv.objective import Objective, chunk_loss, restrict
@@ -90,7 +91,7 @@ def loss_along(
     axes = _read_coordinates(coordinates, num, tree.dtype(objective.params))
     points = jnp.stack([t.ravel() for t in jnp.meshgrid(*axes, indexing="ij")], axis=1)
     args = objective, tree.ravel(vectors, num_leading=1), points
-    size = limits.chunk_size(objective.plan.example_bytes)
+    size = chunk_of_sum(_losses_at, args, data, limits)
     losses = sum_over(_losses_at, args, data, size)
     return Landscape(axes, losses.reshape([len(t) for t in axes]))
 

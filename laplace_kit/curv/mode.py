@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from laplace_kit import tree
+from laplace_kit.chunks import chunk_of_sum
 from laplace_kit.curv.objective import Objective, chunk_loss
 from laplace_kit.data import (
     Chunk,
@@ -59,10 +60,9 @@ def examine_mode(objective: Objective, data: Data) -> Mode:
         If parameters, data, targets or outputs are not finite or not valid; the message names the
         first offending batch (over a stream) or example (in memory).
     """
-    held, sums = 3 * objective.plan.example_bytes, tree.num_bytes(objective.params)
-    batch_size = objective.limits.summed_chunk(data.num_first, held, sums)
     of_features = isinstance(data, InMemory) and data.of_features
     args = objective, of_features
+    batch_size = chunk_of_sum(_chunk_statistics, args, data, objective.limits)
     found = sum_over(_chunk_statistics, args, data, batch_size)
     if int(found.num_bad_params):
         _refuse_params(objective.params)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Num, PyTree
 
 from laplace_kit import tree
+from laplace_kit.chunks import chunk_of_map, chunk_of_sum
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.mode import check_values
 from laplace_kit.curv.objective import Objective, restrict
@@ -20,10 +21,6 @@ from laplace_kit.data import Chunk, Data, DataLike, InMemory, as_data, batch_spe
 from laplace_kit.likelihood import LikelihoodLike, as_likelihood, check_targets
 from laplace_kit.memory import Limits, evenly
 from laplace_kit.tree import as_pytree_function
-
-# What lives at once in a product, in units of one example's activations: the linearised pass with
-# its inputs, and for each vector a tangent and a cotangent.
-_LINEARISATION, _VECTOR = 2, 2
 
 STATIC = ("limits", "plan")
 
@@ -150,24 +147,18 @@ class CurvatureOperator(SelfAdjointOperator):
         batch_size
             The number of examples in a chunk; by default the operator's own, or what memory allows.
         """
-        batch_size = batch_size or self.chunk_size(num_vectors)
-        kernel = tree.replace(self, data=None)
-        total = sum_over(fn, (kernel, args), self.data, batch_size)
+        step = tree.replace(self, data=None), args
+        size = batch_size or chunk_of_sum(fn, step, self.data, self.limits, num_vectors)
+        total = sum_over(fn, step, self.data, size)
         return total if self.scale is None else _scaled(total, self.scale)
-
-    def chunk_size(self, num_vectors: int = 1) -> int:
-        """Return how many examples products with so many vectors hold at a time."""
-        held = self._held_bytes(num_vectors)
-        sums = num_vectors * tree.num_bytes(self.objective.params)
-        return self.limits.summed_chunk(self.data.num_first, held, sums, num_vectors)
 
     def largest_chunk_size(self) -> int:
         """Return how many examples the memory limit lets a product with one vector hold."""
-        largest = self.limits.chunk_size(self._held_bytes(num_vectors=1))
+        x, y = batch_spec(self.data)
+        weight = jax.ShapeDtypeStruct((self.data.num_first,), jnp.float32)
+        step = tree.replace(self, data=None), self.objective.params
+        largest = chunk_of_map(_chunk_mv, step, Chunk(x, y, weight), self.limits)
         return evenly(self.data.num_first, largest)
-
-    def _held_bytes(self, num_vectors: int) -> int:
-        return self.plan.example_bytes * (_LINEARISATION + _VECTOR * num_vectors)
 
 
 def unchecked(
@@ -242,8 +233,8 @@ def by_unit_vectors(operator: CurvatureOperator, fn: Callable) -> Array:
     loops, as a stream of batches needs.
     """
     num, dtype = operator.shape[0], operator.dtype
-    # One example's pass, and the unit vectors, their tangents and the products.
-    row_bytes = operator.plan.example_bytes * _VECTOR + 3 * num * dtype.itemsize
+    # A tangent and a cotangent of one example, the unit vectors, their products and what is added.
+    row_bytes = 2 * operator.plan.example_bytes + 3 * num * dtype.itemsize
     block = min(num, max(operator.limits.budget // row_bytes, 1))
 
     def of_block(i: Array) -> Array:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from laplace_kit import tree
 from laplace_kit.approx.posterior import Posterior
+from laplace_kit.chunks import chunk_of_map
 from laplace_kit.curv.objective import Objective
 from laplace_kit.data import as_data, map_over
 from laplace_kit.derivatives import linearize
@@ -81,9 +82,9 @@ class FunctionSamples:
             activations of the inputs held at a time, as many as the memory limit allows.
         """
         x = as_data((x, ())).x
-        objective = self.objective.planned(x)
-        size = objective.limits.chunk_size((2 + 2 * len(self)) * objective.plan.example_bytes)
-        return jnp.moveaxis(map_over(_all, replace(self, objective=objective), x, size), 1, 0)
+        planned = replace(self, objective=self.objective.planned(x))
+        size = chunk_of_map(_all, planned, x, self.objective.limits)
+        return jnp.moveaxis(map_over(_all, planned, x, size), 1, 0)
 
     def __len__(self) -> int:
         return len(self.displacements)

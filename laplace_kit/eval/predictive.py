@@ -15,6 +15,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from laplace_kit import tree
 from laplace_kit.approx.posterior import Posterior
+from laplace_kit.chunks import chunk_of_map
 from laplace_kit.curv.objective import Objective
 from laplace_kit.data import as_data, map_over
 from laplace_kit.errors import check_count, check_option
@@ -143,11 +144,9 @@ def predict(
         return from_moments(
             objective.likelihood, *moments, link=link, key=key, num_samples=num_samples or 1000
         )
-    num_samples = num_samples or 100
-    of_samples = num_samples * plan.num_outputs * plan.output.dtype.itemsize
-    size = limits.chunk_size(2 * plan.example_bytes + 2 * of_samples)
-    keys = jax.random.split(key, num_samples)
-    samples = map_over(_sampled_outputs, (objective, posterior, keys), x, size)
+    args = objective, posterior, jax.random.split(key, num_samples or 100)
+    size = chunk_of_map(_sampled_outputs, args, x, limits)
+    samples = map_over(_sampled_outputs, args, x, size)
     return _from_samples(objective.likelihood, samples, full)
 
 
@@ -237,7 +236,7 @@ def predict_at_mode(objective: Objective, x: PyTree) -> Predictive:
     """
     x = _checked_inputs(x)
     objective = objective.planned(x)
-    size = objective.limits.chunk_size(objective.plan.example_bytes)
+    size = chunk_of_map(_outputs, objective, x, objective.limits)
     return _at_mode(objective.likelihood, map_over(_outputs, objective, x, size))
 
 

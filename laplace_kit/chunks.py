@@ -1,0 +1,98 @@
+"""How many examples a step may hold at a time, counted in the program of the step itself."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from laplace_kit.data import Chunk, Data, batch_spec, one_step
+from laplace_kit.memory import Limits, held_bytes
+
+
+def chunk_of_sum(
+    fn: Callable, args: PyTree, data: Data, limits: Limits, num_vectors: int = 1
+) -> int:
+    """Return how many examples to hold at a time in `sum_over(fn, args, data, size)`.
+
+    Parameters
+    ----------
+    fn, args, data
+        As `laplace_kit.data.sum_over` takes them. The step is traced for all data, or a batch, and
+        for a single example too if these do not fit: no arithmetic is done.
+    limits
+        What bounds the memory.
+    num_vectors
+        How many vectors share a pass through the model.
+    """
+    num = data.num_first
+    if limits.batch_size:
+        return min(limits.batch_size, num)
+    weight = jax.ShapeDtypeStruct((num,), np.float32)
+    prints = _shapes(data.prints) if hasattr(data, "prints") else None
+    step = Step(fn, args, Chunk(*batch_spec(data), weight, prints))
+    if num == 1 or step.count(num).bytes <= limits.reused:
+        return num
+    return limits.summed_chunk(num, step.example_bytes, step.count(1).result_bytes, num_vectors)
+
+
+def chunk_of_map(fn: Callable, args: PyTree, x: PyTree, limits: Limits) -> int:
+    """Return how many inputs to hold at a time in `map_over(fn, args, x, size)`.
+
+    Parameters
+    ----------
+    fn, args, x
+        As `laplace_kit.data.map_over` takes them; traced as in `chunk_of_sum`.
+    limits
+        What bounds the memory.
+    """
+    step = Step(fn, args, x)
+    if limits.batch_size:
+        return min(limits.batch_size, step.num)
+    if step.num == 1 or step.count(step.num).bytes <= limits.budget:
+        return step.num
+    return limits.chunk_size(step.example_bytes)
+
+
+class Count(NamedTuple):
+    """The bytes of the values that a step computes, with its examples, and of its result."""
+
+    bytes: int
+    result_bytes: int
+
+
+class Step(NamedTuple):
+    """What is done with one chunk: a function `(args, chunk)`, and arrays or their shapes."""
+
+    fn: Callable
+    args: PyTree
+    chunk: PyTree
+
+    @property
+    def num(self) -> int:
+        """The number of examples in the chunk."""
+        return jax.tree.leaves(self.chunk)[0].shape[0]
+
+    @property
+    def example_bytes(self) -> int:
+        """How many bytes one more example adds."""
+        num = max(self.num, 2)
+        return max((self.count(num).bytes - self.count(1).bytes) // (num - 1), 1)
+
+    def count(self, num: int) -> Count:
+        """Trace the step for a number of examples; JAX keeps the trace."""
+        chunk = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((num, *a.shape[1:]), a.dtype), self.chunk
+        )
+        traced = one_step.trace(self.fn, _shapes(self.args), chunk)
+        own, result = (
+            sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+            for shapes in (chunk, traced.out_info)
+        )
+        return Count(held_bytes(traced.jaxpr.jaxpr) + own, result)
+
+
+def _shapes(arrays: PyTree) -> PyTree:
+    """Return arrays by shape and dtype, as JAX knows them while it traces."""
+    return jax.eval_shape(lambda arrays: arrays, arrays)
