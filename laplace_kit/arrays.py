@@ -94,6 +94,11 @@ def as_arrays(values: PyTree, name: str = "values") -> PyTree:
     return _map_arrays(lambda leaf: as_array(leaf, name), values)
 
 
+def read_arrays(values: PyTree, name: str = "values") -> PyTree:
+    """Return the leaves of a pytree by `read_array`, where a list of numbers is one leaf."""
+    return _map_arrays(lambda leaf: read_array(leaf, name), values)
+
+
 def on_host(values: PyTree, name: str = "values") -> PyTree:
     """Return the leaves of a pytree as NumPy arrays, read as `as_arrays` reads them."""
     return _map_arrays(lambda leaf: np.asarray(read_array(leaf, name)), values)

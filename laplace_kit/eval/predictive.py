@@ -5,21 +5,21 @@ makes of a Gaussian over its outputs. Sampled: weights from the posterior, pushe
 """
 
 import dataclasses
-import math
+from functools import partial
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from laplace_kit import tree
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.chunks import chunk_of_map
 from laplace_kit.curv.objective import Objective
-from laplace_kit.data import as_data, map_over
+from laplace_kit.data import map_over
 from laplace_kit.errors import check_count, check_option
 from laplace_kit.eval import link as links
+from laplace_kit.eval.inputs import checked_inputs, filled_inputs
 from laplace_kit.eval.joint import joint_moments, marginal_moments
 from laplace_kit.eval.moments import accurate, linearized_moments
 from laplace_kit.eval.outputs import Predictive as Predictive
@@ -128,26 +128,23 @@ def predict(
             "between inputs is known; for the other take la.sample_functions(key, n, "
             "method='sampled')."
         )
-    x = _checked_inputs(x)
-    objective = objective.planned(x)
+    options = {"link": link, "key": key, "num_samples": num_samples or 1000}
     if joint:
+        x = checked_inputs(x)
         mean, joint_cov = joint_moments(objective, posterior, x)
         moments = (mean, *marginal_moments(mean, joint_cov))
-        predictive = from_moments(
-            objective.likelihood, *moments, link=link, key=key, num_samples=num_samples or 1000
-        )
+        predictive = from_moments(objective.likelihood, *moments, **options)
         return tree.replace(predictive, joint_cov=joint_cov)
-    plan, limits = objective.plan, objective.limits
-    full = _wants_full(covariance, plan.outputs(x), limits.budget)
+    x, num = filled_inputs(x)
+    objective = objective.planned(x)
+    full = _wants_full(covariance, num, objective.plan.output, objective.limits.budget)
     if method == "linearized":
         moments = linearized_moments(objective, posterior, x, full=full)
-        return from_moments(
-            objective.likelihood, *moments, link=link, key=key, num_samples=num_samples or 1000
-        )
+        return from_moments(objective.likelihood, *moments, num=num, **options)
     args = objective, posterior, jax.random.split(key, num_samples or 100)
-    size = chunk_of_map(_sampled_outputs, args, x, limits)
+    size = chunk_of_map(_sampled_outputs, args, x, objective.limits)
     samples = map_over(_sampled_outputs, args, x, size)
-    return _from_samples(objective.likelihood, samples, full)
+    return _from_samples(objective.likelihood, samples, full, num)
 
 
 def from_moments(
@@ -159,46 +156,30 @@ def from_moments(
     link: str,
     key: PRNGKeyArray | None,
     num_samples: int,
+    num: int | None = None,
 ) -> Predictive:
-    """Return what `from_gaussian` does, by one compiled program for each link."""
+    """Return what `from_gaussian` does for the first rows, by one program for each link."""
     if link != "monte_carlo":  # which alone reads them: others need not be compiled again for these
         key, num_samples = None, 0
     moments = (f_mean, f_var, f_cov)
-    return _from_gaussian(likelihood, *moments, link=link, key=key, num_samples=num_samples)
+    return _from_gaussian(likelihood, moments, key, link, num_samples, num)
 
 
-_from_gaussian = jax.jit(from_gaussian, static_argnames=("link", "num_samples"))
-_from_samples = jax.jit(from_samples, static_argnames="full")
+@partial(jax.jit, static_argnames=("link", "num_samples", "num"))
+def _from_gaussian(likelihood, moments, key, link, num_samples, num):
+    first = jax.tree.map(lambda rows: rows[:num], moments)
+    return from_gaussian(likelihood, *first, link=link, key=key, num_samples=num_samples)
 
 
-def _checked_inputs(x: PyTree) -> PyTree:
-    """Return inputs as arrays; refuse what has no rows, and where values can be looked at, NaN."""
-    x = as_data((x, ())).x
-    finite = jax.tree.map(_finite_rows, x)
-    if not tree.is_concrete(finite):
-        return x
-    for path, rows in zip(tree.paths(x), jax.tree.leaves(finite), strict=True):
-        rows = np.asarray(rows)
-        if not rows.all():
-            where = f" at {path!r}" if path else ""
-            row = int(np.argmin(rows))
-            raise ValueError(
-                f"Found inputs that are not finite{where}, first in row {row}, expected finite "
-                "numbers; clean or drop these rows."
-            )
-    return x
+@partial(jax.jit, static_argnames=("full", "num"))
+def _from_samples(likelihood, samples, full, num):
+    return from_samples(likelihood, samples[:num], full)
 
 
-@jax.jit
-def _finite_rows(leaf: Array) -> Array:
-    return jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
-
-
-def _wants_full(covariance: str, f: jax.ShapeDtypeStruct, limit: int) -> bool:
+def _wants_full(covariance: str, num: int, output: jax.ShapeDtypeStruct, limit: int) -> bool:
     if covariance != "auto":
         return covariance == "full"
-    num_outputs = math.prod(f.shape[1:])
-    needed = f.shape[0] * num_outputs**2 * f.dtype.itemsize
+    needed = num * output.size**2 * output.dtype.itemsize
     return needed <= limit // _COVARIANCE_SHARE
 
 
@@ -234,17 +215,18 @@ def predict_at_mode(objective: Objective, x: PyTree) -> Predictive:
     predictive
         With `f_var` zero. Cost: one forward pass.
     """
-    x = _checked_inputs(x)
+    x, num = filled_inputs(x)
     objective = objective.planned(x)
     size = chunk_of_map(_outputs, objective, x, objective.limits)
-    return _at_mode(objective.likelihood, map_over(_outputs, objective, x, size))
+    return _at_mode(objective.likelihood, map_over(_outputs, objective, x, size), num)
 
 
 def _outputs(objective, x):
     return accurate(objective.outputs(x))
 
 
-@jax.jit
-def _at_mode(likelihood, f):
+@partial(jax.jit, static_argnames="num")
+def _at_mode(likelihood, f, num):
+    f = f[:num]
     certain = jnp.zeros_like(f)
     return from_gaussian(likelihood, f, certain, None, link="probit", key=None, num_samples=2)
