@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from laplace_kit.data import Chunk, Data, batch_spec, one_step
+from laplace_kit.data import Chunk, Data, InMemory, batch_spec, one_step
 from laplace_kit.memory import Limits, held_bytes
 
 
@@ -29,9 +29,9 @@ def chunk_of_sum(
     num = data.num_first
     if limits.batch_size:
         return min(limits.batch_size, num)
+    prints = data.prints if isinstance(data, InMemory) else None
     weight = jax.ShapeDtypeStruct((num,), np.float32)
-    prints = _shapes(data.prints) if hasattr(data, "prints") else None
-    step = Step(fn, args, Chunk(*batch_spec(data), weight, prints))
+    step = Step(fn, args, jax.eval_shape(Chunk, *batch_spec(data), weight, prints))
     if num == 1 or step.count(num).bytes <= limits.reused:
         return num
     return limits.summed_chunk(num, step.example_bytes, step.count(1).result_bytes, num_vectors)

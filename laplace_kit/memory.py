@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.tree_util import Partial
 from jaxtyping import PyTree
 
 from laplace_kit.tree import as_pytree_function
+from laplace_kit.xla_cpu import is_meant_for_cpu
 
 _SHARE = 4  # an operation may take one part in so many of the device's memory
 # On a CPU, arrays that leave the caches cost more to touch than to compute.
@@ -65,7 +66,7 @@ class Limits:
     @property
     def reused(self) -> int:
         """The bytes of a step's values whose memory one call hands on to the next."""
-        return min(self.budget, _RECYCLED) if _on_cpu() else self.budget
+        return min(self.budget, _RECYCLED) if is_meant_for_cpu() else self.budget
 
     @property
     def budget(self) -> int:
@@ -86,7 +87,7 @@ class Limits:
             What each chunk is added to.
         """
         limit = self.budget
-        return min(limit, max(_CACHED, _CHUNK_TO_SUM * sum_bytes)) if _on_cpu() else limit
+        return min(limit, max(_CACHED, _CHUNK_TO_SUM * sum_bytes)) if is_meant_for_cpu() else limit
 
     def chunk_size(self, bytes_per_example: int) -> int:
         """Return how many examples of a size to hold at a time: as many as fit, at least one."""
@@ -119,7 +120,7 @@ class Limits:
         if self.batch_size:
             return self.batch_size
         unit, size = max(bytes_per_example, 1), self.chunk_size(bytes_per_example)
-        if _on_cpu():
+        if is_meant_for_cpu():
             whole = _RECYCLED // unit
             recycled = whole if num_examples <= whole else whole // 2
             for_sums = min(_CHUNK_TO_SUM * sum_bytes // unit, _EXAMPLES_WORTH_A_SUM)
@@ -134,10 +135,6 @@ DEFAULT_LIMITS = Limits()
 def evenly(num_examples: int, size: int) -> int:
     """Return the smallest chunk that cuts examples in as many as one of this size does."""
     return -(-num_examples // -(-num_examples // size))
-
-
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
 
 
 def readable(num_bytes: int | float) -> str:
@@ -209,7 +206,7 @@ def intermediate_bytes(jaxpr: Jaxpr) -> int:
     """
     num = 0
     for equation in jaxpr.eqns:
-        inner = [intermediate_bytes(program) for program in _programs(equation)]
+        inner = [intermediate_bytes(program) for program in jaxprs_in_params(equation.params)]
         num += sum(inner) * equation.params.get("length", 1)
         num += 0 if inner else _result_bytes(equation)
     return num
@@ -222,17 +219,11 @@ def held_bytes(jaxpr: Jaxpr) -> int:
     """
     num = 0
     for equation in jaxpr.eqns:
-        inner = [held_bytes(program) for program in _programs(equation)]
+        inner = [held_bytes(program) for program in jaxprs_in_params(equation.params)]
         num += max(inner, default=0)
         is_call = inner and equation.primitive.name not in ("scan", "while")
         num += 0 if is_call else _result_bytes(equation)
     return num
-
-
-def _programs(equation: JaxprEqn) -> list[Jaxpr]:
-    values = jax.tree.leaves(list(equation.params.values()))  # `cond` has a tuple of branches
-    programs = [getattr(value, "jaxpr", value) for value in values]
-    return [program for program in programs if hasattr(program, "eqns")]
 
 
 def _result_bytes(equation: JaxprEqn) -> int:

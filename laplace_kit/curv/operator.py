@@ -157,7 +157,7 @@ class CurvatureOperator(SelfAdjointOperator):
         x, y = batch_spec(self.data)
         weight = jax.ShapeDtypeStruct((self.data.num_first,), jnp.float32)
         step = tree.replace(self, data=None), self.objective.params
-        largest = chunk_of_map(_chunk_mv, step, Chunk(x, y, weight), self.limits)
+        largest = chunk_of_map(_chunk_mv, step, jax.eval_shape(Chunk, x, y, weight), self.limits)
         return evenly(self.data.num_first, largest)
 
 
