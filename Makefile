@@ -49,15 +49,18 @@ bench: .venv/.dev  ## measure what curvature products and layer capture cost
 	$(python) -m benchmarks.products
 	$(python) -m benchmarks.memory
 	$(python) -m benchmarks.capture
+	$(python) -m benchmarks.first_answer --python .venv-peers/bin/python
 	$(python) -m benchmarks.peers --python .venv-peers/bin/python
 
 bench-peers: .venv/.dev .venv-peers/.installed  ## measure next to other libraries; renews docs/benchmarks.md
+	$(python) -m benchmarks.first_answer --python .venv-peers/bin/python
 	$(python) -m benchmarks.peers --python .venv-peers/bin/python
 
 bench-quick: .venv/.dev  ## the same on small problems, to see that it runs
 	$(python) -m benchmarks.products --quick
 	$(python) -m benchmarks.memory --quick
 	$(python) -m benchmarks.capture --quick
+	$(python) -m benchmarks.first_answer --quick
 	$(python) -m benchmarks.peers --quick
 
 bench-quality: .venv/.dev  ## measure how good predictions are, on the data in LAPLACE_KIT_DATA

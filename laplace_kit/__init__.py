@@ -1,5 +1,7 @@
 """Laplace approximations for JAX: from a trained model to a posterior, predictions and a report."""
 
+from typing import TYPE_CHECKING
+
 from laplace_kit import approx as approx
 from laplace_kit import curv as curv
 from laplace_kit import eval as eval
@@ -7,6 +9,7 @@ from laplace_kit import model as model
 from laplace_kit.fit import fit as fit
 from laplace_kit.fit import load as load
 from laplace_kit.laplace import Laplace as Laplace
+from laplace_kit.lazy import on_first_use as _on_first_use
 from laplace_kit.likelihood import Bernoulli as Bernoulli
 from laplace_kit.likelihood import Categorical as Categorical
 from laplace_kit.likelihood import FromLoss as FromLoss
@@ -16,6 +19,10 @@ from laplace_kit.likelihood import Likelihood as Likelihood
 from laplace_kit.likelihood import Masked as Masked
 from laplace_kit.likelihood import MultivariateGaussian as MultivariateGaussian
 from laplace_kit.likelihood import Poisson as Poisson
-from laplace_kit.train import train_with_evidence as train_with_evidence
+
+if TYPE_CHECKING:
+    from laplace_kit.train import train_with_evidence as train_with_evidence
 
 __version__ = "0.1.0"
+
+__getattr__, __dir__ = _on_first_use(__name__)

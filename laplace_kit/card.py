@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from laplace_kit import tree
-from laplace_kit.eval.report import PosteriorCard
 from laplace_kit.likelihood import unmasked
 
 if TYPE_CHECKING:
+    from laplace_kit.eval.report import PosteriorCard
     from laplace_kit.laplace import Laplace
 
 # A Gaussian's own draws are the root of the number of its directions away from its mean.
@@ -49,8 +49,10 @@ def facts(la: "Laplace") -> dict[str, str]:
     return card | ({"beware": "; ".join(beware)} if beware else {})
 
 
-def for_report(la: "Laplace") -> PosteriorCard:
+def for_report(la: "Laplace") -> "PosteriorCard":
     """Return the facts, each parameter with its own prior precision, and the warnings apart."""
+    from laplace_kit.eval.report import PosteriorCard
+
     precision = tree.unravel(la.expand(la.prior_precision), la.mode)
     layers = tuple(
         (leaf.path, str(leaf.shape), leaf.kind, leaf.road, _range(of_leaf))

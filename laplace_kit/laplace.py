@@ -3,13 +3,13 @@
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from laplace_kit import card, quality, storage, stored, tree, tuning
+from laplace_kit import card, storage, stored, tree, tuning
 from laplace_kit.approx.choice import Choice
 from laplace_kit.approx.diagnostics import Diagnostics, diagnose
 from laplace_kit.approx.posterior import Posterior, Structure, factorise
@@ -22,12 +22,14 @@ from laplace_kit.eval import functions, predictive
 from laplace_kit.eval.batches import predict_over
 from laplace_kit.eval.link import Link
 from laplace_kit.eval.predictive import CovarianceForm, Method, Prediction, Predictive
-from laplace_kit.eval.report import Report
-from laplace_kit.eval.report.compare import Compared
 from laplace_kit.eval.tune import Tuning
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.selection import Selection
 from laplace_kit.tree import pytree_dataclass
+
+if TYPE_CHECKING:
+    from laplace_kit.eval.report import Report
+    from laplace_kit.eval.report.compare import Compared
 
 
 @pytree_dataclass(static=("coverage", "choice", "prediction", "num_data", "knows_noise", "plan"))
@@ -349,6 +351,8 @@ class Laplace:
         metrics
             By name; see `laplace_kit.eval.evaluate.evaluate`.
         """
+        from laplace_kit import quality
+
         return quality.evaluate(self, data, key)
 
     def report(
@@ -356,12 +360,12 @@ class Laplace:
         data: Any,
         directory: str | os.PathLike,
         *,
-        compare: Mapping[str, Compared] | None = None,
+        compare: "Mapping[str, Compared] | None" = None,
         shifted: Mapping[str, Any] | None = None,
         ood: PyTree = None,
         title: str = "Calibration report",
         key: PRNGKeyArray | None = None,
-    ) -> Report:
+    ) -> "Report":
         """Compare with the mode alone on labelled data and write a page of metrics and pictures.
 
         Parameters
@@ -384,6 +388,8 @@ class Laplace:
         report
             The numbers and the files; see `laplace_kit.eval.report.compare.compare_report`.
         """
+        from laplace_kit import quality
+
         return quality.report(self, data, directory, compare, shifted, ood, title, key)
 
     def predict_at_mode(self, x: PyTree) -> Predictive:

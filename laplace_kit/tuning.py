@@ -20,7 +20,11 @@ from laplace_kit.curv.mode import examine_mode, labelled
 from laplace_kit.data import InMemory
 from laplace_kit.errors import check_option
 from laplace_kit.eval.predictive import Predictive, from_moments, predict
-from laplace_kit.eval.temperature import prior_terms, variational_temperature
+from laplace_kit.eval.temperature import (
+    isotropic_prior_terms,
+    prior_terms,
+    variational_temperature,
+)
 from laplace_kit.eval.tune import Residuals, Tuning, tune_evidence
 from laplace_kit.eval.validation import (
     Fold,
@@ -197,7 +201,10 @@ def _variational(la: "Laplace") -> jax.Array:
     """Return the temperature by the variational bound, from the training examples that are kept."""
     x, y = la.examples
     predictive = predict(la.objective, la.posterior, x)
-    prior = prior_terms(la.posterior, la.expand(la.prior_precision), la.deviation)
+    if tree.is_scalar(la.prior_precision):  # as the evidence, which has asked for the spectrum
+        prior = isotropic_prior_terms(la.structure.spectrum(), la.prior_precision, la.deviation)
+    else:
+        prior = prior_terms(la.posterior, la.expand(la.prior_precision), la.deviation)
     return variational_temperature(la.likelihood, predictive, y, prior, la.num_data)
 
 

@@ -244,7 +244,7 @@ class Process:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 bufsize=0,
-                env=_environment(),
+                env=environment(),
             )
 
     def _end(self) -> None:
@@ -254,7 +254,7 @@ class Process:
             self._process = None
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Return the variables of a process whose libraries all use as many threads.
 
     They do not spin while they wait: where another process has the processor of one of them, the

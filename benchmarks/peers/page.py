@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import first_answer
 from benchmarks.peers import tables
 from benchmarks.quality.tables import RESULTS, Scores, described, markdown
 from benchmarks.quality.targets import targets
@@ -24,8 +25,14 @@ def quality(path: Path) -> str:
     return f"{origin}\n\n{targets(scores)}\n\n{markdown(scores)}"
 
 
+def whole_processes(path: Path) -> str:
+    """Return what first answers take."""
+    return first_answer.page(json.loads(path.read_text(encoding="utf-8")))
+
+
 # What each file of results becomes; its section on the page lies between markers of its name.
 SECTIONS: dict[str, Callable[[Path], str]] = {
+    "first_answer": whole_processes,
     "peers": side_by_side,
     "peers_classification": quality,
     "classification": quality,

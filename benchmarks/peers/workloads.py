@@ -13,6 +13,11 @@ NUM_VECTORS = 16
 SEED = 0
 
 
+def tiny() -> Workload:
+    """A network to see that things run."""
+    return _mlp("tiny", (8, 6, 3), 50)
+
+
 def small() -> Workload:
     return _trained("S", (64, 32, NUM_CLASSES), 1500)
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from laplace_kit.curv.capture.blocks import Block
@@ -38,7 +37,7 @@ class DensePrecision(NamedTuple):
             jnp.eye(self.factor.shape[1], dtype=self.factor.dtype), self.factor.shape
         )
         with jax.default_matmul_precision("highest"):
-            root = solve_triangular(self.factor, identity, lower=True, trans=1)
+            root = jax.scipy.linalg.solve_triangular(self.factor, identity, lower=True, trans=1)
         return DenseBlock(root, self.layout)
 
 

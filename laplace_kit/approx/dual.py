@@ -15,7 +15,6 @@ some units in the last place of its largest eigenvalue cannot be told apart, as 
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Float
 
 from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, keep
@@ -156,7 +155,7 @@ class DualPosterior(Posterior):
     def variance(self):
         identity = jnp.eye(len(self.cholesky), dtype=self.dtype)
         with jax.default_matmul_precision("highest"):
-            inverse = cho_solve((self.cholesky, True), identity)
+            inverse = jax.scipy.linalg.cho_solve((self.cholesky, True), identity)
             learned = self.design.weighted_squares(inverse)
             return self.prior_variance * jnp.maximum(1 - self.prior_variance * learned, 0)
 
@@ -213,11 +212,13 @@ class DualPosterior(Posterior):
         return turned.reshape(vectors.shape)
 
     def _solve(self, vectors: Float[Array, "K M"], trans: int) -> Float[Array, "K M"]:
-        return solve_triangular(self.cholesky, vectors.T, lower=True, trans=trans).T
+        return jax.scipy.linalg.solve_triangular(
+            self.cholesky, vectors.T, lower=True, trans=trans
+        ).T
 
     def _solve_shifted(self, vectors: Float[Array, "K M"], trans: int) -> Float[Array, "K M"]:
         shifted = self.cholesky + jnp.eye(len(self.cholesky), dtype=self.dtype)
-        return solve_triangular(shifted, vectors.T, lower=True, trans=trans).T
+        return jax.scipy.linalg.solve_triangular(shifted, vectors.T, lower=True, trans=trans).T
 
 
 def _keep_digits(difference: Array, prior: Array) -> Array:

@@ -75,10 +75,13 @@ class Eigenblock:
         parts = [variance] if self.layout.bias is None else [variance[:, :-1], variance[:, -1:]]
         return self._add(*self._shared(precision, parts))
 
-    def _shared(self, precision: Array, variances: list[Array] | None = None) -> list[Array]:
+    def _shared(
+        self, precision: Array, variances: list[Array] | None = None
+    ) -> list[tuple[Array, Array]]:
         """Return the prior precision that the weight shares, and the bias's where there is one.
 
-        One value for each group and for each entry of an axis that is not rotated.
+        One value for each group and for each entry of an axis that is not rotated, and which
+        entries have it. A verdict on all of these would be a reduction, which is slow to compile.
         """
         shared = []
         for index, (slot, axes) in enumerate(self._mixed_axes):
@@ -88,14 +91,23 @@ class Eigenblock:
             if variances is not None:
                 share = variances[index] / variances[index].sum(axis=axes, keepdims=True)
                 value = first + jnp.sum(share * (values - first), axis=axes, keepdims=True)
-            shared.append(jnp.where(jnp.all(values == first), value, jnp.nan))
+            shared.append((value, values == first))
         return shared
 
-    def _add(self, weight: Array, bias: Array | None = None) -> "EigenPrecision":
-        diagonal = self.values + weight
+    def _add(
+        self, weight: tuple[Array, Array], bias: tuple[Array, Array] | None = None
+    ) -> "EigenPrecision":
+        """Return the sum with a prior precision; NaN where an entry has another than it shares.
+
+        The rotation spreads a NaN to all entries that its own are mixed with.
+        """
+        value, has_it = weight
         if bias is None:
-            return EigenPrecision(self, diagonal, None, None)
-        return EigenPrecision(self, diagonal, self.left[:, -1, :, None], bias - weight)
+            return EigenPrecision(self, self.values + jnp.where(has_it, value, jnp.nan), None, None)
+        has_it = jnp.pad(has_it, ((0, 0), (0, 1), (0, 0)), constant_values=True)
+        diagonal = self.values + jnp.where(has_it, value, jnp.nan)
+        rest = jnp.where(bias[1], bias[0], jnp.nan) - value
+        return EigenPrecision(self, diagonal, self.left[:, -1, :, None], rest)
 
     def _mv(self, matrix: Float[Array, "G I O K"]) -> Float[Array, "G I O K"]:
         return _from_basis(self, self.values[..., None] * _to_basis(self, matrix))
@@ -117,7 +129,7 @@ class Eigenblock:
 class EigenPrecision(NamedTuple):
     r"""One layer's posterior precision, $C_o + (\delta_b - \delta) u u^\top$ in its eigenbasis.
 
-    `diagonal` is $C$ `(G, I, O)`; `unit` $u$ `(G, I, 1)` and `rest` $\delta_b - \delta$ `(G, 1, 1)`
+    `diagonal` is $C$ `(G, I, O)`; `unit` $u$ `(G, I, 1)` and `rest` $\delta_b - \delta$ `(G, 1, O)`
     are `None` without a bias.
     """
 
@@ -129,8 +141,8 @@ class EigenPrecision(NamedTuple):
     @property
     def growth(self) -> Float[Array, "G 1 O"]:
         """The factor by which the bias's part multiplies the determinant."""
-        squares = jnp.sum(self.unit**2 / self.diagonal, axis=1, keepdims=True)
-        return 1 + self.rest * squares
+        squares = jnp.einsum("gio,gio->go", self.unit / self.diagonal, self.unit)
+        return 1 + self.rest * squares[:, None]
 
     def log_det_terms(self) -> tuple[Float[Array, ""], ...]:
         """Return what adds up to the log-determinant."""

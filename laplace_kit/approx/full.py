@@ -4,7 +4,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, keep, without_rounding
@@ -61,7 +60,7 @@ def fit_full(operator: CurvatureOperator) -> FullStructure:
 def _root(cholesky, layouts):
     identity = jnp.eye(len(cholesky), dtype=cholesky.dtype)
     with jax.default_matmul_precision("highest"):
-        root = solve_triangular(cholesky, identity, lower=True, trans=1)
+        root = jax.scipy.linalg.solve_triangular(cholesky, identity, lower=True, trans=1)
     return tuple(layout.to_matrix(root) for layout in layouts)
 
 
@@ -129,5 +128,7 @@ class FullPosterior(Posterior):
     def _solve(self, vectors, trans):
         columns = vectors.reshape(-1, self.size).astype(self.dtype).T
         with jax.default_matmul_precision("highest"):
-            solved = solve_triangular(self.cholesky, columns, lower=True, trans=trans)
+            solved = jax.scipy.linalg.solve_triangular(
+                self.cholesky, columns, lower=True, trans=trans
+            )
         return solved.T.reshape(vectors.shape)

@@ -11,7 +11,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, keep, without_rounding
@@ -50,9 +49,9 @@ class LowRankStructure(Structure):
         rows, factor = self._rows_and_factor(precision, jitter)
         identity = jnp.eye(len(factor), dtype=factor.dtype)
         with jax.default_matmul_precision("highest"):
-            inverse = solve_triangular(factor + identity, identity, lower=True)
-            inner = -solve_triangular(factor, inverse, lower=True, trans=1)
-            shrinkage = solve_triangular(factor, identity, lower=True)
+            inverse = jax.scipy.linalg.solve_triangular(factor + identity, identity, lower=True)
+            inner = -jax.scipy.linalg.solve_triangular(factor, inverse, lower=True, trans=1)
+            shrinkage = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
         return LowRankPosterior(1 / jnp.sqrt(precision), rows, inner, shrinkage)
 
     def scaled(self, factor):

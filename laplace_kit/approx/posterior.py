@@ -172,7 +172,12 @@ class Spectrum:
 
     def effective_parameters(self, delta: Float[Array, ""]) -> Float[Array, ""]:
         r"""Return $\sum_i s_i / (s_i + \delta)$ (MacKay 1992)."""
-        return jnp.sum(self.values / (self.values + delta))
+        return jnp.vdot(self.values, 1 / (self.values + delta), precision="highest")
+
+    def undetermined_parameters(self, delta: Float[Array, ""]) -> Float[Array, ""]:
+        r"""Return the others, $\sum_i \delta / (s_i + \delta)$, whose sum has no cancellation."""
+        rest = self.size - len(self.values)
+        return rest + delta * jnp.sum(1 / (self.values + delta))
 
 
 @jax.jit
@@ -207,7 +212,9 @@ def _rounding(values: Float[Array, " R"], size: int) -> Float[Array, ""]:
 
 @jax.jit
 def _all_finite(arrays):
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays)]).all()
+    # One product compiles faster than a reduction of each array, of which XLA makes trees.
+    bad = (~jnp.isfinite(tree.ravel(arrays))).astype(jnp.float32)
+    return bad @ bad == 0
 
 
 def _posterior(structure, precision, jitter=0.0):
@@ -218,8 +225,8 @@ def _posterior(structure, precision, jitter=0.0):
 
 @jax.jit
 def _apart(structure, precision, jitter):
-    posterior = structure.posterior(precision, jitter)
-    return tree.apart(posterior, structure), _all_finite(posterior)
+    rest = tree.apart(structure.posterior(precision, jitter), structure)
+    return rest, _all_finite(rest)
 
 
 def factorise(

@@ -1,20 +1,29 @@
 """Predictives, draws of functions, calibration metrics, tuning and reports."""
 
-from laplace_kit.eval import metrics as metrics
-from laplace_kit.eval.batches import predict_batches as predict_batches
-from laplace_kit.eval.batches import predict_over as predict_over
-from laplace_kit.eval.batches import split as split
-from laplace_kit.eval.conformal import conformal_intervals as conformal_intervals
-from laplace_kit.eval.conformal import conformal_sets as conformal_sets
-from laplace_kit.eval.functions import FunctionSample as FunctionSample
-from laplace_kit.eval.functions import FunctionSamples as FunctionSamples
-from laplace_kit.eval.functions import sample_functions as sample_functions
-from laplace_kit.eval.joint import joint_moments as joint_moments
-from laplace_kit.eval.moments import linearized_moments as linearized_moments
-from laplace_kit.eval.outputs import Predictive as Predictive
-from laplace_kit.eval.predictive import Prediction as Prediction
-from laplace_kit.eval.quantiles import pit as pit
-from laplace_kit.eval.recalibration import recalibrate as recalibrate
-from laplace_kit.eval.report import Report as Report
-from laplace_kit.eval.tune import Tuning as Tuning
-from laplace_kit.eval.uncertainty import Uncertainty as Uncertainty
+from typing import TYPE_CHECKING
+
+from laplace_kit.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from laplace_kit.eval import metrics as metrics
+    from laplace_kit.eval import plots as plots
+    from laplace_kit.eval import report as report
+    from laplace_kit.eval.batches import predict_batches as predict_batches
+    from laplace_kit.eval.batches import predict_over as predict_over
+    from laplace_kit.eval.batches import split as split
+    from laplace_kit.eval.conformal import conformal_intervals as conformal_intervals
+    from laplace_kit.eval.conformal import conformal_sets as conformal_sets
+    from laplace_kit.eval.functions import FunctionSample as FunctionSample
+    from laplace_kit.eval.functions import FunctionSamples as FunctionSamples
+    from laplace_kit.eval.functions import sample_functions as sample_functions
+    from laplace_kit.eval.joint import joint_moments as joint_moments
+    from laplace_kit.eval.moments import linearized_moments as linearized_moments
+    from laplace_kit.eval.outputs import Predictive as Predictive
+    from laplace_kit.eval.predictive import Prediction as Prediction
+    from laplace_kit.eval.quantiles import pit as pit
+    from laplace_kit.eval.recalibration import recalibrate as recalibrate
+    from laplace_kit.eval.report import Report as Report
+    from laplace_kit.eval.tune import Tuning as Tuning
+    from laplace_kit.eval.uncertainty import Uncertainty as Uncertainty
+
+__getattr__, __dir__ = on_first_use(__name__)

@@ -6,7 +6,6 @@ from functools import singledispatch
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Num
 
 from laplace_kit import tree
@@ -67,7 +66,7 @@ def _(likelihood: MultivariateGaussian, predictive, y):
     cov = cov + jnp.asarray(likelihood.noise_covariance, cov.dtype)
     with jax.default_matmul_precision("highest"):
         factor = jnp.linalg.cholesky(cov)
-        white = solve_triangular(factor, residual[..., None], lower=True)[..., 0]
+        white = jax.scipy.linalg.solve_triangular(factor, residual[..., None], lower=True)[..., 0]
     log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)), axis=1)
     num_outputs = residual.shape[1]
     return 0.5 * (jnp.sum(white**2, axis=1) + log_det + num_outputs * math.log(2 * math.pi))

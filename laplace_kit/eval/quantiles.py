@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import gammaincc, ndtr, ndtri
 from jaxtyping import Array, ArrayLike, Float, Num, PRNGKeyArray
 
 from laplace_kit import tree
@@ -131,13 +130,15 @@ def pit(
 @quantile.register(Gaussian)
 @quantile.register(MultivariateGaussian)
 def _(likelihood, predictive, q):
-    return predictive.mean + jnp.sqrt(predictive.var) * _before(ndtri(q), predictive.mean)
+    return predictive.mean + jnp.sqrt(predictive.var) * _before(
+        jax.scipy.special.ndtri(q), predictive.mean
+    )
 
 
 @cdf.register(Gaussian)
 @cdf.register(MultivariateGaussian)
 def _(likelihood, predictive, y):
-    return ndtr((y - predictive.mean) / jnp.sqrt(predictive.var))
+    return jax.scipy.special.ndtr((y - predictive.mean) / jnp.sqrt(predictive.var))
 
 
 @quantile.register
@@ -173,7 +174,7 @@ class _MixedNormal:
     def __call__(self, y: Num[Array, "..."]) -> Float[Array, "..."]:
         def given(log_precision):
             mean = self.mean + self.slope * (log_precision - self.log_precision)
-            return ndtr((y - mean) / jnp.sqrt(self.var + jnp.exp(-log_precision)))
+            return jax.scipy.special.ndtr((y - mean) / jnp.sqrt(self.var + jnp.exp(-log_precision)))
 
         return normal_expectation(given, self.log_precision, self.log_precision_std)
 
@@ -194,7 +195,7 @@ class _MixedPoisson:
         count = jnp.floor(y).astype(self.log_rate.dtype)
 
         def given(log_rate):
-            at_least_0 = gammaincc(jnp.maximum(count, 0) + 1, jnp.exp(log_rate))
+            at_least_0 = jax.scipy.special.gammaincc(jnp.maximum(count, 0) + 1, jnp.exp(log_rate))
             return jnp.where(count < 0, 0, at_least_0)
 
         return normal_expectation(given, self.log_rate, self.log_rate_std)
@@ -206,7 +207,7 @@ class _MixedPoisson:
         inequality: unlike the moments of the mixture, both are finite where rates spread wide.
         """
         level = (1 + level) / 2
-        rate = jnp.exp(self.log_rate + self.log_rate_std * ndtri(level))
+        rate = jnp.exp(self.log_rate + self.log_rate_std * jax.scipy.special.ndtri(level))
         return jnp.ceil(rate + jnp.sqrt(rate * level / (1 - level)))
 
 

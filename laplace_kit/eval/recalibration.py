@@ -10,7 +10,6 @@ from functools import singledispatch
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, ArrayLike, Bool, Float, Num, PyTree
 
 from laplace_kit import tree
@@ -292,7 +291,7 @@ def _mahalanobis(residual: Float[Array, "N C"], predictive: Predictive) -> Float
         cov = jax.vmap(jnp.diag)(f_var) + noise
     with jax.default_matmul_precision("highest"):
         factor = jnp.linalg.cholesky(cov)
-        white = solve_triangular(factor, residual[..., None], lower=True)
+        white = jax.scipy.linalg.solve_triangular(factor, residual[..., None], lower=True)
     return jnp.mean(white**2)
 
 

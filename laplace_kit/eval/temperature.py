@@ -15,14 +15,13 @@ the evidence.
 """
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from laplace_kit.approx.posterior import Posterior
+from laplace_kit.approx.posterior import Posterior, Spectrum
 from laplace_kit.eval.outputs import Predictive
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.tree import pytree_dataclass
@@ -64,6 +63,18 @@ def prior_terms(
         jnp.asarray(posterior.size, precision.dtype),
         jnp.sum(precision * posterior.variance()),
         jnp.sum(precision * deviation**2),
+    )
+
+
+@jax.jit
+def isotropic_prior_terms(
+    spectrum: Spectrum, delta: Float[Array, ""], deviation: Float[Array, " P"]
+) -> PriorTerms:
+    r"""Return the same for $d = \delta I$, in $O(P)$ from the eigenvalues of $H$."""
+    return PriorTerms(
+        jnp.asarray(spectrum.size, deviation.dtype),
+        spectrum.undetermined_parameters(delta),
+        delta * jnp.vdot(deviation, deviation, precision="highest"),
     )
 
 
@@ -127,24 +138,28 @@ def _best_temperature(likelihood, predictive, y, prior, num_data, half):
 
     def bound(log_temperature: Float[Array, ""]) -> Float[Array, ""]:
         temperature = jnp.exp(log_temperature)
-        loss = partial(_loss, likelihood, f, y, jnp.sqrt(temperature))
-        losses = jax.lax.map(loss, spread)
-        return prior.log_bound(temperature) - share * jnp.mean(losses)
+        moved = f + jnp.sqrt(temperature) * spread
+        losses = jax.vmap(jax.vmap(likelihood.negative_log_prob), (0, None))(moved, y)
+        return prior.log_bound(temperature) - share / len(spread) * jnp.sum(losses)
 
     low, high = math.log(_BOUNDS[0]), math.log(_BOUNDS[1])
-    steps = jnp.linspace(-1, 1, _GRID_POINTS, dtype=dtype)
+    width = (high - low) / 2
+    steps = np.linspace(-1, 1, _GRID_POINTS)
+    # A grid, and a finer one between the neighbours of its best point: one loop over both, whose
+    # body is compiled once.
+    offsets = np.concatenate([width * steps, width * 2 / (_GRID_POINTS - 1) * steps])
+    is_finer = np.arange(2 * _GRID_POINTS) == _GRID_POINTS
 
-    def refine(grid, _):
-        """Search a grid, the next one between the neighbours of its best point."""
-        centre, width = grid
-        points = jnp.clip(centre + width * steps, low, high)
-        best = points[jnp.argmax(jax.lax.map(bound, points))]
-        return (best, width * 2 / (_GRID_POINTS - 1)), None
+    def look(found, at):
+        centre, best, largest = found
+        offset, is_next = at
+        centre = jnp.where(is_next, best, centre)
+        point = jnp.clip(centre + offset, low, high)
+        value = bound(point)
+        better = value > largest
+        return (centre, jnp.where(better, point, best), jnp.where(better, value, largest)), None
 
-    first = (jnp.asarray((low + high) / 2, dtype), jnp.asarray((high - low) / 2, dtype))
-    (best, _), _ = jax.lax.scan(refine, first, None, length=2)
+    middle = jnp.asarray((low + high) / 2, dtype)
+    start = (middle, middle, jnp.asarray(-jnp.inf, dtype))
+    (_, best, _), _ = jax.lax.scan(look, start, (offsets.astype(dtype), is_finer))
     return jnp.exp(best)
-
-
-def _loss(likelihood, f, y, scale, spread):
-    return jnp.sum(jax.vmap(likelihood.negative_log_prob)(f + scale * spread, y))

@@ -18,6 +18,7 @@ of M squared residuals: a contraction by $\gamma / M$.
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -26,11 +27,11 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from laplace_kit import tree
-from laplace_kit.approx.posterior import Structure
+from laplace_kit.approx.posterior import Spectrum, Structure
 from laplace_kit.arrays import as_array
 from laplace_kit.tree import pytree_dataclass
 
-# Enough for an indefinite curvature, where the evidence may have several summits.
+# For a curvature with negative eigenvalues alone: its evidence may have several summits.
 _GRID_POINTS = 25
 _STEPS = 200
 # A tenth or ten times the precision changes the evidence by less than this: it says nothing.
@@ -133,7 +134,7 @@ def tune_evidence(
     low, high = checked_bounds(bounds)
     spectrum = structure.spectrum()
     lowest = float(spectrum.smallest)
-    if lowest < -float(spectrum.rounding) and low <= -lowest:
+    if low <= -lowest and lowest < -float(spectrum.rounding):
         raise ValueError(
             f"Found an indefinite curvature whose most negative eigenvalue is {lowest:.4g}: its "
             f"evidence grows without bound as the prior precision falls to {-lowest:.4g}. Expected "
@@ -141,22 +142,27 @@ def tune_evidence(
             "or use curvature='ggn', which is never indefinite."
         )
     dtype = deviation.dtype
-    box = np.log(np.asarray(bounds, dtype))
-    grid, climb, best, flat = _isotropic_maximum(spectrum, deviation, residuals, noise_power, box)
-    visited, values = _joined(grid, climb)
+    box, zero = np.log(np.asarray(bounds, dtype)), np.zeros((), dtype)
+    terms = _Terms(deviation, residuals, noise_power)
+    shared = partial(_isotropic_evidence, spectrum, terms)
+    grid = _on_grid(shared, box) if lowest < 0 else _Way([], [])
+    start = grid.highest if lowest < 0 else _Point(np.clip(np.zeros(1, dtype), *box), zero)
+    climb, best = _climb(shared, terms, start, box)
+    flat = _is_flat(shared, best)
+    visited, values = grid.points + climb.points, grid.values + climb.values
     if per_leaf:
         least = 100 * float(jnp.finfo(dtype).eps)
-        args = (structure, params, jitter)
-        climb, best = _maximum_by_leaf(args, deviation, residuals, noise_power, best, box, least)
-        more, others = _joined(climb)
-        visited = np.concatenate([np.broadcast_to(visited, (len(visited), more.shape[1])), more])
-        values = np.concatenate([values, others])
+        of_leaves = partial(_evidence_by_leaf, structure, params, jitter, least, terms)
+        num = len(jax.tree.leaves(params))
+        climb, best = _climb(of_leaves, terms, best._replace(z=np.repeat(best.z, num)), box)
+        visited = [point._replace(z=np.repeat(point.z, num)) for point in visited] + climb.points
+        values += climb.values
     if not np.isfinite(values).any():
         raise ValueError(
             f"Found no finite evidence for prior precisions within {bounds}, expected a positive "
             "definite posterior precision somewhere; raise the bounds, or use curvature='ggn'."
         )
-    log_delta, noise = np.asarray(best.z), np.exp(np.asarray(best.w) / 2)
+    log_delta, noise = best.z, np.exp(best.w / 2)
     at_bound = (log_delta <= box[0] + 1e-3) | (log_delta >= box[1] - 1e-3)
     warn_at_bound(at_bound, bounds, "evidence is largest", stacklevel=_USER)
     found = np.exp(log_delta)
@@ -164,7 +170,7 @@ def tune_evidence(
         found = jax.tree.unflatten(jax.tree.structure(params), list(found))
     else:
         found, at_bound = found[0], at_bound[0]
-        if bool(flat):
+        if flat:
             warnings.warn(
                 "The evidence is flat: a tenth or ten times the prior precision changes it by less "
                 f"than {_FLAT_NATS} nats. The data say little about the prior precision; set it "
@@ -172,7 +178,8 @@ def tune_evidence(
                 stacklevel=_USER,
             )
     one = np.ones((), dtype)
-    fields = (found, noise, one, np.exp(visited), values, at_bound, flat)
+    met = np.exp([point.z for point in visited])
+    fields = (found, noise, one, met, np.asarray(values), at_bound, np.asarray(flat))
     return Tuning(*jax.tree.map(as_array, fields), "evidence")
 
 
@@ -210,9 +217,9 @@ def warn_at_bound(
 
 
 class _Terms(NamedTuple):
-    """What the evidence has besides the curvature: squared deviations `(K,)`, residuals, power."""
+    """What the evidence has besides the curvature: the deviations `(P,)`, residuals, power."""
 
-    squares: Float[Array, " K"]
+    deviation: Float[Array, " P"]
     residuals: Residuals | None
     noise_power: int | Array
 
@@ -220,127 +227,114 @@ class _Terms(NamedTuple):
 class _Point(NamedTuple):
     """Logarithms of the prior precisions, and of the factor of the noise variance."""
 
-    z: Float[Array, " K"]
-    w: Float[Array, ""]
+    z: Float[np.ndarray, " K"]
+    w: Float[np.ndarray, ""]
 
 
-class _Climb(NamedTuple):
-    """Points that were met with their log evidence, and how many."""
+class _Evidence(NamedTuple):
+    r"""The log evidence, less the log-likelihood at w = 0, and what its maximum is found by.
 
-    points: _Point
-    values: Float[Array, " T"]
-    num: int | Array
+    The number $\gamma_k$ of parameters that the data determine, and $|\Delta_k|^2$.
+    """
 
-
-# Of the logarithm of a ratio of precisions, prior to curvature, `(K,)`: log |I + H/d|, and gamma.
-_Complexity = Callable[[PyTree, Float[Array, " K"]], tuple[Array, Array]]
-
-
-def _isotropic(spectrum, ratio):
-    delta = jnp.exp(ratio[0])
-    complexity = spectrum.log_det(delta) - spectrum.size * ratio[0]
-    return complexity, spectrum.effective_parameters(delta)[None]
+    value: Float[ArrayLike, ""]
+    gamma: Float[ArrayLike, " K"]
+    squares: Float[ArrayLike, " K"]
 
 
-def _by_leaf(args, ratio):
-    """Take gamma by the derivative, whose cancellation is then parameter by parameter."""
-    structure, params, jitter = args
+class _Way(NamedTuple):
+    """Points that were met with their log evidence."""
+
+    points: list[_Point]
+    values: list[Float[np.ndarray, ""]]
+
+    @property
+    def highest(self) -> _Point:
+        """The point of the largest evidence that is finite."""
+        finite = np.where(np.isfinite(self.values), self.values, -np.inf)
+        return self.points[int(np.argmax(finite))]
+
+
+@jax.jit
+def _isotropic_evidence(spectrum: Spectrum, terms: _Terms, point: _Point) -> _Evidence:
+    """Return the evidence of one precision for all."""
+    ratio = point.z[0] + terms.noise_power * point.w
+    delta = jnp.exp(ratio)
+    complexity = spectrum.log_det(delta) - spectrum.size * ratio
+    gamma = spectrum.effective_parameters(delta)[None]
+    squares = jnp.vdot(terms.deviation, terms.deviation, precision="highest")[None]
+    return _evidence(complexity, gamma, squares, terms, point)
+
+
+@jax.jit
+def _evidence_by_leaf(
+    structure: Structure,
+    params: PyTree,
+    jitter: ArrayLike,
+    least_jitter: ArrayLike,
+    terms: _Terms,
+    point: _Point,
+) -> _Evidence:
+    """Return the evidence of one precision for each leaf.
+
+    With gamma by the derivative, whose cancellation is then parameter by parameter.
+    """
+    jitter = jnp.maximum(jnp.asarray(jitter, terms.deviation.dtype), least_jitter)
 
     def complexity(ratio):
         per_leaf = jax.tree.unflatten(jax.tree.structure(params), list(ratio))
         each = tree.broadcast(per_leaf, params, name="prior_precision").astype(ratio.dtype)
         return structure.log_det(jnp.exp(each), jitter) - jnp.sum(each)
 
-    value, slope = jax.value_and_grad(complexity)(ratio)
-    return value, -slope
-
-
-def _evidence(complexity: _Complexity, args, terms: _Terms, point: _Point) -> tuple[Array, Array]:
-    """Return the log evidence, less the log-likelihood at w = 0, and gamma."""
-    of_curvature, gamma = complexity(args, point.z + terms.noise_power * point.w)
-    fit = 0.0 if terms.residuals is None else terms.residuals.log_likelihood(point.w)
-    return fit - 0.5 * (jnp.sum(jnp.exp(point.z) * terms.squares) + of_curvature), gamma
-
-
-@jax.jit
-def _isotropic_maximum(
-    spectrum, deviation, residuals, noise_power, box
-) -> tuple[_Climb, _Climb, _Point, Bool[Array, ""]]:
-    """Return a grid of one precision for all, the way from its best, the maximum, and flatness."""
-    terms = _Terms(jnp.sum(deviation**2)[None], residuals, noise_power)
-    grid, start = _search(spectrum, terms, box)
-    climb, best = _climb(_isotropic, spectrum, terms, start, box)
-    return grid, climb, best, _is_flat(spectrum, terms, best)
-
-
-@jax.jit
-def _maximum_by_leaf(
-    args, deviation, residuals, noise_power, best, box, least_jitter
-) -> tuple[_Climb, _Point]:
-    """Return the way from one precision for all to one for each leaf, and where it ends."""
-    structure, params, jitter = args
-    jitter = jnp.maximum(jnp.asarray(jitter, deviation.dtype), least_jitter)
-    terms = _Terms(_squares(deviation, params), residuals, noise_power)
-    start = best._replace(z=jnp.broadcast_to(best.z, terms.squares.shape))
-    return _climb(_by_leaf, (structure, params, jitter), terms, start, box)
-
-
-def _search(spectrum, terms, box) -> tuple[_Climb, _Point]:
-    """Evaluate one precision for all on a grid; return that, and where it is best."""
-    z = jnp.linspace(box[0], box[1], _GRID_POINTS)[:, None]
-    points = _Point(z, jnp.zeros(_GRID_POINTS, z.dtype))
-    values = jax.lax.map(lambda at: _evidence(_isotropic, spectrum, terms, at)[0], points)
-    highest = jnp.argmax(jnp.where(jnp.isfinite(values), values, -jnp.inf))
-    return _Climb(points, values, _GRID_POINTS), jax.tree.map(lambda part: part[highest], points)
-
-
-def _climb(complexity: _Complexity, args, terms, start, box) -> tuple[_Climb, _Point]:
-    """Iterate to the maximum within the box; return the way, and its last point or its best."""
-    tiny = jnp.finfo(start.z.dtype).tiny
-    enough = jnp.sqrt(jnp.finfo(start.z.dtype).eps)  # leaves the evidence no more than rounding
-
-    def step(carry):
-        point, climb, _ = carry
-        value, gamma = _evidence(complexity, args, terms, point)
-        way = jax.tree.map(lambda all_, one: all_.at[climb.num].set(one), climb.points, point)
-        climb = _Climb(way, climb.values.at[climb.num].set(value), climb.num + 1)
-        aim = jnp.log(jnp.maximum(gamma, tiny)) - jnp.log(jnp.maximum(terms.squares, tiny))
-        z, w = jnp.clip((point.z + aim) / 2, *box), point.w
-        if terms.residuals is not None:
-            squares, count = terms.residuals
-            w = jnp.log((squares + terms.noise_power * jnp.exp(w) * jnp.sum(gamma)) / count)
-        change = jnp.maximum(jnp.abs(z - point.z).max(), jnp.abs(w - point.w))
-        return _Point(z, w), climb, change
-
-    def goes_on(carry):
-        _, climb, change = carry
-        return (climb.num < _STEPS) & (change > enough)
-
-    room = jax.tree.map(lambda part: jnp.zeros((_STEPS, *part.shape), part.dtype), start)
-    climb = _Climb(room, jnp.full(_STEPS, -jnp.inf, start.z.dtype), 0)
-    infinite = jnp.asarray(jnp.inf, start.z.dtype)
-    _, climb, change = jax.lax.while_loop(goes_on, step, (start, climb, infinite))
-    highest = jnp.argmax(jnp.where(jnp.isfinite(climb.values), climb.values, -jnp.inf))
-    best = jnp.where(change <= enough, climb.num - 1, highest)
-    return climb, jax.tree.map(lambda part: part[best], climb.points)
-
-
-def _is_flat(spectrum, terms, best) -> Bool[Array, ""]:
-    """Tell whether a tenth or ten times the precision hardly changes the evidence."""
-    shifts = jnp.asarray([0.0, -math.log(10), math.log(10)], best.z.dtype)
-    there, less, more = jax.lax.map(
-        lambda shift: _evidence(_isotropic, spectrum, terms, best._replace(z=best.z + shift))[0],
-        shifts,
-    )
-    return (there - less < _FLAT_NATS) & (there - more < _FLAT_NATS)
-
-
-def _squares(deviation, params) -> Float[Array, " K"]:
+    value, slope = jax.value_and_grad(complexity)(point.z + terms.noise_power * point.w)
     ends = np.cumsum([leaf.size for leaf in jax.tree.leaves(params)])[:-1]
-    return jnp.stack([jnp.sum(part**2) for part in jnp.split(deviation, ends)])
+    squares = jnp.stack([jnp.sum(part**2) for part in jnp.split(terms.deviation, ends)])
+    return _evidence(value, -slope, squares, terms, point)
 
 
-def _joined(*climbs: _Climb) -> tuple[np.ndarray, np.ndarray]:
-    """Return log precisions `(T, K)` and values `(T,)` of all that was met."""
-    met = [jax.tree.map(lambda part, c=c: np.asarray(part)[: int(c.num)], c[:2]) for c in climbs]
-    return tuple(np.concatenate(parts) for parts in zip(*((p.z, v) for p, v in met), strict=True))
+def _evidence(complexity, gamma, squares, terms: _Terms, point: _Point) -> _Evidence:
+    fit = 0.0 if terms.residuals is None else terms.residuals.log_likelihood(point.w)
+    return _Evidence(fit - 0.5 * (jnp.sum(jnp.exp(point.z) * squares) + complexity), gamma, squares)
+
+
+# --- the search, on the host: a compiled loop would take longer to compile than to run ------------
+
+_Objective = Callable[[_Point], _Evidence]
+
+
+def _on_grid(evidence: _Objective, box: np.ndarray) -> _Way:
+    """Evaluate one precision for all on a grid."""
+    zero = np.zeros((), box.dtype)
+    points = [_Point(z[None], zero) for z in np.linspace(*box, _GRID_POINTS, dtype=box.dtype)]
+    return _Way(points, jax.device_get([evidence(point).value for point in points]))
+
+
+def _climb(
+    evidence: _Objective, terms: _Terms, start: _Point, box: np.ndarray
+) -> tuple[_Way, _Point]:
+    """Iterate to the maximum within the box; return the way, and its last point or its best."""
+    tiny = np.finfo(box.dtype).tiny
+    # Half the digits leave the evidence no more than rounding; a few steps more cost nothing.
+    enough = np.sqrt(np.finfo(box.dtype).eps) / 8
+    residuals = jax.device_get(terms.residuals)
+    way, point, change = _Way([], []), start, np.inf
+    while len(way.points) < _STEPS and change > enough:
+        value, gamma, squares = jax.device_get(evidence(point))
+        way.points.append(point)
+        way.values.append(value)
+        aim = np.log(np.maximum(gamma, tiny)) - np.log(np.maximum(squares, tiny))
+        z, w = np.clip((point.z + aim) / 2, *box), point.w
+        if residuals is not None:
+            noise = residuals.squares + terms.noise_power * np.exp(w) * gamma.sum()
+            w = np.log(noise / residuals.count)
+        change = np.maximum(np.abs(z - point.z).max(), np.abs(w - point.w))
+        point = _Point(z, w)
+    return way, way.points[-1] if change <= enough else way.highest
+
+
+def _is_flat(evidence: _Objective, best: _Point) -> bool:
+    """Return whether a tenth or ten times the precision hardly changes the evidence."""
+    shifts = np.asarray([0, -math.log(10), math.log(10)], best.z.dtype)
+    points = [best._replace(z=best.z + shift) for shift in shifts]
+    there, less, more = jax.device_get([evidence(point).value for point in points])
+    return bool(there - less < _FLAT_NATS and there - more < _FLAT_NATS)

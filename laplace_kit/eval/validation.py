@@ -22,8 +22,6 @@ from laplace_kit.arrays import as_array
 from laplace_kit.curv.objective import Objective
 from laplace_kit.derivatives import linearize
 from laplace_kit.errors import check_option
-from laplace_kit.eval import metrics
-from laplace_kit.eval.evaluate import as_classes, evaluate, negative_log_likelihood
 from laplace_kit.eval.outputs import Predictive
 from laplace_kit.eval.tune import Tuning, checked_bounds, warn_at_bound
 from laplace_kit.likelihood import Bernoulli, Categorical, Likelihood, unmasked
@@ -53,6 +51,10 @@ def held_out_loss(objective: str | Loss, likelihood: Likelihood) -> Loss:
     """
     if callable(objective):
         return lambda predictive, y: float(objective(predictive, y))
+    # What measures predictions is loaded where it is wanted.
+    from laplace_kit.eval import metrics
+    from laplace_kit.eval.evaluate import as_classes, evaluate, negative_log_likelihood
+
     check_option("objective", objective, OBJECTIVES)
     kind, _ = unmasked(likelihood, (None,))
     is_classes = isinstance(kind, Categorical | Bernoulli)

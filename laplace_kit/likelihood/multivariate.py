@@ -5,7 +5,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, ArrayLike, Float, Num
 
 from laplace_kit import tree
@@ -42,20 +41,24 @@ class MultivariateGaussian(Likelihood):
     def negative_log_prob(self, f, y):
         factor = self._factor(f)
         residual = jnp.ravel(y - f).astype(factor.dtype)
-        white = solve_triangular(factor, residual, lower=True)
+        white = jax.scipy.linalg.solve_triangular(factor, residual, lower=True)
         log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
         loss = 0.5 * (jnp.sum(white**2) + log_det + residual.size * math.log(2 * math.pi))
         return loss.astype(f.dtype)
 
     def hessian_mv(self, f, y, u):
         factor = self._factor(f)
-        white = solve_triangular(factor, jnp.ravel(u).astype(factor.dtype), lower=True)
-        product = solve_triangular(factor, white, lower=True, trans="T")
+        white = jax.scipy.linalg.solve_triangular(
+            factor, jnp.ravel(u).astype(factor.dtype), lower=True
+        )
+        product = jax.scipy.linalg.solve_triangular(factor, white, lower=True, trans="T")
         return product.reshape(f.shape).astype(f.dtype)
 
     def hessian_sqrt_mv(self, f, y, w):
         factor = self._factor(f)
-        product = solve_triangular(factor, jnp.ravel(w).astype(factor.dtype), lower=True, trans="T")
+        product = jax.scipy.linalg.solve_triangular(
+            factor, jnp.ravel(w).astype(factor.dtype), lower=True, trans="T"
+        )
         return product.reshape(f.shape).astype(f.dtype)
 
     def sample(self, key, f):
