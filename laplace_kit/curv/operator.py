@@ -220,7 +220,7 @@ def bind(operator: CurvatureOperator) -> None:
     Raises
     ------
     TypeError, ValueError
-        Where data, outputs, targets, likelihood or batch size are not as DESIGN demands: the
+        Where data, outputs, targets, likelihood or batch size do not go together: the
         message names what was found, what was expected and the remedy.
     """
     check_batch_size(operator.batch_size)

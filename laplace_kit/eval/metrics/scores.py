@@ -47,30 +47,6 @@ def entropy_score(probs: ArrayLike) -> Float[Array, " N"]:
     return _entropy(checks.distributions(probs, "(N, C)"))
 
 
-@metric
-def mutual_information_score(probs: ArrayLike) -> Float[Array, " N"]:
-    r"""Return $H[\bar p_n] - \frac{1}{S} \sum_s H[p_{sn}]$, in nats, for each input.
-
-    How much a label would tell about the weights: uncertainty that is epistemic.
-
-    Parameters
-    ----------
-    probs
-        Probabilities by draws of the weights, `(S, N, C)`.
-
-    Raises
-    ------
-    ValueError
-        If these are not rows of probabilities.
-
-    References
-    ----------
-    Houlsby et al. (2011), "Bayesian active learning for classification and preference learning".
-    """
-    probs = checks.distributions(probs, "(S, N, C)")
-    return _entropy(jnp.mean(probs, axis=0)) - jnp.mean(_entropy(probs), axis=0)
-
-
 @jax.jit
 def besides_largest(probs: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:
     """Return one minus the largest probability, without cancellation where that is nearly one."""
