@@ -44,7 +44,7 @@ def entropy_score(probs: ArrayLike) -> Float[Array, " N"]:
     probs
         As for `max_probability_score`, with the same errors.
     """
-    return _entropy(checks.distributions(probs, "(N, C)"))
+    return entropy(checks.distributions(probs, "(N, C)"))
 
 
 @jax.jit
@@ -57,6 +57,7 @@ def besides_largest(probs: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:
     return jnp.where(largest > _NEARLY_ONE, others, 1 - largest)
 
 
-def _entropy(probs: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:
+def entropy(probs: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:
+    """Return the entropies of distributions, in nats."""
     # Rounding may leave a probability just below zero, of which the entropy is minus infinity.
     return jnp.sum(entr(jnp.where(probs < 0, 0, probs)), axis=-1)
