@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from laplace_kit.approx.dense_block import MOST_ENTRIES
 from laplace_kit.curv.capture.blocks import Block
 from laplace_kit.curv.capture.layout import Layout, Slot
+from laplace_kit.curv.eigenbasis import from_basis, to_basis
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -30,16 +31,18 @@ class Eigenblock:
     values: Float[Array, "G I O"]
     layout: Layout
 
-    def mv(self, matrix: Float[Array, "G I O"]) -> Float[Array, "G I O"]:
-        r"""Return $Q \operatorname{diag}(s) Q^\top m$."""
-        return self._mv(matrix[..., None])[..., 0]
+    def mv(self, matrix: Float[Array, "G I O *K"]) -> Float[Array, "G I O *K"]:
+        r"""Return $Q \operatorname{diag}(s) Q^\top m$, also for K matrices along the last axis."""
+        rotated = to_basis(self.left, self.right, matrix)
+        values = self.values.reshape(*self.values.shape, *(1,) * (matrix.ndim - 3))
+        return from_basis(self.left, self.right, values * rotated)
 
     def to_dense(self) -> Float[Array, "M n n"]:
         """Return the curvature as matrices, one for each set of parameters that are coupled."""
         num, size = self._coupling
         eye = jnp.eye(size, dtype=self.values.dtype).reshape(-1, self.layout.shape[2], size)
         with jax.default_matmul_precision("highest"):
-            columns = self._mv(jnp.broadcast_to(eye, (*self.layout.shape, size)))
+            columns = self.mv(jnp.broadcast_to(eye, (*self.layout.shape, size)))
         return columns.reshape(num, size, size)
 
     @property
@@ -108,9 +111,6 @@ class Eigenblock:
         diagonal = self.values + jnp.where(has_it, value, jnp.nan)
         rest = jnp.where(bias[1], bias[0], jnp.nan) - value
         return EigenPrecision(self, diagonal, self.left[:, -1, :, None], rest)
-
-    def _mv(self, matrix: Float[Array, "G I O K"]) -> Float[Array, "G I O K"]:
-        return _from_basis(self, self.values[..., None] * _to_basis(self, matrix))
 
     @property
     def _coupling(self) -> tuple[int, int]:
@@ -190,11 +190,11 @@ class PosteriorBlock:
 
     def scale_mv(self, matrix: Float[Array, "G I O K"]) -> Float[Array, "G I O K"]:
         r"""Return $A m$ with the root $A$."""
-        return _from_basis(self, self.std[..., None] * self.turn(matrix))
+        return from_basis(self.left, self.right, self.std[..., None] * self.turn(matrix))
 
     def scale_rmv(self, matrix: Float[Array, "G I O K"]) -> Float[Array, "G I O K"]:
         r"""Return $A^\top m$."""
-        return self.turn(self.std[..., None] * _to_basis(self, matrix))
+        return self.turn(self.std[..., None] * to_basis(self.left, self.right, matrix))
 
     def turn(self, matrix: Float[Array, "G I O K"]) -> Float[Array, "G I O K"]:
         r"""Return $(I + \beta v v^\top) m$ for each output direction."""
@@ -241,21 +241,3 @@ class PosteriorBlock:
         if self.direction is None:
             return variance
         return jnp.maximum(variance + rotated.squares_along(self.direction, self.gain), 0)
-
-
-def _to_basis(
-    block: Eigenblock | PosteriorBlock, matrix: Float[Array, "G I O K"]
-) -> Float[Array, "G I O K"]:
-    r"""Return $Q^\top m$."""
-    if block.left is not None:
-        matrix = jnp.einsum("gji,gjok->giok", block.left, matrix)
-    return matrix if block.right is None else jnp.einsum("gpo,gipk->giok", block.right, matrix)
-
-
-def _from_basis(
-    block: Eigenblock | PosteriorBlock, matrix: Float[Array, "G I O K"]
-) -> Float[Array, "G I O K"]:
-    """Return $Q m$."""
-    if block.left is not None:
-        matrix = jnp.einsum("gij,gjok->giok", block.left, matrix)
-    return matrix if block.right is None else jnp.einsum("gop,gipk->giok", block.right, matrix)

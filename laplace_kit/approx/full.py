@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, keep, without_rounding
 from laplace_kit.curv.operator import CurvatureOperator
-from laplace_kit.tree import pytree_dataclass
+from laplace_kit.tree import pytree_dataclass, replace
 
 
 @pytree_dataclass()
@@ -98,11 +98,7 @@ class FullPosterior(Posterior):
         """Return the posterior with its root; kept outside of transformations."""
         if self.root is not None:
             return self
-        return keep(
-            self,
-            layouts,
-            lambda: FullPosterior(self.cholesky, _root(self.cholesky, layouts)),
-        )
+        return keep(self, layouts, lambda: replace(self, root=self._root_for(layouts)))
 
     @property
     def num_projections(self):
@@ -110,20 +106,23 @@ class FullPosterior(Posterior):
 
     def output_covariance(self, rows):
         with jax.default_matmul_precision("highest"):
-            rooted = rows.project(self.for_prediction(rows.layouts).root)
+            rooted = rows.project(self._root_for(rows.layouts))
             return jnp.einsum("brp,bsp->brs", rooted, rooted)
 
     def output_variance(self, rows):
         with jax.default_matmul_precision("highest"):
-            return jnp.sum(rows.project(self.for_prediction(rows.layouts).root) ** 2, axis=-1)
+            return jnp.sum(rows.project(self._root_for(rows.layouts)) ** 2, axis=-1)
 
     def cross_covariance(self, rows, other):
         with jax.default_matmul_precision("highest"):
-            root = self.for_prediction(rows.layouts).root
+            root = self._root_for(rows.layouts)
             return jnp.einsum("brp,dsp->brds", rows.project(root), other.project(root))
 
     def variance(self):
         return jnp.sum(self.scale_mv(jnp.eye(self.size, dtype=self.dtype)) ** 2, axis=0)
+
+    def _root_for(self, layouts):
+        return _root(self.cholesky, layouts) if self.root is None else self.root
 
     def _solve(self, vectors, trans):
         columns = vectors.reshape(-1, self.size).astype(self.dtype).T

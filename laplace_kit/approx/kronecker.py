@@ -14,9 +14,10 @@ from jaxtyping import Array, Float
 
 from laplace_kit.approx.dense_block import DenseBlock, DensePrecision, dense_precision
 from laplace_kit.approx.eigenblock import Eigenblock, EigenPrecision, PosteriorBlock
-from laplace_kit.approx.posterior import Posterior, Structure, spectrum_of, without_rounding
+from laplace_kit.approx.posterior import Posterior, Structure, spectrum_of
 from laplace_kit.curv.capture.layout import Layout, to_flat
 from laplace_kit.curv.capture.rows import Rows
+from laplace_kit.curv.eigenbasis import eigenbasis
 from laplace_kit.curv.ggn import GaussNewtonOperator
 from laplace_kit.curv.kronecker import kronecker_factors, second_moments
 from laplace_kit.tree import is_concrete, pytree_dataclass, replace
@@ -118,21 +119,9 @@ def _refuse(precision: np.ndarray) -> None:
 def _eigenblocks(factors):
     blocks = []
     for factor in factors:
-        (a, left), (b, right) = _eigen(factor.inputs), _eigen(factor.gradients)
+        (a, left), (b, right) = eigenbasis(factor.inputs), eigenbasis(factor.gradients)
         blocks.append(Eigenblock(left, right, a[:, :, None] * b[:, None, :], factor.layout))
     return tuple(blocks)
-
-
-def _eigen(factor: Float[Array, "G n *n"]) -> tuple[Array, Array | None]:
-    """Return eigenvalues `(G, n)`, at least zero, and vectors `(G, n, n)` as columns."""
-    if factor.ndim == 2:
-        return factor, None
-    if factor.shape[-1] == 1:
-        return factor[:, 0], None
-    with jax.default_matmul_precision("highest"):
-        values, vectors = jnp.linalg.eigh(factor)
-    cleaned = jax.vmap(lambda v: without_rounding(v, len(v)))(values)
-    return jnp.maximum(cleaned, 0), vectors
 
 
 def fit_kronecker(

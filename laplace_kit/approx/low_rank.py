@@ -171,7 +171,8 @@ class LowRankPosterior(Posterior):
 
     def _learned(self, rows):
         r"""Return $J d^{-1/2} B^\top C^{-\top}$: its square is what the data take off the prior."""
-        return rows.project(self.for_prediction(rows.layouts).laid_out)
+        laid_out = _lay_out(self, rows.layouts) if self.laid_out is None else self.laid_out
+        return rows.project(laid_out)
 
     def _turn(self, vectors, inner):
         """Return $(I + B^T M B) v$ along the last axis, with `inner` for $M$."""

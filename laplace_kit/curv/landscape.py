@@ -58,7 +58,7 @@ def loss_along(
     directions
         K of them, usually one or two: `(K, P)` flat, or a pytree like `params` whose leaves have a
         leading axis K. `random_directions`, or the leading eigenvectors of an operator, such as
-        `leading_eigenpairs(operator, 2).vectors`.
+        `eigenpairs(operator, 2, key=key).vectors`.
     coordinates
         Where to look in each direction, `(G,)`, or one such array for each; zero is $\theta$.
     batch_size, memory_limit

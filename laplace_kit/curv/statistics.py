@@ -11,10 +11,13 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.linearized import linearized
 from laplace_kit.curv.matrix_free.host import on_host, product
+from laplace_kit.curv.matrix_free.tridiagonal import lanczos, ritz_pairs
 from laplace_kit.curv.partition import Groups, block_diagonal
 from laplace_kit.errors import check_count
 from laplace_kit.memory import Limits
 from laplace_kit.tree import pytree_dataclass
+
+_ROUNDINGS = 10  # of the largest number in a recurrence: what its residuals may be off by
 
 
 @pytree_dataclass(static=("names", "num_parameters"))
@@ -155,39 +158,17 @@ def _largest_eigenvalues(
     batch_size: int,
 ) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
     """Return the largest Ritz value of every block and its residual; some blocks at a time."""
-    import matfree.decomp
-
     dtype = jnp.promote_types(operator.dtype, jnp.float32)
     start = jax.random.normal(key, block_of.shape, dtype)
-    # Its upper half repeats the lower until the Krylov space of a small block is exhausted.
-    lanczos = matfree.decomp.hessenberg(num_steps, reortho="full", custom_vjp=False)
     whole = product(operator)
 
     def of_block(block: Int[Array, ""]) -> tuple[Array, Array]:
         def keep(v: Float[Array, " P"]) -> Float[Array, " P"]:
             return jnp.where(block_of == block, v, 0)
 
-        with jax.default_matmul_precision("highest"):
-            result = lanczos(lambda v: keep(whole(v)), keep(start))
-        beta = jnp.append(jnp.diag(result.J_small, -1), jnp.linalg.norm(result.residual))
-        return _largest_ritz_value(jnp.diag(result.J_small), beta, len(start))
+        _, alphas, betas = lanczos(lambda v: keep(whole(v)), keep(start), num_steps)
+        values, vectors = ritz_pairs(alphas, betas)
+        rounding = _ROUNDINGS * jnp.finfo(dtype).eps * jnp.abs(alphas).max()
+        return values[-1], betas[-1] * jnp.abs(vectors[-1, -1]) + rounding
 
     return jax.lax.map(of_block, jnp.arange(num_blocks), batch_size=batch_size)
-
-
-def _largest_ritz_value(
-    alpha: Float[Array, " M"], beta: Float[Array, " M"], num: int
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return the largest eigenvalue of a tridiagonal matrix up to its breakdown, and its residual.
-
-    `beta` is beside the diagonal `alpha`, and last the length of what the M steps leave over.
-    """
-    rounding = 10 * jnp.finfo(alpha.dtype).eps * jnp.nanmax(jnp.abs(alpha))
-    goes_on = jnp.cumprod(beta > np.sqrt(num) * rounding).astype(bool)  # not for NaN
-    reached = jnp.append(True, goes_on[:-1])
-    # A Rayleigh quotient, so none of the values put in is larger than all others.
-    diagonal, beside = jnp.where(reached, alpha, alpha[0]), jnp.where(goes_on, beta, 0)[:-1]
-    matrix = jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
-    values, vectors = jnp.linalg.eigh(matrix)
-    last = jnp.sum(reached) - 1
-    return values[-1], beta[last] * jnp.abs(vectors[last, -1]) + rounding

@@ -2,7 +2,6 @@ r"""Expectations of functions of Gaussian outputs: by quadrature of one, by draw
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from laplace_kit.errors import check_count
+from laplace_kit.eval.monte_carlo import spread_by
 
 # Equal steps converge exponentially, as a normal density vanishes at both ends with all of its
 # derivatives; of functions that vary faster than the density, faster than Gauss-Hermite nodes do.
@@ -87,13 +87,7 @@ def drawn_expectation(
     """
     check_count("num_samples", num_samples, "draws")
     mean, covariance = _precise(mean), _precise(covariance)
-    if covariance.ndim == 3:
-        with jax.default_matmul_precision("highest"):
-            values, vectors = jnp.linalg.eigh(covariance)
-        root = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None]
-        spread = partial(jnp.einsum, "ncd,nd->nc", root, precision="highest")
-    else:
-        spread = partial(jnp.multiply, jnp.sqrt(jnp.maximum(covariance, 0)))
+    spread = spread_by(covariance)
 
     def add(total, index):
         z = jax.random.normal(jax.random.fold_in(key, index), mean.shape, mean.dtype)

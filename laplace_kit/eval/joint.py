@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.curv.capture.blocks import Block, LookupRows
@@ -14,7 +14,6 @@ from laplace_kit.curv.capture.capture import jacobian
 from laplace_kit.curv.capture.cost import check_fits, pair_bytes, projections, rows_cost
 from laplace_kit.curv.objective import Objective
 from laplace_kit.data import as_data, map_over
-from laplace_kit.errors import check_count
 from laplace_kit.eval.moments import accurate
 from laplace_kit.memory import readable
 
@@ -154,42 +153,3 @@ def marginal_moments(
     f_cov = jnp.einsum("ncnd->ncd", joint_cov)
     f_var = jnp.maximum(jnp.einsum("ncc->nc", f_cov), 0)
     return f_var.reshape(f_mean.shape), f_cov
-
-
-@partial(jax.jit, static_argnames="num_samples")
-def sample_joint(
-    key: PRNGKeyArray,
-    f_mean: Float[Array, "N *event"],
-    joint_cov: Float[Array, "N C N C"],
-    num_samples: int,
-) -> Float[Array, "K N *event"]:
-    r"""Draw the outputs at all inputs together from $\mathcal N(f, \Sigma_f)$.
-
-    Parameters
-    ----------
-    key
-        For the draws.
-    f_mean, joint_cov
-        What `joint_moments` returns. The covariance may be singular, as it is with more outputs
-        than parameters: the root is the symmetric one.
-    num_samples
-        How many, K.
-
-    Returns
-    -------
-    samples
-        Cost: $O((N C)^3)$ once and $O(K (N C)^2)$. For functions that can be evaluated elsewhere
-        too, see `laplace_kit.eval.functions.sample_functions`.
-
-    Raises
-    ------
-    ValueError
-        If `num_samples` is not positive.
-    """
-    check_count("num_samples", num_samples, "draws")
-    mean = f_mean.reshape(-1)
-    with jax.default_matmul_precision("highest"):
-        values, vectors = jnp.linalg.eigh(joint_cov.reshape(mean.size, mean.size))
-        eps = jax.random.normal(key, (num_samples, mean.size), mean.dtype)
-        draws = mean + ((eps * jnp.sqrt(jnp.maximum(values, 0))) @ vectors.T)
-    return draws.reshape(num_samples, *f_mean.shape)

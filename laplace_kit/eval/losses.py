@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from laplace_kit import tree
+from laplace_kit.eval.metrics.classification import finite_log
 from laplace_kit.eval.outputs import Predictive
 from laplace_kit.likelihood import (
     Bernoulli,
@@ -61,15 +62,24 @@ def _(likelihood, predictive, y):
 @predictive_losses.register
 def _(likelihood: MultivariateGaussian, predictive, y):
     """Take the outputs of an example together; without `f_cov` they are taken as uncorrelated."""
-    residual, cov = (y - predictive.mean).reshape(len(y), -1), predictive.f_cov
+    residual = (y - predictive.mean).reshape(len(y), -1)
+    white, factor = whitened(likelihood, predictive, residual)
+    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)), axis=1)
+    num_outputs = white.shape[1]
+    return 0.5 * (jnp.sum(white**2, axis=1) + log_det + num_outputs * math.log(2 * math.pi))
+
+
+def whitened(
+    likelihood: MultivariateGaussian, predictive: Predictive, residual: Float[Array, "N C"]
+) -> tuple[Float[Array, "N C"], Float[Array, "N C C"]]:
+    """Return residuals whitened by their predictive covariances, and the Cholesky factors."""
+    cov = predictive.f_cov
     cov = jax.vmap(jnp.diag)(predictive.f_var.reshape(residual.shape)) if cov is None else cov
     cov = cov + jnp.asarray(likelihood.noise_covariance, cov.dtype)
     with jax.default_matmul_precision("highest"):
         factor = jnp.linalg.cholesky(cov)
-        white = jax.scipy.linalg.solve_triangular(factor, residual[..., None], lower=True)[..., 0]
-    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)), axis=1)
-    num_outputs = residual.shape[1]
-    return 0.5 * (jnp.sum(white**2, axis=1) + log_det + num_outputs * math.log(2 * math.pi))
+        white = jax.scipy.linalg.solve_triangular(factor, residual[..., None], lower=True)
+    return white[..., 0], factor
 
 
 @predictive_losses.register
@@ -109,11 +119,6 @@ def _mode_of_log_rate(
     return z, 1 / jnp.sqrt(1 + std**2 * rate(z))
 
 
-def _log(probs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Return the logarithm of at least the smallest normal number, as the metrics do."""
-    return jnp.log(jnp.maximum(probs, jnp.finfo(probs.dtype).tiny))
-
-
 @jax.jit
 def class_losses(
     likelihood: Categorical,
@@ -139,4 +144,4 @@ def class_losses(
         return jax.vmap(unsmoothed.entry_losses)(logits, y)
     if y.shape != probs.shape:
         y = jax.nn.one_hot(y.astype(jnp.int32), probs.shape[-1], dtype=probs.dtype)
-    return -jnp.sum(y * _log(probs), axis=-1)
+    return -jnp.sum(y * finite_log(probs), axis=-1)

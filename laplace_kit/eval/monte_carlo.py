@@ -1,4 +1,4 @@
-"""Class probabilities averaged over draws of Gaussian logits, by their logarithms.
+"""Draws of Gaussian outputs, and class probabilities averaged over them by their logarithms.
 
 A class that every draw makes improbable keeps a finite logarithm, where an average of probabilities
 would round to zero.
@@ -14,6 +14,26 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 # Random numbers that are held at a time: 4 MiB in float32.
 _BLOCK_ENTRIES = 2**20
+
+
+def covariance_root(cov: Float[Array, "N C C"]) -> Float[Array, "N C C"]:
+    r"""Return R with $R R^\top = S$, the negative eigenvalues that rounding leaves taken for zero.
+
+    A Cholesky factor does not exist where S is singular, as it is with fewer parameters than
+    classes; an eigendecomposition always does.
+    """
+    with jax.default_matmul_precision("highest"):
+        values, vectors = jnp.linalg.eigh(cov)
+    return vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None]
+
+
+def spread_by(
+    cov: Float[Array, "N C"] | Float[Array, "N C C"],
+) -> Callable[[Float[Array, "N C"]], Float[Array, "N C"]]:
+    """Return what makes standard normal numbers normal ones of these variances or covariances."""
+    if cov.ndim == 2:
+        return partial(jnp.multiply, jnp.sqrt(jnp.maximum(cov, 0)))
+    return partial(jnp.einsum, "ncd,nd->nc", covariance_root(cov), precision="highest")
 
 
 @partial(jax.jit, static_argnames="num_samples")
@@ -37,14 +57,7 @@ def average_softmax(
     ValueError
         If `num_samples` is not positive.
     """
-    if cov.ndim == 2:
-        spread = partial(jnp.multiply, jnp.sqrt(jnp.maximum(cov, 0)))
-    else:
-        # A Cholesky factor does not exist where S is singular, as it is with fewer parameters than
-        # classes; an eigendecomposition always does.
-        eigvals, eigvecs = jnp.linalg.eigh(cov)
-        root = eigvecs * jnp.sqrt(jnp.maximum(eigvals, 0))[:, None, :]
-        spread = partial(jnp.einsum, "ncd,nd->nc", root, precision="highest")
+    spread = spread_by(cov)
     return _log_average(lambda z: jax.nn.log_softmax(mean + spread(z)), mean, key, num_samples)
 
 

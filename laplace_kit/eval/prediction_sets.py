@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from laplace_kit.eval.metrics.classification import finite_log
 from laplace_kit.eval.uncertainty import no_distribution
 from laplace_kit.likelihood import Bernoulli, Categorical, Likelihood
 
@@ -55,7 +56,7 @@ def class_logits(
     """
     probs, logits = class_probabilities(likelihood, predictive), predictive.logits
     if logits is None:
-        return jnp.log(jnp.maximum(probs, jnp.finfo(probs.dtype).tiny))
+        return finite_log(probs)
     if isinstance(likelihood, Bernoulli):
         return jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
     return logits

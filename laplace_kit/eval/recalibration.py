@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Num, PyTree
 from laplace_kit import tree
 from laplace_kit.arrays import on_host
 from laplace_kit.eval.evaluate import as_classes
+from laplace_kit.eval.losses import whitened
 from laplace_kit.eval.outputs import Predictive
 from laplace_kit.eval.prediction_sets import class_logits
 from laplace_kit.eval.uncertainty import no_distribution
@@ -284,15 +285,7 @@ def _(likelihood: MultivariateGaussian, predictive, y, per_output):
 @jax.jit
 def _mahalanobis(residual: Float[Array, "N C"], predictive: Predictive) -> Float[Array, ""]:
     """Return the mean over outputs of the squares of whitened residuals."""
-    cov = predictive.cov
-    if cov is None:
-        f_var = predictive.f_var.reshape(residual.shape)
-        noise = jnp.asarray(predictive.likelihood.noise_covariance, f_var.dtype)
-        cov = jax.vmap(jnp.diag)(f_var) + noise
-    with jax.default_matmul_precision("highest"):
-        factor = jnp.linalg.cholesky(cov)
-        white = jax.scipy.linalg.solve_triangular(factor, residual[..., None], lower=True)
-    return jnp.mean(white**2)
+    return jnp.mean(whitened(predictive.likelihood, predictive, residual)[0] ** 2)
 
 
 def _checked_scale(mean_square: ArrayLike, predictive: Predictive) -> StdScaling:

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from laplace_kit.approx.posterior import Posterior, Spectrum
+from laplace_kit.eval.monte_carlo import covariance_root
 from laplace_kit.eval.outputs import Predictive
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.tree import pytree_dataclass
@@ -126,10 +127,8 @@ def _best_temperature(likelihood, predictive, y, prior, num_data, half):
     f = predictive.f_mean.astype(dtype)
     draws = jnp.concatenate([half, -half]).astype(dtype)
     if predictive.f_cov is not None and draws.shape[-1] <= _LARGEST_COVARIANCE:
-        with jax.default_matmul_precision("highest"):
-            values, vectors = jnp.linalg.eigh(predictive.f_cov.astype(dtype))
-            root = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None]
-            spread = jnp.einsum("ncd,knd->knc", root, draws)
+        root = covariance_root(predictive.f_cov.astype(dtype))
+        spread = jnp.einsum("ncd,knd->knc", root, draws, precision="highest")
     else:
         variance = predictive.f_var.astype(dtype).reshape(len(f), -1)
         spread = draws * jnp.sqrt(jnp.maximum(variance, 0))

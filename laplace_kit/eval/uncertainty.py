@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from laplace_kit.eval.expectation import drawn_expectation, normal_expectation, positions
+from laplace_kit.eval.metrics.scores import entropy
 from laplace_kit.likelihood import (
     Bernoulli,
     Categorical,
@@ -164,7 +165,7 @@ def _averaged(reference: Float[Array, "... C"], logits: Float[Array, "*shape C"]
 def _parts(average: _Averages, reference: Float[Array, "*shape C"]) -> Uncertainty:
     """Return the parts, of which rounding makes none negative."""
     mean = reference + average.shift
-    of_mean = jnp.sum(jax.scipy.special.entr(jnp.maximum(mean, 0)), axis=-1)
+    of_mean = entropy(mean)
     return Uncertainty(
         average.aleatoric,
         jnp.maximum(average.square - average.shift**2, 0),

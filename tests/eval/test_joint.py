@@ -17,7 +17,7 @@ from laplace_kit.approx.posterior import Posterior
 from laplace_kit.curv.capture.capture import jacobian
 from laplace_kit.curv.capture.products import Lookup
 from laplace_kit.curv.objective import restrict
-from laplace_kit.eval.joint import _batch_size, joint_moments, marginal_moments, sample_joint
+from laplace_kit.eval.joint import _batch_size, joint_moments, marginal_moments
 from laplace_kit.eval.moments import linearized_moments
 from laplace_kit.likelihood import Categorical
 
@@ -135,32 +135,6 @@ def test_any_posterior_has_it_through_dense_rows(x64):
 
     la, x = exact.fitted("kron", "float64"), twins.problem("mlp", "float64").x
     twins.assert_close(through_dense_rows(la, x), dense("kron"), rtol=1e-9)
-
-
-# --- draws ----------------------------------------------------------------------------------------
-
-
-def test_draws_have_the_joint_moments(x64):
-    la, x = exact.fitted("full", "float64"), twins.problem("mlp", "float64").x[:3]
-    f_mean, joint_cov = joint_moments(la.objective, la.posterior, x)
-    num = 20_000
-    draws = np.asarray(sample_joint(jax.random.key(0), f_mean, joint_cov, num))
-    assert draws.shape == (num, 3, 3)
-    flat = (draws - np.asarray(f_mean)).reshape(num, 9)
-    cov = np.asarray(joint_cov).reshape(9, 9)
-    variance = np.diag(cov)
-    # Wishart: the covariance of K draws has entries of variance (S_ij^2 + S_ii S_jj) / K.
-    standard_error = np.sqrt((cov**2 + np.outer(variance, variance)) / num)
-    assert np.abs(flat.mean(axis=0) / np.sqrt(variance / num)).max() < 4
-    assert np.abs((flat.T @ flat / num - cov) / standard_error).max() < 4.5
-
-
-def test_the_same_input_twice_is_drawn_as_one(x64):
-    """A singular covariance, whose Cholesky factor would not be finite."""
-    la, x = exact.fitted("full", "float64"), twins.problem("mlp", "float64").x[:1]
-    moments = joint_moments(la.objective, la.posterior, jnp.concatenate([x, x]))
-    draws = sample_joint(jax.random.key(0), *moments, 5)
-    np.testing.assert_allclose(draws[:, 0], draws[:, 1], atol=1e-6)
 
 
 # --- memory ---------------------------------------------------------------------------------------

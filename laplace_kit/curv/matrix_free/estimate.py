@@ -31,7 +31,6 @@ def estimate_trace(
     num_samples: int = 32,
     method: str = "hutchinson",
     probes: str | None = None,
-    progress: bool = False,
 ) -> Estimate:
     r"""Estimate $\mathrm{tr}\, A$, without bias.
 
@@ -53,8 +52,6 @@ def estimate_trace(
     probes
         `"signs"` (the trace of a diagonal matrix is exact), `"normal"`, `"sphere"` or
         `"sparse_signs"`; by default signs, and for XTrace `"normal"`, of which it makes better use.
-    progress
-        Show a bar over the blocks of probes of Hutchinson's estimate.
 
     Returns
     -------
@@ -80,10 +77,8 @@ def estimate_trace(
     check_probes(probes)
     if method == "xtrace":
         integrand = _xtrace if probes in _ISOTROPIC else _xtrace_plain
-        return _leave_one_out(integrand, operator, key, num_samples, probes, progress)
-    return monte_carlo(
-        _trace, operator, key=key, num_samples=num_samples, probes=probes, progress=progress
-    )
+        return _leave_one_out(integrand, operator, key, num_samples, probes)
+    return monte_carlo(_trace, operator, key=key, num_samples=num_samples, probes=probes)
 
 
 def estimate_diagonal(
@@ -93,7 +88,6 @@ def estimate_diagonal(
     num_samples: int = 32,
     method: str = "hutchinson",
     probes: str = "signs",
-    progress: bool = False,
 ) -> Estimate:
     r"""Estimate the diagonal, without bias; `operator.diagonal()` is exact.
 
@@ -113,8 +107,6 @@ def estimate_diagonal(
     probes
         `"signs"` (the diagonal of a diagonal matrix is exact), `"normal"`, `"sphere"` or
         `"sparse_signs"`.
-    progress
-        Show a bar over the blocks of probes of Hutchinson's estimate.
 
     Returns
     -------
@@ -135,10 +127,8 @@ def estimate_diagonal(
     check_option("method", method, ("hutchinson", "xdiag"))
     check_probes(probes)
     if method == "xdiag":
-        return _leave_one_out(_xdiag, operator, key, num_samples, probes, progress)
-    return monte_carlo(
-        _diagonal, operator, key=key, num_samples=num_samples, probes=probes, progress=progress
-    )
+        return _leave_one_out(_xdiag, operator, key, num_samples, probes)
+    return monte_carlo(_diagonal, operator, key=key, num_samples=num_samples, probes=probes)
 
 
 def estimate_frobenius_norm_squared(
@@ -147,7 +137,6 @@ def estimate_frobenius_norm_squared(
     key: PRNGKeyArray,
     num_samples: int = 32,
     probes: str = "signs",
-    progress: bool = False,
 ) -> Estimate:
     r"""Estimate $\|A\|_F^2 = \sum_{ij} A_{ij}^2$, the sum of squared eigenvalues, without bias.
 
@@ -157,7 +146,7 @@ def estimate_frobenius_norm_squared(
     ----------
     operator
         Any self-adjoint operator, in memory or over a stream of batches.
-    key, num_samples, probes, progress
+    key, num_samples, probes
         As for `estimate_trace`.
 
     Returns
@@ -176,9 +165,7 @@ def estimate_frobenius_norm_squared(
     Hutchinson (1990), A stochastic estimator of the trace of the influence matrix.
     """
     check_probes(probes)
-    return monte_carlo(
-        _frobenius, operator, key=key, num_samples=num_samples, probes=probes, progress=progress
-    )
+    return monte_carlo(_frobenius, operator, key=key, num_samples=num_samples, probes=probes)
 
 
 # --- what probes contribute: static functions, which load matfree when they are traced ------------
@@ -220,18 +207,13 @@ def _xdiag(mv, probes):
     return matfree.stochtrace.leave_one_out_xdiag()(mv, probes)
 
 
-def _leave_one_out(integrand, operator, key, num_samples, probes, progress):
+def _leave_one_out(integrand, operator, key, num_samples, probes):
     check_num_samples(num_samples)
     num = operator.shape[0]
     if num_samples > num:
         raise ValueError(
             f"Found num_samples={num_samples}, expected at most P={num}, the number of parameters; "
             "lower it, or take operator.trace() or operator.diagonal(), which are exact."
-        )
-    if progress:
-        raise ValueError(
-            "Found progress=True with a method that takes all its probes at once, expected False; "
-            "for a stream, lk.data.as_data(batches, progress=True) shows each pass."
         )
     value, standard_error = on_host(_from_all_probes, operator, key, num_samples, probes, integrand)
     return Estimate(value, standard_error, min(2 * num_samples, num))

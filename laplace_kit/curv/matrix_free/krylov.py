@@ -81,16 +81,16 @@ def conjugate_gradients(
 
     def run(state):
         """Follow the recurrence to its end, and compare with the residual itself."""
-        x, r, iterations, status = state
-        z = precondition(r)
-        first = _Recurrence(x, r, z, _dot(r, z), iterations, status)
+        z = precondition(state.r)
+        gamma = _dot(state.r, z)
+        first = _Recurrence(state.x, state.r, z, gamma, state.iterations, state.status)
         last = jax.lax.while_loop(_any_running, step, first)
         residual = b - matrix(last.x)
         error = _norm(residual)
-        progress = (error < 0.5 * _norm(r)) & (last.iterations < max_iterations)
+        progress = (error < 0.5 * _norm(state.r)) & (last.iterations < max_iterations)
         missed = (last.status == Status.CONVERGED) & (error > target)
         status = jnp.where(missed, jnp.where(progress, _RUNNING, Status.ROUNDING), last.status)
-        return _Refined(last.x, residual, last.iterations, status)
+        return _Progress(last.x, residual, last.iterations, status)
 
     def step(state):
         product = matrix(state.direction)
@@ -116,20 +116,9 @@ def conjugate_gradients(
         status = jnp.where(moves & (_norm(r) <= target), Status.CONVERGED, status)
         return _Recurrence(x, r, direction, gamma, iterations, status)
 
-    x, r = _start(matrix, b, x0)
-    status = jnp.where(_norm(r) <= target, Status.CONVERGED, _RUNNING)
-    first = _Refined(x, r, jnp.zeros_like(status), status)
+    first = _begin(matrix, b, x0, target)
     x, r, iterations, status = jax.lax.while_loop(_any_running, run, first)
-    return x, Report(_relative(_norm(r), size), iterations, status)
-
-
-class _Refined(NamedTuple):
-    """What one run of the recurrence hands to the next."""
-
-    x: Array
-    r: Array
-    iterations: Array
-    status: Array
+    return x, Report(_norm(r) / _positive(size), iterations, status)
 
 
 class _Recurrence(NamedTuple):
@@ -179,53 +168,32 @@ def neumann_series(
         step = 1 / (_SAFETY * _largest_eigenvalue(matrix, precondition, b))
 
     def advance(state):
-        z = precondition(state.r)
         moves = state.status == _RUNNING
-        x = _where(moves, state.x + step * z, state.x)
+        x = _where(moves, state.x + step * precondition(state.r), state.x)
         r = _where(moves, b - matrix(x), state.r)
         # In the norm of M the residual falls with every step where the series converges.
         energy = _dot(r, precondition(r))
-        status = jnp.where(energy > _GROWTH * state.energy, Status.DIVERGED, _RUNNING)
+        status = jnp.where(energy > _GROWTH * energy_at_start, Status.DIVERGED, _RUNNING)
         iterations = state.iterations + moves
         status = jnp.where(iterations >= max_iterations, Status.MAX_ITERATIONS, status)
         status = jnp.where(jnp.isfinite(energy), status, Status.NOT_FINITE)
         status = jnp.where(_norm(r) <= target, Status.CONVERGED, status)
-        status = jnp.where(moves, status, state.status)
-        return _Series(x, r, state.energy, iterations, status)
+        return _Progress(x, r, iterations, jnp.where(moves, status, state.status))
 
-    x, r = _start(matrix, b, x0)
-    status = jnp.where(_norm(r) <= target, Status.CONVERGED, _RUNNING)
-    first = _Series(x, r, _dot(r, precondition(r)), jnp.zeros_like(status), status)
-    x, r, _, iterations, status = jax.lax.while_loop(_any_running, advance, first)
-    return x, Report(_relative(_norm(r), size), iterations, status)
-
-
-class _Series(NamedTuple):
-    """The state of a Neumann series; `energy` is $r^T M r$ at its start."""
-
-    x: Array
-    r: Array
-    energy: Array
-    iterations: Array
-    status: Array
+    first = _begin(matrix, b, x0, target)
+    energy_at_start = _dot(first.r, precondition(first.r))
+    x, r, iterations, status = jax.lax.while_loop(_any_running, advance, first)
+    return x, Report(_norm(r) / _positive(size), iterations, status)
 
 
 def _largest_eigenvalue(matrix: Matrix, precondition: Matrix, like: Array) -> Array:
     """Return the largest absolute eigenvalue of the preconditioned matrix, by the power method."""
-    # Fractional parts of multiples of the golden ratio, in integers, as these do not round: no
-    # structure that a model could share.
-    multiples = jnp.arange(1, like.shape[1] + 1, dtype=jnp.uint32) * jnp.uint32(2654435769)
-    start = multiples.astype(like.dtype)[None] / 2.0**32 - 0.5
 
-    def power(_, state):
-        u, _ = state
-        image = precondition(matrix(u))
-        size = _norm(image)
-        return image / jnp.where(size > 0, size, 1)[:, None], size[0]
+    def power(_, u):
+        return precondition(matrix(u / _positive(_norm(u))[:, None]))
 
-    first = start / _norm(start)[:, None], jnp.ones((), like.dtype)
-    size = jax.lax.fori_loop(0, _POWER_STEPS, power, first)[1]
-    return jnp.where(size > 0, size, 1)
+    start = jax.random.normal(jax.random.key(0), like[:1].shape, like.dtype)
+    return _positive(_norm(jax.lax.fori_loop(0, _POWER_STEPS, power, start))[0])
 
 
 def lsmr(
@@ -261,14 +229,14 @@ def lsmr(
     import matfree.lstsq
 
     size = _norm(b)
-    scale = jnp.where(size > 0, size, 1)[:, None]
+    scale = _positive(size)[:, None]
     x, r = _start(matrix, b / scale, x0)
     r = _where(_norm(r) <= tolerance, jnp.zeros_like(r), r)  # nothing is left to do
     start = jnp.linalg.norm(r)
     # Of all systems together, and so of each; half of it, as the recurrence's residual is a guess.
     solver = matfree.lstsq.lsmr(
         atol=0.0,
-        btol=0.5 * tolerance / jnp.where(start > 0, start, 1),
+        btol=0.5 * tolerance / _positive(start),
         ctol=0.0,
         maxiter=max_iterations,
         custom_vjp=False,
@@ -284,7 +252,23 @@ def lsmr(
     status = jnp.where(reason < 0, Status.NOT_FINITE, status)
     status = jnp.where(error <= tolerance * size, Status.CONVERGED, status)
     iterations = jnp.broadcast_to(found["iteration_count"], status.shape)
-    return x, Report(_relative(error, size), iterations, status)
+    return x, Report(error / _positive(size), iterations, status)
+
+
+class _Progress(NamedTuple):
+    """Solutions so far, their residuals, the steps taken, and why those that stopped did."""
+
+    x: Array
+    r: Array
+    iterations: Array
+    status: Array
+
+
+def _begin(matrix: Matrix, b: Array, x0: Array | None, target: Array) -> _Progress:
+    """Return the multiple of `x0` that fits best: no worse than zero."""
+    x, r = _start(matrix, b, x0)
+    status = jnp.where(_norm(r) <= target, Status.CONVERGED, _RUNNING)
+    return _Progress(x, r, jnp.zeros_like(status), status)
 
 
 def _start(matrix: Matrix, b: Array, x0: Array | None) -> tuple[Array, Array]:
@@ -293,7 +277,7 @@ def _start(matrix: Matrix, b: Array, x0: Array | None) -> tuple[Array, Array]:
         return jnp.zeros_like(b), b
     image = matrix(x0)
     squares = _dot(image, image)
-    share = (_dot(image, b) / jnp.where(squares > 0, squares, 1))[:, None]
+    share = (_dot(image, b) / _positive(squares))[:, None]
     return share * x0, b - share * image
 
 
@@ -313,5 +297,6 @@ def _where(rows: Array, these: Array, those: Array) -> Array:
     return jnp.where(rows[:, None], these, those)
 
 
-def _relative(error: Array, size: Array) -> Array:
-    return error / jnp.where(size > 0, size, 1)
+def _positive(size: Array) -> Array:
+    """Return what can be divided by: one in place of zero."""
+    return jnp.where(size > 0, size, 1)

@@ -1,4 +1,4 @@
-r"""Leading eigenpairs of a curvature operator by Lanczos with full reorthogonalisation."""
+r"""Leading eigenpairs of a curvature operator, by runs of Lanczos."""
 
 from functools import partial
 from typing import NamedTuple
@@ -6,11 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.linearized import linearized
-from laplace_kit.curv.matrix_free.eigen import arpack, eigenpairs
+from laplace_kit.curv.matrix_free.host import on_host, product
 from laplace_kit.curv.matrix_free.ritz import (
     Eigenpairs,
     check_rank,
@@ -18,16 +18,13 @@ from laplace_kit.curv.matrix_free.ritz import (
     rayleigh_ritz,
     take,
 )
+from laplace_kit.curv.matrix_free.tridiagonal import Tridiagonal, lanczos
 from laplace_kit.curv.rounding import rounding
-from laplace_kit.tree import replace
 
-_SMALLEST_DEPTH = 20  # vectors that ARPACK keeps in search of the smallest eigenvalue
 _CHECK_DEPTH = 10  # products spent on asking whether a larger eigenvalue was missed
+_SMALLEST_DEPTH = 20  # and whether there is a negative one, next to what is left of the norm
 _MAX_ROUNDS = 20
 _MAX_RESTARTS = 5  # runs from the vectors that are wanted and have not converged
-_BREAKDOWN = 10  # roundings of the norm: what adds less to a Krylov space adds nothing
-# A basis is read for inner products and for what they take away: by blocks, from memory once.
-_ROWS_IN_CACHE = 8
 _ROUNDINGS = 4  # times the square root of P: the rounding of an inner product, at its most
 
 
@@ -40,9 +37,8 @@ def leading_eigenpairs(
     runs are repeated on the operator deflated by what was found, until a short run shows nothing
     larger than the smallest value kept. A last block of products turns the basis to Ritz vectors
     and measures the residuals. All products of all runs share one linearisation, where memory
-    allows. Where the Krylov space would reach the whole space, the dense matrix is decomposed
-    instead: exact, and cheaper. Over a stream `eigenpairs` finds them, by ARPACK, which asks the
-    host for each product.
+    allows; over a stream each is a pass. Where the Krylov space would reach the whole space, the
+    dense matrix is decomposed instead: exact, and cheaper.
 
     Parameters
     ----------
@@ -60,7 +56,8 @@ def leading_eigenpairs(
         In float32 or better; those within the square root of its epsilon, relative to the norm, are
         said to have converged, or within the rounding of a model in lower precision; eigenvalues
         below that rounding are left out. Cost: `2 rank + 10` products for each run, of which a
-        spectrum that decays needs one or two, and `rank` for the residuals; or the dense matrix.
+        spectrum that decays needs one or two, 10 to check (20 unless the operator is positive
+        semidefinite), and `rank` for the residuals; or the dense matrix.
     smallest
         The smallest Ritz value that was met, `()`: no smaller than the smallest eigenvalue where
         that is negative.
@@ -69,13 +66,6 @@ def leading_eigenpairs(
     ------
     ValueError
         If `rank` is not between 1 and P.
-    RuntimeError
-        If over a stream no pair has converged.
-
-    Warns
-    -----
-    RuntimeWarning
-        If over a stream some pairs have not converged; they are left out.
 
     References
     ----------
@@ -89,9 +79,6 @@ def leading_eigenpairs(
         pairs = dense_eigenpairs(operator)
         return take(pairs, slice(rank)), pairs.values[-1]
     operator = linearized(operator)
-    if not operator.in_memory:
-        return _leading_on_host(operator, rank, key)
-
     found = _krylov_rounds(operator, rank, depth, key)
     bound = _tolerance(found.basis.dtype, rounding(operator)) * float(found.norm)
     pairs = rayleigh_ritz(operator, found.basis, bound, found.num_products)
@@ -129,13 +116,14 @@ def _krylov_rounds(operator, rank, depth, key):
     # In float32 P roundings are as large as all eigenvalues where P is 10 million.
     precision = max(_ROUNDINGS * np.sqrt(num) * eps, rounding(operator))
     tolerance = _tolerance(dtype, rounding(operator))
+    check_depth = min(_CHECK_DEPTH if operator.is_positive_semidefinite else _SMALLEST_DEPTH, depth)
     basis = jnp.zeros((rank, num), dtype)  # rows of zeros deflate nothing
     values, smallest, norm, spent = np.zeros(0), np.inf, 0.0, 0
     restart, restarts = None, 0
     for round_number in range(_MAX_ROUNDS):
         start = _start_vector(num, round_number, key).astype(dtype) if restart is None else restart
         checking = len(values) == rank
-        for steps in (_CHECK_DEPTH, depth) if checking else (depth,):
+        for steps in (check_depth, depth) if checking else (depth,):
             ritz = _ritz_pairs(*tridiagonalize(operator, start, basis, steps, norm))
             smallest = min(smallest, ritz.values[-1])
             norm, spent = max(norm, np.abs(ritz.values).max()), spent + steps
@@ -180,111 +168,20 @@ def _combine(coefficients: Float[Array, "*R K"], rows: Float[Array, "K P"]) -> A
         return coefficients.astype(rows.dtype) @ rows
 
 
-@partial(jax.jit, static_argnames="depth")
 def tridiagonalize(
     operator: SelfAdjointOperator,
     start: Float[Array, " P"],
     locked: Float[Array, "R P"],
     depth: int,
     norm: Float[ArrayLike, ""] = 0.0,
-) -> tuple[Float[Array, "K P"], Float[Array, " K"], Float[Array, " K"]]:
-    r"""Tridiagonalise an operator, deflated, by Lanczos with full reorthogonalisation.
-
-    $(I - L^\top L) H (I - L^\top L) Q^\top = Q^\top T + \beta_K r e_K^\top$ with orthonormal rows
-    Q and a unit vector r. Where the Krylov space is exhausted, the recurrence goes on from a new
-    direction, next to a zero in T: so it finds more copies of eigenvalues that repeat. Rows, where
-    `matfree.decomp.tridiag_sym` has columns: on a CPU, to orthogonalise against columns takes
-    longer than the products themselves.
-
-    Parameters
-    ----------
-    operator
-        In memory.
-    start
-        Where the Krylov space starts; of any length but zero, and not in the span of `locked`.
-    locked
-        Orthonormal rows L, or rows of zeros, which deflate nothing.
-    depth
-        K, the number of products.
-    norm
-        Of H, as far as it is known: what deflation leaves can be as small as its rounding.
-
-    Returns
-    -------
-    rows, alphas, betas
-        Q, the diagonal of T, and the norms of what each product adds to the space: all but the last
-        are next to the diagonal of T. Where Q and L span the whole space, rows of zeros follow.
-
-    References
-    ----------
-    Golub and Van Loan (2013), Matrix computations, chapter 10.
-    """
-    num, dtype = len(start), start.dtype
-    eps = jnp.finfo(dtype).eps
-
-    num_locked = jnp.max(jnp.arange(1, len(locked) + 1) * locked.any(axis=1), initial=0)
-
-    def project(v, rows, count):
-        return _project(_project(v, locked, num_locked), rows, count)
-
-    def new_direction(rows, i):
-        v = jnp.roll(start, i) / jnp.linalg.norm(start)
-        v = project(project(v, rows, i), rows, i)
-        length = jnp.linalg.norm(v)
-        return jnp.where(length > jnp.sqrt(eps), v / length, 0)
-
-    def step(i, state):
-        rows, alphas, betas, v, previous, beta, size = state
-        rows = rows.at[i].set(v)
-        image = operator.mv(v.astype(operator.dtype)).astype(dtype)
-        alpha = jnp.vdot(v, image)
-        # By the recurrence little is left along the rows, so that to project once is enough.
-        rest = project(image - alpha * v - beta * previous, rows, i + 1)
-        beta = jnp.linalg.norm(rest)
-        size = jnp.maximum(size, jnp.maximum(jnp.abs(alpha), beta))
-        goes_on = beta > _BREAKDOWN * eps * size
-        beta = jnp.where(goes_on, beta, 0)
-        following = jax.lax.cond(goes_on, lambda: rest / beta, lambda: new_direction(rows, i + 1))
-        return rows, alphas.at[i].set(alpha), betas.at[i].set(beta), following, v, beta, size
-
-    rows, diagonal, zero = jnp.zeros((depth, num), dtype), jnp.zeros(depth, dtype), 0 * start
-    with jax.default_matmul_precision("highest"):
-        first, beta, size = new_direction(rows, 0), jnp.zeros((), dtype), jnp.asarray(norm, dtype)
-        state = rows, diagonal, diagonal, first, zero, beta, size
-        return jax.lax.fori_loop(0, depth, step, state)[:3]
+) -> Tridiagonal:
+    """Tridiagonalise an operator, deflated, in memory or over a stream; see `lanczos`."""
+    return on_host(_tridiagonalize, operator, start, locked, depth, norm)
 
 
-def _project(
-    v: Float[Array, " P"], rows: Float[Array, "K P"], count: Int[ArrayLike, ""]
-) -> Float[Array, " P"]:
-    """Take out of a vector what is along the first `count` rows; those that follow are zeros."""
-    size = min(_ROWS_IN_CACHE, len(rows))
-
-    def take_out(k, v):
-        # The last block starts earlier: what was taken out can be taken out again.
-        block = jax.lax.dynamic_slice_in_dim(rows, k * size, size)
-        return v - (block @ v) @ block
-
-    return jax.lax.fori_loop(0, -(-count // max(size, 1)), take_out, v)
-
-
-def _leading_on_host(operator, rank, key):
-    """Return the same over a stream, where products loop on the host."""
-    key = jax.random.key(0) if key is None else key
-    pairs = eigenpairs(operator, rank, key=key)
-    num, eps = operator.shape[0], float(jnp.finfo(pairs.values.dtype).eps)
-    values = np.asarray(pairs.values)
-    precision = max(_ROUNDINGS * np.sqrt(num) * eps, rounding(operator))
-    pairs = take(pairs, slice(max(int(np.sum(values > precision * np.abs(values).max())), 1)))
-    if operator.is_positive_semidefinite:
-        return pairs, jnp.zeros_like(pairs.values[0])
-    # Of the spectrum's far end the sign matters, and the size roughly: relative to itself.
-    size = float(np.abs(values).max()) or 1.0
-    start, steps = _start_vector(num, 0, key).astype(values.dtype), min(_SMALLEST_DEPTH, num - 1)
-    low, _, spent = arpack(operator * (1 / size), start, 1, "SA", steps, tolerance=1e-2)
-    smallest = size * np.min(low, initial=float(pairs.values[-1]) / size)
-    pairs = replace(pairs, num_products=pairs.num_products + spent)
-    return pairs, jnp.asarray(smallest, values.dtype)
+@partial(jax.jit, static_argnums=3)
+def _tridiagonalize(operator, start, locked, depth, norm):
+    return lanczos(product(operator), start, depth, locked=locked, norm=norm)
 
 
 class _Ritz(NamedTuple):

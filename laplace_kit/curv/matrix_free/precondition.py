@@ -4,7 +4,7 @@ Krylov methods converge in a number of products that grows with the condition nu
 $M (H + \mathrm{diag}(\delta))$: few where the approximation is good, one where it is exact.
 """
 
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from laplace_kit.curv.algebra import DampedOperator
 from laplace_kit.curv.capture.layout import Layout, to_flat
+from laplace_kit.curv.eigenbasis import eigenbasis, from_basis, to_basis
 from laplace_kit.curv.ggn import GaussNewtonOperator
 from laplace_kit.curv.kronecker import KroneckerFactors, kronecker_factors
 from laplace_kit.curv.linear import SelfAdjointOperator
@@ -76,14 +77,8 @@ class _Layer:
     layout: Layout
 
     def mv(self, matrix: Float[Array, "G I O"]) -> Float[Array, "G I O"]:
-        if self.left is not None:
-            matrix = jnp.einsum("gji,gjo->gio", self.left, matrix)
-        if self.right is not None:
-            matrix = jnp.einsum("gio,gop->gip", matrix, self.right)
-        matrix = self.inverse * matrix
-        if self.left is not None:
-            matrix = jnp.einsum("gij,gjo->gio", self.left, matrix)
-        return matrix if self.right is None else jnp.einsum("gio,gpo->gip", matrix, self.right)
+        rotated = to_basis(self.left, self.right, matrix)
+        return from_basis(self.left, self.right, self.inverse * rotated)
 
 
 def diagonal_preconditioner(
@@ -191,24 +186,11 @@ def _inverse_factors(factors, damping):
 
 
 def _inverse_factor(factor: KroneckerFactors, damping: Float[Array, " P"]) -> _Layer:
-    a, b = _eigen(factor.inputs), _eigen(factor.gradients)
-    mixed = tuple(axis for axis, part in ((1, a), (2, b)) if part.vectors is not None)
+    (a, left), (b, right) = eigenbasis(factor.inputs), eigenbasis(factor.gradients)
+    mixed = tuple(axis for axis, basis in ((1, left), (2, right)) if basis is not None)
     shift = factor.layout.to_matrix(damping).mean(axis=mixed, keepdims=True)
-    values = a.values[:, :, None] * b.values[:, None, :] + shift
-    return _Layer(a.vectors, b.vectors, _reciprocal(values), factor.layout)
-
-
-class _Eigen(NamedTuple):
-    values: Float[Array, "G n"]
-    vectors: Float[Array, "G n n"] | None
-
-
-def _eigen(factor: Float[Array, "G n *n"]) -> _Eigen:
-    if factor.ndim == 2:
-        return _Eigen(factor, None)
-    with jax.default_matmul_precision("highest"):
-        values, vectors = jnp.linalg.eigh(factor)
-    return _Eigen(jnp.maximum(values, 0), vectors)
+    values = a[:, :, None] * b[:, None, :] + shift
+    return _Layer(left, right, _reciprocal(values), factor.layout)
 
 
 def _reciprocal(values: Array) -> Array:

@@ -48,7 +48,6 @@ def monte_carlo(
     num_samples: int,
     probes: str,
     num_steps: int = 1,
-    progress: bool = False,
 ) -> Estimate:
     r"""Average what each probe contributes, with running moments over blocks of probes.
 
@@ -62,8 +61,6 @@ def monte_carlo(
         The number of probes, at least 2, and their distribution.
     num_steps
         The number of products for each probe, whose vectors are all held at once.
-    progress
-        Show a bar over the blocks; not inside a JAX transformation.
 
     Returns
     -------
@@ -81,7 +78,7 @@ def monte_carlo(
         args = key, i, size, num_samples, probes, integrand
         return on_host(_accumulate, operator, moments, *args), None
 
-    moments = _loop(body, first, operator, num_blocks, progress)[0]
+    moments = _loop(body, first, operator, num_blocks)[0]
     variance = moments.squares / (num_samples - 1)
     return Estimate(moments.mean, jnp.sqrt(variance / num_samples), num_steps * size * num_blocks)
 
@@ -94,7 +91,6 @@ def over_probes(
     num_samples: int,
     probes: str,
     num_steps: int = 1,
-    progress: bool = False,
 ) -> PyTree:
     """Return what each probe contributes, along a leading axis; arguments as for `monte_carlo`."""
     check_num_samples(num_samples)
@@ -103,7 +99,7 @@ def over_probes(
     def body(_, i):
         return None, on_host(_evaluate, operator, key, i, size, probes, integrand)
 
-    stacked = _loop(body, None, operator, num_blocks, progress)[1]
+    stacked = _loop(body, None, operator, num_blocks)[1]
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:num_samples], stacked)
 
 
@@ -186,28 +182,15 @@ def _blocks(operator, num_samples, num_steps):
     return -(-num_samples // num_blocks), num_blocks
 
 
-def _loop(body, first, operator, num_blocks, progress):
+def _loop(body, first, operator, num_blocks):
     """Scan over the blocks: on the host, or in a compiled loop inside a transformation."""
     if not tree.is_concrete(operator):
-        if progress:
-            raise ValueError(
-                "Found progress=True inside a JAX transformation, expected False, as there is no "
-                "host to show it; call outside of jit, or leave it out."
-            )
         return jax.lax.scan(body, first, jnp.arange(num_blocks))
     carry, outs = first, []
-    for i in _with_progress(range(num_blocks), progress):
+    for i in range(num_blocks):
         carry, out = body(carry, i)
         outs.append(out)
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
-
-
-def _with_progress(blocks, progress):
-    if not progress:
-        return blocks
-    from tqdm.auto import tqdm
-
-    return tqdm(blocks, desc="blocks of probes", leave=False)
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5))

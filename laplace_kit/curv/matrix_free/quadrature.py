@@ -1,4 +1,4 @@
-r"""Stochastic Lanczos quadrature: log-determinants, and the density of the spectrum, by matfree.
+r"""Stochastic Lanczos quadrature: log-determinants, and the density of the spectrum.
 
 Lanczos from a probe $z$ is a Gauss quadrature: $z^T f(A) z \approx \|z\|^2 \sum_j w_j f(\theta_j)$,
 with the eigenvalues $\theta$ of its tridiagonal matrix for nodes. Probes then average to the trace
@@ -16,11 +16,11 @@ from laplace_kit.curv.algebra import DampedOperator
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.linearized import linearized
 from laplace_kit.curv.matrix_free.probing import Estimate, Integrand, over_probes
+from laplace_kit.curv.matrix_free.tridiagonal import lanczos, ritz_pairs
 from laplace_kit.tree import pytree_dataclass
 
 _RELATIVE_WIDTH = 0.01  # of the spectrum's range: what the eye can tell apart in a picture
 _ONE_VALUE = 1000  # roundings: eigenvalues that differ by less are not told apart
-_BREAKDOWN = 10  # roundings of the norm: what adds less to a Krylov space adds nothing
 _MARGIN = 5  # widths that the grid goes on for beyond the outermost nodes
 
 
@@ -49,7 +49,6 @@ def estimate_log_det(
     key: PRNGKeyArray,
     num_samples: int = 16,
     num_steps: int = 48,
-    progress: bool = False,
 ) -> Estimate:
     r"""Estimate $\log\det(A + \mathrm{diag}(\delta))$ of a positive definite matrix.
 
@@ -72,8 +71,6 @@ def estimate_log_det(
         The number K of probes, at least 2.
     num_steps
         The number M of Lanczos steps, of which no more than P are made: as many are exact.
-    progress
-        Show a bar over the blocks of probes.
 
     Returns
     -------
@@ -102,7 +99,6 @@ def estimate_log_det(
         num_samples=num_samples,
         probes="signs",
         num_steps=num_steps + 1,
-        progress=progress,
     )
     if operator.is_positive_semidefinite:  # rounding may find nodes that cannot be
         nodes = jnp.maximum(nodes, damped.damping_vector().min())
@@ -124,7 +120,6 @@ def spectral_density(
     num_steps: int = 64,
     grid: Float[ArrayLike, " G"] | None = None,
     width: Float[ArrayLike, ""] | None = None,
-    progress: bool = False,
 ) -> SpectralDensity:
     r"""Estimate the density of eigenvalues, $\frac1P \sum_i \mathcal N(t; \lambda_i, \sigma^2)$.
 
@@ -143,8 +138,6 @@ def spectral_density(
         Where to evaluate; by default 1,024 points over the whole spectrum.
     width
         $\sigma$, in the units of eigenvalues; by default a hundredth of the spectrum's range.
-    progress
-        Show a bar over the blocks of probes.
 
     Returns
     -------
@@ -176,7 +169,6 @@ def spectral_density(
         num_samples=num_samples,
         probes="signs",
         num_steps=num_steps,
-        progress=progress,
     )
     low, high = nodes.min(), nodes.max()
     if width is None:
@@ -211,12 +203,10 @@ def _check_num_steps(num_steps, operator):
 @cache
 def _gauss_quadrature(num_steps: int) -> Integrand:
     """Return what makes the Gauss quadrature of a probe (Golub and Welsch, 1969)."""
-    import matfree.decomp
-
-    lanczos = matfree.decomp.hessenberg(num_steps, reortho="full")
 
     def quadrature(mv, probe):
-        nodes, vectors, _ = _ritz(lanczos(mv, probe).J_small)
+        _, alphas, betas = lanczos(mv, probe, num_steps)
+        nodes, vectors = ritz_pairs(alphas, betas)
         return nodes, jnp.square(vectors[0])
 
     return quadrature
@@ -225,36 +215,14 @@ def _gauss_quadrature(num_steps: int) -> Integrand:
 @cache
 def _with_slope(num_steps: int) -> Integrand:
     """Return the same, of no derivative, and a number whose derivative is that of the logarithm."""
-    import matfree.decomp
-
-    lanczos = matfree.decomp.hessenberg(num_steps, reortho="full", custom_vjp=False)
 
     def quadrature(mv, probe):
-        found = lanczos(lambda v: jax.lax.stop_gradient(mv(v)), probe)
-        nodes, vectors, reached = _ritz(found.J_small)
-        rows = jnp.where(reached[:, None], found.Q_tall, 0)  # in matfree's result, rows they are
-        solution = jnp.linalg.norm(probe) * (vectors @ (vectors[0] / nodes)) @ rows
+        found = lanczos(lambda v: jax.lax.stop_gradient(mv(v)), probe, num_steps)
+        nodes, vectors = ritz_pairs(found.alphas, found.betas)
+        solution = jnp.linalg.norm(probe) * (vectors @ (vectors[0] / nodes)) @ found.rows
         return nodes, jnp.square(vectors[0]), jnp.vdot(solution, mv(probe))
 
     return quadrature
-
-
-def _ritz(matrix: Float[Array, "M M"]) -> tuple[Array, Array, Array]:
-    """Return the Ritz pairs of a Lanczos recurrence, and which of its steps were reached."""
-    # Not of `tridiag_sym`, which returns the mean of both sides of the diagonal: only the lower
-    # one tells where the recurrence breaks down, as the Krylov space is exhausted. What follows is
-    # noise or NaN: it is cut off, and the vacant entries get a value from within the spectrum, to
-    # which no weight goes.
-    diagonal, beside = jnp.diag(matrix), jnp.diag(matrix, -1)
-    size = jax.lax.cummax(jnp.maximum(jnp.abs(diagonal[:-1]), jnp.abs(beside)))
-    goes_on = jnp.cumprod(beside > _BREAKDOWN * jnp.finfo(size.dtype).eps * size).astype(bool)
-    reached = jnp.append(True, goes_on)
-    beside = jnp.where(goes_on, beside, 0)
-    diagonal = jnp.where(reached, diagonal, diagonal[0])
-    nodes, vectors = jnp.linalg.eigh(
-        jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
-    )
-    return nodes, vectors, reached
 
 
 @jax.jit

@@ -9,8 +9,7 @@ broadcast.
 
 Every metric takes `weights` `(N,)` of the examples. Weights that are whole numbers count: a weight
 of three is the same as the example three times. All others are proportions, whose scale does not
-matter. `bootstrap` makes a confidence interval of any metric, and of the difference of two
-predictors.
+matter. `bootstrap` makes a confidence interval of any metric.
 
 All of them compile, and take whatever NumPy can read: arrays, lists, data frames, tensors. NumPy
 arrays in float64 are computed in float64, whatever JAX is set to, where no floating-point array is
@@ -21,11 +20,8 @@ values are not known: there, labels out of range, NaNs and weights that are not 
 answer NaN.
 """
 
-from laplace_kit.eval.metrics.binary import binary_aupr as binary_aupr
-from laplace_kit.eval.metrics.binary import binary_auroc as binary_auroc
 from laplace_kit.eval.metrics.binary import binary_brier_decomposition as binary_brier_decomposition
 from laplace_kit.eval.metrics.binary import binary_brier_score as binary_brier_score
-from laplace_kit.eval.metrics.binary import binary_calibration_error as binary_calibration_error
 from laplace_kit.eval.metrics.binary import binary_reliability_bins as binary_reliability_bins
 from laplace_kit.eval.metrics.binary import from_binary as from_binary
 from laplace_kit.eval.metrics.bins import ReliabilityBins as ReliabilityBins
@@ -78,15 +74,9 @@ from laplace_kit.eval.metrics.regression import rmse as rmse
 from laplace_kit.eval.metrics.regression import sharpness as sharpness
 from laplace_kit.eval.metrics.resampling import Interval as Interval
 from laplace_kit.eval.metrics.resampling import bootstrap as bootstrap
-from laplace_kit.eval.metrics.resampling import bootstrap_difference as bootstrap_difference
 from laplace_kit.eval.metrics.resampling import bootstrap_two_sample as bootstrap_two_sample
-from laplace_kit.eval.metrics.resampling import (
-    bootstrap_two_sample_difference as bootstrap_two_sample_difference,
-)
 from laplace_kit.eval.metrics.scores import entropy_score as entropy_score
 from laplace_kit.eval.metrics.scores import max_probability_score as max_probability_score
-from laplace_kit.eval.metrics.scores import mutual_information_score as mutual_information_score
 from laplace_kit.eval.metrics.selective import RiskCoverageCurve as RiskCoverageCurve
 from laplace_kit.eval.metrics.selective import aurc as aurc
-from laplace_kit.eval.metrics.selective import excess_aurc as excess_aurc
 from laplace_kit.eval.metrics.selective import risk_coverage_curve as risk_coverage_curve

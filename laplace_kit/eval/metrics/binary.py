@@ -2,15 +2,15 @@ r"""Two classes, told by the probability of the class 1 alone: `p` of shape `(N,
 
 Metrics of several classes take `from_binary(p)` and give what they would for any two classes. The
 functions here look at the class 1 instead, as scikit-learn does: their Brier score is half of the
-other, and their calibration error compares `p` with the frequency of that class, where the other
-compares $\max(p, 1 - p)$ with the accuracy. Labels are integers or booleans, `(N,)`; soft labels
-are numbers from 0 to 1.
+other, and their bins compare `p` with the frequency of that class, where the other compare
+$\max(p, 1 - p)$ with the accuracy. Labels are integers or booleans, `(N,)`; soft labels are
+numbers from 0 to 1. The area under the ROC curve is `auroc(p[y == 0], p[y == 1])`.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from laplace_kit.eval.metrics import bins, brier, calibration, checks, detection, weighting
+from laplace_kit.eval.metrics import bins, brier, checks, weighting
 from laplace_kit.eval.metrics.bins import ReliabilityBins
 from laplace_kit.eval.metrics.brier import BrierDecomposition
 from laplace_kit.eval.metrics.inputs import metric
@@ -94,72 +94,8 @@ def binary_reliability_bins(
     return bins.averages(*_binned(p, y, num_bins, weights))
 
 
-@metric
-def binary_calibration_error(
-    p: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
-) -> Float[Array, ""]:
-    r"""Return $\sum_b \frac{N_b}{N} |\bar y_b - \bar p_b|$ over bins of equal width of `p`.
-
-    Parameters
-    ----------
-    p, y, num_bins, weights
-        As for `binary_brier_decomposition`, with the same errors.
-
-    References
-    ----------
-    Naeini, Cooper and Hauskrecht (2015), as for `expected_calibration_error`.
-    """
-    return calibration.mean_gap(binary_reliability_bins(p, y, num_bins, weights=weights))
-
-
-@metric
-def binary_auroc(
-    p: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None
-) -> Float[Array, ""]:
-    """Return the chance that an example of the class 1 has the larger `p`; ties count half.
-
-    Parameters
-    ----------
-    p, y, weights
-        As for `binary_brier_score`, with the same errors.
-
-    Returns
-    -------
-    area
-        NaN if all labels are of one class: then there is nothing to compare. A soft label is as
-        much of an example of the class 1 as it says, and of the class 0 for the rest.
-    """
-    return detection.area_under_roc(*_two_samples(p, y, weights))
-
-
-@metric
-def binary_aupr(
-    p: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None
-) -> Float[Array, ""]:
-    """Return the average precision for the class 1, as `aupr`.
-
-    Parameters
-    ----------
-    p, y, weights
-        As for `binary_brier_score`, with the same errors.
-
-    Returns
-    -------
-    area
-        NaN if there is no example of the class 1.
-    """
-    return detection.average_precision(*_two_samples(p, y, weights))
-
-
 def _binned(p, y, num_bins, weights):
     checks.check_num_bins(num_bins)
     p, y = checks.binary(p, y)
     weights = weighting.checked(weights, len(p), p.dtype)
     return p, y.astype(p.dtype), weights, bins.equal_width_edges(num_bins, p.dtype)
-
-
-def _two_samples(p, y, weights):
-    """Return all examples as members of both classes, and with what weight they are."""
-    p, y = checks.binary(p, y)
-    weights = weighting.checked(weights, len(p), p.dtype)
-    return p, p, weights * (1 - y), weights * y

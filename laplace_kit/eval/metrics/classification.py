@@ -31,8 +31,12 @@ def negative_log_likelihood(
     """
     probs, targets = checks.labelled(probs, y)
     weights = weighting.checked(weights, len(probs), probs.dtype)
-    logs = jnp.log(jnp.maximum(probs, jnp.finfo(probs.dtype).tiny))
-    return -weighting.mean(jnp.sum(targets * logs, axis=1), weights)
+    return -weighting.mean(jnp.sum(targets * finite_log(probs), axis=1), weights)
+
+
+def finite_log(probs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return logarithms, of zero as of the smallest normal number."""
+    return jnp.log(jnp.maximum(probs, jnp.finfo(probs.dtype).tiny))
 
 
 @metric

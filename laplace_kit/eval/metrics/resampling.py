@@ -104,35 +104,6 @@ def bootstrap(
     return _bootstrap(statistic, arrays, arrays[-1:], weights, key, num_resamples, level)
 
 
-def bootstrap_difference(
-    metric: Callable[..., PyTree],
-    first: Sequence[Numbers],
-    second: Sequence[Numbers],
-    *,
-    key: PRNGKeyArray,
-    num_resamples: int = 1000,
-    level: float = 0.95,
-    weights: Numbers | None = None,
-) -> Interval:
-    """Return the metric of one predictor minus that of another, by the same resamples of both.
-
-    Paired, the examples that are hard for both cancel: the difference is known better than either
-    metric. It is significant at the level if zero is outside the interval.
-
-    Parameters
-    ----------
-    metric, key, num_resamples, level, weights
-        As for `bootstrap`, with the same errors.
-    first, second
-        The arrays that the metric reads, of either predictor and the same examples in the same
-        order: `(probs_a, y)` and `(probs_b, y)`.
-    """
-    statistic = _Difference(_OneSample(_hashable(metric)))
-    pair, weights = (_read("first", first), _read("second", second)), _read("weights", (weights,))
-    samples = (_same_examples(pair[0][-1], pair[1][-1]),)
-    return _bootstrap(statistic, pair, samples, weights, key, num_resamples, level)
-
-
 def bootstrap_two_sample(
     metric: Callable[..., PyTree],
     in_scores: Numbers,
@@ -161,33 +132,6 @@ def bootstrap_two_sample(
     weights = _read("weights", (in_weights, out_weights))
     statistic = _TwoSamples(_hashable(metric))
     return _bootstrap(statistic, samples, samples, weights, key, num_resamples, level)
-
-
-def bootstrap_two_sample_difference(
-    metric: Callable[..., PyTree],
-    first: Sequence[Numbers],
-    second: Sequence[Numbers],
-    *,
-    key: PRNGKeyArray,
-    num_resamples: int = 1000,
-    level: float = 0.95,
-    in_weights: Numbers | None = None,
-    out_weights: Numbers | None = None,
-) -> Interval:
-    """Return the metric of one score minus that of another, by the same resamples of both samples.
-
-    Parameters
-    ----------
-    metric, key, num_resamples, level, in_weights, out_weights
-        As for `bootstrap_two_sample`, with the same errors.
-    first, second
-        `(in_scores, out_scores)` by either score, of the same inputs in the same order.
-    """
-    statistic = _Difference(_TwoSamples(_hashable(metric)))
-    pair = _read("first", first), _read("second", second)
-    samples = tuple(_same_examples(a, b) for a, b in zip(*pair, strict=True))
-    weights = _read("weights", (in_weights, out_weights))
-    return _bootstrap(statistic, pair, samples, weights, key, num_resamples, level)
 
 
 # --- statistics of arrays, and of one vector of weights for each sample ----------------------
@@ -228,26 +172,8 @@ class _TwoSamples:
         return metric(*arrays, in_weights=weights[0], out_weights=weights[1])
 
 
-@dataclass(frozen=True)
-class _Difference:
-    statistic: _OneSample | _TwoSamples
-
-    def __call__(self, pair, weights):
-        first, second = (self.statistic(arrays, weights) for arrays in pair)
-        return jax.tree.map(jnp.subtract, first, second)
-
-
 def _read(name: str, arrays: Sequence[Any]) -> tuple[ArrayLike | None, ...]:
     return tuple(as_numbers(name, array) for array in arrays)
-
-
-def _same_examples(first: ArrayLike, second: ArrayLike) -> ArrayLike:
-    if len(first) != len(second):
-        raise ValueError(
-            f"Found {len(first)} examples of the first predictor and {len(second)} of the second, "
-            "expected the same examples of both, in the same order."
-        )
-    return first
 
 
 # --- replicates ------------------------------------------------------------------------------

@@ -44,31 +44,7 @@ def entropy_score(probs: ArrayLike) -> Float[Array, " N"]:
     probs
         As for `max_probability_score`, with the same errors.
     """
-    return _entropy(checks.distributions(probs, "(N, C)"))
-
-
-@metric
-def mutual_information_score(probs: ArrayLike) -> Float[Array, " N"]:
-    r"""Return $H[\bar p_n] - \frac{1}{S} \sum_s H[p_{sn}]$, in nats, for each input.
-
-    How much a label would tell about the weights: uncertainty that is epistemic.
-
-    Parameters
-    ----------
-    probs
-        Probabilities by draws of the weights, `(S, N, C)`.
-
-    Raises
-    ------
-    ValueError
-        If these are not rows of probabilities.
-
-    References
-    ----------
-    Houlsby et al. (2011), "Bayesian active learning for classification and preference learning".
-    """
-    probs = checks.distributions(probs, "(S, N, C)")
-    return _entropy(jnp.mean(probs, axis=0)) - jnp.mean(_entropy(probs), axis=0)
+    return entropy(checks.distributions(probs, "(N, C)"))
 
 
 @jax.jit
@@ -81,6 +57,7 @@ def besides_largest(probs: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:
     return jnp.where(largest > _NEARLY_ONE, others, 1 - largest)
 
 
-def _entropy(probs: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:
+def entropy(probs: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:
+    """Return the entropies of distributions, in nats."""
     # Rounding may leave a probability just below zero, of which the entropy is minus infinity.
     return jnp.sum(entr(jnp.where(probs < 0, 0, probs)), axis=-1)

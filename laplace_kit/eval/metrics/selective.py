@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import digamma
 from jaxtyping import Array, ArrayLike, Float, Num
 
 from laplace_kit.eval.metrics import checks, weighting
@@ -92,35 +91,6 @@ def aurc(
     return _area(*_judged(probs, y, confidence, weights))
 
 
-@metric
-def excess_aurc(
-    probs: ArrayLike,
-    y: ArrayLike,
-    *,
-    confidence: ArrayLike | None = None,
-    weights: ArrayLike | None = None,
-) -> Float[Array, ""]:
-    r"""Return the area under the risk-coverage curve, less the least that so many errors allow.
-
-    The least is the area of an oracle that accepts the $E$ errors last and one after the other,
-    $\frac{1}{N} \sum_{j=1}^E \frac{j}{N - E + j}$. So this judges the confidence and not the
-    accuracy: it is zero if every error is doubted more than all that is right, and no two errors
-    are doubted alike.
-
-    Parameters
-    ----------
-    probs, y, confidence, weights
-        As for `risk_coverage_curve`, with the same errors.
-
-    References
-    ----------
-    Geifman, Uziel and El-Yaniv (2019), as for `aurc`.
-    """
-    confidence, errors, weights = _judged(probs, y, confidence, weights)
-    least = _least_area(errors, weighting.as_counts(weights))
-    return _area(confidence, errors, weights) - least
-
-
 def _judged(probs, y, confidence, weights):
     """Return confidence, errors and weights of the examples.
 
@@ -166,27 +136,3 @@ def _risks(confidence, errors, weights, thresholds) -> Float[Array, " T"]:
     wrong = sums_above(confidence, weights * errors, thresholds).at_or_above
     unknown = jnp.isnan(confidence).any()
     return jnp.where(unknown, jnp.nan, ratio(wrong, accepted))
-
-
-@jax.jit
-def _least_area(errors: Float[Array, " N"], weights: Num[Array, " N"]) -> Float[Array, ""]:
-    r"""Return the oracle's area: $\sum_j j / (a + j) = E - a (\psi(a + E + 1) - \psi(a + 1))$."""
-    num, wrong = over_examples(weights), over_examples(weights * errors)
-    right = num - wrong
-    return (wrong - right * _digamma_difference(right, wrong)) / num
-
-
-def _digamma_difference(a: Float[Array, ""], step: Float[Array, ""]) -> Float[Array, ""]:
-    r"""Return $\psi(a + s + 1) - \psi(a + 1)$, where a is large by a series that does not cancel.
-
-    With $z = a + \tfrac12$, $\psi(a + 1) = \log z + \tfrac{1}{24} z^{-2} - \tfrac{7}{960} z^{-4} +
-    \tfrac{31}{8064} z^{-6} - \dots$
-    """
-
-    def beyond_log(z: Float[Array, ""]) -> Float[Array, ""]:
-        u = 1 / z**2
-        return u * (1 / 24 - u * (7 / 960 - u * 31 / 8064))
-
-    low, high = a + 0.5, a + step + 0.5
-    series = jnp.log1p(step / low) + beyond_log(high) - beyond_log(low)
-    return jnp.where(a > 16, series, digamma(a + step + 1) - digamma(a + 1))

@@ -19,8 +19,3 @@ from laplace_kit.eval.plots.regression import (
     predicted_against_observed as predicted_against_observed,
 )
 from laplace_kit.eval.plots.regression import predictive_band as predictive_band
-from laplace_kit.eval.plots.style import BLUE as BLUE
-from laplace_kit.eval.plots.style import GREEN as GREEN
-from laplace_kit.eval.plots.style import GREY as GREY
-from laplace_kit.eval.plots.style import PURPLE as PURPLE
-from laplace_kit.eval.plots.style import VERMILLION as VERMILLION

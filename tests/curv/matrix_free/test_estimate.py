@@ -154,5 +154,3 @@ def test_wrong_options():
         estimate_trace(operator, num_samples=1, method="xtrace", **options)
     with pytest.raises(ValueError, match=r"num_samples=6, expected at most P=5.*lower it"):
         estimate_diagonal(operator, num_samples=6, method="xdiag", **options)
-    with pytest.raises(ValueError, match=r"progress=True with a method.*expected False"):
-        estimate_trace(operator, num_samples=3, method="xtrace", progress=True, **options)

@@ -193,35 +193,6 @@ def test_every_product_reads_one_linearisation(monkeypatch):
     assert not names
 
 
-@pytest.mark.parametrize("depth", [6, 19])
-@pytest.mark.parametrize("name", ["indefinite", "one_twelvefold", "zero"])
-def test_tridiagonal_form_of_the_deflated_matrix(name, depth, x64):
-    """Past a breakdown too, where the recurrence goes on from a new direction.
-
-    The deeper space is orthogonalised by blocks, of which the last one overlaps.
-    """
-    operator = rotated(SPECTRA[name])
-    start = jnp.linspace(-1.0, 2.0, P)
-    locked = jnp.asarray(rotation(P)[:3])
-    krylov, alphas, betas = map(np.asarray, tridiagonalize(operator, start, locked, depth))
-    np.testing.assert_allclose(krylov @ krylov.T, np.eye(depth), atol=1e-13)
-    np.testing.assert_allclose(krylov @ locked.T, 0, atol=1e-13)
-    rest = np.eye(P) - locked.T @ locked
-    image = krylov @ rest @ np.asarray(operator.dense) @ rest
-    matrix = np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1)
-    remainder = image - matrix @ krylov
-    np.testing.assert_allclose(remainder[:-1], 0, atol=1e-12)
-    np.testing.assert_allclose(np.linalg.norm(remainder[-1]), betas[-1], atol=1e-13)
-
-
-def test_rows_of_zeros_follow_where_the_whole_space_is_spanned(x64):
-    operator = rotated(np.arange(1.0, 7.0))
-    krylov, alphas, betas = tridiagonalize(operator, jnp.ones(6), jnp.eye(2, 6), depth=6)
-    np.testing.assert_allclose(krylov @ krylov.T, np.diag([1, 1, 1, 1, 0, 0]), atol=1e-13)
-    np.testing.assert_array_equal(alphas[4:], 0)
-    np.testing.assert_array_equal(betas[3:], 0)
-
-
 @pytest.mark.slow
 def test_where_no_linearisation_fits_the_memory_limit(x64):
     spectrum = SPECTRA["decaying"]

@@ -47,22 +47,18 @@ def test_compiled_loop_equals_the_host_loop(x64, monkeypatch):
     operator = rotated(np.linspace(-1, 2, 5))
     monkeypatch.setattr(Limits, "chunk_size", lambda *_: 2)
 
-    def run(operator, key, progress=False):
-        options = {"key": key, "num_samples": 5, "probes": "signs", "progress": progress}
+    def run(operator, key):
+        options = {"key": key, "num_samples": 5, "probes": "signs"}
         moments = monte_carlo(DIAGONAL, operator, **options)
         return moments.value, moments.standard_error, over_probes(TRACE, operator, **options)
 
     jitted = jax.jit(run)
-    for found, expected in zip(jitted(operator, KEY), run(operator, KEY, True), strict=True):
+    for found, expected in zip(jitted(operator, KEY), run(operator, KEY), strict=True):
         twins.assert_close(found, expected)
     other = jax.random.key(1)
     with twins.compilations() as programs:
         jitted(operator, other)
     assert not programs
-    with pytest.raises(
-        ValueError, match=r"progress=True inside a JAX transformation.*leave it out"
-    ):
-        jax.jit(lambda operator: run(operator, KEY, True))(operator)
 
 
 def test_no_standard_error_of_one_sample():

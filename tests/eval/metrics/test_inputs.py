@@ -41,7 +41,7 @@ def test_scores_that_float32_cannot_tell_apart_keep_their_order():
     # Confidences that round to one.
     p = 1 - 10 ** RNG.uniform(-14, -8, 900)
     y = RNG.random(900) < 0.5 + 0.3 * np.argsort(np.argsort(p)) / 900
-    np.testing.assert_allclose(mt.binary_auroc(p, y), sk.roc_auc_score(y, p), rtol=1e-6)
+    np.testing.assert_allclose(mt.auroc(p[~y], p[y]), sk.roc_auc_score(y, p), rtol=1e-6)
 
 
 def test_the_bootstrap_computes_in_the_same_precision_on_the_same_draws():
@@ -50,8 +50,6 @@ def test_the_bootstrap_computes_in_the_same_precision_on_the_same_draws():
     found = mt.bootstrap(mt.rmse, mean, y, key=key, num_resamples=20)
     np.testing.assert_allclose(found.value, 0.5, rtol=1e-6)
     np.testing.assert_allclose([found.low, found.high], 0.5, rtol=1e-6)
-    change = mt.bootstrap_difference(mt.mae, (mean, y), (mean + 1, y), key=key, num_resamples=20)
-    np.testing.assert_allclose([change.low, change.high], -1, rtol=1e-6)
     double = mt.bootstrap(mt.mae, y - 1.7e9, 0 * y, key=key, num_resamples=20)
     single = mt.bootstrap(
         mt.mae, np.float32(y - 1.7e9), np.float32(0 * y), key=key, num_resamples=20

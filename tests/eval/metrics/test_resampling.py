@@ -82,29 +82,6 @@ def test_two_samples_are_drawn_apart():
     np.testing.assert_allclose(found.standard_error, np.sqrt(variance), rtol=0.1)
 
 
-def test_paired_differences_are_sharper():
-    probs, labels = classification(300, dtype="float32")
-    worse = 0.8 * probs + 0.05
-    first, second = (worse, labels), (probs, labels)
-    nll = mt.negative_log_likelihood
-    found = mt.bootstrap_difference(nll, first, second, key=KEY)
-    np.testing.assert_allclose(found.value, nll(*first) - nll(*second), rtol=1e-5)
-    assert 0 < found.low < found.value < found.high
-    apart = [mt.bootstrap(nll, *arrays, key=KEY).standard_error for arrays in (first, second)]
-    assert found.standard_error < 0.5 * np.hypot(*apart)
-    none = mt.bootstrap_difference(nll, first, first, key=KEY)
-    np.testing.assert_array_equal(none, 0)
-
-
-def test_paired_differences_of_two_samples():
-    rng = np.random.default_rng(0)
-    first = rng.normal(size=60).astype("float32"), rng.normal(1, 1, size=40).astype("float32")
-    second = tuple(2 * scores for scores in first)
-    # The ranks are the same, and so is every replicate.
-    none = mt.bootstrap_two_sample_difference(mt.aupr, first, second, key=KEY, num_resamples=20)
-    np.testing.assert_allclose(none, 0, atol=1e-6)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_a_metric_may_have_options_a_structure_and_weights():
@@ -138,9 +115,15 @@ def test_new_values_do_not_recompile():
     assert names == []
 
 
+def auroc_of_labelled(p, y, weights):
+    return mt.auroc(p, p, in_weights=weights * (1 - y), out_weights=weights * y)
+
+
 def test_replicates_without_a_value_are_left_out():
+    """Those without an example of one of the classes."""
     p, y = np.array([0.2, 0.4, 0.9], "float32"), np.array([0, 0, 1])
-    found = mt.bootstrap(mt.binary_auroc, p, y, key=KEY, num_resamples=50)
+    weights = np.ones(3, int)
+    found = mt.bootstrap(auroc_of_labelled, p, y, key=KEY, num_resamples=50, weights=weights)
     np.testing.assert_allclose(found, [1, 1, 1, 0])
 
 
@@ -150,8 +133,6 @@ def test_what_is_refused():
         mt.bootstrap(mt.accuracy, probs, labels, key=KEY, num_resamples=1)
     with pytest.raises(ValueError, match=r"level=95.0, expected a number between 0 and 1"):
         mt.bootstrap(mt.accuracy, probs, labels, key=KEY, level=95.0)
-    with pytest.raises(ValueError, match=r"10 examples of the first predictor and 9 of the second"):
-        mt.bootstrap_difference(mt.accuracy, (probs, labels), (probs[1:], labels[1:]), key=KEY)
     with pytest.raises(ValueError, match=r"the label 4 at y\[0\]"):
         mt.bootstrap(mt.accuracy, probs, labels + 4, key=KEY)
     with pytest.raises(ValueError, match=r"weights of shape \(9,\) for 10 examples"):

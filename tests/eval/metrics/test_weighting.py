@@ -56,7 +56,7 @@ def one_sample_metrics(data, weights):
         "squared": mt.squared_calibration_error(*of_classes, NUM_BINS, weights=weights),
         "debiased": mt.debiased_calibration_error(*of_classes, NUM_BINS, weights=weights),
         "aurc": mt.aurc(*of_classes, weights=weights),
-        "excess_aurc": mt.excess_aurc(*of_classes, **doubt),
+        "aurc_of_doubt": mt.aurc(*of_classes, **doubt),
         "gaussian_nll": mt.gaussian_nll(*of_numbers, weights=weights),
         "rmse": mt.rmse(data["mean"], data["y"], weights=weights),
         "mae": mt.mae(data["mean"], data["y"], weights=weights),
@@ -71,9 +71,6 @@ def one_sample_metrics(data, weights):
         "binary_brier": mt.binary_brier_score(*of_two, weights=weights),
         "binary_parts": mt.binary_brier_decomposition(*of_two, NUM_BINS, weights=weights),
         "binary_bins": mt.binary_reliability_bins(*of_two, NUM_BINS, weights=weights),
-        "binary_ece": mt.binary_calibration_error(*of_two, NUM_BINS, weights=weights),
-        "binary_auroc": mt.binary_auroc(*of_two, weights=weights),
-        "binary_aupr": mt.binary_aupr(*of_two, weights=weights),
     }
 
 
