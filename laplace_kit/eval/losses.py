@@ -6,7 +6,6 @@ from functools import singledispatch
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Num
 
 from laplace_kit import tree
@@ -79,7 +78,8 @@ def whitened(
     cov = cov + jnp.asarray(likelihood.noise_covariance, cov.dtype)
     with jax.default_matmul_precision("highest"):
         factor = jnp.linalg.cholesky(cov)
-        return solve_triangular(factor, residual[..., None], lower=True)[..., 0], factor
+        white = jax.scipy.linalg.solve_triangular(factor, residual[..., None], lower=True)[..., 0]
+    return white, factor
 
 
 @predictive_losses.register
