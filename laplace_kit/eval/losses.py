@@ -78,8 +78,8 @@ def whitened(
     cov = cov + jnp.asarray(likelihood.noise_covariance, cov.dtype)
     with jax.default_matmul_precision("highest"):
         factor = jnp.linalg.cholesky(cov)
-        white = jax.scipy.linalg.solve_triangular(factor, residual[..., None], lower=True)
-    return white[..., 0], factor
+        white = jax.scipy.linalg.solve_triangular(factor, residual[..., None], lower=True)[..., 0]
+    return white, factor
 
 
 @predictive_losses.register

@@ -50,7 +50,8 @@ def lanczos(
         Orthonormal rows L, or rows of zeros, which deflate the matrix to
         $(I - L^\top L) H (I - L^\top L)$; `start` is not in their span. With them the recurrence
         goes on where the space is exhausted, from a new direction next to a zero in T: so it finds
-        more copies of eigenvalues that repeat. Without them it ends there.
+        more copies of eigenvalues that repeat. Without them it ends there; what rounding may add
+        is next to entries of T as small.
     norm
         Of H, as far as it is known: what deflation leaves can be as small as its rounding.
 

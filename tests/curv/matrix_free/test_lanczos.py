@@ -84,10 +84,11 @@ def test_over_a_stream_with_a_ragged_last_batch(name, x64):
     check(leading_eigenpairs(operator, RANK), operator, spectrum)
 
 
-def test_little_negative_curvature_over_a_stream(x64):
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_little_negative_curvature(in_memory, x64):
     """Next to a norm a thousand times as large, its sign is not missed."""
     spectrum = np.concatenate([4 * 0.8 ** np.arange(12), np.linspace(0, 0.1, 27), [-4e-3]])
-    operator = rotated(spectrum, in_memory=False)
+    operator = rotated(spectrum, in_memory=in_memory)
     found = leading_eigenpairs(operator, RANK)
     check(found, operator, spectrum)
     assert found[1] == pytest.approx(-4e-3, rel=0.1)

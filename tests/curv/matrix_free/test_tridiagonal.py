@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
-from matrices import rotated, rotation
+from matrices import Diagonal, rotated, rotation
 
 from laplace_kit.curv.matrix_free.host import on_host, product
 from laplace_kit.curv.matrix_free.tridiagonal import lanczos, ritz_pairs
@@ -54,21 +54,33 @@ def test_rows_of_zeros_follow_where_the_whole_space_is_spanned(x64):
     np.testing.assert_array_equal(betas[3:], 0)
 
 
-@pytest.mark.parametrize("scale", [1e-8, 1e8])
-def test_without_deflation_the_space_ends_with_its_last_eigenvector(scale, x64):
-    """Three eigenvalues: three rows, and zeros after them; the Ritz values are exact."""
-    spectrum = scale * np.repeat([1.0, 5.0, -2.0], [20, 15, 5])
-    krylov, alphas, betas = run(rotated(spectrum), jnp.linspace(-1.0, 2.0, P), 7)
-    np.testing.assert_allclose(krylov @ krylov.T, np.diag([1, 1, 1, 0, 0, 0, 0]), atol=1e-13)
-    assert np.all(betas[:2] > 0)
-    np.testing.assert_array_equal(np.r_[betas[2:], alphas[3:]], 0)
+@pytest.mark.parametrize("scale", [0.0, 1e-8, 1e8])
+def test_without_deflation_zeros_follow_the_end_of_the_space(scale, x64):
+    krylov, alphas, betas = run(Diagonal(scale * jnp.ones(P)), jnp.linspace(-1.0, 2.0, P), 4)
+    np.testing.assert_allclose(krylov @ krylov.T, np.diag([1, 0, 0, 0]), atol=1e-14)
+    np.testing.assert_allclose(alphas[0], scale, rtol=1e-14)
+    np.testing.assert_array_equal(np.r_[betas, alphas[1:]], 0)
     values, vectors = ritz_pairs(alphas, betas)
-    weights = np.square(vectors[0])  # of the Gauss quadrature: what is vacant weighs nothing
-    np.testing.assert_array_equal(weights > 1e-20, np.abs(vectors[:3]).max(axis=0) > 1e-20)
-    found = np.asarray(values)[weights > 1e-20]
-    np.testing.assert_allclose(found, scale * np.array([-2.0, 1, 5]), rtol=1e-12)
-    assert values.min() >= found.min() - 1e-12 * scale
-    assert values.max() <= found.max() + 1e-12 * scale
+    np.testing.assert_allclose(values, scale, rtol=1e-14)
+    np.testing.assert_array_equal(np.sort(np.abs(vectors[0])), [0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
+def test_the_values_of_an_exhausted_space_are_exact(scale, x64):
+    """Three eigenvalues: whatever rounding adds after three steps has no weight."""
+    spectrum = scale * np.repeat([1.0, 5.0, -2.0], [20, 15, 5])
+    start = np.linspace(-1.0, 2.0, P)
+    _, alphas, betas = run(rotated(spectrum), jnp.asarray(start), 7)
+    assert betas[2] <= 1e-13 * scale < betas[:2].min()
+    values, vectors = map(np.asarray, ritz_pairs(alphas, betas))
+    weights = np.square(vectors[0])  # those of a Gauss quadrature
+    shares = np.square(rotation(P) @ start / np.linalg.norm(start))
+    for value in (1.0, 5.0, -2.0):
+        near = np.abs(values - scale * value) <= 1e-10 * scale
+        expected = shares[spectrum == scale * value].sum()
+        np.testing.assert_allclose(weights[near].sum(), expected, atol=1e-12)
+    assert spectrum.min() <= values.min() + 1e-10 * scale
+    assert values.max() <= spectrum.max() + 1e-10 * scale
 
 
 def test_many_starts_and_streams_are_no_different(x64):
