@@ -8,9 +8,6 @@ from laplace_kit.lazy import on_first_use
 
 if TYPE_CHECKING:
     from laplace_kit.curv import plots as plots
-    from laplace_kit.curv.algebra import DampedOperator as DampedOperator
-    from laplace_kit.curv.algebra import ScaledOperator as ScaledOperator
-    from laplace_kit.curv.algebra import SumOperator as SumOperator
     from laplace_kit.curv.capture.coverage import Coverage as Coverage
     from laplace_kit.curv.capture.coverage import coverage as coverage
     from laplace_kit.curv.design import Design as Design
@@ -40,7 +37,10 @@ if TYPE_CHECKING:
     from laplace_kit.curv.landscape import Landscape as Landscape
     from laplace_kit.curv.landscape import loss_along as loss_along
     from laplace_kit.curv.landscape import random_directions as random_directions
+    from laplace_kit.curv.linear import DampedOperator as DampedOperator
+    from laplace_kit.curv.linear import ScaledOperator as ScaledOperator
     from laplace_kit.curv.linear import SelfAdjointOperator as SelfAdjointOperator
+    from laplace_kit.curv.linear import SumOperator as SumOperator
     from laplace_kit.curv.linearized import LinearizedOperator as LinearizedOperator
     from laplace_kit.curv.matrix_free.eigen import eigenpairs as eigenpairs
     from laplace_kit.curv.matrix_free.estimate import estimate_diagonal as estimate_diagonal

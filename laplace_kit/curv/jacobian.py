@@ -16,6 +16,7 @@ from laplace_kit import tree
 from laplace_kit.chunks import chunk_of_map, chunk_of_sum
 from laplace_kit.curv.capture.capture import jacobian
 from laplace_kit.curv.capture.cost import choose_held, multiplied_out, rows_cost
+from laplace_kit.curv.export import to_scipy
 from laplace_kit.curv.objective import Objective, per_example, restrict
 from laplace_kit.curv.operator import check_differentiable
 from laplace_kit.curv.plan import Plan
@@ -147,7 +148,7 @@ class JacobianOperator:
 
     def to_scipy(self) -> "LinearOperator":
         """Return a SciPy `LinearOperator` on flat NumPy vectors, for `svds`, `lsmr` and so on."""
-        return _to_scipy(self)
+        return to_scipy(self, self.T)
 
     def __matmul__(self, v: PyTree) -> Float[Array, "..."]:
         """Return the product with a vector in either form, or with the columns of `(P, K)`."""
@@ -226,7 +227,7 @@ class TransposedJacobianOperator:
 
     def to_scipy(self) -> "LinearOperator":
         """Return a SciPy `LinearOperator` on flat NumPy vectors."""
-        return _to_scipy(self)
+        return to_scipy(self, self.T)
 
     def __matmul__(self, u: ArrayLike) -> PyTree:
         """Return the product with a vector in either form, or with the columns of `(N C, K)`."""
@@ -316,22 +317,3 @@ def _matmul(operator: JacobianOperator | TransposedJacobianOperator, v: PyTree) 
     if is_block and v.shape[0] == operator.shape[1]:
         return operator.matmat(v.T).T
     return operator.mv(v)
-
-
-def _to_scipy(operator: JacobianOperator | TransposedJacobianOperator) -> "LinearOperator":
-    from scipy.sparse.linalg import LinearOperator
-
-    def on_vectors(mv):
-        return lambda v: np.asarray(mv(jnp.asarray(v.reshape(-1), operator.dtype)))
-
-    def on_columns(matmat):
-        return lambda vs: np.asarray(matmat(jnp.asarray(vs.T, operator.dtype))).T
-
-    return LinearOperator(
-        operator.shape,
-        matvec=on_vectors(operator.mv),
-        rmatvec=on_vectors(operator.T.mv),
-        matmat=on_columns(operator.matmat),
-        rmatmat=on_columns(operator.T.matmat),
-        dtype=np.dtype(operator.dtype),
-    )

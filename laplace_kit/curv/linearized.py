@@ -14,15 +14,20 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
 from laplace_kit import tree
-from laplace_kit.curv.algebra import DampedOperator, ScaledOperator, SumOperator
-from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.curv.linear import (
+    DampedOperator,
+    ScaledOperator,
+    SelfAdjointOperator,
+    SumOperator,
+    WrappedOperator,
+)
 from laplace_kit.curv.operator import CurvatureOperator
 from laplace_kit.curv.vector import read_vectors
 from laplace_kit.tree import pytree_dataclass
 
 
 @pytree_dataclass()
-class LinearizedOperator(SelfAdjointOperator):
+class LinearizedOperator(WrappedOperator):
     """The same matrix as `operator`, with all that its products have in common computed.
 
     Made by `linearized`. `product`, called with the operator, is the linear map of flat vectors; as
@@ -33,29 +38,9 @@ class LinearizedOperator(SelfAdjointOperator):
     product: Partial
 
     @property
-    def params(self) -> PyTree:
-        """The parameters that vectors are like."""
-        return self.operator.params
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The matrix's shape, `(P, P)`."""
-        return self.operator.shape
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        """The dtype of flat vectors: the parameters' common one."""
-        return self.operator.dtype
-
-    @property
     def in_memory(self) -> bool:
         """Always: the residuals are arrays."""
         return True
-
-    @property
-    def is_positive_semidefinite(self) -> bool:
-        """Whether the operator is known to be."""
-        return self.operator.is_positive_semidefinite
 
     def mv(self, v: PyTree) -> PyTree:
         """Return the product with one vector, in its form; see `CurvatureOperator.mv`.

@@ -12,8 +12,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from laplace_kit import tree
-from laplace_kit.curv.algebra import DampedOperator, ScaledOperator, SumOperator
-from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.curv.linear import (
+    DampedOperator,
+    ScaledOperator,
+    SelfAdjointOperator,
+    SumOperator,
+    WrappedOperator,
+)
 from laplace_kit.curv.operator import CurvatureOperator
 from laplace_kit.curv.submatrix import submatrix
 from laplace_kit.curv.vector import read_vectors
@@ -60,7 +65,7 @@ def block_diagonal(
 
 
 @pytree_dataclass(static=("blocks", "groups"))
-class BlockDiagonalOperator(SelfAdjointOperator):
+class BlockDiagonalOperator(WrappedOperator):
     r"""The blocks $\sum_k E_k E_k^\top H E_k E_k^\top$ of a curvature matrix; all else is zero.
 
     A product is one pass over the data of each curvature operator inside. It linearises the model
@@ -82,31 +87,6 @@ class BlockDiagonalOperator(SelfAdjointOperator):
     operator: SelfAdjointOperator
     blocks: tuple[str, ...]
     groups: tuple[int, ...]
-
-    @property
-    def params(self) -> PyTree:
-        """The parameters that vectors are like."""
-        return self.operator.params
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The matrix's shape, `(P, P)`."""
-        return self.operator.shape
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        """The dtype of flat vectors: the parameters' common one."""
-        return self.operator.dtype
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether the data are arrays in memory, rather than a stream of batches."""
-        return self.operator.in_memory
-
-    @property
-    def is_positive_semidefinite(self) -> bool:
-        """Whether the matrix is known to be, and with it every block."""
-        return self.operator.is_positive_semidefinite
 
     def mv(self, v: PyTree) -> PyTree:
         """Return the product with one vector, in its form, in one pass over the data."""

@@ -3,8 +3,7 @@
 import functools
 
 from laplace_kit import tree
-from laplace_kit.curv.algebra import DampedOperator, ScaledOperator, SumOperator
-from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.curv.linear import DampedOperator, ScaledOperator, SelfAdjointOperator, SumOperator
 from laplace_kit.curv.linearized import LinearizedOperator, linearized
 from laplace_kit.curv.objective import restrict
 from laplace_kit.curv.operator import CurvatureOperator

@@ -10,7 +10,7 @@ import twins
 from scipy.sparse.linalg import eigsh
 
 from laplace_kit import curv
-from laplace_kit.curv.algebra import DampedOperator, ScaledOperator, SumOperator
+from laplace_kit.curv.linear import DampedOperator, ScaledOperator, SumOperator
 
 
 def pair(problem: twins.Problem, data=None):

@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from laplace_kit.curv.algebra import DampedOperator
 from laplace_kit.curv.capture.layout import Layout, to_flat
 from laplace_kit.curv.eigenbasis import eigenbasis, from_basis, to_basis
 from laplace_kit.curv.ggn import GaussNewtonOperator
 from laplace_kit.curv.kronecker import KroneckerFactors, kronecker_factors
-from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.curv.linear import DampedOperator, SelfAdjointOperator
 from laplace_kit.tree import pytree_dataclass
 
 

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import tree
-from laplace_kit.curv.algebra import DampedOperator
-from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.curv.linear import DampedOperator, SelfAdjointOperator
 from laplace_kit.curv.linearized import linearized
 from laplace_kit.curv.matrix_free.probing import Estimate, Integrand, over_probes
 from laplace_kit.curv.matrix_free.tridiagonal import lanczos, ritz_pairs

@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Num, PyTree
 
 from laplace_kit import tree
-from laplace_kit.curv.algebra import DampedOperator
-from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.curv.linear import DampedOperator, SelfAdjointOperator, WrappedOperator
 from laplace_kit.curv.matrix_free.host import on_host, product
 from laplace_kit.curv.matrix_free.krylov import Status, conjugate_gradients, lsmr, neumann_series
 from laplace_kit.curv.matrix_free.precondition import Preconditioner
@@ -82,7 +81,7 @@ class Solution:
 
 
 @pytree_dataclass(static=("method",))
-class InverseOperator(SelfAdjointOperator):
+class InverseOperator(WrappedOperator):
     r"""The inverse $(H + \mathrm{diag}(\delta))^{-1}$, whose products solve linear systems.
 
     With the prior precision for the damping it is the covariance of a Laplace posterior.
@@ -117,23 +116,6 @@ class InverseOperator(SelfAdjointOperator):
             _check_positive("tolerance", self.tolerance)
         _check_positive("max_iterations", self.max_iterations)
         _check_preconditioner(self.preconditioner)
-
-    @property
-    def params(self) -> PyTree:
-        """The parameters that vectors are like."""
-        return self.operator.params
-
-    @property
-    def shape(self):
-        return self.operator.shape
-
-    @property
-    def dtype(self):
-        return self.operator.dtype
-
-    @property
-    def in_memory(self):
-        return self.operator.in_memory
 
     @property
     def is_positive_semidefinite(self):
