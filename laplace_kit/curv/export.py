@@ -1,7 +1,7 @@
 """Operators handed to other libraries: SciPy's and lineax's own, on flat vectors."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
 
+@runtime_checkable
 class Linear(Protocol):
     """What has products with flat vectors: one, and several along a leading axis."""
 

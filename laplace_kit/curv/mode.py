@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from laplace_kit import tree
 from laplace_kit.chunks import chunk_of_sum
-from laplace_kit.curv.objective import Objective, chunk_loss
+from laplace_kit.curv.objective import Objective, loss_of_outputs
 from laplace_kit.data import (
     Chunk,
     Data,
@@ -203,18 +203,21 @@ def _of_target(
 
 def _chunk_statistics(args, chunk):
     objective, of_features = args
-    loss, gradient = jax.value_and_grad(lambda params: chunk_loss(objective, params, chunk))(
-        objective.params
-    )
+
+    def loss_and_outputs(params):
+        f = objective.model_fn(params, chunk.x)
+        return loss_of_outputs(objective.likelihood, f, chunk), f
+
+    (loss, f), gradient = jax.value_and_grad(loss_and_outputs, has_aux=True)(objective.params)
     counted = chunk.weight > 0
-    bad = jnp.stack(list(_faults(objective, of_features, chunk).values())).any(axis=0)
+    faults = _faults(objective.likelihood, f, of_features, chunk)
+    bad = jnp.stack(list(faults.values())).any(axis=0)
     bad_params = sum(jnp.sum(~jnp.isfinite(leaf)) for leaf in jax.tree.leaves(objective.params))
     return _Statistics(loss, gradient, jnp.sum(counted), jnp.sum(bad & counted), bad_params)
 
 
-def _faults(objective, of_features, chunk) -> dict[str, Array]:
+def _faults(likelihood, f, of_features, chunk) -> dict[str, Array]:
     """Return, for each thing that can be wrong, which examples of a chunk it is wrong for."""
-    likelihood, f = objective.likelihood, objective.outputs(chunk.x)
     seen = jax.vmap(partial(targets_seen, likelihood))(f, chunk.y)
     valid = jax.vmap(likelihood.is_valid)(f, chunk.y)
     not_finite, out_of_range = _descriptions(likelihood)
@@ -247,7 +250,8 @@ def _describe_first_bad(objective, of_features, data, batch_size) -> str:
             rows = slice(start, start + (batch_size or num))
             x, y = jax.tree.map(lambda a: a[rows], (batch.x, batch.y))  # noqa: B023
             chunk = Chunk(x, y, jnp.ones(len(jax.tree.leaves(x)[0])))
-            for what, bad in _faults(objective, of_features, chunk).items():
+            f = objective.outputs(x)
+            for what, bad in _faults(objective.likelihood, f, of_features, chunk).items():
                 if bool(bad.any()):
                     row, count = int(np.argmax(np.asarray(bad))), int(bad.sum())
                     where = f"example {start + row}"

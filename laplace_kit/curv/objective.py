@@ -107,9 +107,15 @@ def example_losses(likelihood: Likelihood, f: Float[Array, "B *event"], y: PyTre
 
 def chunk_loss(objective: Objective, params: PyTree, chunk: Chunk) -> Float[Array, ""]:
     """Return the weighted sum of one chunk's losses, of outputs in float32 or better."""
-    f = objective.model_fn(params, chunk.x)
+    return loss_of_outputs(objective.likelihood, objective.model_fn(params, chunk.x), chunk)
+
+
+def loss_of_outputs(
+    likelihood: Likelihood, f: Float[Array, "B *event"], chunk: Chunk
+) -> Float[Array, ""]:
+    """Return the same where the outputs are known."""
     f = f.astype(jnp.promote_types(f.dtype, jnp.float32))
-    losses = example_losses(objective.likelihood, f, chunk.y)
+    losses = example_losses(likelihood, f, chunk.y)
     return jnp.vdot(chunk.weight.astype(losses.dtype), losses)
 
 
