@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from laplace_kit.approx.dense_block import DenseBlock, DensePrecision, dense_precision
 from laplace_kit.approx.eigenblock import Eigenblock, EigenPrecision, PosteriorBlock
-from laplace_kit.approx.posterior import Posterior, Structure, spectrum_of, without_rounding
+from laplace_kit.approx.posterior import Posterior, Structure, spectrum_of
 from laplace_kit.curv.capture.layout import Layout, to_flat
 from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.ggn import GaussNewtonOperator
@@ -131,8 +131,7 @@ def _eigen(factor: Float[Array, "G n *n"]) -> tuple[Array, Array | None]:
         return factor[:, 0], None
     with jax.default_matmul_precision("highest"):
         values, vectors = jnp.linalg.eigh(factor)
-    cleaned = jax.vmap(lambda v: without_rounding(v, len(v)))(values)
-    return jnp.maximum(cleaned, 0), vectors
+    return jnp.maximum(values, 0), vectors
 
 
 def fit_kronecker(
