@@ -136,7 +136,7 @@ def check_values(
     if not tree.is_concrete((x, y)):
         return
     anywhere = likelihood if not isinstance(likelihood, FromLoss) else None
-    bad = _value_faults(anywhere, jnp.zeros(outputs.shape[1:], outputs.dtype), x, y)
+    bad = _value_faults(anywhere, np.zeros(outputs.shape[1:], outputs.dtype), x, y)
     if not tree.is_concrete(bad):  # under a transformation of something else
         return
     descriptions = (_INPUTS, *_descriptions(likelihood))

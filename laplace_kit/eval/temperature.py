@@ -106,8 +106,8 @@ def variational_temperature(
     temperature
         Within $10^{-6}$ and one. The expectation is taken over 16 fixed draws for each example
         and their mirror images, the same for every T, so that the bound is a smooth function of it.
-        Cost: 66 evaluations of the likelihood at the draws; covariances over up to 64 outputs are
-        taken in full, larger ones by their diagonals.
+        Cost: 66 evaluations of the likelihood at the draws, which are held at once; covariances
+        over up to 64 outputs are taken in full, larger ones by their diagonals.
 
     References
     ----------

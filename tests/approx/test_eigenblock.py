@@ -105,7 +105,12 @@ def test_log_determinant_with_derivatives_in_every_entry(name, x64):
     other[1] = np.nextafter(other[1], 9)
     assert not block.represents(other)
     for every in (True, False):
-        assert np.isnan(log_det_and_derivatives(block, jnp.asarray(other), every)[0])
+        value, *_, variance = log_det_and_derivatives(block, jnp.asarray(other), every)
+        assert np.isnan(value)
+        # Of all parameters that the curvature couples with the one that differs.
+        coupled = dense(block)[1] != 0
+        flat = jnp.concatenate([part for _, part in block.layout.pieces(variance)])
+        assert np.isnan(flat)[coupled].all()
 
 
 def test_a_curvature_that_is_diagonal_goes_with_every_prior(x64):

@@ -9,7 +9,13 @@ import twins
 from exact import ANY_CURVATURE, KINDS
 
 from laplace_kit import curv, tree
-from laplace_kit.approx import DiagonalStructure, FullStructure, LowRankStructure, Spectrum
+from laplace_kit.approx import (
+    DiagonalPosterior,
+    DiagonalStructure,
+    FullStructure,
+    LowRankStructure,
+    Spectrum,
+)
 from laplace_kit.approx.dual import fit_dual
 from laplace_kit.approx.posterior import factorise, without_rounding
 
@@ -189,6 +195,22 @@ def test_spectrum_gives_what_an_isotropic_prior_needs(kind, x64):
         twins.assert_close(spectrum.log_det(delta), expected, rtol=1e-9)
         trace = np.trace(matrix @ np.linalg.inv(matrix + delta * np.eye(P)))
         twins.assert_close(spectrum.effective_parameters(delta), trace, rtol=1e-9)
+        twins.assert_close(spectrum.undetermined_parameters(delta), P - trace, rtol=1e-9)
+
+
+def test_few_undetermined_parameters_keep_their_digits():
+    values = np.full(1000, 3e5, np.float32)
+    spectrum = Spectrum(jnp.asarray(values), jnp.asarray(values.min()), 1000)
+    found = spectrum.undetermined_parameters(jnp.asarray(0.1, jnp.float32))
+    np.testing.assert_allclose(found, 1000 * 0.1 / (3e5 + 0.1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_one_number_that_is_not_finite_is_seen(wrong, x64):
+    std = np.ones(5000)
+    assert DiagonalPosterior(jnp.asarray(std)).is_finite()
+    std[4321] = wrong
+    assert not DiagonalPosterior(jnp.asarray(std)).is_finite()
 
 
 def test_only_rounding_is_taken_for_zero(x64):

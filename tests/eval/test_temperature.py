@@ -12,7 +12,12 @@ from scipy.optimize import minimize_scalar
 import laplace_kit as lk
 from laplace_kit.eval.metrics import negative_log_likelihood
 from laplace_kit.eval.outputs import Predictive
-from laplace_kit.eval.temperature import PriorTerms, variational_temperature
+from laplace_kit.eval.temperature import (
+    PriorTerms,
+    isotropic_prior_terms,
+    prior_terms,
+    variational_temperature,
+)
 
 
 def predictive_of(f_mean, f_cov=None, f_var=None) -> Predictive:
@@ -48,6 +53,21 @@ def test_regression_at_the_optimum_of_the_evidence_is_left_alone(form, x64):
     assert la.temperature == 1  # which is why `tune` does not ask for it
     asked = la.tune(temperature=True)
     assert float(asked.temperature) == pytest.approx(float(found), rel=0.1)
+
+
+@pytest.mark.parametrize("kind", exact.KINDS)
+def test_prior_terms_are_those_of_the_dense_posterior(kind, x64):
+    la, delta = exact.fitted(kind, "float64"), 2.5
+    theta = np.asarray(jax.flatten_util.ravel_pytree(la.params)[0])
+    precision = np.full(len(theta), delta)
+    cov = np.linalg.inv(exact.curvature(kind) + np.diag(precision))
+    posterior = la.with_prior(delta).posterior
+    for found in (
+        prior_terms(posterior, jnp.asarray(precision), jnp.asarray(theta)),
+        isotropic_prior_terms(la.structure.spectrum(), jnp.asarray(delta), jnp.asarray(theta)),
+    ):
+        expected = (len(theta), delta * np.trace(cov), delta * theta @ theta)
+        np.testing.assert_allclose(jax.tree.leaves(found), expected, rtol=1e-8)
 
 
 # --- brute force ----------------------------------------------------------------------------------

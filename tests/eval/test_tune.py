@@ -195,8 +195,10 @@ def test_the_trace_is_true_and_short(kind, per_leaf, x64):
     best = np.log([float(leaf) for leaf in jax.tree.leaves(tuning.prior_precision)])
     np.testing.assert_allclose(visited[-1], best, rtol=1e-12)
     assert objective[-1] >= objective.max() - 1e-9
-    # A grid of 25 and then one bit a step, to half of the digits.
-    assert len(objective) <= 25 + (60 if per_leaf else 30)
+    # A grid of 25 where the curvature is indefinite by rounding; then one bit a step, to half of
+    # the digits.
+    grid = 25 if exact.fitted(kind, "float64").structure.spectrum().smallest < 0 else 0
+    assert len(objective) <= grid + (60 if per_leaf else 32)
     assert not tuning.flat
     assert float(tuning.noise_scale) == float(tuning.temperature) == 1
 
