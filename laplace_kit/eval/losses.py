@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from laplace_kit import tree
-from laplace_kit.eval.metrics.classification import finite_log
+from laplace_kit.eval.logarithms import finite_log
 from laplace_kit.eval.outputs import Predictive
 from laplace_kit.likelihood import (
     Bernoulli,

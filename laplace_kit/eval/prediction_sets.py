@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from laplace_kit.eval.metrics.classification import finite_log
+from laplace_kit.eval.logarithms import finite_log
 from laplace_kit.eval.uncertainty import no_distribution
 from laplace_kit.likelihood import Bernoulli, Categorical, Likelihood
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from laplace_kit.eval.expectation import drawn_expectation, normal_expectation, positions
-from laplace_kit.eval.metrics.scores import entropy
+from laplace_kit.eval.logarithms import entropy
 from laplace_kit.likelihood import (
     Bernoulli,
     Categorical,

@@ -7,7 +7,9 @@ import pytest
 import twins
 
 from laplace_kit import curv, memory
+from laplace_kit.chunks import chunk_of_sum
 from laplace_kit.curv.linearized import LinearizedOperator, linearized
+from laplace_kit.curv.operator import _chunk_mv
 from laplace_kit.curv.partition import block_diagonal
 from laplace_kit.memory import Limits
 from laplace_kit.tree import replace
@@ -145,7 +147,9 @@ def test_residuals_make_one_chunk_where_products_take_several(monkeypatch):
     monkeypatch.setattr(memory, "_RECYCLED", 1)
     monkeypatch.setattr(memory, "_EXAMPLES_WORTH_A_CHUNK", 1)
     monkeypatch.setattr(memory, "_CHUNK_TO_SUM", 0)
-    assert chunked.chunk_size() < problem.num_examples == chunked.largest_chunk_size()
+    product = replace(chunked, data=None), problem.params
+    of_product = chunk_of_sum(_chunk_mv, product, chunked.data, chunked.limits)
+    assert of_product < problem.num_examples == chunked.largest_chunk_size()
     linear = linearized(chunked)
     assert all(
         leaf.shape[0] == problem.num_examples

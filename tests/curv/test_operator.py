@@ -302,7 +302,7 @@ def test_batch_size_bounds_the_memory(kind, method):
 @pytest.mark.parametrize("method", ["mv", "matmat"])
 @families
 def test_products_hold_no_more_for_more_data(kind, method, monkeypatch):
-    monkeypatch.setattr(memory, "_RECYCLED", 2**18)
+    monkeypatch.setattr(memory, "_RECYCLED", 2**20)
     some, many = (temporary_bytes(kind, method, (num, 9, 20)) for num in (3000, 12_000))
     at_once = temporary_bytes(kind, method, (3000, 9, 20), batch_size=3000)
     assert many <= 1.1 * some < 0.5 * at_once

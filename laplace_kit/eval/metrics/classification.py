@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from laplace_kit.eval.logarithms import finite_log
 from laplace_kit.eval.metrics import checks, weighting
 from laplace_kit.eval.metrics.inputs import metric
 
@@ -32,11 +33,6 @@ def negative_log_likelihood(
     probs, targets = checks.labelled(probs, y)
     weights = weighting.checked(weights, len(probs), probs.dtype)
     return -weighting.mean(jnp.sum(targets * finite_log(probs), axis=1), weights)
-
-
-def finite_log(probs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Return logarithms, of zero as of the smallest normal number."""
-    return jnp.log(jnp.maximum(probs, jnp.finfo(probs.dtype).tiny))
 
 
 @metric

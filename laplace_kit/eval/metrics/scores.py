@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import entr
 from jaxtyping import Array, ArrayLike, Float
 
+from laplace_kit.eval.logarithms import entropy
 from laplace_kit.eval.metrics import checks
 from laplace_kit.eval.metrics.inputs import metric
 
@@ -55,9 +55,3 @@ def besides_largest(probs: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:
     others = jnp.sum(jnp.where(is_largest, 0, probs), axis=-1)
     # Elsewhere equal probabilities shall give equal scores, however the others are rounded.
     return jnp.where(largest > _NEARLY_ONE, others, 1 - largest)
-
-
-def entropy(probs: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:
-    """Return the entropies of distributions, in nats."""
-    # Rounding may leave a probability just below zero, of which the entropy is minus infinity.
-    return jnp.sum(entr(jnp.where(probs < 0, 0, probs)), axis=-1)
