@@ -35,7 +35,7 @@ def posterior(dtype="float32", **options) -> lk.Laplace:
 
 def without_data(value):
     """Return a posterior without its training examples, which are not stored."""
-    return tree.replace(value, examples=None) if isinstance(value, lk.Laplace) else value
+    return tree.replace(value, examples=None, plan=None) if isinstance(value, lk.Laplace) else value
 
 
 def is_bitwise_equal(first, second):

@@ -88,7 +88,10 @@ def _check_finite(x: PyTree) -> None:
         return
     for path, leaf in zip(tree.paths(x), jax.tree.leaves(x), strict=True):
         on_host = isinstance(leaf, np.ndarray)
-        rows = _rows_are_finite(np, leaf) if on_host else np.asarray(_on_device(leaf))
+        rows = _rows_are_finite(np, leaf) if on_host else _on_device(leaf)
+        if not tree.is_concrete(rows):  # under a transformation of something else
+            return
+        rows = np.asarray(rows)
         if not rows.all():
             where = f" at {path!r}" if path else ""
             row = int(np.argmin(rows))

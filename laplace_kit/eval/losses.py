@@ -50,7 +50,8 @@ def _(likelihood: Bernoulli, predictive, y):
     if predictive.logits is not None:
         return jax.vmap(likelihood.entry_losses)(predictive.logits, y)
     y = y.astype(predictive.probs.dtype)  # -y of an unsigned label is no number below zero
-    return -y * _log(predictive.probs) - (1 - y) * _log(1 - predictive.probs)
+    log_p, log_q = finite_log(predictive.probs), finite_log(1 - predictive.probs)
+    return -y * log_p - (1 - y) * log_q
 
 
 @predictive_losses.register(Gaussian)

@@ -239,12 +239,8 @@ def cross_validated(
             posterior, _ = factorise(fold.structure, precision)
             pull = fold.gradient + precision * deviation
             step = tree.unravel(newton_step(posterior, pull).astype(theta.dtype), objective.params)
-            moved = tree.replace(
-                objective,
-                model_fn=jax.tree_util.Partial(
-                    _shifted, objective.model_fn, objective.params, step
-                ),
-            )
+            shifted = jax.tree_util.Partial(_shifted, objective.model_fn, objective.params, step)
+            moved = objective.with_model(shifted)
             if temperature != 1:
                 posterior, _ = factorise(fold.structure, precision, temperature)
             size = len(jax.tree.leaves(fold.x)[0])

@@ -136,7 +136,7 @@ def test_what_is_no_stream_of_batches_is_refused():
         predict_over(regression, [(X, X, X)])
     with pytest.raises(ValueError, match="at least one"):
         predict_over(regression, [X[:0]])
-    with pytest.raises(ValueError, match="positive number"):
+    with pytest.raises(ValueError, match="batch_size=0, expected a whole number of inputs"):
         split(X, 0)
 
 

@@ -11,6 +11,7 @@ from predictions import classification, regression
 
 from laplace_kit.eval import metrics as mt
 from laplace_kit.eval.metrics import resampling
+from laplace_kit.memory import Limits
 
 KEY = jax.random.key(0)
 
@@ -39,7 +40,7 @@ def test_replicates_are_metrics_of_examples_drawn_by_hand():
 def test_chunks_change_nothing(monkeypatch):
     mean, _, y = regression((30,), dtype="float32")
     whole = mt.bootstrap(mt.rmse, mean, y, key=KEY, num_resamples=25)
-    monkeypatch.setattr(resampling, "working_set", lambda: 8 * 90 * 4)
+    monkeypatch.setattr(Limits, "working_set", lambda _: 8 * 90 * 4)
     assert resampling._chunks(25, [mean, y, mean]) == (7, 4)
     pieces = mt.bootstrap(mt.rmse, mean, y, key=KEY, num_resamples=25)
     np.testing.assert_allclose(whole, pieces, rtol=1e-6)
@@ -159,7 +160,7 @@ def test_replicates_hold_what_their_weights_decide(monkeypatch):
     decided = resampling._decided_bytes(statistic, (probs, labels), [jnp.ones(40)])
     assert 40 * 4 <= decided < probs.nbytes / 10
     whole = mt.bootstrap(mt.accuracy, probs, labels, key=KEY, num_resamples=25)
-    monkeypatch.setattr(resampling, "working_set", lambda: 8 * probs.size)
+    monkeypatch.setattr(Limits, "working_set", lambda _: 8 * probs.size)
     found = mt.bootstrap(mt.accuracy, probs, labels, key=KEY, num_resamples=25)
     np.testing.assert_allclose(jax.tree.leaves(found), jax.tree.leaves(whole), rtol=1e-6)
     assert resampling._chunks(25, [probs], decided) == (1, 25)
