@@ -48,7 +48,7 @@ class Objective:
         return replace(self, plan=make_plan(self.model_fn, self.params, x))
 
     def with_model(self, model_fn: Partial) -> "Objective":
-        """Return the objective of another model of the same parameters, which is not planned yet."""
+        """Return the objective of another model of the same parameters, not planned yet."""
         return replace(self, model_fn=model_fn, plan=None)
 
     def within(self, batch_size: int | None = None, memory: int | None = None) -> "Objective":
