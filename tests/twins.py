@@ -366,7 +366,9 @@ def constants(program: str, *, larger_than: int = 4) -> list[str]:
 def run_on_eight_devices(code: str) -> None:
     """Run code in a process whose CPU counts as eight devices; a failure there is one here."""
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": " ".join(
+            [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+        ),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path]),
     }
