@@ -203,8 +203,11 @@ def flat(problem: Problem) -> tuple[jax.Array, Callable]:
     """Return the floating-point parameters as a vector, and the outputs as a function of it."""
     leaves, structure = jax.tree.flatten(problem.params)
     floating = [is_floating(leaf) for leaf in leaves]
-    free = [np.asarray(leaf) for leaf, ok in zip(leaves, floating, strict=True) if ok]
-    theta = array(np.concatenate([leaf.ravel() for leaf in free]))
+    free = [leaf for leaf, ok in zip(leaves, floating, strict=True) if ok]
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in free):
+        theta = jnp.concatenate([leaf.ravel() for leaf in free])
+    else:
+        theta = array(np.concatenate([np.ravel(leaf) for leaf in free]))
     stops = np.cumsum([leaf.size for leaf in free])
 
     def outputs(theta):

@@ -213,7 +213,7 @@ def test_posterior_of_several_kinds_of_layers_is_that_of_its_dense_matrix(struct
         la.structure.log_det(jnp.asarray(precision)), exact.log_det(matrix + np.diag(precision))
     )
     flat, unravel = jax.flatten_util.ravel_pytree(params)
-    jac = np.asarray(jax.jacobian(lambda t: several_kinds(unravel(t), x))(flat))
+    jac = np.asarray(jax.jit(jax.jacobian(lambda t: several_kinds(unravel(t), x)))(flat))
     f_cov = np.einsum("ncp,pq,ndq->ncd", jac, cov, jac)
     twins.assert_close(la.predict(x).f_cov, f_cov)
     variance = la.predict(x, covariance="diagonal").f_var
@@ -254,7 +254,7 @@ def test_every_parameter_may_have_a_prior_of_its_own(x64, tmp_path):
     twins.assert_close(other.posterior.covariance(), cov)
     expected = exact.evidence(log_likelihood, curvature, precision, theta)
     twins.assert_close(other.log_marginal_likelihood(), expected)
-    jac = np.asarray(jax.jacobian(lambda t: several_kinds(unravel(t), x))(jnp.asarray(theta)))
+    jac = np.asarray(jax.jit(jax.jacobian(lambda t: several_kinds(unravel(t), x)))(theta))
     f_cov = np.einsum("ncp,pq,mdq->ncmd", jac, cov, jac)
     twins.assert_close(other.predict(x, joint=True).joint_cov, f_cov)
     twins.assert_close(other.predict(x).f_cov, np.einsum("ncnd->ncd", f_cov))
