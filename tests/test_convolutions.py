@@ -13,7 +13,7 @@ on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="layouts are 
 
 
 def normal(*shape):
-    return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape), jnp.float32)
+    return twins.array(np.random.default_rng(sum(shape)).normal(size=shape), np.float32)
 
 
 def numbers_of(jaxpr):

@@ -20,7 +20,7 @@ RNG = np.random.default_rng(0)
 
 
 def normal(*shape):
-    return jnp.asarray(RNG.normal(size=shape))
+    return twins.array(RNG.normal(size=shape))
 
 
 # --- the exact posterior --------------------------------------------------------------------------
@@ -335,11 +335,11 @@ def test_a_prior_that_leaves_share_by_its_form_multiplies_nothing_out(x64):
 def test_one_precision_is_one_whatever_its_rounding(dtype, width, out):
     """The sum of so many equal numbers is not exact, unlike that of powers of two."""
     with twins.precision(dtype):
-        eye = tuple(jnp.eye(n, dtype=dtype)[None] for n in (width, out))
+        eye = tuple(twins.array(np.eye(n)[None], dtype) for n in (width, out))
         weight = Slot(0, (width - 1, out), (Move("reshape", (1, width - 1, out)),))
         bias = Slot((width - 1) * out, (out,), (Move("reshape", (1, 1, out)),))
         layout = Layout(weight, bias, (1, width, out))
-        values = jnp.asarray(RNG.uniform(size=(1, width, out)), dtype)
+        values = twins.array(RNG.uniform(size=(1, width, out)), dtype)
         structure = KroneckerStructure((Eigenblock(*eye, values, layout),), False)
         for delta in (0.1, 0.8, 3.7):
             precision = jnp.full(width * out, delta, dtype)

@@ -13,7 +13,7 @@ PROBLEMS = ("mlp", "convnet", "two_inputs", "several_axes", "with_integers", "ba
 
 def dense_gradients(problem):
     theta, outputs = twins.flat(problem)
-    return jax.jacobian(lambda t: jax.vmap(problem.loss)(outputs(t), problem.y))(theta)
+    return jax.jit(jax.jacobian(lambda t: jax.vmap(problem.loss)(outputs(t), problem.y)))(theta)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
