@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import twins
 from flax import nnx
 
 from laplace_kit.curv import coverage
@@ -42,11 +43,11 @@ def kinds_of(model_fn: Callable, params: Any, x: Any) -> dict[str, str]:
 def gaussian(seed: int) -> Callable:
     """Return what draws arrays of a shape; in float64 inside `jax.enable_x64`."""
     rng = np.random.default_rng(seed)
-    return lambda *shape: jnp.asarray(rng.normal(size=shape))
+    return lambda *shape: twins.array(rng.normal(size=shape))
 
 
 def tokens(high: int, *shape: int) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(1).integers(0, high, shape))
+    return twins.array(np.random.default_rng(1).integers(0, high, shape))
 
 
 def values_for(shapes: Any, seed: int, *, positive: bool = False) -> Any:
@@ -56,7 +57,7 @@ def values_for(shapes: Any, seed: int, *, positive: bool = False) -> Any:
     def fill(leaf):
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             values = normal(*leaf.shape)
-            return 0.5 + jnp.abs(values) if positive else values
+            return twins.array(0.5 + np.abs(values)) if positive else values
         return jnp.zeros(leaf.shape, leaf.dtype)
 
     return jax.tree.map(fill, shapes)

@@ -1,15 +1,35 @@
-"""What every test shares: reproducible hypothesis examples and double precision on request."""
+"""What every test shares: compiled programs, reproducible examples, float64 on request."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import jax
 import pytest
 from hypothesis import settings
+from jax._src import pjit
+from jax._src.interpreters import pxla
 
 # Compiling is most of a test's time, so XLA does little of it; `make test-slow` has it do all.
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     jax.config.update("jax_disable_most_optimizations", True)
+    if jax.__version_info__ < (0, 11):
+        # The older emitters of loops take half as long; later versions know the flag no more.
+        given = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{given} --xla_cpu_use_fusion_emitters=false"
+
+
+def pytest_configure(config):
+    """Share compiled programs among the processes of one run, by way of a folder."""
+    if not hasattr(config, "workerinput"):  # a worker of pytest-xdist has that of its parent
+        folder = tempfile.mkdtemp(prefix="programs-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
 
 # Each example may compile a new program: few of them, the same in every run, and none is late.
 settings.register_profile("laplace_kit", deadline=None, derandomize=True, max_examples=10)
@@ -30,8 +50,12 @@ _MANY_MAPPINGS = 25_000
 
 @pytest.fixture(autouse=True, scope="module")
 def few_programs():
-    """Forget compiled programs before there are too many of them for the operating system."""
+    """Forget what was compiled from, and the programs before there are too many of them."""
     yield
+    # JAX keeps the MLIR of each program, 1.5 MB that nothing reads again: lowering the next one
+    # then takes the longer the more there are. JAX has no public name for these two caches.
+    for cached in (pjit._pjit_lower, pxla._cached_lowering_to_hlo):
+        cached.cache_clear()
     mappings = Path("/proc/self/maps")
     if mappings.exists() and mappings.read_bytes().count(b"\n") > _MANY_MAPPINGS:
         jax.clear_caches()

@@ -160,8 +160,8 @@ class Regression:
 
     def unravel(self, theta: np.ndarray) -> dict:
         outputs = self.y.shape[1]
-        weight = jnp.asarray(theta[outputs:]).reshape(-1, outputs)
-        return {"bias": jnp.asarray(theta[:outputs]), "weight": weight}
+        weight = twins.array(theta[outputs:].reshape(-1, outputs))
+        return {"bias": twins.array(theta[:outputs]), "weight": weight}
 
     def fit(self, precision, mean, **options) -> lk.Laplace:
         """Return the Laplace approximation at the exact mode: it is the exact posterior."""
@@ -169,10 +169,10 @@ class Regression:
         return lk.fit(
             linear,
             self.unravel(mode),
-            (jnp.asarray(self.x), jnp.asarray(self.y)),
+            (twins.array(self.x), twins.array(self.y)),
             likelihood=lk.Gaussian(self.noise_std),
-            prior_precision=jnp.asarray(precision),
-            prior_mean=jnp.asarray(mean),
+            prior_precision=twins.array(precision),
+            prior_mean=twins.array(mean),
             **options,
         )
 

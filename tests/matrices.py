@@ -4,6 +4,7 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
+import twins
 
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.tree import pytree_dataclass
@@ -34,7 +35,7 @@ class Matrix(SelfAdjointOperator):
     def matmat(self, vs):
         if self.in_memory:
             return vs @ self.dense
-        return jnp.asarray(np.asarray(vs) @ np.asarray(self.dense))
+        return twins.array(np.asarray(vs) @ np.asarray(self.dense))
 
     def diagonal(self):
         return jnp.diag(self.to_dense())
@@ -88,4 +89,4 @@ def rotated(spectrum, dtype: str = "float64", *, in_memory: bool = True) -> Matr
     """Return a matrix with these eigenvalues, the rows of `rotation` for eigenvectors."""
     basis = rotation(len(spectrum))
     dense = basis.T @ (np.asarray(spectrum)[:, None] * basis)
-    return Matrix(jnp.asarray(dense, dtype), in_memory)
+    return Matrix(twins.array(dense, dtype), in_memory)

@@ -136,7 +136,7 @@ def test_one_newton_step_from_the_old_mode_on_a_network(x64):
     new = lk.fit(model, params, (np.float64(new_x), new_y), likelihood="categorical")
     matrix = la.structure.matrix + new.structure.matrix
     twins.assert_close(found.structure.matrix, matrix)
-    step = -np.linalg.solve(matrix + np.eye(12), jax.grad(loss)(theta))
+    step = -np.linalg.solve(matrix + np.eye(12), jax.jit(jax.grad(loss))(theta))
     moved = jax.flatten_util.ravel_pytree(found.params)[0] - theta
     twins.assert_close(moved, step, rtol=1e-9)
 

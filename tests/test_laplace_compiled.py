@@ -34,7 +34,7 @@ def fitted(seed=0, **options) -> lk.Laplace:
 def jacobian(la, x) -> np.ndarray:
     """Return that of the outputs in the flat parameters, `(N, C, P)`."""
     flat, unravel = ravel_pytree(la.params)
-    return np.asarray(jax.jacobian(lambda theta: model(unravel(theta), x))(flat))
+    return np.asarray(jax.jit(jax.jacobian(lambda theta: model(unravel(theta), x)))(flat))
 
 
 @pytest.mark.slow

@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "laplace_kit"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -38,6 +36,9 @@ def dotted(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+NAMES = tuple(map(dotted, MODULES))
+
+
 def layer(module: str) -> int:
     """Return 0 for the ground floor, 1 to 3 for `LAYERS`, 4 for the façade."""
     _, name, *_ = (*module.split("."), "__init__")
@@ -48,7 +49,6 @@ def layer(module: str) -> int:
 
 def imports(path: Path, source: str) -> set[str]:
     """Return this package's modules that the source of a file imports, also inside functions."""
-    known = {dotted(module) for module in MODULES}
     package = path.relative_to(ROOT).parts[:-1]
     found = set()
     for node in ast.walk(ast.parse(source, path)):
@@ -58,15 +58,18 @@ def imports(path: Path, source: str) -> set[str]:
             above = package[: len(package) - node.level + 1] if node.level else []
             origin = ".".join([*above, *([node.module] if node.module else [])])
             names = {f"{origin}.{alias.name}" for alias in node.names}
-            found |= {name if name in known else origin for name in names}
+            found |= {name if name in NAMES else origin for name in names}
     return {module for module in found if module.split(".")[0] == PACKAGE.name}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_imports_point_downwards(path):
-    imported = imports(path, path.read_text(encoding="utf-8"))
-    upwards = {module for module in imported if layer(module) > layer(dotted(path))}
-    assert not upwards, f"{dotted(path)} stands below {', '.join(sorted(upwards))}"
+def test_imports_point_downwards():
+    upwards = [
+        f"{name} stands below {module}"
+        for path, name in zip(MODULES, NAMES, strict=True)
+        for module in sorted(imports(path, path.read_text(encoding="utf-8")))
+        if layer(module) > layer(name)
+    ]
+    assert not upwards, "\n".join(upwards)
 
 
 class WithoutAnnotations(ast.NodeTransformer):

@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jax.scipy import stats
 
 from laplace_kit import curv
@@ -60,8 +59,19 @@ class Problem:
 
     def vectors(self, num: int) -> jax.Array:
         """Return `(num, P)` flat vectors."""
-        values = np.random.default_rng(1).normal(size=(num, len(flat(self)[0])))
-        return jnp.asarray(values, flat(self)[0].dtype)
+        leaves = [leaf for leaf in jax.tree.leaves(self.params) if is_floating(leaf)]
+        size = sum(leaf.size for leaf in leaves)
+        values = np.random.default_rng(1).normal(size=(num, size))
+        return array(values, np.result_type(*(leaf.dtype for leaf in leaves)))
+
+
+def array(values: Any, dtype: Any = None) -> jax.Array:
+    """Return an array on the device, without the program that `jnp.asarray` compiles for it."""
+    return jax.device_put(np.asarray(values, dtype))
+
+
+def is_floating(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -129,10 +139,10 @@ def problem(name: str, dtype: str = "float32") -> Problem:
 
     def normal(*shape):
         # Of float32 precision, so that both dtypes mean the same matrices.
-        return jnp.asarray(rng.normal(size=shape).astype(np.float32), dtype)
+        return array(rng.normal(size=shape).astype(np.float32), dtype)
 
     def labels(high, *shape):
-        return jnp.asarray(rng.integers(0, high, shape))
+        return array(rng.integers(0, high, shape))
 
     if name == "mlp":
         params = {
@@ -147,7 +157,7 @@ def problem(name: str, dtype: str = "float32") -> Problem:
     if name == "two_inputs":
         x = {"left": normal(6, 2), "right": normal(6, 3)}
         params = (normal(2, 3), normal(3, 3), normal(3, 2))
-        y = labels(2, 6, 2).astype(dtype)
+        y = array(labels(2, 6, 2), dtype)
         return Problem(two_inputs, params, x, y, Bernoulli(), bernoulli_loss)
     if name == "several_axes":
         params = {"kernel": normal(3, 2, 3), "gain": normal(2, 3)}
@@ -155,10 +165,10 @@ def problem(name: str, dtype: str = "float32") -> Problem:
         return Problem(several_axes, params, normal(5, 3), y, Categorical(), categorical_loss)
     if name == "with_integers":
         params = {
-            "columns": jnp.asarray([2, 0]),
+            "columns": array([2, 0]),
             "kernel": normal(2, 3),
-            "power": jnp.asarray(1.5, dtype),
-            "step": jnp.asarray(7),
+            "power": array(1.5, dtype),
+            "step": array(7),
         }
         y = labels(5, 6, 3)
         return Problem(with_integers, params, normal(6, 3), y, Poisson(), poisson_loss)
@@ -192,12 +202,20 @@ def precision(dtype: str):
 def flat(problem: Problem) -> tuple[jax.Array, Callable]:
     """Return the floating-point parameters as a vector, and the outputs as a function of it."""
     leaves, structure = jax.tree.flatten(problem.params)
-    floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
-    theta, unravel = ravel_pytree([leaf for leaf, ok in zip(leaves, floating, strict=True) if ok])
+    floating = [is_floating(leaf) for leaf in leaves]
+    free = [leaf for leaf, ok in zip(leaves, floating, strict=True) if ok]
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in free):
+        theta = jnp.concatenate([leaf.ravel() for leaf in free])
+    else:
+        theta = array(np.concatenate([np.ravel(leaf) for leaf in free]))
+    stops = np.cumsum([leaf.size for leaf in free])
 
     def outputs(theta):
-        free = iter(unravel(theta))
-        whole = [next(free) if ok else leaf for leaf, ok in zip(leaves, floating, strict=True)]
+        parts = iter(jnp.split(theta, stops[:-1]))
+        whole = [
+            next(parts).reshape(leaf.shape) if ok else leaf
+            for leaf, ok in zip(leaves, floating, strict=True)
+        ]
         return problem.model_fn(jax.tree.unflatten(structure, whole), problem.x)
 
     return theta, outputs
@@ -245,7 +263,8 @@ def empirical_fisher(problem: Problem) -> jax.Array:
 def dense(definition: Callable, name: str) -> np.ndarray:
     """Return one of the matrices above for the problem `name`, computed in float64."""
     with precision("float64"):
-        return np.asarray(jax.jit(lambda: definition(problem(name, "float64")))())
+        defined = problem(name, "float64")
+        return np.asarray(jax.jit(lambda: definition(defined))())
 
 
 # --- operators ------------------------------------------------------------------------------------
@@ -366,7 +385,9 @@ def constants(program: str, *, larger_than: int = 4) -> list[str]:
 def run_on_eight_devices(code: str) -> None:
     """Run code in a process whose CPU counts as eight devices; a failure there is one here."""
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": " ".join(
+            [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+        ),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path]),
     }

@@ -20,7 +20,7 @@ RNG = np.random.default_rng(0)
 
 
 def normal(*shape):
-    return jnp.asarray(RNG.normal(size=shape))
+    return twins.array(RNG.normal(size=shape))
 
 
 # --- the exact posterior --------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_posterior_of_several_kinds_of_layers_is_that_of_its_dense_matrix(struct
         la.structure.log_det(jnp.asarray(precision)), exact.log_det(matrix + np.diag(precision))
     )
     flat, unravel = jax.flatten_util.ravel_pytree(params)
-    jac = np.asarray(jax.jacobian(lambda t: several_kinds(unravel(t), x))(flat))
+    jac = np.asarray(jax.jit(jax.jacobian(lambda t: several_kinds(unravel(t), x)))(flat))
     f_cov = np.einsum("ncp,pq,ndq->ncd", jac, cov, jac)
     twins.assert_close(la.predict(x).f_cov, f_cov)
     variance = la.predict(x, covariance="diagonal").f_var
@@ -254,7 +254,7 @@ def test_every_parameter_may_have_a_prior_of_its_own(x64, tmp_path):
     twins.assert_close(other.posterior.covariance(), cov)
     expected = exact.evidence(log_likelihood, curvature, precision, theta)
     twins.assert_close(other.log_marginal_likelihood(), expected)
-    jac = np.asarray(jax.jacobian(lambda t: several_kinds(unravel(t), x))(jnp.asarray(theta)))
+    jac = np.asarray(jax.jit(jax.jacobian(lambda t: several_kinds(unravel(t), x)))(theta))
     f_cov = np.einsum("ncp,pq,mdq->ncmd", jac, cov, jac)
     twins.assert_close(other.predict(x, joint=True).joint_cov, f_cov)
     twins.assert_close(other.predict(x).f_cov, np.einsum("ncnd->ncd", f_cov))
@@ -335,11 +335,11 @@ def test_a_prior_that_leaves_share_by_its_form_multiplies_nothing_out(x64):
 def test_one_precision_is_one_whatever_its_rounding(dtype, width, out):
     """The sum of so many equal numbers is not exact, unlike that of powers of two."""
     with twins.precision(dtype):
-        eye = tuple(jnp.eye(n, dtype=dtype)[None] for n in (width, out))
+        eye = tuple(twins.array(np.eye(n)[None], dtype) for n in (width, out))
         weight = Slot(0, (width - 1, out), (Move("reshape", (1, width - 1, out)),))
         bias = Slot((width - 1) * out, (out,), (Move("reshape", (1, 1, out)),))
         layout = Layout(weight, bias, (1, width, out))
-        values = jnp.asarray(RNG.uniform(size=(1, width, out)), dtype)
+        values = twins.array(RNG.uniform(size=(1, width, out)), dtype)
         structure = KroneckerStructure((Eigenblock(*eye, values, layout),), False)
         for delta in (0.1, 0.8, 3.7):
             precision = jnp.full(width * out, delta, dtype)

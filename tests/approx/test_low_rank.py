@@ -163,7 +163,7 @@ def test_many_parameters_are_predicted_from_factors(x64):
     assert posterior.size > 32 * len(posterior.rows)
     found = predict(operator.objective, posterior, x)
     flat, unravel = jax.flatten_util.ravel_pytree(params)
-    rows = jax.jacobian(lambda vector: model_fn(unravel(vector), x))(flat)
+    rows = jax.jit(jax.jacobian(lambda vector: model_fn(unravel(vector), x)))(flat)
     dense = posterior.covariance()
     np.testing.assert_allclose(
         found.f_cov, np.einsum("ncp,pq,ndq->ncd", rows, dense, rows), rtol=1e-9, atol=1e-12

@@ -14,7 +14,7 @@ PROBLEMS = ("mlp", "convnet", "two_inputs", "several_axes")
 def dense_jacobian(problem, x):
     theta, _ = twins.flat(problem)
     other = twins.Problem(problem.model_fn, problem.params, x, None, problem.likelihood, None)
-    jac = jax.jacobian(twins.flat(other)[1])(theta)
+    jac = jax.jit(jax.jacobian(twins.flat(other)[1]))(theta)
     return np.asarray(jac).reshape(len(jac), -1, len(theta))
 
 
@@ -22,7 +22,7 @@ def dense_jacobian(problem, x):
 @pytest.mark.parametrize("kind", ["scalar", "each"])
 def test_is_the_product_of_jacobians(name, kind, x64):
     problem = twins.problem(name, "float64")
-    other = jax.tree.map(lambda leaf: leaf[:3] * 0.7 + 0.1, problem.x)
+    other = jax.tree.map(lambda leaf: twins.array(np.asarray(leaf)[:3] * 0.7 + 0.1), problem.x)
     first, second = dense_jacobian(problem, problem.x), dense_jacobian(problem, other)
     num = first.shape[-1]
     variance = 0.3 if kind == "scalar" else np.exp(np.random.default_rng(0).normal(size=num))
@@ -39,12 +39,12 @@ def lookup(params, tokens):
 @pytest.mark.parametrize("variance", [0.5, {"kernel": 2.0, "table": 0.1}])
 def test_of_a_table(variance, x64):
     rng = np.random.default_rng(1)
-    params = {"kernel": jnp.asarray(rng.normal(size=(3, 2))), "table": rng.normal(size=(5, 3))}
-    params = jax.tree.map(jnp.asarray, params)
-    tokens = jnp.asarray(rng.integers(0, 5, (4, 3)))
+    params = {"kernel": rng.normal(size=(3, 2)), "table": rng.normal(size=(5, 3))}
+    params = jax.tree.map(twins.array, params)
+    tokens = twins.array(rng.integers(0, 5, (4, 3)))
 
     def flat_jacobian(tokens):
-        jac = jax.jacobian(lookup)(params, tokens)
+        jac = jax.jit(jax.jacobian(lookup))(params, tokens)
         return np.concatenate(
             [np.asarray(leaf).reshape(len(tokens), 6, -1) for leaf in jac.values()], 2
         )

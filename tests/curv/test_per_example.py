@@ -13,7 +13,7 @@ PROBLEMS = ("mlp", "convnet", "two_inputs", "several_axes", "with_integers", "ba
 
 def dense_gradients(problem):
     theta, outputs = twins.flat(problem)
-    return jax.jacobian(lambda t: jax.vmap(problem.loss)(outputs(t), problem.y))(theta)
+    return jax.jit(jax.jacobian(lambda t: jax.vmap(problem.loss)(outputs(t), problem.y)))(theta)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -60,7 +60,7 @@ def test_norms_with_several_positions(length, x64):
     def loss(params, tokens, label):
         return -jax.nn.log_softmax(sequence(params, tokens[None])[0])[label]
 
-    gradients = jax.vmap(jax.grad(loss), (None, 0, 0))(params, tokens, y)
+    gradients = jax.jit(jax.vmap(jax.grad(loss), (None, 0, 0)))(params, tokens, y)
     squares = [np.sum(np.asarray(leaf).reshape(5, -1) ** 2, 1) for leaf in gradients.values()]
     found = curv.per_example_gradient_norms(sequence, params, (tokens, y), "categorical")
     twins.assert_close(found, np.sqrt(sum(squares)))

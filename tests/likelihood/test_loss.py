@@ -76,7 +76,9 @@ def test_samples_with_its_sampler():
     f = jnp.zeros(2)
     np.testing.assert_array_equal(likelihood.sample(jax.random.key(0), f), 1)
     gradient = likelihood.sampled_gradient(jax.random.key(0), f, f)
-    np.testing.assert_allclose(gradient, jax.grad(twins.log_cosh_loss)(f, f + 1), rtol=1e-6)
+    np.testing.assert_allclose(
+        gradient, jax.jit(jax.grad(twins.log_cosh_loss))(f, f + 1), rtol=1e-6
+    )
     with pytest.raises(TypeError, match=r"no sampler.*curvature='ggn'"):
         FromLoss(twins.log_cosh_loss).sample(jax.random.key(0), f)
 
@@ -153,7 +155,7 @@ def test_own_derivatives_in_curvature_matrices(x64):
     jac, f = twins.jacobian(problem), outputs(theta)
     gauss_newton = jnp.einsum("ncp,nc,ncq->pq", jac, weight(f, data[1]), jac)
     gradients = jnp.einsum("nc,ncp->np", slope(f, data[1]), jac)
-    curved = jnp.einsum("nc,ncpq->pq", slope(f, data[1]), jax.hessian(outputs)(theta))
+    curved = jnp.einsum("nc,ncpq->pq", slope(f, data[1]), jax.jit(jax.hessian(outputs))(theta))
     expected = {
         curv.GGNOperator: gauss_newton,
         curv.EmpiricalFisherOperator: gradients.T @ gradients,

@@ -42,7 +42,7 @@ cases = pytest.mark.parametrize("name", CASES)
 def case(name: str) -> tuple:
     """Return likelihood, outputs, targets, mask; and which outputs belong to what was seen."""
     likelihood, y, mask = CASES[name]
-    f, y, mask = jnp.asarray(F), jnp.asarray(y), jnp.asarray(mask)
+    f, y, mask = map(twins.array, (F, y, mask))
     full = np.broadcast_to(mask, likelihood.entry_shape(f.shape)).astype(bool)
     if isinstance(likelihood, Categorical):
         seen = np.repeat(full[:, None], 4, axis=1)

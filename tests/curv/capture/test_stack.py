@@ -114,7 +114,8 @@ def test_stacked_layers_are_groups_and_their_rows_exact(name, x64):
     found = {leaf.path: (leaf.kind, leaf.layer) for leaf in objective.planned(x).plan.layers.leaves}
     assert found == KINDS[name]
     flat, unravel = ravel_pytree(params)
-    dense = jax.jacobian(lambda t: model_fn(unravel(t), x))(flat).reshape(len(x), -1, len(flat))
+    dense = jax.jit(jax.jacobian(lambda t: model_fn(unravel(t), x)))(flat)
+    dense = dense.reshape(len(x), -1, len(flat))
     rows = jax.jit(jacobian)(objective, x)[1]
     twins.assert_close(rows.to_dense(), dense)
     twins.assert_close(rows.squared_sum(), (dense**2).sum((0, 1)))
