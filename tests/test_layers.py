@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "laplace_kit"
 MODULES = sorted(PACKAGE.rglob("*.py"))
