@@ -1,5 +1,6 @@
 """What every test shares: compiled programs, reproducible examples, float64 on request."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -27,8 +28,17 @@ def pytest_configure(config):
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        # The workers are as many as the processors: threads of BLAS would but wait, and busily.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def pytest_collection_finish():
+    """Look less often for garbage: tracing makes many objects, nearly all of them gone at once."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 # Each example may compile a new program: few of them, the same in every run, and none is late.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
+from jax.flatten_util import ravel_pytree
 
 import laplace_kit as lk
 
@@ -42,7 +43,7 @@ def test_two_halves_are_one_pass(kind, x64):
     found = in_sequence(first, second, precision, mean, structure=kind)
     at_once = everything.fit(precision, mean, structure=kind)
     theta, cov = everything.posterior(precision, mean)
-    twins.assert_close(jax.flatten_util.ravel_pytree(found.params)[0], theta, rtol=1e-8)
+    twins.assert_close(ravel_pytree(found.params)[0], theta, rtol=1e-8)
     twins.assert_close(found.posterior.covariance(), cov, rtol=1e-8)
     evidence = everything.log_evidence(precision, mean)
     twins.assert_close(found.log_marginal_likelihood(), evidence, rtol=1e-8)
@@ -129,15 +130,15 @@ def test_one_newton_step_from_the_old_mode_on_a_network(x64):
     found = la.update((np.float64(new_x), new_y))
 
     def loss(theta):
-        f = model(jax.flatten_util.ravel_pytree(la.params)[1](theta), np.float64(new_x))
+        f = model(ravel_pytree(la.params)[1](theta), np.float64(new_x))
         return -jnp.sum(jax.nn.log_softmax(f)[np.arange(4), new_y])
 
-    theta = jax.flatten_util.ravel_pytree(la.params)[0]
+    theta = ravel_pytree(la.params)[0]
     new = lk.fit(model, params, (np.float64(new_x), new_y), likelihood="categorical")
     matrix = la.structure.matrix + new.structure.matrix
     twins.assert_close(found.structure.matrix, matrix)
     step = -np.linalg.solve(matrix + np.eye(12), jax.jit(jax.grad(loss))(theta))
-    moved = jax.flatten_util.ravel_pytree(found.params)[0] - theta
+    moved = ravel_pytree(found.params)[0] - theta
     twins.assert_close(moved, step, rtol=1e-9)
 
 

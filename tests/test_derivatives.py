@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
+from jax.flatten_util import ravel_pytree
 
 import laplace_kit as lk
 from laplace_kit import curv
@@ -50,7 +51,7 @@ def of_inputs_alone(params, x):
 @pytest.mark.parametrize("model_fn", [twins.mlp, reverse_only, in_a_call, in_a_loop])
 def test_both_directions_are_those_of_the_dense_jacobian(model_fn, x64):
     problem = twins.problem("mlp", "float64")
-    theta, unravel = jax.flatten_util.ravel_pytree(problem.params)
+    theta, unravel = ravel_pytree(problem.params)
 
     def fn(theta):
         return model_fn(unravel(theta), problem.x)
@@ -88,7 +89,7 @@ def test_forward_mode_stays_where_there_is_one():
 
 def test_hessians_are_those_of_the_twin(x64):
     problem = twins.problem("mlp", "float64")
-    theta, unravel = jax.flatten_util.ravel_pytree(problem.params)
+    theta, unravel = ravel_pytree(problem.params)
     v = problem.vectors(1)[0]
 
     def loss(model_fn):

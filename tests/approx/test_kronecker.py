@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
+from jax.flatten_util import ravel_pytree
 
 import laplace_kit as lk
 from laplace_kit import curv
@@ -212,7 +213,7 @@ def test_posterior_of_several_kinds_of_layers_is_that_of_its_dense_matrix(struct
     twins.assert_close(
         la.structure.log_det(jnp.asarray(precision)), exact.log_det(matrix + np.diag(precision))
     )
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    flat, unravel = ravel_pytree(params)
     jac = np.asarray(jax.jit(jax.jacobian(lambda t: several_kinds(unravel(t), x)))(flat))
     f_cov = np.einsum("ncp,pq,ndq->ncd", jac, cov, jac)
     twins.assert_close(la.predict(x).f_cov, f_cov)
@@ -226,7 +227,7 @@ def test_posterior_of_several_kinds_of_layers_is_that_of_its_dense_matrix(struct
 def own_priors(params):
     """Return a prior precision for every parameter, and the vector that it means."""
     priors = {name: jnp.exp(normal(*leaf.shape)) for name, leaf in params.items()}
-    return priors, np.asarray(jax.flatten_util.ravel_pytree(priors)[0])
+    return priors, np.asarray(ravel_pytree(priors)[0])
 
 
 @jax.jit
@@ -247,7 +248,7 @@ def test_every_parameter_may_have_a_prior_of_its_own(x64, tmp_path):
     priors, precision = own_priors(params)
     curvature = np.asarray(jax.vmap(la.structure.mv)(jnp.eye(la.posterior.size)))
     cov = np.linalg.inv(curvature + np.diag(precision))
-    theta, unravel = jax.flatten_util.ravel_pytree(params)
+    theta, unravel = ravel_pytree(params)
     theta, log_likelihood = np.asarray(theta), float(la.log_likelihood)
 
     other = la.with_prior(priors)
@@ -272,7 +273,7 @@ def test_every_parameter_may_have_a_prior_of_its_own(x64, tmp_path):
     twins.assert_close(f_var, np.einsum("ncnc->nc", f_cov))
     for gradient, d in zip(gradients, (precision, np.ones_like(precision)), strict=True):
         own = np.diag(np.linalg.inv(curvature + np.diag(d)))
-        found = jax.flatten_util.ravel_pytree(gradient)[0]
+        found = ravel_pytree(gradient)[0]
         twins.assert_close(found, 0.5 * (1 / d - theta**2 - own))
 
 
@@ -314,7 +315,7 @@ def test_inside_a_transformation_such_a_prior_gives_nan(x64, monkeypatch):
     assert np.isnan(evidence(jnp.arange(1.0, 32.0))[0])
     precision = np.append(np.full(16, 3.0), np.arange(1.0, 16.0))
     value, gradient = evidence(jnp.asarray(precision))
-    theta = np.asarray(jax.flatten_util.ravel_pytree(la.params)[0])
+    theta = np.asarray(ravel_pytree(la.params)[0])
     twins.assert_close(
         value, exact.evidence(float(la.log_likelihood), exact.curvature("ekfac"), precision, theta)
     )

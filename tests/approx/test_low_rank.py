@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
+from jax.flatten_util import ravel_pytree
 
 from laplace_kit import curv
 from laplace_kit.approx.low_rank import LowRankStructure, fit_low_rank
@@ -162,7 +163,7 @@ def test_many_parameters_are_predicted_from_factors(x64):
     posterior = fit_low_rank(operator, 2).posterior(jnp.full(88, 0.7))
     assert posterior.size > 32 * len(posterior.rows)
     found = predict(operator.objective, posterior, x)
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    flat, unravel = ravel_pytree(params)
     rows = jax.jit(jax.jacobian(lambda vector: model_fn(unravel(vector), x)))(flat)
     dense = posterior.covariance()
     np.testing.assert_allclose(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import twins
 from exact import ANY_CURVATURE, KINDS
+from jax.flatten_util import ravel_pytree
 
 from laplace_kit import curv, tree
 from laplace_kit.approx import (
@@ -33,7 +34,7 @@ def prior(form: str, params) -> tuple:
         return PER_LEAF, np.repeat([2.0, 5.0, 0.3], [16, 3, 12])
     if form == "flat":
         return FLAT, FLAT
-    unravel = jax.flatten_util.ravel_pytree(params)[1]
+    unravel = ravel_pytree(params)[1]
     return unravel(jnp.asarray(FLAT[::-1], jax.tree.leaves(params)[0].dtype)), FLAT[::-1]
 
 
@@ -92,7 +93,7 @@ def check_against_dense(kind, form, dtype):
 def test_draws_have_the_mean_and_covariance_that_are_reported(kind, x64):
     la, num = exact.fitted(kind, "float64").with_prior(PER_LEAF), 20_000
     draws = la.sample(jax.random.key(1), num)
-    mode = jax.flatten_util.ravel_pytree(la.params)[0]
+    mode = ravel_pytree(la.params)[0]
     flat = np.concatenate([leaf.reshape(num, -1) for leaf in jax.tree.leaves(draws)], axis=1) - mode
     cov = np.asarray(la.posterior.covariance())
     variance = np.diag(cov)

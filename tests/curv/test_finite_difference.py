@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
+from jax.flatten_util import ravel_pytree
 
 from laplace_kit.curv.finite_difference import (
     FiniteDifferenceHessianOperator,
@@ -30,7 +31,7 @@ def point(dtype: str) -> tuple:
 
 
 def ravel(tree):
-    return jax.flatten_util.ravel_pytree(tree)[0]
+    return ravel_pytree(tree)[0]
 
 
 def exact(params, v):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
+from jax.flatten_util import ravel_pytree
 
 from laplace_kit import curv
 from laplace_kit.likelihood import Categorical, Gaussian, Likelihood
@@ -92,7 +93,7 @@ def test_derivatives_in_the_parameters_and_the_noise(x64):
     problem = twins.problem("convnet", "float64")
     theta, _ = twins.flat(problem)
     v, u = problem.vectors(2)
-    unravel = jax.flatten_util.ravel_pytree(problem.params)[1]
+    unravel = ravel_pytree(problem.params)[1]
 
     def through_operator(theta, noise_std):
         data = (problem.x, problem.y)
@@ -147,7 +148,7 @@ def test_pure_functions_map_and_differentiate(kind, x64):
     """For a model of single examples, and part of the data in place of all."""
     problem = twins.problem("mlp", "float64")
     of, product = PURE[kind]
-    theta, unravel = jax.flatten_util.ravel_pytree(problem.params)
+    theta, unravel = ravel_pytree(problem.params)
     v, u, direction = problem.vectors(3)
     model_fn = batched(lambda params, x: twins.mlp(params, x[None])[0])
     num_total, batch = 70, (problem.x, problem.y)

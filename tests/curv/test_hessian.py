@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
+from jax.flatten_util import ravel_pytree
 
 from laplace_kit import curv
 
@@ -21,13 +22,13 @@ def point(dtype: str) -> tuple:
 
 
 def hessian_times(params, v):
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    flat, unravel = ravel_pytree(params)
     matrix = jax.jit(jax.hessian(lambda theta: curved(unravel(theta))))(flat)
-    return matrix @ jax.flatten_util.ravel_pytree(v)[0]
+    return matrix @ ravel_pytree(v)[0]
 
 
 def ravel(tree):
-    return jax.flatten_util.ravel_pytree(tree)[0]
+    return ravel_pytree(tree)[0]
 
 
 # --- products of any scalar function --------------------------------------------------------------
@@ -66,7 +67,7 @@ def test_derivative_of_a_product_is_the_third_derivative(x64):
     problem = twins.problem("convnet", "float64")
     theta, _ = twins.flat(problem)
     v, u = problem.vectors(2)
-    unravel = jax.flatten_util.ravel_pytree(problem.params)[1]
+    unravel = ravel_pytree(problem.params)[1]
 
     def through_operator(theta):
         data = (problem.x, problem.y)

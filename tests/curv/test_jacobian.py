@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
+from jax.flatten_util import ravel_pytree
 from scipy.sparse.linalg import svds
 
 from laplace_kit.curv.jacobian import JacobianOperator
@@ -101,7 +102,7 @@ def test_scipy_finds_the_singular_values(x64):
 def test_derivative_in_the_parameters(x64):
     problem = twins.problem("convnet", "float64")
     theta, outputs = twins.flat(problem)
-    v, unravel = problem.vectors(1)[0], jax.flatten_util.ravel_pytree(problem.params)[1]
+    v, unravel = problem.vectors(1)[0], ravel_pytree(problem.params)[1]
 
     def through_operator(theta):
         operator = JacobianOperator(problem.model_fn, unravel(theta), problem.x, batch_size=2)

@@ -7,6 +7,7 @@ import pytest
 import twins
 from architectures import ZOO
 from exact import as_users_call
+from jax.flatten_util import ravel_pytree
 
 from laplace_kit.curv.landscape import loss_along, random_directions
 
@@ -36,7 +37,7 @@ def test_surface_is_the_loss_at_each_point(name, dtype):
 def test_curve_over_a_stream_along_a_pytree(x64):
     problem = twins.problem("two_inputs", "float64")
     data = twins.batches(problem.x, problem.y, 4, 2)
-    _, unravel = jax.flatten_util.ravel_pytree(problem.params)
+    _, unravel = ravel_pytree(problem.params)
     vectors = problem.vectors(1)
     directions = jax.vmap(unravel)(vectors)
     for batches in (data, iter(data)):
@@ -95,7 +96,7 @@ def norms(leaves, axes):
 
 def test_filters_of_dense_layers_are_columns_with_their_biases(x64):
     problem = twins.problem("mlp", "float64")
-    _, unravel = jax.flatten_util.ravel_pytree(problem.params)
+    _, unravel = ravel_pytree(problem.params)
     key = jax.random.key(3)
     found = random_directions(problem.model_fn, problem.params, problem.x, key=key, num=3)
     drawn = jax.random.normal(key, found.shape)
@@ -113,7 +114,7 @@ def test_filters_of_dense_layers_are_columns_with_their_biases(x64):
 def test_filters_of_convolutions_are_kernels_of_channels_and_a_scale_is_one(x64):
     model = ZOO["equinox_module"]()
     found = random_directions(model.model_fn, model.params, model.x, key=jax.random.key(0), num=1)
-    flat, unravel = jax.flatten_util.ravel_pytree(model.params)
+    flat, unravel = ravel_pytree(model.params)
     layers, given = unravel(found[0].astype(flat.dtype)).layers, model.params.layers
     lengths = [
         norms([p.weight], (1, 2)) ** 2 + np.square(p.bias[:, 0]) for p in (layers[0], given[0])

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
+from jax.flatten_util import ravel_pytree
 
 from laplace_kit.curv.ggn import GGNOperator
 from laplace_kit.curv.kronecker import kronecker_factors
@@ -30,7 +31,7 @@ def test_loss_and_gradient_are_the_definition(name, x64):
     loss, gradient = value_and_grad(objective, objective.params, chunk)
     expected, slope = jax.jit(jax.value_and_grad(twins.total_loss(problem)))(theta)
     twins.assert_close(loss, expected)
-    twins.assert_close(jax.flatten_util.ravel_pytree(gradient)[0], slope)
+    twins.assert_close(ravel_pytree(gradient)[0], slope)
 
 
 def test_weights_choose_examples(x64):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
+from jax.flatten_util import ravel_pytree
 
 import laplace_kit as lk
 from laplace_kit.curv.finite_difference import finite_difference_hvp
@@ -177,7 +178,7 @@ def test_a_flax_module_and_a_loss_have_curvature_in_one_line(from_module):
     hessian = lk.curv.HessianOperator(*model, data, lk.FromLoss(squared_error))
     ggn = lk.curv.GGNOperator(*model, data, squared_error)
 
-    flat, unravel = jax.flatten_util.ravel_pytree(model[1])
+    flat, unravel = ravel_pytree(model[1])
 
     def outputs(theta):
         return model[0](unravel(theta), x)

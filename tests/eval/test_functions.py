@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
+from jax.flatten_util import ravel_pytree
 
 from laplace_kit.eval.functions import FunctionSamples, sample_functions
 
@@ -64,7 +65,7 @@ def test_of_a_linear_model_are_linear_models_of_their_weights(x64):
     x = jnp.asarray(regression.x)
     for method in ("linearized", "sampled"):
         samples = sample_functions(la.objective, la.posterior, KEY, 4, method=method)
-        weights = jax.flatten_util.ravel_pytree(la.params)[0] + samples.displacements
+        weights = ravel_pytree(la.params)[0] + samples.displacements
         expected = np.asarray(weights) @ regression.design(regression.x).T
         twins.assert_close(samples(x), expected.reshape(4, 11, 2))
         slopes = jax.vmap(jax.jacobian(lambda x_n: samples(x_n[None])[:, 0]))(x)  # noqa: B023

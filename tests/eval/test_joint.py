@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import twins
 from exact import KINDS
+from jax.flatten_util import ravel_pytree
 
 from laplace_kit import curv
 from laplace_kit.approx import LowRankStructure, Structure
@@ -105,7 +106,7 @@ def structures(layers, num) -> list[Structure]:
 @pytest.mark.slow
 def test_of_several_kinds_of_layers(x64):
     params, x = mixture()
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    flat, unravel = ravel_pytree(params)
     jac = np.asarray(jax.jit(jax.jacobian(lambda t: several_kinds(unravel(t), x)))(flat))
     priors = zip(params, [3.0, 0.5, 1.5, 0.9, 2.0, 0.4], strict=True)
     precision = jnp.concatenate([jnp.full(params[name].size, value) for name, value in priors])

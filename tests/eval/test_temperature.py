@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 import twins
+from jax.flatten_util import ravel_pytree
 from scipy.optimize import minimize_scalar
 
 import laplace_kit as lk
@@ -41,7 +42,7 @@ def test_regression_at_the_optimum_of_the_evidence_is_left_alone(form, x64):
     cov = np.linalg.inv(regression.curvature() + float(la.prior_precision) * np.eye(num))
     design = regression.design(regression.x).reshape(200, 2, num)
     f_cov = np.einsum("ncp,pq,ndq->ncd", design, cov, design)
-    theta = np.asarray(jax.flatten_util.ravel_pytree(la.params)[0])
+    theta = np.asarray(ravel_pytree(la.params)[0])
     predictive = predictive_of(design @ theta, f_cov)
     if form == "diagonal":
         predictive = predictive_of(design @ theta, f_var=np.einsum("ncc->nc", f_cov))
