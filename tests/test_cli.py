@@ -146,7 +146,7 @@ def test_information_is_that_of_this_machine(page):
     assert facts["versions"]["jax"] == jax.__version__
     assert facts["versions"]["numpy"] == np.__version__
     assert facts["devices"][0]["platform"] == jax.local_devices()[0].platform
-    assert facts["memory_budget_bytes"] == memory.budget()
+    assert facts["memory_budget_bytes"] == memory.Limits().budget
     assert facts["x64"] is False
     lines = page[1]["info"].output.splitlines()
     assert f"jax  {jax.__version__}" in [re.sub(" {2,}", "  ", line) for line in lines]

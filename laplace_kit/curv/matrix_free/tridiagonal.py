@@ -124,7 +124,8 @@ def _advance(state, image, start, deflation, i):
     rows, alphas, betas, v, previous, beta, size = state
     rows = rows.at[i].set(v)
     with jax.default_matmul_precision("highest"):
-        alpha = jnp.vdot(v, image)
+        # The square of the length is one but for rounding, or zero beyond the end of the space.
+        alpha = jnp.vdot(v, image) / jnp.maximum(jnp.vdot(v, v), 0.5)
         # By the recurrence little is left along the rows, so that to project once is enough.
         rest = _project(image - alpha * v - beta * previous, deflation, rows, i + 1)
         beta = jnp.linalg.norm(rest)

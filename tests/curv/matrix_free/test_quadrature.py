@@ -49,7 +49,11 @@ def test_exhausted_krylov_spaces_are_exact(dtype):
         for scale, damping in itertools.product([0.0, 1.0, 7.0], [1e-3, 10.0]):
             found = log_det(Matrix(scale * jnp.eye(P, dtype=dtype)), damping)
             assert found.value.dtype == dtype
-            twins.assert_close(found.value, P * np.log(scale + damping), dtype=dtype)
+            expected = P * np.log(scale + damping)
+            # An eigenvalue near one, whose logarithm is small, is still rounded as one is.
+            rounding = 4 * P * np.finfo(dtype).eps / abs(expected)
+            rtol = max(twins.TOLERANCE[dtype], rounding)
+            twins.assert_close(found.value, expected, rtol=rtol)
             assert found.standard_error < 1e-4
 
 
