@@ -109,7 +109,7 @@ class Limits:
         Parameters
         ----------
         num_examples
-            Of the data.
+            How many there are.
         bytes_per_example
             All intermediate values of one example, as `activation_bytes` counts them.
         sum_bytes

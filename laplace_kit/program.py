@@ -124,8 +124,8 @@ def rewritten(fn: Callable[..., PyTree], rules: Rules) -> Callable[..., PyTree]:
     Parameters
     ----------
     fn
-        Of pytrees of arrays, to be called inside of `jit`. Derivative rules of functions in it stay
-        in force. What is mapped over shards, and a choice by platform, stay as they are.
+        A function of pytrees of arrays, to be called inside of `jit`. Derivative rules of functions
+        in it stay in force. What is mapped over shards, and a choice by platform, stay as they are.
     rules
         As `run` takes them.
 

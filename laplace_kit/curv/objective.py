@@ -74,7 +74,7 @@ def restrict(
     params, subset
         As in `laplace_kit.selection.select`; leaves that are not floating point are frozen.
     likelihood
-        Of the outputs; `None` where it plays no part.
+        What the outputs mean; `None` where it plays no part.
     limits
         What bounds the memory.
     """

@@ -121,7 +121,7 @@ def make_plan(model_fn: Partial, params: PyTree, x: PyTree) -> Plan:
 def _make_plan(key: _Key) -> Plan:
     """Do so once for each model, by structure, shapes and settings, as `jax.jit` does."""
     (model_fn, params), one = key.model.tree, key.one.tree
-    # Of a function of its own, so that JAX keeps no trace in which the model closes over tracers.
+    # A function made here, so that JAX keeps no trace in which the model closes over tracers.
     trace = jax.make_jaxpr(lambda *args: apply_model(*args), return_shape=True)
     pair, outputs_of_pair = trace(model_fn, params, _resized(one, 2))
     single, outputs = trace(model_fn, params, one)

@@ -18,7 +18,7 @@ from laplace_kit.data import as_data
 
 # Numbers of rows have so many leading bits at most: one row in eight is added at the worst.
 _BITS = 4
-# Of more rows, computing takes longer than compiling.
+# With more rows, computing takes longer than compiling.
 _MOST_FILLED = 4096
 
 

@@ -128,19 +128,21 @@ def predict(
             "between inputs is known; for the other take la.sample_functions(key, n, "
             "method='sampled')."
         )
-    options = {"link": link, "key": key, "num_samples": num_samples or 1000}
+    of_moments = partial(
+        from_moments, objective.likelihood, link=link, key=key, num_samples=num_samples or 1000
+    )
     if joint:
         x = checked_inputs(x)
         mean, joint_cov = joint_moments(objective, posterior, x)
         moments = (mean, *marginal_moments(mean, joint_cov))
-        predictive = from_moments(objective.likelihood, *moments, **options)
+        predictive = of_moments(*moments)
         return tree.replace(predictive, joint_cov=joint_cov)
     x, num = filled_inputs(x)
     objective = objective.planned(x)
     full = _wants_full(covariance, num, objective.plan.output, objective.limits.budget)
     if method == "linearized":
         moments = linearized_moments(objective, posterior, x, full=full)
-        return from_moments(objective.likelihood, *moments, num=num, **options)
+        return of_moments(*moments, num=num)
     args = objective, posterior, jax.random.split(key, num_samples or 100)
     size = chunk_of_map(_sampled_outputs, args, x, objective.limits)
     samples = map_over(_sampled_outputs, args, x, size)

@@ -53,7 +53,7 @@ def eigenpairs(
         On the residuals, relative to the norm; by default the square root of the dtype's epsilon,
         or the rounding of a model in lower precision.
     max_iterations
-        Of restarts.
+        The number of restarts.
 
     Returns
     -------

@@ -53,7 +53,7 @@ def lanczos(
         more copies of eigenvalues that repeat. Without them it ends there; what rounding may add
         is next to entries of T as small.
     norm
-        Of H, as far as it is known: what deflation leaves can be as small as its rounding.
+        That of H, as far as it is known: what deflation leaves can be as small as its rounding.
 
     Returns
     -------
