@@ -61,6 +61,16 @@ def filled_inputs(x: PyTree) -> tuple[PyTree, int]:
     return checked_inputs(x), num
 
 
+def first_rows(found: PyTree, num: int) -> PyTree:
+    """Return what was computed for inputs without that for those that were filled in."""
+    return found if len(jax.tree.leaves(found)[0]) == num else _first(found, num)
+
+
+@partial(jax.jit, static_argnames="num")
+def _first(found, num):
+    return jax.tree.map(lambda rows: rows[:num], found)
+
+
 def round_up(num: int) -> int:
     """Return the next number of rows that has few leading bits."""
     unit = 1 << max(num.bit_length() - _BITS, 0)

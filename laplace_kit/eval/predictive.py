@@ -19,7 +19,7 @@ from laplace_kit.curv.objective import Objective
 from laplace_kit.data import map_over
 from laplace_kit.errors import check_count, check_option
 from laplace_kit.eval import link as links
-from laplace_kit.eval.inputs import checked_inputs, filled_inputs
+from laplace_kit.eval.inputs import checked_inputs, filled_inputs, first_rows
 from laplace_kit.eval.joint import joint_moments, marginal_moments
 from laplace_kit.eval.moments import accurate, linearized_moments
 from laplace_kit.eval.outputs import Predictive as Predictive
@@ -142,11 +142,11 @@ def predict(
     full = _wants_full(covariance, num, objective.plan.output, objective.limits.budget)
     if method == "linearized":
         moments = linearized_moments(objective, posterior, x, full=full)
-        return of_moments(*moments, num=num)
+        return of_moments(*first_rows(moments, num))
     args = objective, posterior, jax.random.split(key, num_samples or 100)
     size = chunk_of_map(_sampled_outputs, args, x, objective.limits)
     samples = map_over(_sampled_outputs, args, x, size)
-    return _from_samples(objective.likelihood, samples, full, num)
+    return _from_samples(objective.likelihood, first_rows(samples, num), full)
 
 
 def from_moments(
@@ -158,24 +158,16 @@ def from_moments(
     link: str,
     key: PRNGKeyArray | None,
     num_samples: int,
-    num: int | None = None,
 ) -> Predictive:
-    """Return what `from_gaussian` does for the first rows, by one program for each link."""
+    """Return what `from_gaussian` does, by one compiled program for each link."""
     if link != "monte_carlo":  # which alone reads them: others need not be compiled again for these
         key, num_samples = None, 0
     moments = (f_mean, f_var, f_cov)
-    return _from_gaussian(likelihood, moments, key, link, num_samples, num)
+    return _from_gaussian(likelihood, *moments, link=link, key=key, num_samples=num_samples)
 
 
-@partial(jax.jit, static_argnames=("link", "num_samples", "num"))
-def _from_gaussian(likelihood, moments, key, link, num_samples, num):
-    first = jax.tree.map(lambda rows: rows[:num], moments)
-    return from_gaussian(likelihood, *first, link=link, key=key, num_samples=num_samples)
-
-
-@partial(jax.jit, static_argnames=("full", "num"))
-def _from_samples(likelihood, samples, full, num):
-    return from_samples(likelihood, samples[:num], full)
+_from_gaussian = jax.jit(from_gaussian, static_argnames=("link", "num_samples"))
+_from_samples = jax.jit(from_samples, static_argnames="full")
 
 
 def _wants_full(covariance: str, num: int, output: jax.ShapeDtypeStruct, limit: int) -> bool:
@@ -220,15 +212,15 @@ def predict_at_mode(objective: Objective, x: PyTree) -> Predictive:
     x, num = filled_inputs(x)
     objective = objective.planned(x)
     size = chunk_of_map(_outputs, objective, x, objective.limits)
-    return _at_mode(objective.likelihood, map_over(_outputs, objective, x, size), num)
+    f = first_rows(map_over(_outputs, objective, x, size), num)
+    return _at_mode(objective.likelihood, f)
 
 
 def _outputs(objective, x):
     return accurate(objective.outputs(x))
 
 
-@partial(jax.jit, static_argnames="num")
-def _at_mode(likelihood, f, num):
-    f = f[:num]
+@jax.jit
+def _at_mode(likelihood, f):
     certain = jnp.zeros_like(f)
     return from_gaussian(likelihood, f, certain, None, link="probit", key=None, num_samples=2)
