@@ -55,7 +55,8 @@ class Objective:
         """Return the objective with other limits, where they are given; see `Limits`."""
         limits = self.limits
         batch_size = limits.batch_size if batch_size is None else batch_size
-        return replace(self, limits=Limits(batch_size, memory or limits.memory))
+        memory = limits.memory if memory is None else memory  # zero is refused, and no default
+        return replace(self, limits=Limits(batch_size, memory))
 
 
 def restrict(

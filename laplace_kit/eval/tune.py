@@ -232,7 +232,7 @@ class _Point(NamedTuple):
 
 
 class _Evidence(NamedTuple):
-    r"""The log evidence, less the log-likelihood at w = 0, and what its maximum is found by.
+    r"""The log evidence minus the log-likelihood at w = 0, and what its maximum is found by.
 
     The number $\gamma_k$ of parameters that the data determine, and $|\Delta_k|^2$.
     """

@@ -63,6 +63,8 @@ def test_a_planned_objective_is_handed_on_and_another_model_is_not_planned():
     limited = objective.within(batch_size=3).within(memory=1000)
     assert (limited.limits.batch_size, limited.limits.memory) == (3, 1000)
     assert limited.plan is objective.plan
+    with pytest.raises(ValueError, match="memory_limit=0, expected a positive number"):
+        objective.within(memory=0)
 
 
 def test_the_model_runs_for_one_and_two_examples_once():

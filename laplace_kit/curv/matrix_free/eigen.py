@@ -147,9 +147,16 @@ def _arpack(operator, start, num, which, size, tolerance, max_iterations=None):
         return np.asarray(operator.mv(jnp.asarray(v, operator.dtype)), start.dtype)
 
     matrix = LinearOperator(operator.shape, matvec=matvec, dtype=np.dtype(start.dtype))
-    options = {"which": which, "ncv": size, "tol": tolerance, "maxiter": max_iterations}
     try:
-        values, vectors = eigsh(matrix, num, v0=np.asarray(start), **options)
+        values, vectors = eigsh(
+            matrix,
+            num,
+            v0=np.asarray(start),
+            which=which,
+            ncv=size,
+            tol=tolerance,
+            maxiter=max_iterations,
+        )
     except ArpackNoConvergence as partial_result:
         values, vectors = partial_result.eigenvalues, partial_result.eigenvectors
     return values, jnp.asarray(vectors.T, start.dtype), spent
