@@ -95,7 +95,7 @@ def scipy_optimum(matrix, dev, expand):
 @pytest.mark.parametrize("likelihood", ["categorical", "gaussian", "poisson"])
 def test_the_optimum_is_that_of_a_dense_twin(likelihood, x64):
     matrix, theta, log_likelihood = dense(likelihood)
-    given = lk.Gaussian() if likelihood == "gaussian" else likelihood
+    given = lk.Gaussian(1.0) if likelihood == "gaussian" else likelihood
     la = fit(given, likelihood)
     for per_leaf, expand in ((False, np.ones((P, 1))), (True, np.repeat(np.eye(2), 6, axis=0))):
         tuned = la.tune(per_leaf=per_leaf, bounds=WIDE)

@@ -2,8 +2,8 @@ r"""The prior precision, and the noise, that maximise the evidence.
 
 With $\gamma_k = \operatorname{tr}_k H (H + d)^{-1}$, the number of parameters in group k that the
 data determine, the evidence is stationary where $d_k |\Delta_k|^2 = \gamma_k$ (MacKay, 1992),
-$\Delta$ being the mode less the prior mean. For a positive semi-definite curvature $\gamma_k$ falls
-as $d_k$ rises, at most in proportion; it rises with every other d, and falls, at most in
+$\Delta$ being the mode minus the prior mean. For a positive semi-definite curvature $\gamma_k$
+falls as $d_k$ rises, at most in proportion; it rises with every other d, and falls, at most in
 proportion, as all rise together. The geometric mean of $d_k$ and $\gamma_k / |\Delta_k|^2$ is
 therefore a contraction of $\log d$ in the maximum norm, by one half a step: from anywhere, and
 within bounds, it leads to the one maximum, without a line search.
@@ -16,7 +16,6 @@ of M squared residuals: a contraction by $\gamma / M$.
 """
 
 import math
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -24,59 +23,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from laplace_kit import tree
+from laplace_kit.approx.noise import Residuals
 from laplace_kit.approx.posterior import Spectrum, Structure
 from laplace_kit.arrays import as_array
-from laplace_kit.tree import pytree_dataclass
+from laplace_kit.errors import warn
+from laplace_kit.tune.result import Tuning, checked_bounds, warn_at_bound
 
 # For a curvature with negative eigenvalues alone: its evidence may have several summits.
 _GRID_POINTS = 25
 _STEPS = 200
 # A tenth or ten times the precision changes the evidence by less than this: it says nothing.
 _FLAT_NATS = 0.5
-_USER = 5  # frames from `tune_evidence` to the caller of `Laplace.tune`
 
 
-@pytree_dataclass(static=("method",))
-class Tuning:
-    r"""What tuning chose, and the way to it.
-
-    `prior_precision` is one number or one for each leaf; `noise_scale` the factor of the noise's
-    standard deviation, and `temperature` the factor of the covariance, one where they were not
-    tuned. `visited` `(T, K)` holds every prior precision that was met and `objective` `(T,)` its
-    value, larger being better: the log evidence less the log-likelihood at the start, or minus the
-    held-out loss. `at_bound` tells for each precision whether it stopped at a bound, `flat` whether
-    the objective hardly depends on it.
-    """
-
-    prior_precision: PyTree
-    noise_scale: Float[Array, ""]
-    temperature: Float[Array, ""]
-    visited: Float[Array, "T K"]
-    objective: Float[Array, " T"]
-    at_bound: Bool[Array, "..."]
-    flat: Bool[Array, ""]
-    method: str
-
-
-class Residuals(NamedTuple):
-    r"""What the noise of a Gaussian likelihood is judged by, in units of its present variance.
-
-    The log-likelihood at noise variances $e^w$ times as large is $-\tfrac12 (e^{-w} Q + M w)$ and a
-    constant, with Q the sum of `squares` of residuals and M their `count`.
-    """
-
-    squares: Float[Array, ""]
-    count: Float[Array, ""]
-
-    def log_likelihood(self, w: Float[Array, ""]) -> Float[Array, ""]:
-        """Return it, less its value at w = 0."""
-        return -0.5 * (jnp.expm1(-w) * self.squares + self.count * w)
-
-
-def tune_evidence(
+def maximise_evidence(
     structure: Structure,
     deviation: Float[Array, " P"],
     params: PyTree,
@@ -94,7 +57,7 @@ def tune_evidence(
     structure
         The curvature.
     deviation
-        The mode less the prior mean, `(P,)`.
+        The mode minus the prior mean, `(P,)`.
     params
         The free parameters, whose leaves share a value each if `per_leaf`.
     per_leaf
@@ -102,7 +65,7 @@ def tune_evidence(
     bounds
         The smallest and the largest precision to consider.
     residuals
-        Of a Gaussian likelihood whose noise is to be chosen too, at the mode.
+        At the mode, where the noise of a Gaussian likelihood is to be chosen too.
     noise_power
         The power of $1/s^2$ that the curvature goes with: 1, or 2 for the empirical Fisher matrix.
     jitter
@@ -164,53 +127,22 @@ def tune_evidence(
         )
     log_delta, noise = best.z, np.exp(best.w / 2)
     at_bound = (log_delta <= box[0] + 1e-3) | (log_delta >= box[1] - 1e-3)
-    warn_at_bound(at_bound, bounds, "evidence is largest", stacklevel=_USER)
+    warn_at_bound(at_bound, bounds, "evidence is largest")
     found = np.exp(log_delta)
     if per_leaf:
         found = jax.tree.unflatten(jax.tree.structure(params), list(found))
     else:
         found, at_bound = found[0], at_bound[0]
         if flat:
-            warnings.warn(
+            warn(
                 "The evidence is flat: a tenth or ten times the prior precision changes it by less "
                 f"than {_FLAT_NATS} nats. The data say little about the prior precision; set it "
-                "from what you know, or tune with method='validation'.",
-                stacklevel=_USER,
+                "from what you know, or tune with method='validation'."
             )
     one = np.ones((), dtype)
     met = np.exp([point.z for point in visited])
     fields = (found, noise, one, met, np.asarray(values), at_bound, np.asarray(flat))
     return Tuning(*jax.tree.map(as_array, fields), "evidence")
-
-
-def checked_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
-    """Return the bounds if they are positive, finite and in order.
-
-    Raises
-    ------
-    ValueError
-        If they are not.
-    """
-    low, high = bounds
-    if not 0 < low < high < float("inf"):
-        raise ValueError(
-            f"Found bounds={bounds}, expected 0 < low < high, both finite: the smallest and the "
-            "largest prior precision to consider."
-        )
-    return bounds
-
-
-def warn_at_bound(
-    at_bound: ArrayLike, bounds: tuple[float, float], what: str, *, stacklevel: int
-) -> None:
-    """Warn where any precision lies at a bound; `stacklevel` as if the caller warned itself."""
-    if bool(np.any(at_bound)):
-        warnings.warn(
-            f"The {what} at a bound of the prior precision ({bounds}): the data say little about "
-            "it, or the parameters are not near a mode. Widen `bounds`, train further, or set the "
-            "prior precision yourself.",
-            stacklevel=stacklevel + 1,
-        )
 
 
 # --- the evidence as a function of log precisions and log noise variance --------------------------

@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 import laplace_kit as lk
 from laplace_kit.eval.metrics import negative_log_likelihood
 from laplace_kit.eval.outputs import Predictive
-from laplace_kit.eval.temperature import (
+from laplace_kit.tune.variational import (
     PriorTerms,
     isotropic_prior_terms,
     prior_terms,
