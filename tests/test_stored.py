@@ -2,6 +2,7 @@
 
 import zipfile
 from io import BytesIO
+from pathlib import Path
 
 import exact
 import jax
@@ -222,3 +223,38 @@ def test_every_structure_posterior_and_likelihood_may_be_stored():
     assert len(expected) > 15
     missing = expected - set(stored.CLASSES.values()) - {lk.FromLoss, Factorized}
     assert not missing
+
+
+# --- files of earlier versions --------------------------------------------------------------------
+
+FILES = Path(__file__).parent / "files"
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_regression_that_an_earlier_version_saved(known):
+    """Its file says apart from the likelihood whether `fit` was given the noise."""
+    name, std, evidence = (
+        ("gaussian_given", 0.3, -247.91693) if known else ("gaussian_by_name", 1.0, -41.224029)
+    )
+    la = lk.load(FILES / f"{name}.npz", linear)
+    assert la.likelihood.known == known
+    assert la.likelihood.noise_std == std
+    assert float(la.log_marginal_likelihood()) == pytest.approx(evidence, rel=1e-5)
+    tuned = la.tune(bounds=(1e-8, 1e8))
+    if known:
+        assert tuned.likelihood.noise_std == std
+    else:
+        assert float(tuned.likelihood.noise_std) == pytest.approx(1.8704488, rel=1e-5)
+        assert float(tuned.prior_precision) == pytest.approx(1.0593551, rel=1e-3)
+
+
+def test_a_tuned_classifier_that_an_earlier_version_saved():
+    la = lk.load(FILES / "categorical_tuned.npz", linear)
+    assert float(la.temperature) == pytest.approx(0.9474635)
+    assert float(la.tuning.temperature) == float(la.temperature)
+    assert la.prediction == Prediction(link="mean_field_1", covariance="diagonal")
+    assert la.num_data == N
+    assert float(la.log_marginal_likelihood()) == pytest.approx(-4.3721599, rel=1e-5)
+    expected = [[0.1421246, 0.8578755], [0.7325185, 0.2674813]]
+    np.testing.assert_allclose(la.predict(data()[0][:2]).probs, expected, rtol=1e-4)
+    assert la.card()["parameters"] == "6 of 8, a subset"

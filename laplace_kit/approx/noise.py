@@ -80,8 +80,8 @@ def noise_factor(likelihood: Likelihood, noise_std: ArrayLike) -> jax.Array:
             "deviation; fit again with another covariance, or tune(noise='residuals')."
         )
     new, old = jnp.asarray(noise_std), jnp.asarray(kind.noise_std)
-    ratio = jnp.ravel(new / old)
     in_proportion = new.shape in ((), old.shape)
+    ratio = jnp.ravel(new / old) if in_proportion else None
     if in_proportion and tree.is_concrete(ratio):
         in_proportion = np.all(ratio > 0) and np.allclose(ratio, ratio[0], rtol=1e-5)
     if not in_proportion:

@@ -1,10 +1,12 @@
 """Folds are predicted as if they had been left out."""
 
+import exact
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
+from tuned import data, fit
 
 from laplace_kit import curv, tree
 from laplace_kit.approx.dual import fit_dual
@@ -87,3 +89,82 @@ def test_a_fold_is_one_newton_step_away_for_any_model(make, x64):
         expected = np.einsum("ncp,pq,ndq->ncd", jac[inside], cov, jac[inside])
         twins.assert_close(predictive.f_cov, expected, rtol=1e-8)
     assert tree.size(objective.params) == len(theta)
+
+
+# --- tuning by folds ------------------------------------------------------------------------------
+
+
+def test_cross_validation_finds_the_minimum_of_refits(x64):
+    """Linear regression of known noise: each fold is predicted as if all others were refitted."""
+    regression, folds = exact.regression(num=12), 3
+    num = regression.num_params
+    la = regression.fit(np.ones(num), np.full(num, 0.3), structure="full")
+    training = (jnp.asarray(regression.x), jnp.asarray(regression.y))
+    tuned = la.tune(method="cross_validation", data=training, num_folds=folds, bounds=(1e-2, 1e2))
+
+    def refit_loss(delta):
+        total, index = 0.0, np.arange(12)
+        for fold in range(folds):
+            rest, out = index % folds != fold, index % folds == fold
+            part = exact.Regression(regression.x[rest], regression.y[rest], regression.noise_std)
+            mean, cov = part.posterior(np.full(num, delta), np.full(num, 0.3))
+            design = regression.design(regression.x[out])
+            var = np.einsum("np,pq,nq->n", design, cov, design) + regression.noise_std**2
+            squares = (regression.y[out].ravel() - design @ mean) ** 2 / var
+            total += 0.5 * np.sum(squares + np.log(2 * np.pi * var))
+        return total / 12
+
+    expected = [-refit_loss(float(delta)) for delta in tuned.tuning.visited[:, 0]]
+    np.testing.assert_allclose(tuned.tuning.objective, expected, rtol=1e-8, atol=1e-8)
+    grid = 10 ** np.linspace(-2, 2, 201)
+    assert refit_loss(float(tuned.prior_precision)) <= min(map(refit_loss, grid)) + 1e-4
+    assert tuned.tuning.method == "cross_validation"
+
+
+@pytest.mark.filterwarnings("ignore:The held-out loss is smallest at a bound")
+def test_the_temperature_of_cross_validation_is_that_of_refits(x64):
+    """In-sample, the best temperature of this regression is none; of refits it is near one."""
+    regression, folds, delta = exact.regression(num=9), 3, 1.0
+    num, index = regression.num_params, np.arange(9)
+    mean = np.full(num, 0.3)
+    la = regression.fit(np.ones(num), mean, structure="full")
+    training = (jnp.asarray(regression.x), jnp.asarray(regression.y))
+    tuned = la.tune(
+        method="cross_validation",
+        data=training,
+        num_folds=folds,
+        bounds=(delta / 1.0001, delta * 1.0001),
+        temperature=True,
+    )
+
+    def loss(temperature, rest, out):
+        part = exact.Regression(regression.x[rest], regression.y[rest], regression.noise_std)
+        mode, cov = part.posterior(np.full(num, delta), mean)
+        design = regression.design(regression.x[out])
+        epistemic = temperature * np.einsum("np,pq,nq->n", design, cov, design)
+        var = epistemic + regression.noise_std**2
+        squares = (regression.y[out].ravel() - design @ mode) ** 2 / var
+        return 0.5 * np.sum(squares + np.log(2 * np.pi * var))
+
+    def refitted(temperature):
+        return sum(loss(temperature, index % folds != k, index % folds == k) for k in range(folds))
+
+    grid = 10.0 ** np.linspace(-6, 2, 401)
+    best = grid[np.argmin([refitted(t) for t in grid])]
+    in_sample = grid[np.argmin([loss(t, index >= 0, index >= 0) for t in grid])]
+    assert float(tuned.temperature) == pytest.approx(best, rel=0.05)
+    assert refitted(float(tuned.temperature)) <= refitted(best) + 1e-4
+    assert in_sample == grid[0]
+    assert 0.1 < best < 10
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The held-out loss is smallest at a bound")
+@pytest.mark.parametrize("kind", ["diagonal", "low_rank", "ekfac"])
+def test_cross_validation_of_classes_with_every_structure(kind, x64):
+    la = fit("categorical", structure=kind, rank=3 if kind == "low_rank" else None)
+    request = {"method": "cross_validation", "data": data("categorical"), "num_folds": 2}
+    one, other = (la.tune(**request, bounds=(1e-1, 1e2), objective="brier") for _ in range(2))
+    assert np.isfinite(one.tuning.objective).all()
+    np.testing.assert_array_equal(one.tuning.objective, other.tuning.objective)
+    assert float(one.prior_precision) == float(other.prior_precision)
