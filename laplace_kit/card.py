@@ -100,7 +100,7 @@ def warnings_of(diagnostics: Diagnostics, tuning: Tuning | None, dtype: jnp.dtyp
     Parameters
     ----------
     diagnostics
-        Of the posterior.
+        What was measured of the posterior.
     tuning
         The way to its prior precision, if that was tuned.
     dtype

@@ -329,7 +329,7 @@ class Laplace:
         Parameters
         ----------
         batches
-            Of inputs, or of pairs `(x, y)` of which x is taken; iterated once.
+            Inputs, or pairs `(x, y)` of which x is taken; iterated once.
         key, progress
             Where `self.prediction` draws samples; show a bar.
         """

@@ -90,7 +90,7 @@ def train_with_evidence(
 
     Every `refit_every` epochs the posterior is fitted at the current parameters, and the prior
     precision d, and the noise, that maximise its evidence take the place of the old ones. At fixed
-    parameters the evidence is concave in their logarithms, so that each refit goes to the summit at
+    parameters the evidence is concave in their logarithms, so that each refit finds the maximum at
     once instead of a few gradient steps towards it; what is returned is the refit of the largest
     evidence.
 

@@ -33,7 +33,7 @@ def log_evidence(
     precision
         The prior precision $d$, `(P,)`.
     deviation
-        $\theta^* - \theta_0$, the mode less the prior mean, `(P,)`.
+        $\theta^* - \theta_0$, the mode minus the prior mean, `(P,)`.
     jitter
         The share by which the factorised matrix's diagonal is raised; see `factorise`.
 

@@ -1,4 +1,4 @@
-"""Predictives, draws of functions, calibration metrics, tuning and reports."""
+"""Predictives, draws of functions, calibration metrics and reports."""
 
 from typing import TYPE_CHECKING
 

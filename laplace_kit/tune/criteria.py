@@ -21,7 +21,7 @@ def as_loss(loss: str | Loss, likelihood: Likelihood) -> Loss:
     loss
         `"nll"`; `"ece"` or `"brier"` for classes; `"crps"` for regression; or such a function.
     likelihood
-        Of the targets.
+        The likelihood of the targets.
 
     Raises
     ------
@@ -47,8 +47,8 @@ def as_loss(loss: str | Loss, likelihood: Likelihood) -> Loss:
         return lambda predictive, y: float(negative_log_likelihood(likelihood, predictive, y))
     if loss == "crps":
         return lambda predictive, y: evaluate(likelihood, predictive, y)["crps"]
-    of_classes = {
+    score = {
         "ece": metrics.expected_calibration_error,
         "brier": metrics.brier_score,
     }[loss]
-    return lambda predictive, y: float(of_classes(*as_classes(likelihood, predictive, y)))
+    return lambda predictive, y: float(score(*as_classes(likelihood, predictive, y)))

@@ -32,7 +32,7 @@ from laplace_kit.arrays import as_array
 from laplace_kit.errors import warn
 from laplace_kit.tune.result import Tuning, checked_bounds, warn_at_bound
 
-# For a curvature with negative eigenvalues alone: its evidence may have several summits.
+# For a curvature with negative eigenvalues alone: its evidence may have several maxima.
 _GRID_POINTS = 25
 _STEPS = 200
 # A tenth or ten times the precision changes the evidence by less than this: it says nothing.
@@ -108,18 +108,18 @@ def maximise_evidence(
     box, zero = np.log(np.asarray(bounds, dtype)), np.zeros((), dtype)
     terms = _Terms(deviation, residuals, noise_power)
     shared = partial(_isotropic_evidence, spectrum, terms)
-    grid = _on_grid(shared, box) if lowest < 0 else _Way([], [])
+    grid = _on_grid(shared, box) if lowest < 0 else _Path([], [])
     start = grid.highest if lowest < 0 else _Point(np.clip(np.zeros(1, dtype), *box), zero)
-    climb, best = _climb(shared, terms, start, box)
+    path, best = _ascend(shared, terms, start, box)
     flat = _is_flat(shared, best)
-    visited, values = grid.points + climb.points, grid.values + climb.values
+    visited, values = grid.points + path.points, grid.values + path.values
     if per_leaf:
         least = 100 * float(jnp.finfo(dtype).eps)
         of_leaves = partial(_evidence_by_leaf, structure, params, jitter, least, terms)
         num = len(jax.tree.leaves(params))
-        climb, best = _climb(of_leaves, terms, best._replace(z=np.repeat(best.z, num)), box)
-        visited = [point._replace(z=np.repeat(point.z, num)) for point in visited] + climb.points
-        values += climb.values
+        path, best = _ascend(of_leaves, terms, best._replace(z=np.repeat(best.z, num)), box)
+        visited = [point._replace(z=np.repeat(point.z, num)) for point in visited] + path.points
+        values += path.values
     if not np.isfinite(values).any():
         raise ValueError(
             f"Found no finite evidence for prior precisions within {bounds}, expected a positive "
@@ -174,7 +174,7 @@ class _Evidence(NamedTuple):
     squares: Float[ArrayLike, " K"]
 
 
-class _Way(NamedTuple):
+class _Path(NamedTuple):
     """Points that were met with their log evidence."""
 
     points: list[_Point]
@@ -234,26 +234,26 @@ def _evidence(complexity, gamma, squares, terms: _Terms, point: _Point) -> _Evid
 _Objective = Callable[[_Point], _Evidence]
 
 
-def _on_grid(evidence: _Objective, box: np.ndarray) -> _Way:
+def _on_grid(evidence: _Objective, box: np.ndarray) -> _Path:
     """Evaluate one precision for all on a grid."""
     zero = np.zeros((), box.dtype)
     points = [_Point(z[None], zero) for z in np.linspace(*box, _GRID_POINTS, dtype=box.dtype)]
-    return _Way(points, jax.device_get([evidence(point).value for point in points]))
+    return _Path(points, jax.device_get([evidence(point).value for point in points]))
 
 
-def _climb(
+def _ascend(
     evidence: _Objective, terms: _Terms, start: _Point, box: np.ndarray
-) -> tuple[_Way, _Point]:
-    """Iterate to the maximum within the box; return the way, and its last point or its best."""
+) -> tuple[_Path, _Point]:
+    """Iterate to the maximum within the box; return the path, and its last point or its best."""
     tiny = np.finfo(box.dtype).tiny
     # Half the digits leave the evidence no more than rounding; a few steps more cost nothing.
     enough = np.sqrt(np.finfo(box.dtype).eps) / 8
     residuals = jax.device_get(terms.residuals)
-    way, point, change = _Way([], []), start, np.inf
-    while len(way.points) < _STEPS and change > enough:
+    path, point, change = _Path([], []), start, np.inf
+    while len(path.points) < _STEPS and change > enough:
         value, gamma, squares = jax.device_get(evidence(point))
-        way.points.append(point)
-        way.values.append(value)
+        path.points.append(point)
+        path.values.append(value)
         aim = np.log(np.maximum(gamma, tiny)) - np.log(np.maximum(squares, tiny))
         z, w = np.clip((point.z + aim) / 2, *box), point.w
         if residuals is not None:
@@ -261,7 +261,7 @@ def _climb(
             w = np.log(noise / residuals.count)
         change = np.maximum(np.abs(z - point.z).max(), np.abs(w - point.w))
         point = _Point(z, w)
-    return way, way.points[-1] if change <= enough else way.highest
+    return way, path.points[-1] if change <= enough else path.highest
 
 
 def _is_flat(evidence: _Objective, best: _Point) -> bool:

@@ -3,7 +3,7 @@ r"""The prior precision, and a temperature, by folds that are predicted without 
 In the linearised model the parameters that the other folds alone would have led to are one Newton
 step away, $\theta_{-k} = \theta^* - (H_{-k} + d)^{-1} \nabla (\mathcal L_{-k} + \mathcal R_d)$ at
 $\theta^*$, with $\mathcal R_d$ the prior's part. For a linear model with a Gaussian likelihood this
-is cross-validation as if every fold had been fitted anew, exactly.
+is cross-validation as if every fold had been fitted again, exactly.
 """
 
 from collections.abc import Callable, Sequence
@@ -199,7 +199,7 @@ def loss_of_folds(
     -------
     mean_loss
         A function of a prior precision and of a temperature of the posterior, one by default, which
-        leaves the Newton step as it is. Cost of a call: K factorisations and predictions of all
+        leaves the Newton step unchanged. Cost of a call: K factorisations and predictions of all
         data.
     """
     theta = tree.ravel(objective.params)

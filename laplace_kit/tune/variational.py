@@ -93,7 +93,7 @@ def variational_temperature(
     Parameters
     ----------
     likelihood
-        Of the outputs.
+        The likelihood of the outputs.
     predictive
         Moments of the linearised outputs at training inputs, under the posterior of $T = 1$.
     y

@@ -34,7 +34,7 @@ def tune(kind, dtype="float64", dev=None, **options) -> Tuning:
 
 
 def evidence(kind, log_delta, dev=None):
-    """Return the log evidence, less the log-likelihood, and its gradient in log precisions."""
+    """Return the log evidence, minus the log-likelihood, and its gradient in log precisions."""
     log_delta = np.atleast_1d(log_delta)
     expand = np.repeat(np.eye(len(log_delta)), SIZES if len(log_delta) > 1 else [P], axis=0)
     precision, dev = np.exp(expand @ log_delta), deviation() if dev is None else dev
@@ -70,7 +70,7 @@ def test_fixed_point_of_mackay_on_linear_regression(x64):
 
 
 def test_the_highest_of_two_hills(x64):
-    """Few strong and many weak directions: a local climb from the wrong side would stay behind."""
+    """Few strong and many weak directions: a local search from the wrong side would stay there."""
     curvature = np.concatenate([np.full(3, 1e8), np.full(28, 1e-2)])
     dev = np.concatenate([np.full(3, 1e-2), np.full(28, 0.2)])
     tuning = maximise_evidence(
@@ -249,10 +249,10 @@ def test_the_evidence_is_concave_in_log_precisions_and_log_noise(seed, power):
             noise_power=power,
         )
         z = np.log([float(leaf) for leaf in best.prior_precision])
-        summit = np.append(z, 2 * np.log(best.noise_scale))
-        assert at(summit) >= max(at(one), at(other))
+        maximum = np.append(z, 2 * np.log(best.noise_scale))
+        assert at(maximum) >= max(at(one), at(other))
         for slope in np.eye(3) * 1e-3:
-            assert at(summit) >= max(at(summit + slope), at(summit - slope)) - 1e-9
+            assert at(maximum) >= max(at(maximum + slope), at(maximum - slope)) - 1e-9
 
 
 # --- noise ----------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def dense(likelihood: str) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def scipy_optimum(matrix, dev, expand):
-    """Return log precisions of greatest evidence, and that evidence less the log-likelihood."""
+    """Return log precisions of greatest evidence, and that evidence minus the log-likelihood."""
 
     def loss(z):
         precision = np.exp(expand @ z)

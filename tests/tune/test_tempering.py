@@ -24,7 +24,9 @@ def test_its_own_temperature_plays_no_part(x64):
 def test_a_key_draws_other_nodes(x64):
     la = fit("categorical").with_prior(0.3)
     fixed = float(lk.tune.temperature(la).temperature)
-    drawn = [float(lk.tune.temperature(la, key=jax.random.key(k)).temperature) for k in (0, 0, 1, 2)]
+    drawn = [
+        float(lk.tune.temperature(la, key=jax.random.key(k)).temperature) for k in (0, 0, 1, 2)
+    ]
     assert drawn[0] == drawn[1]
     assert len({fixed, *drawn}) > 1  # of points on a grid
     np.testing.assert_allclose(drawn, fixed, rtol=0.3)

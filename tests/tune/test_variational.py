@@ -128,7 +128,7 @@ def test_logistic_regression_by_quadrature_and_by_monte_carlo(x64):
 
 
 def test_a_part_of_the_data_stands_for_all(x64):
-    """Half of the examples twice is the whole, but for the draws."""
+    """Half of the examples twice is the whole, except for the nodes."""
     x, y, theta, cov, delta = logistic(num=200)
     f, var = (x @ theta)[:, None], np.einsum("np,pq,nq->n", x, cov, x)[:, None]
     prior = terms(2, delta * np.trace(cov), delta * theta @ theta)
