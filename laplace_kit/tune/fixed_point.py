@@ -261,7 +261,7 @@ def _ascend(
             w = np.log(noise / residuals.count)
         change = np.maximum(np.abs(z - point.z).max(), np.abs(w - point.w))
         point = _Point(z, w)
-    return way, path.points[-1] if change <= enough else path.highest
+    return path, path.points[-1] if change <= enough else path.highest
 
 
 def _is_flat(evidence: _Objective, best: _Point) -> bool:
