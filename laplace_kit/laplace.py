@@ -274,12 +274,7 @@ class Laplace:
         Parameters
         ----------
         key, num_samples
-            For the draws, and how many, K: every leaf has the shape `(K, *leaf.shape)`.
-
-        Raises
-        ------
-        ValueError
-            If `num_samples` is not positive.
+            For the draws, and how many, K > 0: every leaf has the shape `(K, *leaf.shape)`.
         """
         centre = tree.ravel(self.mode).astype(self.posterior.dtype)
         draws = tree.unravel(centre + self.posterior.sample(key, num_samples), self.mode)
@@ -443,8 +438,6 @@ class Laplace:
             tuples, such as equinox modules, are stored by their paths: `load` needs some like them.
         """
         storage.write(path, stored.fields(**vars(self)), stored.CLASSES)
-
-    # --- what other forms of the prior make of it ---
 
     def expand(self, prior_precision: PyTree) -> Float[Array, " P"]:
         """Return one prior precision for each free parameter, from any form that `fit` takes."""
