@@ -140,7 +140,7 @@ class Laplace:
     def with_prediction(
         self,
         *,
-        method: Method | None = None,
+        method: Method | Literal["auto"] | None = None,
         link: Link | Literal["auto"] | None = None,
         covariance: CovarianceForm | None = None,
         num_samples: int | Literal["auto"] | None = None,
@@ -151,8 +151,8 @@ class Laplace:
         ----------
         method, link, covariance, num_samples
             As in `laplace_kit.eval.predictive.predict`; `None` keeps what is set. `"auto"` returns
-            to what `fit` sets: a link that `tune` may choose, `"probit"` until it has; the
-            covariance that fits the memory; the method's own number of samples.
+            to what `fit` sets: linearised; a link that `tune` may choose, `"probit"` until it has;
+            the covariance that fits the memory; the method's own number of samples.
         """
         changed = self.prediction.changed(method, link, covariance, num_samples)
         return tree.replace(self, prediction=changed)

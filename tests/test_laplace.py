@@ -304,7 +304,7 @@ def test_what_is_not_named_is_kept():
     assert one_by_one.prediction == at_once.prediction
     assert at_once.with_prediction().prediction == at_once.prediction
     default = at_once.with_prediction(link="auto", covariance="auto", num_samples="auto")
-    assert default.with_prediction(method="linearized").prediction == la.prediction
+    assert default.with_prediction(method="auto").prediction == la.prediction
     assert default.prediction.method == "sampled"
 
 

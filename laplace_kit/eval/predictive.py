@@ -60,7 +60,7 @@ class Prediction:
 
     def changed(
         self,
-        method: Method | None = None,
+        method: Method | Literal["auto"] | None = None,
         link: str | None = None,
         covariance: CovarianceForm | None = None,
         num_samples: int | Literal["auto"] | None = None,

@@ -17,6 +17,8 @@ from laplace_kit.likelihood import Likelihood
 from laplace_kit.record import Record
 from laplace_kit.tune.result import Tuning
 
+PosteriorT = TypeVar("PosteriorT", bound="Tunable")
+
 
 @runtime_checkable
 class Tunable(Protocol):
@@ -34,23 +36,20 @@ class Tunable(Protocol):
     def objective(self) -> Objective:
         """The model as a function of its free parameters, and the likelihood."""
 
-    def with_prior(self, prior_precision: PyTree) -> "Tunable":
+    def with_prior(self: PosteriorT, prior_precision: PyTree) -> PosteriorT:
         """Return the posterior for another prior precision."""
 
-    def with_temperature(self, temperature: float | Float[Array, ""]) -> "Tunable":
+    def with_temperature(self: PosteriorT, temperature: float | Float[Array, ""]) -> PosteriorT:
         """Return the posterior at another temperature."""
 
-    def with_prediction(self, *, link: str | None = None) -> "Tunable":
+    def with_prediction(self: PosteriorT, *, link: str | None = None) -> PosteriorT:
         """Return the posterior with another link for its predictions."""
 
-    def refactorised(self) -> "Tunable":
+    def refactorised(self: PosteriorT) -> PosteriorT:
         """Return the posterior that its structure, prior and temperature make."""
 
     def predict(self, x: PyTree, *, key: PRNGKeyArray | None = None) -> Predictive:
         """Return the predictive distribution at inputs."""
-
-
-PosteriorT = TypeVar("PosteriorT", bound=Tunable)
 
 
 def untempered(la: PosteriorT) -> PosteriorT:
