@@ -17,7 +17,7 @@ from laplace_kit.likelihood import Likelihood
 from laplace_kit.record import Record
 from laplace_kit.tune.result import Tuning
 
-PosteriorT = TypeVar("PosteriorT", bound="Tunable")
+_Self = TypeVar("_Self")  # beartype knows `typing.Self` only in classes that it decorates
 
 
 @runtime_checkable
@@ -36,20 +36,23 @@ class Tunable(Protocol):
     def objective(self) -> Objective:
         """The model as a function of its free parameters, and the likelihood."""
 
-    def with_prior(self: PosteriorT, prior_precision: PyTree) -> PosteriorT:
+    def with_prior(self: _Self, prior_precision: PyTree) -> _Self:
         """Return the posterior for another prior precision."""
 
-    def with_temperature(self: PosteriorT, temperature: float | Float[Array, ""]) -> PosteriorT:
+    def with_temperature(self: _Self, temperature: float | Float[Array, ""]) -> _Self:
         """Return the posterior at another temperature."""
 
-    def with_prediction(self: PosteriorT, *, link: str | None = None) -> PosteriorT:
+    def with_prediction(self: _Self, *, link: str | None = None) -> _Self:
         """Return the posterior with another link for its predictions."""
 
-    def refactorised(self: PosteriorT) -> PosteriorT:
+    def refactorised(self: _Self) -> _Self:
         """Return the posterior that its structure, prior and temperature make."""
 
     def predict(self, x: PyTree, *, key: PRNGKeyArray | None = None) -> Predictive:
         """Return the predictive distribution at inputs."""
+
+
+PosteriorT = TypeVar("PosteriorT", bound=Tunable)
 
 
 def untempered(la: PosteriorT) -> PosteriorT:
