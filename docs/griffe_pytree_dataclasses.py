@@ -1,8 +1,9 @@
-"""Let the API pages show the fields of a `@pytree_dataclass` as its arguments."""
+"""Let the API pages show fields of a `@pytree_dataclass` as arguments, and what `_part` says."""
 
+import ast
 from typing import Any
 
-from griffe import Class, Decorator, Expr, ExprName, Extension
+from griffe import Class, Decorator, Docstring, Expr, ExprCall, ExprName, Extension
 
 
 class PytreeDataclasses(Extension):
@@ -14,3 +15,8 @@ class PytreeDataclasses(Extension):
         if "laplace_kit.tree.pytree_dataclass" in names:
             known = ExprName("dataclasses.dataclass")
             cls.decorators.append(Decorator(known, lineno=cls.lineno, endlineno=cls.endlineno))
+        for attribute in cls.attributes.values():
+            value = attribute.value
+            if isinstance(value, ExprCall) and str(value.function) == "_part":
+                doc = ast.literal_eval(str(value.arguments[1]))
+                attribute.docstring = Docstring(doc, parent=attribute)

@@ -6,6 +6,7 @@ from laplace_kit import approx as approx
 from laplace_kit import curv as curv
 from laplace_kit import eval as eval
 from laplace_kit import model as model
+from laplace_kit import tune as tune
 from laplace_kit.fit import fit as fit
 from laplace_kit.fit import load as load
 from laplace_kit.laplace import Laplace as Laplace

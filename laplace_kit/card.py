@@ -1,18 +1,26 @@
-"""The summary card of a posterior: its facts in words, and what to beware of."""
+"""The summary card of a posterior: its facts in words, and warnings."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from laplace_kit import tree
-from laplace_kit.likelihood import unmasked
+from laplace_kit.approx.diagnostics import Diagnostics
+from laplace_kit.approx.prior import Prior
+from laplace_kit.approx.update import Expansion
+from laplace_kit.curv.capture.coverage import Coverage
+from laplace_kit.curv.trained_model import TrainedModel
+from laplace_kit.likelihood import Likelihood, unmasked
+from laplace_kit.record import Record
+from laplace_kit.selection import Selection
+from laplace_kit.tune.result import Tuning
 
 if TYPE_CHECKING:
     from laplace_kit.eval.report import PosteriorCard
-    from laplace_kit.laplace import Laplace
 
 # A Gaussian's own draws are the root of the number of its directions away from its mean.
 _FAR_FROM_MODE = 0.25
@@ -20,67 +28,100 @@ _LARGEST_CONDITION = 1e7
 _LISTED = 4  # frozen leaves by name
 
 
-def facts(la: "Laplace") -> dict[str, str]:
-    """Return the facts of a posterior by name, in words; costs its diagnostics."""
-    found = la.diagnostics()
-    kind, _ = unmasked(la.likelihood, (None,))
-    card = {
-        "likelihood": type(kind).__name__ + (", masked" if kind is not la.likelihood else ""),
-        "structure": la.structure.name,
-        "chosen because": la.choice.because,
-        "parameters": f"{tree.size(la.mode):,} of {_num_params(la):,}, {la.choice.subset}",
-        "frozen": _frozen(la),
-        "layer capture": la.coverage.summary(),
-        "training examples": f"{la.num_data:,}",
-        "prior precision": _range(la.expand(la.prior_precision)),
+class Card(NamedTuple):
+    """Facts in words by their names, and warnings, each with a remedy."""
+
+    facts: dict[str, str]
+    warnings: list[str]
+
+    def as_dict(self) -> dict[str, str]:
+        """Return facts and warnings, these as one text under `"beware"` if there are any."""
+        return self.facts | ({"beware": "; ".join(self.warnings)} if self.warnings else {})
+
+    def as_text(self) -> str:
+        """Return the card as lines of text."""
+        whole = self.as_dict()
+        width = max(map(len, whole))
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in whole.items())
+
+    def for_report(self, model: TrainedModel, prior: Prior, coverage: Coverage) -> "PosteriorCard":
+        """Return it with a table of the parameters, each with its own prior precision."""
+        from laplace_kit.eval.report import PosteriorCard
+
+        precision = tree.unravel(prior.vector(model), model.mode)
+        layers = tuple(
+            (leaf.path, str(leaf.shape), leaf.kind, leaf.road, _range(of_leaf))
+            for leaf, of_leaf in zip(coverage, jax.tree.leaves(precision), strict=True)
+        )
+        columns = ("parameter", "shape", "kind", "road", "prior precision")
+        return PosteriorCard(self.facts, columns, layers, tuple(self.warnings))
+
+
+def make_card(
+    model: TrainedModel,
+    likelihood: Likelihood,
+    expansion: Expansion,
+    prior: Prior,
+    record: Record,
+    diagnostics: Diagnostics,
+    log_evidence: Float[Array, ""],
+) -> Card:
+    """Return the card of a posterior from its parts, its diagnostics and its evidence."""
+    kind, _ = unmasked(likelihood, (None,))
+    facts = {
+        "likelihood": type(kind).__name__ + (", masked" if kind is not likelihood else ""),
+        "structure": expansion.structure.name,
+        "chosen because": record.choice.because,
+        "parameters": f"{tree.size(model.mode):,} of {_num_params(model):,}, "
+        f"{record.choice.subset}",
+        "frozen": _frozen(model.selection),
+        "layer capture": record.coverage.summary(),
+        "training examples": f"{expansion.num_data:,}",
+        "prior precision": _range(prior.vector(model)),
         "noise standard deviation": _noise(kind),
-        "temperature": f"{float(la.temperature):.4g}",
-        "log marginal likelihood": f"{float(la.log_marginal_likelihood()):.2f} nats",
-        "effective parameters": f"{float(found.effective_parameters):.1f}",
-        "gradient norm at the mode": f"{float(found.gradient_norm):.3g}",
-        "distance from this prior's mode": f"{float(found.mode_distance):.3g} standard deviations",
-        "smallest eigenvalue": f"{float(found.smallest_eigenvalue):.3g}",
-        "condition number": f"{float(found.condition_number):.3g}",
-        "largest relative residual": f"{float(found.largest_residual):.2g}",
-        "jitter": f"{float(found.jitter):.2g} of the diagonal",
+        "temperature": f"{float(prior.temperature):.4g}",
+        "log marginal likelihood": f"{float(log_evidence):.2f} nats",
+        "effective parameters": f"{float(diagnostics.effective_parameters):.1f}",
+        "gradient norm at the mode": f"{float(diagnostics.gradient_norm):.3g}",
+        "distance from this prior's mode": f"{float(diagnostics.mode_distance):.3g} "
+        "standard deviations",
+        "smallest eigenvalue": f"{float(diagnostics.smallest_eigenvalue):.3g}",
+        "condition number": f"{float(diagnostics.condition_number):.3g}",
+        "largest relative residual": f"{float(diagnostics.largest_residual):.2g}",
+        "jitter": f"{float(diagnostics.jitter):.2g} of the diagonal",
     }
-    card = {name: text for name, text in card.items() if text}
-    beware = warnings(la)
-    return card | ({"beware": "; ".join(beware)} if beware else {})
+    facts = {name: text for name, text in facts.items() if text}
+    return Card(facts, warnings_of(diagnostics, record.tuning, tree.dtype(model.mode)))
 
 
-def for_report(la: "Laplace") -> "PosteriorCard":
-    """Return the facts, each parameter with its own prior precision, and the warnings apart."""
-    from laplace_kit.eval.report import PosteriorCard
+def warnings_of(diagnostics: Diagnostics, tuning: Tuning | None, dtype: jnp.dtype) -> list[str]:
+    """Return what to beware of, each with a remedy; empty where nothing was found.
 
-    precision = tree.unravel(la.expand(la.prior_precision), la.mode)
-    layers = tuple(
-        (leaf.path, str(leaf.shape), leaf.kind, leaf.road, _range(of_leaf))
-        for leaf, of_leaf in zip(la.coverage, jax.tree.leaves(precision), strict=True)
-    )
-    columns = ("parameter", "shape", "kind", "road", "prior precision")
-    stated = {name: text for name, text in facts(la).items() if name != "beware"}
-    return PosteriorCard(stated, columns, layers, tuple(warnings(la)))
-
-
-def warnings(la: "Laplace") -> list[str]:
-    """Return what to beware of, each with a remedy; empty where nothing was found."""
-    found, said = la.diagnostics(), []
-    typical = math.sqrt(max(float(found.effective_parameters), 0))
-    if float(found.mode_distance) > max(_FAR_FROM_MODE * typical, 1):
+    Parameters
+    ----------
+    diagnostics
+        What was measured of the posterior.
+    tuning
+        The way to its prior precision, if that was tuned.
+    dtype
+        That of the free parameters.
+    """
+    said = []
+    typical = math.sqrt(max(float(diagnostics.effective_parameters), 0))
+    if float(diagnostics.mode_distance) > max(_FAR_FROM_MODE * typical, 1):
         said.append(
             "these parameters are not the mode of this prior: the evidence and error bars belong "
             "to a point that further training would leave; train with this prior as weight decay"
         )
-    if la.tuning is not None and bool(np.any(la.tuning.at_bound)):
+    if tuning is not None and bool(np.any(tuning.at_bound)):
         said.append("the prior precision was tuned to a bound; widen bounds=, or set it yourself")
-    if la.tuning is not None and bool(la.tuning.flat):
+    if tuning is not None and bool(tuning.flat):
         said.append(
             "the objective hardly depends on the prior precision; set it from what you know"
         )
-    if float(found.condition_number) > _LARGEST_CONDITION and tree.dtype(la.mode) != "float64":
+    if float(diagnostics.condition_number) > _LARGEST_CONDITION and dtype != "float64":
         said.append("the posterior precision is ill-conditioned for this dtype; use float64")
-    if float(found.jitter) > 0:
+    if float(diagnostics.jitter) > 0:
         said.append(
             "the posterior precision had to be raised to be factorised in this dtype; use float64 "
             "parameters, or a larger prior precision"
@@ -88,21 +129,14 @@ def warnings(la: "Laplace") -> list[str]:
     return said
 
 
-def as_text(la: "Laplace") -> str:
-    """Return the card as lines of text."""
-    card = facts(la)
-    width = max(map(len, card))
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in card.items())
-
-
-def _num_params(la: "Laplace") -> int:
-    leaves = jax.tree.leaves(jax.eval_shape(lambda: la.params))
+def _num_params(model: TrainedModel) -> int:
+    leaves = jax.tree.leaves(jax.eval_shape(lambda: model.params))
     return tree.size([leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)])
 
 
-def _frozen(la: "Laplace") -> str:
+def _frozen(selection: Selection) -> str:
     """Return how many leaves are frozen, wholly or in part, and the first of them."""
-    frozen, indices = la.selection.frozen, la.selection.indices
+    frozen, indices = selection.frozen, selection.indices
     num_free = {
         path: len(index)
         for path, index in zip(tree.paths(indices), jax.tree.leaves(indices), strict=True)

@@ -1,26 +1,33 @@
 """`update`: an old posterior and new data make a new posterior, without the old data."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import tree
 from laplace_kit.approx.full import FullStructure
 from laplace_kit.approx.named import named_operator, named_structure
 from laplace_kit.approx.update import Expansion, updated
 from laplace_kit.curv.mode import examine_mode
+from laplace_kit.curv.objective import Objective
 from laplace_kit.curv.operator import check_outputs
 from laplace_kit.data import NUM_EXAMPLES, as_data, batch_spec, first_examples
-
-if TYPE_CHECKING:
-    from laplace_kit.laplace import Laplace
+from laplace_kit.record import Record
 
 
-def update(la: "Laplace", data: Any, *, key: PRNGKeyArray | None = None) -> "Laplace":
-    r"""Return the posterior of old and new data; see `laplace_kit.approx.update`.
+def updated_by(
+    data: Any,
+    objective: Objective,
+    expansion: Expansion,
+    precision: Float[Array, " P"],
+    record: Record,
+    *,
+    key: PRNGKeyArray | None = None,
+) -> tuple[PyTree, Expansion, Record]:
+    r"""Return what makes the posterior of old and new data; see `laplace_kit.approx.update`.
 
     The old posterior is the prior of the new data: the mode moves by
     $-(H_1 + H_2 + d)^{-1} \nabla \mathcal L_2$, one Newton step, and the log-likelihood of the old
@@ -28,18 +35,20 @@ def update(la: "Laplace", data: Any, *, key: PRNGKeyArray | None = None) -> "Lap
 
     Parameters
     ----------
-    la
-        The posterior of the old data.
     data
         The new data, as for `fit`.
+    objective
+        The model at the old mode.
+    expansion, precision, record
+        Of the old data about that mode, the prior precision `(P,)`, and what was chosen for them.
     key
         For the curvature `"mc_fisher"`.
 
     Returns
     -------
-    la
-        With the structure, the prior and the temperature of the old one. Cost: a gradient and a
-        curvature of the new data.
+    mode, expansion, record
+        The new mode, like the old one; the expansion of all data about it, in the structure of the
+        old one; and what is known of both. Cost: a gradient and a curvature of the new data.
 
     Raises
     ------
@@ -51,36 +60,28 @@ def update(la: "Laplace", data: Any, *, key: PRNGKeyArray | None = None) -> "Lap
     Ritter, Botev and Barber (2018), Online structured Laplace approximations for overcoming
     catastrophic forgetting.
     """
-    data, choice = as_data(data), la.choice
+    data, choice = as_data(data), record.choice
     if choice.curvature == "mc_fisher" and key is None:
         raise ValueError(
             "Found no key, expected one for curvature='mc_fisher', which draws labels; pass "
             "key=jax.random.key(0)."
         )
     x, y = batch_spec(data)
-    objective = la.objective.planned(x)
+    objective = objective.planned(x)
     check_outputs(objective, x, y)
     mode = examine_mode(objective, data)
     structure = named_structure(named_operator(objective, data, choice, key), choice, key)
-    old = Expansion(la.log_likelihood, la.gradient, la.structure)
-    new = Expansion(mode.log_likelihood, mode.gradient.astype(la.gradient.dtype), structure)
-    found = updated(old, new, la.expand(la.prior_precision))
+    gradient = mode.gradient.astype(expansion.gradient.dtype)
+    new = Expansion(mode.log_likelihood, gradient, structure, mode.num_data)
+    found = updated(expansion, new, precision)
     if choice.form == "dual" and isinstance(found.expansion.structure, FullStructure):
         because = "all data together have more rows than there are parameters"
         choice = dataclasses.replace(choice, form="primal", because=because)
-    theta = tree.ravel(la.mode)
-    moved = tree.replace(
-        la,
-        mode=tree.unravel((theta + found.step).astype(theta.dtype), la.mode),
-        structure=found.expansion.structure,
-        log_likelihood=found.expansion.log_likelihood,
-        gradient=found.expansion.gradient,
-        choice=choice,
-        tuning=None,
-        examples=_joined(la.examples, first_examples(data, NUM_EXAMPLES)),
-        num_data=la.num_data + mode.num_data,
-    )
-    return moved.refactorised()
+    theta = tree.ravel(objective.params)
+    moved = tree.unravel((theta + found.step).astype(theta.dtype), objective.params)
+    examples = _joined(record.examples, first_examples(data, NUM_EXAMPLES))
+    kept = tree.replace(record, choice=choice, tuning=None, examples=examples)
+    return moved, found.expansion, kept
 
 
 def _joined(old: Any, new: Any) -> Any:

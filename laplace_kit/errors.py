@@ -1,6 +1,8 @@
 """Words for wrong input: every message names what was found, what was expected and the remedy."""
 
 import difflib
+import inspect
+import warnings
 from collections.abc import Iterable, Mapping
 
 _NO_HINTS: Mapping[str, str] = {}
@@ -59,3 +61,12 @@ def check_count(name: str, found: object, of: str, *, least: int = 1) -> None:
         raise ValueError(
             f"Found {name}={found}, expected a whole number of {of}, at least {least}."
         )
+
+
+def warn(message: str) -> None:
+    """Warn at the line that called this package, however deep inside of it the cause arises."""
+    package = __name__.partition(".")[0]
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

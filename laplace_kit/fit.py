@@ -27,8 +27,9 @@ from laplace_kit.approx.named import (
     named_structure,
 )
 from laplace_kit.approx.posterior import factorise
-from laplace_kit.approx.prior import expand_precision
+from laplace_kit.approx.prior import Prior, expand_precision
 from laplace_kit.approx.subset import last_layer
+from laplace_kit.approx.update import Expansion
 from laplace_kit.curv import design
 from laplace_kit.curv.capture.coverage import coverage_of
 from laplace_kit.curv.kronecker import WEIGHT_SHARING, num_entries
@@ -37,6 +38,7 @@ from laplace_kit.curv.mode import check_inputs, examine_mode
 from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.curv.operator import check_outputs
 from laplace_kit.curv.split import with_features
+from laplace_kit.curv.trained_model import TrainedModel
 from laplace_kit.data import (
     NUM_EXAMPLES,
     Data,
@@ -51,6 +53,7 @@ from laplace_kit.independence import check_independence
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Likelihood, as_likelihood
 from laplace_kit.memory import Limits
+from laplace_kit.record import Record
 from laplace_kit.selection import Selection, Subset, can_vary, select
 from laplace_kit.tree import as_pytree_function
 
@@ -197,27 +200,16 @@ def fit(
         fitted = named_structure(named_operator(cached, features, choice, key), choice, key)
         enter("factorising the posterior")
         posterior, jitter = factorise(fitted, precision)
+    given = jax.tree.map(jnp.asarray, prior_precision)
+    gradient, coverage = mode.gradient.astype(dtype), coverage_of(objective.plan.layers)
     return Laplace(
-        model_fn=model_fn,
-        mode=free,
-        selection=selection,
+        model=TrainedModel(model_fn, free, selection, objective.plan),
         likelihood=of_outputs,
-        structure=fitted,
+        expansion=Expansion(mode.log_likelihood, gradient, fitted, mode.num_data),
+        prior=Prior(mean, given, temperature=jnp.ones((), dtype)),
         posterior=posterior,
-        prior_precision=jax.tree.map(jnp.asarray, prior_precision),
-        prior_mean=mean,
-        log_likelihood=mode.log_likelihood,
-        gradient=mode.gradient.astype(dtype),
-        jitter=jitter,
-        temperature=jnp.ones((), dtype),
-        examples=examples,
-        tuning=None,
-        coverage=coverage_of(objective.plan.layers),
-        choice=choice,
         prediction=Prediction(),
-        num_data=mode.num_data,
-        knows_noise=likelihood != "gaussian",
-        plan=objective.plan,
+        record=Record(choice, coverage, jitter, examples=examples),
     )
 
 
@@ -258,7 +250,7 @@ def load(
         parameters than `params`.
     """
     fields = storage.read(path, stored.CLASSES)
-    if not isinstance(fields, dict) or set(fields) != stored.stored_names(Laplace):
+    if not stored.is_posterior(fields):
         raise ValueError(
             f"Found {os.fspath(path)!r}, which holds something other than a posterior; expected a "
             "file written by la.save(path)."
@@ -270,7 +262,7 @@ def load(
             f"Found no likelihood in {os.fspath(path)!r}, expected one: it was a function, which "
             "is not stored; pass lk.load(path, model_fn, likelihood=lk.FromLoss(loss))."
         )
-    return Laplace(model_fn=as_pytree_function(model_fn), examples=None, plan=None, **fields)
+    return Laplace(**stored.parts(fields, as_pytree_function(model_fn)))
 
 
 # --- what to fit ----------------------------------------------------------------------------------

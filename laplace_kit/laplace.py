@@ -1,5 +1,6 @@
 """The posterior as an object: predict, tune, sample, evaluate, report and save, all delegated."""
 
+import operator
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -9,73 +10,81 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from laplace_kit import card, storage, stored, tree, tuning
-from laplace_kit.approx.choice import Choice
+from laplace_kit import continual, storage, stored, tree
 from laplace_kit.approx.diagnostics import Diagnostics, diagnose
-from laplace_kit.approx.posterior import Posterior, Structure, factorise
-from laplace_kit.approx.prior import deviation, expand_precision, structure_for
-from laplace_kit.continual import update
-from laplace_kit.curv.capture.coverage import Coverage
-from laplace_kit.curv.objective import Objective, of_free_params
-from laplace_kit.curv.plan import Plan
+from laplace_kit.approx.evidence import log_evidence_of
+from laplace_kit.approx.noise import noise_factor
+from laplace_kit.approx.posterior import Posterior
+from laplace_kit.approx.prior import Prior, check_temperature, expand_precision
+from laplace_kit.approx.update import Expansion
+from laplace_kit.card import Card, make_card
+from laplace_kit.curv.objective import Objective
+from laplace_kit.curv.trained_model import TrainedModel
 from laplace_kit.eval import functions, predictive
 from laplace_kit.eval.batches import predict_over
 from laplace_kit.eval.link import Link
 from laplace_kit.eval.predictive import CovarianceForm, Method, Prediction, Predictive
-from laplace_kit.eval.tune import Tuning
 from laplace_kit.likelihood import Likelihood
-from laplace_kit.selection import Selection
+from laplace_kit.record import Record
 from laplace_kit.tree import pytree_dataclass
+from laplace_kit.tune.noise import scaled
 
 if TYPE_CHECKING:
     from laplace_kit.eval.report import Report
     from laplace_kit.eval.report.compare import Compared
 
 
-@pytree_dataclass(static=("coverage", "choice", "prediction", "num_data", "knows_noise", "plan"))
+def _part(path: str, doc: str) -> property:
+    """Return a property that reads an attribute of a part."""
+    return property(operator.attrgetter(path), doc=doc)
+
+
+@pytree_dataclass(static=("prediction",))
 class Laplace:
     r"""A Gaussian over a model's parameters, $\mathcal N(\theta^*, T (H + d)^{-1})$; made by `fit`.
 
-    A frozen pytree: `with_prior`, `tune` and `update` return new objects. `mode` holds the free
-    parameters, `structure` the curvature $H$ free of the prior, `posterior` the zero-mean Gaussian
-    about the mode, `temperature` T (one, unless it was tuned); `log_likelihood` and `gradient` are
-    sums over the training data at the mode, some of which are kept as `examples`. `coverage` lists
-    how layer capture treats each parameter, `choice` what `fit` chose and why, `prediction` how
-    `predict` does it, and `tuning` the way to the prior precision. `plan` is what is known of the
-    model, `None` in a posterior from a file.
+    A frozen pytree of a few parts: `with_prior`, `tune` and `update` return new objects. `model`
+    holds the parameters at the mode, free and frozen; `likelihood` says what its outputs mean;
+    `expansion` is that of the training data's log-likelihood about the mode, with the curvature
+    $H$, free of the prior; `prior` has the mean, the precision $d$ and the temperature $T$;
+    `posterior` is the zero-mean Gaussian about the mode that they make. `prediction` says how
+    `predict` does it, `record` what was chosen on the way, and why.
     """
 
-    model_fn: jax.tree_util.Partial
-    mode: PyTree
-    selection: Selection
+    model: TrainedModel
     likelihood: Likelihood
-    structure: Structure
+    expansion: Expansion
+    prior: Prior
     posterior: Posterior
-    prior_precision: PyTree
-    prior_mean: Float[Array, " P"]
-    log_likelihood: Float[Array, ""]
-    gradient: Float[Array, " P"]
-    jitter: Float[Array, ""]
-    temperature: Float[Array, ""]
-    examples: tuple[PyTree, PyTree] | None
-    tuning: Tuning | None
-    coverage: Coverage
-    choice: Choice
     prediction: Prediction
-    num_data: int
-    knows_noise: bool
-    plan: Plan | None
-
-    @property
-    def params(self) -> PyTree:
-        """The parameters at the mode, free and frozen, as they were given to `fit`."""
-        return self.selection.insert(self.mode)
+    record: Record
 
     @property
     def objective(self) -> Objective:
         """The model as a function of its free parameters, and the likelihood."""
-        model_fn = of_free_params(self.model_fn, self.selection)
-        return Objective(model_fn, self.mode, self.likelihood, self.plan, self.choice.limits)
+        return self.model.objective(self.likelihood, self.choice.limits)
+
+    params = _part("model.params", "All parameters at the mode, as they were given to `fit`.")
+    model_fn = _part("model.model_fn", "The model, a function of all parameters and inputs.")
+    mode = _part("model.mode", "The free parameters at the mode.")
+    selection = _part("model.selection", "Which parameters are free, and the values of the others.")
+    structure = _part("expansion.structure", "The curvature $H$, free of the prior.")
+    log_likelihood = _part("expansion.log_likelihood", "That of the training data at the mode.")
+    gradient = _part("expansion.gradient", "That of the summed loss at the mode, flat `(P,)`.")
+    num_data = _part("expansion.num_data", "The number of training examples.")
+    prior_precision = _part("prior.precision", "The prior precision, in the form it was given.")
+    prior_mean = _part("prior.mean", "The prior mean, flat `(P,)`.")
+    temperature = _part("prior.temperature", "The factor of the covariance; one, unless tuned.")
+    choice = _part("record.choice", "What `fit` chose, and why.")
+    coverage = _part("record.coverage", "How layer capture treats each parameter.")
+    jitter = _part("record.jitter", "The share by which the precision's diagonal was raised.")
+    tuning = _part("record.tuning", "The way to the prior precision; `None` if set by hand.")
+    examples = _part("record.examples", "Some of the training data; `None` in one from a file.")
+
+    @property
+    def deviation(self) -> Float[Array, " P"]:
+        r"""The mode minus the prior mean, $\theta^* - \theta_0$, flat."""
+        return self.prior.deviation(self.model)
 
     # --- the prior ---
 
@@ -93,7 +102,9 @@ class Laplace:
             If it has another form, is not positive, or leaves the posterior precision indefinite.
         """
         changed = jax.tree.map(jnp.asarray, prior_precision)
-        return tree.replace(self, prior_precision=changed, tuning=None).refactorised()
+        prior = tree.replace(self.prior, precision=changed)
+        record = tree.replace(self.record, tuning=None)
+        return tree.replace(self, prior=prior, record=record).refactorised()
 
     def with_temperature(self, temperature: float | Float[Array, ""]) -> "Laplace":
         r"""Return the posterior $\mathcal N(\theta^*, T (H + d)^{-1})$; the evidence knows no T.
@@ -103,15 +114,13 @@ class Laplace:
         temperature
             T > 0; below one, a cold posterior.
         """
-        if tree.is_concrete(temperature) and not 0 < float(temperature) < float("inf"):
-            raise ValueError(
-                f"Found temperature={float(temperature)}, expected a positive, finite number."
-            )
-        changed = jnp.asarray(temperature, self.posterior.dtype)
-        return tree.replace(self, temperature=changed).refactorised()
+        check_temperature(temperature)
+        changed = jnp.asarray(temperature, self.prior.mean.dtype)
+        prior = tree.replace(self.prior, temperature=changed)
+        return tree.replace(self, prior=prior).refactorised()
 
     def with_noise(self, noise_std: ArrayLike) -> "Laplace":
-        """Return the posterior for another noise of a Gaussian likelihood, without a pass.
+        """Return the posterior for a known noise of a Gaussian likelihood, without a pass.
 
         Parameters
         ----------
@@ -124,27 +133,32 @@ class Laplace:
         TypeError, ValueError
             If the likelihood is not Gaussian, or the noise is not positive and in proportion.
         """
-        return tuning.with_noise(self, noise_std)
+        la = scaled(self, noise_factor(self.likelihood, noise_std))
+        known = tree.replace(la.likelihood, known=True)
+        return tree.replace(la, likelihood=known).refactorised()
 
     def with_prediction(
         self,
         *,
-        method: Method = "linearized",
-        link: Link | None = None,
-        covariance: CovarianceForm = "auto",
-        num_samples: int | None = None,
+        method: Method | Literal["auto"] | None = None,
+        link: Link | Literal["auto"] | None = None,
+        covariance: CovarianceForm | None = None,
+        num_samples: int | Literal["auto"] | None = None,
     ) -> "Laplace":
         """Return the posterior with other defaults of `predict`, which `tune` judges by too.
 
         Parameters
         ----------
         method, link, covariance, num_samples
-            As in `laplace_kit.eval.predictive.predict`; a link of `None` is left to `tune`.
+            As in `laplace_kit.eval.predictive.predict`; `None` keeps what is set. `"auto"` returns
+            to what `fit` sets: linearised; a link that `tune` may choose, `"probit"` until it has;
+            the covariance that fits the memory; the method's own number of samples.
         """
-        return tree.replace(self, prediction=Prediction(method, link, covariance, num_samples))
+        changed = self.prediction.changed(method, link, covariance, num_samples)
+        return tree.replace(self, prediction=changed)
 
     def update(self, data: Any, *, key: PRNGKeyArray | None = None) -> "Laplace":
-        """Return the posterior of the old data and new ones; see `laplace_kit.continual.update`.
+        """Return the posterior of the old data and new ones; see `laplace_kit.continual`.
 
         Parameters
         ----------
@@ -153,31 +167,33 @@ class Laplace:
         key
             For the curvature `"mc_fisher"`.
         """
-        return update(self, data, key=key)
+        old = self.objective, self.expansion, self.prior.vector(self.model), self.record
+        mode, expansion, record = continual.updated_by(data, *old, key=key)
+        model = tree.replace(self.model, mode=mode)
+        return tree.replace(self, model=model, expansion=expansion, record=record).refactorised()
 
     def log_marginal_likelihood(
         self, prior_precision: PyTree = None, *, noise_std: ArrayLike | None = None
     ) -> Float[Array, ""]:
-        """Return the evidence at the mode in nats, differentiable in prior precision and noise.
+        """Return the evidence at the mode in nats, differentiable; see `approx.log_evidence`.
 
         Parameters
         ----------
-        prior_precision
-            As in `with_prior`; `None` for the posterior's own.
-        noise_std
-            As in `with_noise`; `None` for the likelihood's own.
-
-        Returns
-        -------
-        evidence
-            See `laplace_kit.approx.evidence.log_evidence`.
+        prior_precision, noise_std
+            As in `with_prior` and `with_noise`; `None` for the posterior's own.
 
         Raises
         ------
         TypeError, ValueError
             If either has another form or is not positive, or there is no noise.
         """
-        return tuning.log_marginal_likelihood(self, prior_precision, noise_std)
+        if prior_precision is None:
+            prior_precision = self.prior.precision
+        la = self if noise_std is None else scaled(self, noise_factor(self.likelihood, noise_std))
+        precision, deviation = self.expand(prior_precision), self.deviation
+        return log_evidence_of(
+            *(la.log_likelihood, la.structure, prior_precision, precision, deviation, la.jitter)
+        )
 
     def tune(
         self,
@@ -195,6 +211,9 @@ class Laplace:
     ) -> "Laplace":
         """Return the posterior with a prior precision that the evidence, or labelled data, choose.
 
+        The usual chain of the functions of `laplace_kit.tune`, which say more: the noise where it
+        is unknown, the prior precision, and then the temperature.
+
         Parameters
         ----------
         method
@@ -202,33 +221,23 @@ class Laplace:
             minimises the loss of held-out data under the very predictive that `predict` will make,
             `"cross_validation"` that of folds of the training data, each predicted without itself
             by the linearised model. `None`: validation if data are given, else the evidence.
-        data
-            Of `"validation"`: `(x, y)` that were neither trained on nor are used for testing, or a
-            re-iterable of such pairs. Of `"cross_validation"`: the training data.
-        objective
-            Of both: `"nll"`, `"ece"`, `"brier"`, `"crps"`, or a function of a `Predictive` and
-            targets that returns a number, smaller being better.
+        data, objective
+            Held-out data, or for `"cross_validation"` the training data, and their loss: `"nll"`,
+            `"ece"`, `"brier"`, `"crps"`, or a function of a `Predictive` and targets.
         per_leaf
-            Of the evidence: one precision for every leaf instead of one for all parameters.
+            One precision for every leaf instead of one for all parameters; only by the evidence.
         noise
-            Of a Gaussian likelihood: `"residuals"` takes the noise of greatest likelihood at the
-            mode, before the prior is tuned; `"evidence"` maximises over both together, which is
-            known to mislead where the mode is that of another noise; `"keep"` neither. `None`:
-            residuals where `fit` was given `"gaussian"` by name and so knows no noise, else keep.
+            That of a Gaussian likelihood: `"residuals"` takes the one of greatest likelihood at the
+            mode, before the prior is tuned; `"evidence"` maximises over both together; `"keep"`
+            neither. `None`: residuals if it is unknown, as for `lk.Gaussian()`, else keep.
         temperature
-            Whether to tune the posterior's temperature too: by the variational bound of the
-            evidence, or by the loss of the held-out data or of the folds. `None`: with the
-            evidence, except for Gaussian likelihoods, whose evidence is exact.
-        link
-            The link that `predict` takes from here on; `None` leaves it as it is or, where none has
-            been named, takes that of `"probit"` and the mean-field ones under which held-out data
-            of several classes are predicted best.
-        num_folds
-            Of `"cross_validation"`.
-        bounds
-            The smallest and the largest precision to consider.
-        key
-            For predictives that draw samples.
+            Whether to tune the temperature too: by the variational bound of the evidence, or by the
+            loss of the held-out data or of the folds. `None`: with the evidence, except for
+            Gaussian likelihoods, whose evidence is exact.
+        link, num_folds, bounds, key
+            The link that `predict` takes from here on, `None` for the present one or, if that is
+            open, for the best with held-out data; the number of folds; the smallest and the largest
+            precision to consider; for predictives that draw samples.
 
         Raises
         ------
@@ -241,10 +250,21 @@ class Laplace:
         UserWarning
             If the best precision lies at a bound, or the evidence is flat.
         """
-        request = tuning.Request(
-            method, objective, per_leaf, noise, temperature, link, num_folds, bounds, key
+        from laplace_kit.tune.chain import tuned
+
+        return tuned(
+            self,
+            method=method,
+            data=data,
+            objective=objective,
+            per_leaf=per_leaf,
+            noise=noise,
+            temperature=temperature,
+            link=link,
+            num_folds=num_folds,
+            bounds=bounds,
+            key=key,
         )
-        return tuning.tune(self, request, data)
 
     # --- draws and predictions ---
 
@@ -253,15 +273,8 @@ class Laplace:
 
         Parameters
         ----------
-        key
-            For the draws.
-        num_samples
-            How many, K: every leaf has the shape `(K, *leaf.shape)`.
-
-        Raises
-        ------
-        ValueError
-            If `num_samples` is not positive.
+        key, num_samples
+            For the draws, and how many, K > 0: every leaf has the shape `(K, *leaf.shape)`.
         """
         centre = tree.ravel(self.mode).astype(self.posterior.dtype)
         draws = tree.unravel(centre + self.posterior.sample(key, num_samples), self.mode)
@@ -311,11 +324,9 @@ class Laplace:
         Parameters
         ----------
         batches
-            Of inputs, or of pairs `(x, y)` of which x is taken; iterated once.
-        key
-            Where `self.prediction` draws samples.
-        progress
-            Show a bar.
+            Inputs, or pairs `(x, y)` of which x is taken; iterated once.
+        key, progress
+            Where `self.prediction` draws samples; show a bar.
         """
         return predict_over(partial(self.predict, key=key), batches, progress=progress)
 
@@ -330,14 +341,13 @@ class Laplace:
             As in `laplace_kit.eval.functions.sample_functions`: `samples(x)` is `(K, N, *event)`,
             `samples[k]` one function, differentiable in `x`.
         """
-        return functions.sample_functions(
-            self.objective, self.posterior, key, num_samples, method=method
-        )
+        of = self.objective, self.posterior
+        return functions.sample_functions(*of, key, num_samples, method=method)
 
     # --- quality ---
 
     def evaluate(self, data: Any, *, key: PRNGKeyArray | None = None) -> dict[str, float]:
-        """Return the metrics of the default predictive on labelled data.
+        """Return the metrics of the default predictive on labelled data, by name.
 
         Parameters
         ----------
@@ -345,15 +355,10 @@ class Laplace:
             `(x, y)` in memory, or an iterable of such pairs: one pass is made.
         key
             Where `self.prediction` draws samples.
-
-        Returns
-        -------
-        metrics
-            By name; see `laplace_kit.eval.evaluate.evaluate`.
         """
         from laplace_kit import quality
 
-        return quality.evaluate(self, data, key)
+        return quality.evaluate(self.objective, partial(self.predict, key=key), data)
 
     def report(
         self,
@@ -370,34 +375,33 @@ class Laplace:
 
         Parameters
         ----------
-        data
-            The test set: `(x, y)`, or an iterable of such pairs.
-        directory
-            Where `index.html`, `metrics.json`, `predictions.npz` and the plots go.
+        data, directory
+            The test set, `(x, y)` or an iterable of such pairs; and where `index.html`,
+            `metrics.json`, `predictions.npz` and the plots go.
         compare
             Other predictions on the test set, or other posteriors, by name.
         shifted, ood
-            Of classification: labelled sets by name, and unlabelled inputs, one set or by name.
-        title
-            The heading of the page.
-        key
-            Where `self.prediction` draws samples.
-
-        Returns
-        -------
-        report
-            The numbers and the files; see `laplace_kit.eval.report.compare.compare_report`.
+            For classifiers, labelled sets by name, and unlabelled inputs, one set or by name.
+        title, key
+            The heading of the page; for a predictive that draws samples.
         """
         from laplace_kit import quality
 
-        return quality.report(self, data, directory, compare, shifted, ood, title, key)
+        return quality.report(
+            self.objective,
+            {"map": self.predict_at_mode, "laplace": partial(self.predict, key=key)},
+            data,
+            directory,
+            compare=compare,
+            shifted=shifted,
+            ood=ood,
+            title=title,
+            card=self._card().for_report(self.model, self.prior, self.coverage),
+        )
 
     def predict_at_mode(self, x: PyTree) -> Predictive:
         """Return the predictive of the mode alone, without weight uncertainty: the MAP's."""
-        return predictive.predict_at_mode(
-            self.objective,
-            x,
-        )
+        return predictive.predict_at_mode(self.objective, x)
 
     def diagnostics(self) -> Diagnostics:
         """Return how far this posterior can be trusted; costs the spectrum and the variances."""
@@ -405,7 +409,7 @@ class Laplace:
             self.structure,
             self.posterior,
             gradient=self.gradient,
-            precision=self.expand(self.prior_precision),
+            precision=self.prior.vector(self.model),
             deviation=self.deviation,
             jitter=self.jitter,
             temperature=self.temperature,
@@ -413,11 +417,16 @@ class Laplace:
 
     def card(self) -> dict[str, str]:
         """Return the posterior's facts in words, by name: what the report and `print` show."""
-        return card.facts(self)
+        return self._card().as_dict()
 
     def __str__(self) -> str:
         """Return the card as lines of text, warnings last."""
-        return card.as_text(self)
+        return self._card().as_text()
+
+    def _card(self) -> Card:
+        diagnostics, evidence = self.diagnostics(), self.log_marginal_likelihood()
+        parts = self.model, self.likelihood, self.expansion, self.prior, self.record
+        return make_card(*parts, diagnostics, evidence)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write everything but functions and data to one file of arrays and JSON; `load` reads it.
@@ -426,25 +435,16 @@ class Laplace:
         ----------
         path
             The file; replaced if it exists. Parameters that are more than dictionaries, lists and
-            tuples, such as equinox modules, are stored by their paths: `load` wants others like
-            them.
+            tuples, such as equinox modules, are stored by their paths: `load` needs some like them.
         """
-        storage.write(path, stored.fields(self), stored.CLASSES)
-
-    # --- shared parts ---
-
-    @property
-    def deviation(self) -> Float[Array, " P"]:
-        r"""The mode less the prior mean, $\theta^* - \theta_0$, flat."""
-        return deviation(self.mode, self.prior_mean)
+        storage.write(path, stored.fields(**vars(self)), stored.CLASSES)
 
     def expand(self, prior_precision: PyTree) -> Float[Array, " P"]:
         """Return one prior precision for each free parameter, from any form that `fit` takes."""
-        return expand_precision(prior_precision, self.mode, self.selection, self.posterior.dtype)
+        return expand_precision(prior_precision, self.mode, self.selection, self.prior.mean.dtype)
 
     def refactorised(self) -> "Laplace":
         """Return the same with the posterior that its structure, prior and temperature make."""
-        precision = self.expand(self.prior_precision)
-        structure = structure_for(self.structure, self.prior_precision, precision)
-        posterior, jitter = factorise(structure, precision, self.temperature)
-        return tree.replace(self, posterior=posterior, jitter=jitter)
+        posterior, jitter = self.prior.posterior(self.structure, self.model)
+        record = tree.replace(self.record, jitter=jitter)
+        return tree.replace(self, posterior=posterior, record=record)

@@ -1,46 +1,48 @@
 """What `la.evaluate` and `la.report` do: predict labelled data, and measure the predictions."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PyTree
 
-from laplace_kit import card
 from laplace_kit.curv.mode import labelled
+from laplace_kit.curv.objective import Objective
 from laplace_kit.eval import evaluate as evaluation
-from laplace_kit.eval.report import Report
+from laplace_kit.eval.outputs import Predictive
+from laplace_kit.eval.report import PosteriorCard, Report
 from laplace_kit.eval.report.checks import check_mapping
 from laplace_kit.eval.report.compare import Compared, compare_report, named_sets
 
-if TYPE_CHECKING:
-    from laplace_kit.laplace import Laplace
+Predict = Callable[[PyTree], Predictive]
 
 
-def evaluate(la: "Laplace", data: Any, key: PRNGKeyArray | None) -> dict[str, float]:
-    """Return the metrics of the default predictive, as `Laplace.evaluate` describes."""
-    x, y = labelled(la.objective, data)
-    return evaluation.evaluate(la.likelihood, la.predict(x, key=key), y)
+def evaluate(objective: Objective, predict: Predict, data: Any) -> dict[str, float]:
+    """Return the metrics of a predictive on labelled data; one pass is made over them."""
+    x, y = labelled(objective, data)
+    return evaluation.evaluate(objective.likelihood, predict(x), y)
 
 
 def report(
-    la: "Laplace",
+    objective: Objective,
+    predict: Mapping[str, Predict],
     data: Any,
     directory: str | os.PathLike,
+    *,
     compare: Mapping[str, Compared] | None,
     shifted: Mapping[str, Any] | None,
     ood: PyTree,
     title: str,
-    key: PRNGKeyArray | None,
+    card: PosteriorCard,
 ) -> Report:
-    """Write a report next to the mode alone, as `Laplace.report` describes."""
+    """Read labelled data and write the report of predictors on them; see `compare_report`."""
     check_mapping("shifted", shifted)
-    read = partial(labelled, la.objective)
+    read = partial(labelled, objective)
     x, y = read(data)
     return compare_report(
-        {"map": la.predict_at_mode, "laplace": partial(la.predict, key=key)},
-        la.likelihood,
+        predict,
+        objective.likelihood,
         x,
         y,
         directory,
@@ -48,5 +50,5 @@ def report(
         shifted={name: read(of_name) for name, of_name in (shifted or {}).items()},
         ood=named_sets(ood, x),
         title=title,
-        card=card.for_report(la),
+        card=card,
     )

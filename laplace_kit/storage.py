@@ -164,9 +164,12 @@ def _decode(node: Any, classes: Mapping[str, type], load: Callable[[str, str], A
         return children if kind == "list" else tuple(children)
     cls = classes[node["class"]]
     obj = object.__new__(cls)  # the fields were validated before they were saved
-    expected = {field.name for field in dataclasses.fields(cls)}
-    if set(node["fields"]) != expected:
+    known = {field.name: field.default for field in dataclasses.fields(cls)}
+    absent = {name: known[name] for name in known.keys() - node["fields"].keys()}
+    if node["fields"].keys() - known.keys() or dataclasses.MISSING in absent.values():
         raise ValueError(f"{node['class']} has the fields {sorted(node['fields'])}")
     for name, child in node["fields"].items():
         object.__setattr__(obj, name, _decode(child, classes, load))
+    for name, default in absent.items():  # fields that are younger than the file
+        object.__setattr__(obj, name, default)
     return obj

@@ -1,10 +1,10 @@
 """What a saved posterior is made of: the classes that a file may name, and the fields it holds."""
 
-import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
+from jax.tree_util import Partial
 from jaxtyping import PyTree
 
 from laplace_kit.approx.choice import Choice
@@ -15,29 +15,32 @@ from laplace_kit.approx.eigenblock import Eigenblock, PosteriorBlock
 from laplace_kit.approx.full import FullPosterior, FullStructure
 from laplace_kit.approx.kronecker import KroneckerPosterior, KroneckerStructure
 from laplace_kit.approx.low_rank import LowRankPosterior, LowRankStructure
+from laplace_kit.approx.posterior import Posterior
+from laplace_kit.approx.prior import Prior
+from laplace_kit.approx.update import Expansion
 from laplace_kit.curv.capture.blocks import FactoredRows, LookupRows
 from laplace_kit.curv.capture.coverage import Coverage, LeafCoverage
 from laplace_kit.curv.capture.layout import Layout, Move, Slot
 from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.design import Design
+from laplace_kit.curv.trained_model import TrainedModel
 from laplace_kit.eval.predictive import Prediction
-from laplace_kit.eval.tune import Tuning
 from laplace_kit.likelihood import (
     Bernoulli,
     Categorical,
     Gaussian,
     HeteroscedasticGaussian,
+    Likelihood,
     Masked,
     MultivariateGaussian,
     Poisson,
     unmasked,
 )
 from laplace_kit.portable import Node, check_like, from_portable, to_portable
+from laplace_kit.record import Record
 from laplace_kit.selection import Selection
 from laplace_kit.tree import replace
-
-if TYPE_CHECKING:
-    from laplace_kit.laplace import Laplace
+from laplace_kit.tune.result import Tuning
 
 _LIKELIHOODS = (
     *(Gaussian, MultivariateGaussian, HeteroscedasticGaussian),
@@ -54,21 +57,70 @@ CLASSES = {
         *(Selection, Node, Coverage, LeafCoverage, Choice, Prediction, Tuning),
     )
 }
-# Functions are not stored, and neither are data.
-_LEFT_OUT = ("model_fn", "examples", "plan")
+NAMES = frozenset(
+    (
+        *("mode", "selection", "likelihood", "structure", "log_likelihood", "gradient", "num_data"),
+        *("prior_mean", "prior_precision", "temperature", "posterior", "prediction"),
+        *("choice", "coverage", "jitter", "tuning"),
+    )
+)
+# Earlier files say apart from the likelihood whether its noise is known.
+_KNOWS_NOISE = "knows_noise"
 
 
-def stored_names(cls: type) -> set[str]:
-    """Return the names of the fields of a class that a file holds."""
-    return {field.name for field in dataclasses.fields(cls)} - set(_LEFT_OUT)
+def is_posterior(found: Any) -> bool:
+    """Return whether a file's content is that of a posterior."""
+    return isinstance(found, dict) and set(found) - {_KNOWS_NOISE} == NAMES
 
 
-def fields(la: "Laplace") -> dict[str, Any]:
-    """Return what a file holds of a posterior; a likelihood that is a function is `None`."""
-    found = {name: getattr(la, name) for name in stored_names(type(la))}
-    kind, _ = unmasked(la.likelihood, (None,))
-    likelihood = la.likelihood if type(kind) in _LIKELIHOODS else None
-    return _map_params(to_portable, found) | {"likelihood": likelihood}
+def fields(
+    model: TrainedModel,
+    likelihood: Likelihood,
+    expansion: Expansion,
+    prior: Prior,
+    posterior: Posterior,
+    prediction: Prediction,
+    record: Record,
+) -> dict[str, Any]:
+    """Return what a file holds of the parts of a posterior, by `NAMES`.
+
+    Functions are not stored, `None` in place of a likelihood that is one; nor are data.
+    """
+    kind, _ = unmasked(likelihood, (None,))
+    found = {
+        "mode": model.mode,
+        "selection": model.selection,
+        "likelihood": likelihood if type(kind) in _LIKELIHOODS else None,
+        "structure": expansion.structure,
+        "log_likelihood": expansion.log_likelihood,
+        "gradient": expansion.gradient,
+        "num_data": expansion.num_data,
+        "prior_mean": prior.mean,
+        "prior_precision": prior.precision,
+        "temperature": prior.temperature,
+        "posterior": posterior,
+        "prediction": prediction,
+        "choice": record.choice,
+        "coverage": record.coverage,
+        "jitter": record.jitter,
+        "tuning": record.tuning,
+    }
+    return _map_params(to_portable, found)
+
+
+def parts(found: dict[str, Any], model_fn: Partial) -> dict[str, Any]:
+    """Return the parts of a posterior, by the names of `Laplace`, from its restored fields."""
+    sums = found["log_likelihood"], found["gradient"], found["structure"], found["num_data"]
+    record = Record(found["choice"], found["coverage"], found["jitter"], found["tuning"])
+    return {
+        "model": TrainedModel(model_fn, found["mode"], found["selection"]),
+        "likelihood": found["likelihood"],
+        "expansion": Expansion(*sums),
+        "prior": Prior(found["prior_mean"], found["prior_precision"], found["temperature"]),
+        "posterior": found["posterior"],
+        "prediction": found["prediction"],
+        "record": record,
+    }
 
 
 def restored(found: dict[str, Any], params: PyTree = None) -> dict[str, Any]:
@@ -87,6 +139,8 @@ def restored(found: dict[str, Any], params: PyTree = None) -> dict[str, Any]:
         If the parameters in the file need others like them and there are none, or differ.
     """
     whole = _map_params(lambda stored: from_portable(stored, params), found)
+    if not whole.pop(_KNOWS_NOISE, True):
+        whole["likelihood"] = replace(whole["likelihood"], known=False)
     if params is not None:
         check_like(jax.eval_shape(whole["selection"].insert, whole["mode"]), params)
     return whole

@@ -24,7 +24,7 @@ from laplace_kit.likelihood import Gaussian, Likelihood, MultivariateGaussian, a
 from laplace_kit.portable import to_portable
 from laplace_kit.selection import can_vary
 from laplace_kit.tree import pytree_dataclass
-from laplace_kit.tuning import NOISES
+from laplace_kit.tune.chain import NOISES, has_unknown_noise
 
 _LEARNING_RATE = 1e-2
 _BATCH_SIZE = 128
@@ -90,7 +90,7 @@ def train_with_evidence(
 
     Every `refit_every` epochs the posterior is fitted at the current parameters, and the prior
     precision d, and the noise, that maximise its evidence take the place of the old ones. At fixed
-    parameters the evidence is concave in their logarithms, so that each refit goes to the summit at
+    parameters the evidence is concave in their logarithms, so that each refit finds the maximum at
     once instead of a few gradient steps towards it; what is returned is the refit of the largest
     evidence.
 
@@ -122,8 +122,8 @@ def train_with_evidence(
     per_leaf
         One prior precision for every leaf instead of one for all parameters.
     noise
-        As in `Laplace.tune`, with the one of the likelihood as a start. `None`: `"evidence"` where
-        the likelihood is `"gaussian"` by name and so knows no noise, else `"keep"`.
+        As in `Laplace.tune`, with the one of the likelihood as a start. `None`: `"evidence"` if the
+        noise is unknown, as `lk.Gaussian()` or `"gaussian"` leave it, else `"keep"`.
     refit_every
         The number of epochs from one refit to the next. There is one at the end in any case.
     burn_in
@@ -365,10 +365,10 @@ def _every_leaf(path: str) -> bool:
 
 
 def _noise_to_learn(noise: str | None, likelihood: Likelihood | str) -> str:
-    if noise is None:
-        return "evidence" if likelihood == "gaussian" else "keep"
-    check_option("noise", noise, NOISES)
     kind = as_likelihood(likelihood)
+    if noise is None:
+        return "evidence" if has_unknown_noise(kind) else "keep"
+    check_option("noise", noise, NOISES)
     if noise != "keep" and not isinstance(kind, _WITH_NOISE):
         raise TypeError(
             f"Found noise={noise!r} with a {type(kind).__name__} likelihood, expected an unmasked "

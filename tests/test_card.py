@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import laplace_kit as lk
-from laplace_kit import card
+from laplace_kit import card, tree
 from laplace_kit.likelihood import MultivariateGaussian
 
 N = 20
@@ -36,10 +36,19 @@ def at(weight, x, y, delta, noise_std, dtype="float32", **options):
     return lk.fit(linear, {"weight": weight}, (x, y), likelihood=likelihood, **options)
 
 
+def warnings_of(la) -> list[str]:
+    return card.warnings_of(la.diagnostics(), la.tuning, tree.dtype(la.mode))
+
+
+def card_of(la) -> card.Card:
+    parts = la.model, la.likelihood, la.expansion, la.prior, la.record
+    return card.make_card(*parts, la.diagnostics(), la.log_marginal_likelihood())
+
+
 def bewares(la, words: str) -> bool:
-    """Tell whether exactly this warning is on the card, in every form of it."""
-    said = card.warnings(la)
-    shown = card.facts(la).get("beware", "")
+    """Return whether exactly this warning is on the card, in every form of it."""
+    said = warnings_of(la)
+    shown = la.card().get("beware", "")
     assert shown == "; ".join(said)
     assert ("beware" in str(la)) == bool(said)
     return len(said) == 1 and words in said[0]
@@ -51,7 +60,7 @@ def bewares(la, words: str) -> bool:
 def test_facts_are_those_of_the_posterior():
     la = regression()
     found, facts = la.diagnostics(), la.card()
-    assert facts == card.facts(la)
+    assert facts == card_of(la).as_dict()
     assert facts["likelihood"] == "Gaussian"
     assert facts["structure"] == "Full"
     assert facts["chosen because"] == la.choice.because
@@ -147,13 +156,13 @@ def test_parameters_that_are_no_mode_of_this_prior(deviations, said):
     la = at(weight, x, y, delta, noise_std)
     assert float(la.diagnostics().mode_distance) == pytest.approx(deviations, rel=1e-3)
     assert bewares(la, "these parameters are not the mode of this prior") == said
-    assert bool(card.warnings(la)) == said
+    assert bool(warnings_of(la)) == said
 
 
 def test_a_mode_of_another_prior():
     """As where nobody tuned: the same parameters suit the prior they were trained with."""
     la = regression(delta=2.0)
-    assert card.warnings(la) == []
+    assert warnings_of(la) == []
     other = la.with_prior(1e4)
     assert bewares(other, "train with this prior as weight decay")
 
@@ -161,12 +170,12 @@ def test_a_mode_of_another_prior():
 def test_tuned_to_a_bound():
     la = regression()
     inside = la.tune()
-    assert card.warnings(inside) == []
+    assert warnings_of(inside) == []
     best = float(inside.prior_precision)
     with pytest.warns(UserWarning, match="at a bound"):
         tuned = la.tune(bounds=(1.2 * best, 1e6))
     assert bewares(tuned, "tuned to a bound; widen bounds=")
-    assert card.warnings(tuned.with_prior(2.0)) == []  # set by hand, it is nobody's bound
+    assert warnings_of(tuned.with_prior(2.0)) == []  # set by hand, it is nobody's bound
 
 
 def test_an_evidence_that_is_flat():
@@ -187,8 +196,8 @@ def test_an_ill_conditioned_precision_is_one_of_single_precision(x64):
     )
     assert float(double.diagnostics().condition_number) > 1e9
     assert bewares(single, "ill-conditioned for this dtype; use float64")
-    assert card.warnings(double) == []
-    assert card.warnings(at(np.zeros((2, 1)), x, np.zeros((N, 1)), 1e4, 1.0)) == []
+    assert warnings_of(double) == []
+    assert warnings_of(at(np.zeros((2, 1)), x, np.zeros((N, 1)), 1e4, 1.0)) == []
 
 
 def test_jitter_where_rounding_made_the_precision_singular():
@@ -196,18 +205,18 @@ def test_jitter_where_rounding_made_the_precision_singular():
     x = np.full((N, 2), 1e3)
     la = at(np.zeros((2, 1)), x, np.zeros((N, 1)), 1e-6, 1.0)
     assert la.jitter > 0
-    said = card.warnings(la)
+    said = warnings_of(la)
     assert "had to be raised to be factorised in this dtype" in said[-1]
     assert la.card()["jitter"] == f"{float(la.jitter):.2g} of the diagonal"
     better = la.with_prior(100.0)
     assert better.jitter == 0
-    assert not any("had to be raised" in warning for warning in card.warnings(better))
+    assert not any("had to be raised" in warning for warning in warnings_of(better))
 
 
 def test_several_at_once_are_all_said():
     x = np.full((N, 2), 1e3)
     la = at(np.ones((2, 1)), x, np.zeros((N, 1)), 1e-6, 1.0)
-    said = card.warnings(la)
+    said = warnings_of(la)
     assert len(said) == 3
     assert la.card()["beware"].split("; ")[0] == said[0].split("; ")[0]
     assert str(la).splitlines()[-1].startswith("beware")
@@ -238,10 +247,10 @@ def test_a_report_lists_every_free_parameter_with_its_own_prior_precision():
             subset=subset,
             prior_precision=prior,
         )
-        found = card.for_report(la)
+        found = card_of(la).for_report(la.model, la.prior, la.coverage)
         table = {row[0]: row[-1] for row in found.layers}
         assert len(table) == len(la.coverage)
         assert listed is None or table == listed
         assert found.columns[-1] == "prior precision"
         assert "beware" not in found.facts
-        assert list(found.warnings) == card.warnings(la)
+        assert list(found.warnings) == warnings_of(la)

@@ -1,9 +1,11 @@
 """Unknown options are refused with what was found, what is known and the nearest name."""
 
+import inspect
+
 import numpy as np
 import pytest
 
-from laplace_kit.errors import check_count, check_option
+from laplace_kit.errors import check_count, check_option, warn
 
 STRUCTURES = ("full", "diagonal", "low_rank")
 
@@ -52,3 +54,13 @@ def test_words_of_other_libraries_have_hints_of_their_own():
         check_option("structure", "low_ranked", STRUCTURES, hints)
     with pytest.raises(ValueError, match=r"Did you mean 'diagonal'\?$"):
         check_option("structure", "DIAG", STRUCTURES, hints)
+
+
+def test_a_warning_points_to_the_line_that_called_the_package(tmp_path):
+    inside = {"__name__": "laplace_kit.inner", "warn": inspect.unwrap(warn)}
+    exec("def inner():\n    warn('look')\ndef outer():\n    inner()\n", inside)
+    outside = {"__name__": "users_script", "outer": inside["outer"]}
+    code = compile("\n\nouter()\n", str(tmp_path / "script.py"), "exec")
+    with pytest.warns(UserWarning, match="look") as caught:
+        exec(code, outside)
+    assert (caught[0].filename, caught[0].lineno) == (str(tmp_path / "script.py"), 3)

@@ -294,6 +294,20 @@ def test_the_defaults_of_predict_can_be_others():
             la.sample(key, num_samples)
 
 
+def test_what_is_not_named_is_kept():
+    la = fitted()
+    one_by_one = la.with_prediction(link="mean_field_1").with_prediction(covariance="diagonal")
+    one_by_one = one_by_one.with_prediction(num_samples=7).with_prediction(method="sampled")
+    at_once = la.with_prediction(
+        link="mean_field_1", covariance="diagonal", num_samples=7, method="sampled"
+    )
+    assert one_by_one.prediction == at_once.prediction
+    assert at_once.with_prediction().prediction == at_once.prediction
+    default = at_once.with_prediction(link="auto", covariance="auto", num_samples="auto")
+    assert default.with_prediction(method="auto").prediction == la.prediction
+    assert default.prediction.method == "sampled"
+
+
 def test_tuning_judges_by_the_very_predictive_that_is_used_later():
     la, (_, x, y) = fitted(), problem(3)
     options = {"data": (x, y), "bounds": (1e-3, 1e3), "objective": "brier"}

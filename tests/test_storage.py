@@ -35,7 +35,11 @@ def posterior(dtype="float32", **options) -> lk.Laplace:
 
 def without_data(value):
     """Return a posterior without its training examples, which are not stored."""
-    return tree.replace(value, examples=None, plan=None) if isinstance(value, lk.Laplace) else value
+    if not isinstance(value, lk.Laplace):
+        return value
+    model, record = value.model, value.record
+    model, record = tree.replace(model, plan=None), tree.replace(record, examples=None)
+    return tree.replace(value, model=model, record=record)
 
 
 def is_bitwise_equal(first, second):

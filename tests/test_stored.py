@@ -2,6 +2,7 @@
 
 import zipfile
 from io import BytesIO
+from pathlib import Path
 
 import exact
 import jax
@@ -50,7 +51,8 @@ def again(la, path, model_fn=linear, **options) -> lk.Laplace:
 def assert_same(loaded, la):
     """Compare all fields but the examples, which are not stored; what is static, by equality."""
     assert loaded.examples is None
-    expected = replace(la, examples=None, plan=None)
+    model, record = replace(la.model, plan=None), replace(la.record, examples=None)
+    expected = replace(la, model=model, record=record)
     assert jax.tree.structure(loaded) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(expected), strict=True):
         assert jnp.asarray(a).dtype == jnp.asarray(b).dtype
@@ -135,7 +137,7 @@ def test_heteroscedastic_outputs(tmp_path):
 def test_a_likelihood_that_is_a_function_is_left_out(tmp_path):
     likelihood = lk.FromLoss(twins.gaussian_loss)
     la = lk.fit(linear, parameters(), data("real"), likelihood=likelihood, structure="diagonal")
-    assert stored.fields(la)["likelihood"] is None
+    assert stored.fields(**vars(la))["likelihood"] is None
     with pytest.raises(ValueError, match="Found no likelihood in"):
         again(la, tmp_path)
     assert_same(again(la, tmp_path, likelihood=likelihood), la)
@@ -166,7 +168,7 @@ def test_one_precision_for_each_leaf(tmp_path):
     loaded = again(la, tmp_path)
     assert_same(loaded, la)
     assert set(loaded.tuning.prior_precision) == {"weight", "bias"}
-    assert not loaded.knows_noise
+    assert not loaded.likelihood.known
 
 
 def test_subsets(tmp_path):
@@ -205,8 +207,8 @@ def test_no_training_example_is_written(tmp_path):
         contents = [np.load(BytesIO(file.read(name))) for name in file.namelist()]
     assert not any(array.shape in (x.shape, y.shape) for array in contents)
     assert la.examples[0].shape == x.shape
-    assert stored.stored_names(lk.Laplace) == set(stored.fields(la))
-    assert not {"examples", "model_fn"} & stored.stored_names(lk.Laplace)
+    assert set(stored.fields(**vars(la))) == stored.NAMES
+    assert not {"examples", "model_fn"} & stored.NAMES
 
 
 def subclasses(cls: type) -> set[type]:
@@ -221,3 +223,38 @@ def test_every_structure_posterior_and_likelihood_may_be_stored():
     assert len(expected) > 15
     missing = expected - set(stored.CLASSES.values()) - {lk.FromLoss, Factorized}
     assert not missing
+
+
+# --- files of earlier versions --------------------------------------------------------------------
+
+FILES = Path(__file__).parent / "files"
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_regression_that_an_earlier_version_saved(known):
+    """Its file says apart from the likelihood whether `fit` was given the noise."""
+    name, std, evidence = (
+        ("gaussian_given", 0.3, -247.91693) if known else ("gaussian_by_name", 1.0, -41.224029)
+    )
+    la = lk.load(FILES / f"{name}.npz", linear)
+    assert la.likelihood.known == known
+    assert la.likelihood.noise_std == std
+    assert float(la.log_marginal_likelihood()) == pytest.approx(evidence, rel=1e-5)
+    tuned = la.tune(bounds=(1e-8, 1e8))
+    if known:
+        assert tuned.likelihood.noise_std == std
+    else:
+        assert float(tuned.likelihood.noise_std) == pytest.approx(1.8704488, rel=1e-5)
+        assert float(tuned.prior_precision) == pytest.approx(1.0593551, rel=1e-3)
+
+
+def test_a_tuned_classifier_that_an_earlier_version_saved():
+    la = lk.load(FILES / "categorical_tuned.npz", linear)
+    assert float(la.temperature) == pytest.approx(0.9474635)
+    assert float(la.tuning.temperature) == float(la.temperature)
+    assert la.prediction == Prediction(link="mean_field_1", covariance="diagonal")
+    assert la.num_data == N
+    assert float(la.log_marginal_likelihood()) == pytest.approx(-4.3721599, rel=1e-5)
+    expected = [[0.1421246, 0.8578755], [0.7325185, 0.2674813]]
+    np.testing.assert_allclose(la.predict(data()[0][:2]).probs, expected, rtol=1e-4)
+    assert la.card()["parameters"] == "6 of 8, a subset"

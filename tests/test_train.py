@@ -124,6 +124,16 @@ def test_the_loss_is_the_objective_per_example(x64):
     twins.assert_close(found.history.loss, np.array([loss / len(REGRESSION.y)]))
 
 
+def test_noise_that_is_not_given_is_learned_however_that_is_said(x64):
+    by_name, by_object = (
+        train_linear(likelihood=likelihood, num_epochs=2)
+        for likelihood in ("gaussian", lk.Gaussian())
+    )
+    np.testing.assert_array_equal(by_name.history.noise_std, by_object.history.noise_std)
+    assert by_name.history.noise_std[-1] != 1
+    assert not by_name.la.likelihood.known
+
+
 def test_noise_that_is_known_is_kept_unless_asked_for(x64):
     kept = train_linear(likelihood=lk.Gaussian(0.7))
     np.testing.assert_array_equal(kept.history.noise_std, [0.7, 0.7, 0.7])

@@ -26,7 +26,7 @@ from benchmarks.quality.training import Recipe, Scale, init_mlp, stack, train
 from benchmarks.workloads import mlp
 from laplace_kit import tree
 from laplace_kit.eval import metrics
-from laplace_kit.eval.validation import minimise
+from laplace_kit.tune.line_search import minimise
 
 DATA_SETS = ("glass", "vehicle", "waveform", "ionosphere")
 PRIOR_PRECISIONS = (0.01, 1.0)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from laplace_kit.approx.posterior import Posterior as Posterior
     from laplace_kit.approx.posterior import Spectrum as Spectrum
     from laplace_kit.approx.posterior import Structure as Structure
+    from laplace_kit.approx.prior import Prior as Prior
     from laplace_kit.approx.subset import largest_magnitude as largest_magnitude
     from laplace_kit.approx.subset import largest_variance as largest_variance
     from laplace_kit.approx.subset import last_layer as last_layer

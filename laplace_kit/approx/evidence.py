@@ -2,9 +2,11 @@ r"""The evidence at the mode, $\log p(D \mid d)$, as a differentiable function o
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
+from laplace_kit import tree
 from laplace_kit.approx.posterior import Spectrum, Structure
+from laplace_kit.approx.prior import structure_for
 
 
 @jax.jit
@@ -31,7 +33,7 @@ def log_evidence(
     precision
         The prior precision $d$, `(P,)`.
     deviation
-        $\theta^* - \theta_0$, the mode less the prior mean, `(P,)`.
+        $\theta^* - \theta_0$, the mode minus the prior mean, `(P,)`.
     jitter
         The share by which the factorised matrix's diagonal is raised; see `factorise`.
 
@@ -59,3 +61,28 @@ def log_evidence_isotropic(
     r"""Return the same for $d = \delta I$, in $O(P)$ from the eigenvalues of $H$."""
     fit = spectrum.size * jnp.log(delta) - delta * squared_deviation
     return log_likelihood + 0.5 * (fit - spectrum.log_det(delta))
+
+
+def log_evidence_of(
+    log_likelihood: Float[Array, ""],
+    structure: Structure,
+    prior_precision: PyTree,
+    precision: Float[Array, " P"],
+    deviation: Float[Array, " P"],
+    jitter: float | Float[Array, ""] = 0.0,
+) -> Float[Array, ""]:
+    """Return the same by the way that suits the form of the prior precision.
+
+    Parameters
+    ----------
+    log_likelihood, structure, deviation, jitter
+        As for `log_evidence`.
+    prior_precision, precision
+        As it was given, and as one value for each parameter.
+    """
+    if tree.is_scalar(prior_precision):  # the spectrum does, and copes with small values
+        delta = jnp.asarray(prior_precision, precision.dtype)
+        squared = jnp.sum(deviation**2)
+        return log_evidence_isotropic(log_likelihood, structure.spectrum(), delta, squared)
+    structure = structure_for(structure, prior_precision, precision)
+    return log_evidence(log_likelihood, structure, precision, deviation, jitter)

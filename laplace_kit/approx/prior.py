@@ -1,4 +1,4 @@
-"""The prior precision, in any of its forms, as one value for each free parameter."""
+"""The prior over the free parameters, and its precision in any of its forms."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,44 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from laplace_kit import tree
-from laplace_kit.approx.posterior import Structure
+from laplace_kit.approx.posterior import Posterior, Structure, factorise
+from laplace_kit.curv.trained_model import TrainedModel
 from laplace_kit.selection import Selection
+from laplace_kit.tree import pytree_dataclass
+
+
+@pytree_dataclass()
+class Prior:
+    r"""The prior $\mathcal N(\theta_0, d^{-1})$ of the free parameters, and the temperature T.
+
+    `mean` is $\theta_0$ `(P,)`; `precision` is d as it was given: a number, a pytree prefix of the
+    parameters, or one value for each. With a curvature $H$ they make the posterior
+    $\mathcal N(\theta^*, T (H + d)^{-1})$.
+    """
+
+    mean: Float[Array, " P"]
+    precision: PyTree
+    temperature: Float[Array, ""]
+
+    def vector(self, model: TrainedModel) -> Float[Array, " P"]:
+        """Return the precision of each free parameter."""
+        return expand_precision(self.precision, model.mode, model.selection, self.mean.dtype)
+
+    def deviation(self, model: TrainedModel) -> Float[Array, " P"]:
+        r"""Return $\theta^* - \theta_0$, flat."""
+        return deviation(model.mode, self.mean)
+
+    def posterior(self, structure: Structure, model: TrainedModel) -> tuple[Posterior, Array]:
+        """Return the posterior that a curvature and this prior make, and the jitter it took.
+
+        Raises
+        ------
+        ValueError
+            If the two cannot be combined; see `structure_for` and `factorise`.
+        """
+        precision = self.vector(model)
+        structure = structure_for(structure, self.precision, precision)
+        return factorise(structure, precision, self.temperature)
 
 
 def expand_precision(
@@ -32,6 +68,20 @@ def expand_precision(
             "variances of the parameters."
         )
     return precision
+
+
+def check_temperature(temperature: float | Float[Array, ""]) -> None:
+    """Refuse a temperature that is not positive and finite, where values can be looked at.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    if tree.is_concrete(temperature) and not 0 < float(temperature) < float("inf"):
+        raise ValueError(
+            f"Found temperature={float(temperature)}, expected a positive, finite number."
+        )
 
 
 @jax.jit

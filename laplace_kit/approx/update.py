@@ -23,17 +23,19 @@ from laplace_kit.approx.posterior import Posterior, Structure, factorise
 from laplace_kit.tree import pytree_dataclass, replace
 
 
-@pytree_dataclass()
+@pytree_dataclass(static=("num_data",))
 class Expansion:
     r"""What is kept of data: their log-likelihood about some parameters, to second order.
 
     $\log p(D \mid \theta + \Delta) \approx \ell - g^\top \Delta - \tfrac12 \Delta^\top H \Delta$,
-    with `log_likelihood` $\ell$, `gradient` $g$ `(P,)` of the summed loss, and `structure` $H$.
+    with `log_likelihood` $\ell$, `gradient` $g$ `(P,)` of the summed loss, and `structure` $H$, all
+    of them sums over `num_data` examples.
     """
 
     log_likelihood: Float[Array, ""]
     gradient: Float[Array, " P"]
     structure: Structure
+    num_data: int
 
     def moved(self, step: Float[Array, " P"]) -> "Expansion":
         r"""Return the same expansion about $\theta + \Delta$; the curvature stays.
@@ -46,7 +48,8 @@ class Expansion:
         turned = self.structure.mv(step)
         with jax.default_matmul_precision("highest"):
             change = jnp.vdot(self.gradient, step) + 0.5 * jnp.vdot(step, turned)
-        return Expansion(self.log_likelihood - change, self.gradient + turned, self.structure)
+        log_likelihood, gradient = self.log_likelihood - change, self.gradient + turned
+        return Expansion(log_likelihood, gradient, self.structure, self.num_data)
 
     def joined(self, other: "Expansion") -> "Expansion":
         """Return the expansion of both sets of data, about the same parameters.
@@ -60,6 +63,7 @@ class Expansion:
             self.log_likelihood + other.log_likelihood,
             self.gradient + other.gradient,
             combine(self.structure, other.structure),
+            self.num_data + other.num_data,
         )
 
 

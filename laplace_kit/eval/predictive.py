@@ -58,6 +58,22 @@ class Prediction:
         if self.num_samples is not None:
             check_count("num_samples", self.num_samples, "draws", least=2)
 
+    def changed(
+        self,
+        method: Method | Literal["auto"] | None = None,
+        link: str | None = None,
+        covariance: CovarianceForm | None = None,
+        num_samples: int | Literal["auto"] | None = None,
+    ) -> "Prediction":
+        """Return it with what is given; `None` keeps, `"auto"` returns to the default."""
+        given = zip(dataclasses.fields(self), (method, link, covariance, num_samples), strict=True)
+        changes = {
+            field.name: field.default if value == "auto" else value
+            for field, value in given
+            if value is not None
+        }
+        return dataclasses.replace(self, **changes)
+
     @property
     def named_link(self) -> str:
         """The link to predict with."""

@@ -1,5 +1,6 @@
-"""Gaussian likelihoods of independent outputs: the noise is known, or predicted."""
+"""Gaussian likelihoods of independent outputs: the noise is known, estimated or predicted."""
 
+import dataclasses
 import math
 
 import jax
@@ -12,7 +13,7 @@ from laplace_kit.likelihood.base import Factorized, check_one_array, check_same_
 from laplace_kit.tree import pytree_dataclass
 
 
-@pytree_dataclass()
+@pytree_dataclass(static=("known",))
 class Gaussian(Factorized):
     r"""Regression: $-\log p = \sum_c (y_c - f_c)^2 / (2 s_c^2) + \tfrac12 \log(2 \pi s_c^2)$.
 
@@ -21,7 +22,11 @@ class Gaussian(Factorized):
     noise_std
         The standard deviation $s > 0$ of the observation noise, in the units of `y`: one number, or
         an array that broadcasts to one example's outputs `(*event,)`, typically one for each
-        output, `(C,)`. A leaf, so it can be differentiated.
+        output, `(C,)`. A leaf, so it can be differentiated. `None` where it is unknown: it is one,
+        until tuning estimates it.
+    known
+        Whether tuning keeps `noise_std` unless told otherwise; if not, it is the current estimate,
+        or a first guess. Always false where `noise_std` is `None`.
 
     Raises
     ------
@@ -29,9 +34,13 @@ class Gaussian(Factorized):
         If `noise_std` is not positive and finite.
     """
 
-    noise_std: Num[ArrayLike, "..."] = 1.0
+    noise_std: Num[ArrayLike, "..."] | None = None
+    known: bool = dataclasses.field(default=True, kw_only=True)
 
     def __post_init__(self):
+        if self.noise_std is None:
+            object.__setattr__(self, "noise_std", 1.0)
+            object.__setattr__(self, "known", False)
         std = self.noise_std
         if tree.is_concrete(std) and not np.all((np.asarray(std) > 0) & np.isfinite(std)):
             raise ValueError(

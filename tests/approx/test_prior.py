@@ -4,9 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from laplace_kit.approx.diagonal import DiagonalStructure
 from laplace_kit.approx.kronecker import KroneckerStructure
-from laplace_kit.approx.prior import expand_precision, structure_for
+from laplace_kit.approx.prior import Prior, expand_precision, structure_for
+from laplace_kit.curv.trained_model import TrainedModel
 from laplace_kit.selection import select
+from laplace_kit.tree import as_pytree_function
 
 PARAMS = {"bias": jnp.zeros(2), "weight": jnp.zeros((3, 2))}
 FLAT = np.arange(1.0, 9.0)
@@ -56,3 +59,17 @@ def test_the_form_tells_whether_leaves_share_their_precision(given, shared):
     structure = KroneckerStructure((), corrected=False)
     found = structure_for(structure, given, jnp.ones(8))
     assert (found is structure) == shared
+
+
+def test_a_prior_makes_the_posterior_of_a_curvature():
+    params = {"bias": jnp.asarray([1.0, 2.0]), "weight": jnp.ones((3, 2))}
+    free, selection = select(params)
+    model = TrainedModel(as_pytree_function(lambda p, x: x), free, selection)
+    mean, curvature = jnp.full(8, 0.5), jnp.asarray(FLAT)
+    prior = Prior(mean, {"bias": 2.0, "weight": 0.1}, temperature=jnp.asarray(0.25))
+    np.testing.assert_allclose(prior.vector(model), np.repeat([2.0, 0.1], [2, 6]), rtol=1e-6)
+    np.testing.assert_allclose(prior.deviation(model), [0.5, 1.5, *[0.5] * 6])
+    posterior, jitter = prior.posterior(DiagonalStructure(curvature), model)
+    expected = 0.25 / (FLAT + np.repeat([2.0, 0.1], [2, 6]))
+    np.testing.assert_allclose(posterior.variance(), expected, rtol=1e-6)
+    assert jitter == 0

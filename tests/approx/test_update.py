@@ -58,7 +58,8 @@ def expansion(regression, kind, theta) -> Expansion:
     objective, _ = restrict(exact.linear, regression.unravel(theta), likelihood)
     found = examine_mode(objective.planned(batch_spec(data)[0]), data)
     operator = curv.GGNOperator(exact.linear, objective.params, data, likelihood)
-    return Expansion(found.log_likelihood, found.gradient, fit_structure(kind, operator, 8))
+    structure = fit_structure(kind, operator, 8)
+    return Expansion(found.log_likelihood, found.gradient, structure, found.num_data)
 
 
 @pytest.mark.parametrize("kind", ["full", "low_rank", "kron", "ekfac"])
@@ -80,6 +81,7 @@ def test_two_halves_in_sequence_are_one_pass(kind, x64):
     found = update.expansion
     twins.assert_close(found.log_likelihood, at_once.log_likelihood)
     twins.assert_close(found.gradient, at_once.gradient)
+    assert found.num_data == at_once.num_data == len(everything.x)
     twins.assert_close(dense(found.structure, 8), dense(at_once.structure, 8))
     evidence = log_evidence(
         found.log_likelihood, found.structure, jnp.asarray(precision), theta - mean
@@ -266,7 +268,8 @@ def test_step_solves_with_the_posterior_precision(kind, x64):
 def test_expansion_moves_as_the_quadratic_that_it_is(x64):
     matrix, step = np.cov(RNG.normal(size=(4, 9))), RNG.normal(size=4)
     gradient = RNG.normal(size=4)
-    known = Expansion(jnp.asarray(-2.0), jnp.asarray(gradient), FullStructure(jnp.asarray(matrix)))
+    structure = FullStructure(jnp.asarray(matrix))
+    known = Expansion(jnp.asarray(-2.0), jnp.asarray(gradient), structure, num_data=5)
     moved = jax.jit(Expansion.moved)(known, jnp.asarray(step))
     value = -2.0 - gradient @ step - 0.5 * step @ matrix @ step
     twins.assert_close(moved.log_likelihood, value)
@@ -279,7 +282,7 @@ def test_expansion_moves_as_the_quadratic_that_it_is(x64):
 def test_single_precision_and_compiled():
     vectors = jnp.asarray([[0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])
     structure = LowRankStructure(jnp.asarray([3.0, 1.0]), vectors, jnp.zeros(2), jnp.zeros(()))
-    known = Expansion(jnp.zeros(()), jnp.zeros(3), structure)
+    known = Expansion(jnp.zeros(()), jnp.zeros(3), structure, num_data=5)
     new = replace(known, gradient=jnp.asarray([1.0, 2.0, 3.0]))
     update = jax.jit(updated)(known, new, jnp.full(3, 0.5))
     matrix = 2 * np.asarray(vectors).T @ np.diag([3.0, 1.0]) @ vectors + 0.5 * np.eye(3)

@@ -10,8 +10,8 @@ from laplace_kit.eval.evaluate import evaluate
 from laplace_kit.eval.link import LINKS
 from laplace_kit.eval.losses import predictive_losses
 from laplace_kit.eval.outputs import Predictive, from_gaussian, from_samples
-from laplace_kit.eval.validation import held_out_loss
 from laplace_kit.likelihood import Bernoulli, Categorical, Poisson
+from laplace_kit.tune.criteria import as_loss
 
 # --- probabilities that round to zero -------------------------------------------------------------
 
@@ -93,7 +93,7 @@ def test_probabilities_without_logits_count_as_the_smallest_number_at_least():
 
 def test_held_out_losses_are_exact():
     predictive = at_the_mode(Categorical(), SATURATED)
-    loss = held_out_loss("nll", Categorical())(predictive, jnp.asarray(LABELS))
+    loss = as_loss("nll", Categorical())(predictive, jnp.asarray(LABELS))
     expected = -special.log_softmax(SATURATED.astype(float), axis=1)[np.arange(3), LABELS]
     assert loss == pytest.approx(expected.mean(), rel=1e-6)
 

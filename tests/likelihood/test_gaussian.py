@@ -136,3 +136,15 @@ def test_predicted_noise_wants_twice_as_many_outputs(outputs, targets):
     spec = jax.ShapeDtypeStruct(targets, jnp.float32)
     with pytest.raises(ValueError, match=r"expected outputs \(N, 2 C\), the C means before"):
         HeteroscedasticGaussian().check_shapes(outputs, spec)
+
+
+def test_noise_is_known_if_it_is_given():
+    unknown, guessed, given = Gaussian(), Gaussian(0.3, known=False), Gaussian(0.3)
+    assert (unknown.known, guessed.known, given.known) == (False, False, True)
+    assert (unknown.noise_std, guessed.noise_std, given.noise_std) == (1.0, 0.3, 0.3)
+    assert not Gaussian(None, known=True).known
+    f, y = jnp.asarray([0.5, -1.0]), jnp.zeros(2)
+    assert unknown.negative_log_prob(f, y) == Gaussian(1.0).negative_log_prob(f, y)
+    again = jax.tree.map(jnp.asarray, unknown)
+    assert not again.known
+    assert jax.tree.structure(again) == jax.tree.structure(Gaussian(2.0, known=False))

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from laplace_kit.approx import DiagonalStructure, FullStructure, LowRankStructure
-from laplace_kit.eval.tune import Residuals, Tuning, tune_evidence
+from laplace_kit.approx.noise import Residuals
+from laplace_kit.tune import Tuning
+from laplace_kit.tune.fixed_point import maximise_evidence
 
 P = 31
 SIZES = [4, 12, 3, 12]  # of the leaves of twins.mlp
@@ -28,11 +30,11 @@ def deviation() -> np.ndarray:
 def tune(kind, dtype="float64", dev=None, **options) -> Tuning:
     la = exact.fitted(kind, dtype)
     dev = deviation() if dev is None else dev
-    return tune_evidence(la.structure, jnp.asarray(dev, dtype), la.params, **options)
+    return maximise_evidence(la.structure, jnp.asarray(dev, dtype), la.params, **options)
 
 
 def evidence(kind, log_delta, dev=None):
-    """Return the log evidence, less the log-likelihood, and its gradient in log precisions."""
+    """Return the log evidence, minus the log-likelihood, and its gradient in log precisions."""
     log_delta = np.atleast_1d(log_delta)
     expand = np.repeat(np.eye(len(log_delta)), SIZES if len(log_delta) > 1 else [P], axis=0)
     precision, dev = np.exp(expand @ log_delta), deviation() if dev is None else dev
@@ -68,10 +70,10 @@ def test_fixed_point_of_mackay_on_linear_regression(x64):
 
 
 def test_the_highest_of_two_hills(x64):
-    """Few strong and many weak directions: a local climb from the wrong side would stay behind."""
+    """Few strong and many weak directions: a local search from the wrong side would stay there."""
     curvature = np.concatenate([np.full(3, 1e8), np.full(28, 1e-2)])
     dev = np.concatenate([np.full(3, 1e-2), np.full(28, 0.2)])
-    tuning = tune_evidence(
+    tuning = maximise_evidence(
         DiagonalStructure(jnp.asarray(curvature)),
         jnp.asarray(dev),
         jnp.zeros(P),
@@ -162,7 +164,7 @@ def test_indefinite_curvature_has_no_largest_evidence(kind, per_leaf, x64):
     """Towards a singular posterior precision the evidence grows without bound."""
     params, dev = exact.fitted("full", "float64").params, jnp.asarray(deviation())
     with pytest.raises(ValueError, match="most negative eigenvalue is -3: its evidence grows") as e:
-        tune_evidence(indefinite(kind), dev, params, per_leaf=per_leaf)
+        maximise_evidence(indefinite(kind), dev, params, per_leaf=per_leaf)
     assert "pass bounds=(30, 1e+06)" in str(e.value)
     assert "curvature='ggn'" in str(e.value)
 
@@ -170,14 +172,14 @@ def test_indefinite_curvature_has_no_largest_evidence(kind, per_leaf, x64):
 @pytest.mark.parametrize("kind", ANY_CURVATURE)
 def test_indefinite_curvature_within_bounds_above_it(kind, x64):
     dev = jnp.asarray(np.full(P, 0.05))  # a maximum at a precision of a few hundred
-    tuning = tune_evidence(indefinite(kind), dev, jnp.zeros(P), bounds=(30.0, 1e6))
+    tuning = maximise_evidence(indefinite(kind), dev, jnp.zeros(P), bounds=(30.0, 1e6))
     assert np.all(np.isfinite(tuning.objective))
     assert 30 < tuning.prior_precision < 1e4
 
 
 def test_negative_rounding_is_no_indefiniteness(x64):
     structure = DiagonalStructure(jnp.asarray(np.append(np.full(P - 1, 1e6), -1e-9)))
-    tuning = tune_evidence(structure, jnp.ones(P), jnp.zeros(P))
+    tuning = maximise_evidence(structure, jnp.ones(P), jnp.zeros(P))
     assert np.isfinite(tuning.prior_precision)
 
 
@@ -237,7 +239,7 @@ def test_the_evidence_is_concave_in_log_precisions_and_log_noise(seed, power):
     one, other = 2 * rng.normal(size=(2, 3))
     assert at((one + other) / 2) >= (at(one) + at(other)) / 2 - 1e-9
     with jax.enable_x64(True):  # and so there is one maximum, which no random point exceeds
-        best = tune_evidence(
+        best = maximise_evidence(
             FullStructure(jnp.asarray(root @ root.T)),
             jnp.asarray(dev),
             params,
@@ -247,10 +249,10 @@ def test_the_evidence_is_concave_in_log_precisions_and_log_noise(seed, power):
             noise_power=power,
         )
         z = np.log([float(leaf) for leaf in best.prior_precision])
-        summit = np.append(z, 2 * np.log(best.noise_scale))
-        assert at(summit) >= max(at(one), at(other))
+        maximum = np.append(z, 2 * np.log(best.noise_scale))
+        assert at(maximum) >= max(at(one), at(other))
         for slope in np.eye(3) * 1e-3:
-            assert at(summit) >= max(at(summit + slope), at(summit - slope)) - 1e-9
+            assert at(maximum) >= max(at(maximum + slope), at(maximum - slope)) - 1e-9
 
 
 # --- noise ----------------------------------------------------------------------------------------
@@ -291,7 +293,7 @@ def test_noise_and_precisions_together(kind, per_leaf, power, x64):
 def test_a_flat_evidence_is_told(x64):
     """One parameter, hardly determined, and a mode where the prior would have it anyway."""
     with pytest.warns(UserWarning, match="evidence is flat.*set it from what you know"):
-        tuning = tune_evidence(
+        tuning = maximise_evidence(
             DiagonalStructure(jnp.asarray([1e-3])),
             jnp.asarray([0.5]),
             jnp.zeros(1),
@@ -309,7 +311,9 @@ def test_programs_serve_every_curvature_of_a_shape():
         residuals = Residuals(jnp.asarray(20.0 + seed), jnp.asarray(30.0 + seed))
         params = {"a": jnp.zeros(11), "b": jnp.zeros(20)}
         bounds = (1e-6 / (1 + seed), 1e6)
-        tune_evidence(curvature, dev, params, per_leaf=per_leaf, bounds=bounds, residuals=residuals)
+        maximise_evidence(
+            curvature, dev, params, per_leaf=per_leaf, bounds=bounds, residuals=residuals
+        )
 
     for per_leaf in (False, True):
         once(0, per_leaf)

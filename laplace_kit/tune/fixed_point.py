@@ -2,8 +2,8 @@ r"""The prior precision, and the noise, that maximise the evidence.
 
 With $\gamma_k = \operatorname{tr}_k H (H + d)^{-1}$, the number of parameters in group k that the
 data determine, the evidence is stationary where $d_k |\Delta_k|^2 = \gamma_k$ (MacKay, 1992),
-$\Delta$ being the mode less the prior mean. For a positive semi-definite curvature $\gamma_k$ falls
-as $d_k$ rises, at most in proportion; it rises with every other d, and falls, at most in
+$\Delta$ being the mode minus the prior mean. For a positive semi-definite curvature $\gamma_k$
+falls as $d_k$ rises, at most in proportion; it rises with every other d, and falls, at most in
 proportion, as all rise together. The geometric mean of $d_k$ and $\gamma_k / |\Delta_k|^2$ is
 therefore a contraction of $\log d$ in the maximum norm, by one half a step: from anywhere, and
 within bounds, it leads to the one maximum, without a line search.
@@ -16,7 +16,6 @@ of M squared residuals: a contraction by $\gamma / M$.
 """
 
 import math
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -24,59 +23,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from laplace_kit import tree
+from laplace_kit.approx.noise import Residuals
 from laplace_kit.approx.posterior import Spectrum, Structure
 from laplace_kit.arrays import as_array
-from laplace_kit.tree import pytree_dataclass
+from laplace_kit.errors import warn
+from laplace_kit.tune.result import Tuning, checked_bounds, warn_at_bound
 
-# For a curvature with negative eigenvalues alone: its evidence may have several summits.
+# For a curvature with negative eigenvalues alone: its evidence may have several maxima.
 _GRID_POINTS = 25
 _STEPS = 200
 # A tenth or ten times the precision changes the evidence by less than this: it says nothing.
 _FLAT_NATS = 0.5
-_USER = 5  # frames from `tune_evidence` to the caller of `Laplace.tune`
 
 
-@pytree_dataclass(static=("method",))
-class Tuning:
-    r"""What tuning chose, and the way to it.
-
-    `prior_precision` is one number or one for each leaf; `noise_scale` the factor of the noise's
-    standard deviation, and `temperature` the factor of the covariance, one where they were not
-    tuned. `visited` `(T, K)` holds every prior precision that was met and `objective` `(T,)` its
-    value, larger being better: the log evidence less the log-likelihood at the start, or minus the
-    held-out loss. `at_bound` tells for each precision whether it stopped at a bound, `flat` whether
-    the objective hardly depends on it.
-    """
-
-    prior_precision: PyTree
-    noise_scale: Float[Array, ""]
-    temperature: Float[Array, ""]
-    visited: Float[Array, "T K"]
-    objective: Float[Array, " T"]
-    at_bound: Bool[Array, "..."]
-    flat: Bool[Array, ""]
-    method: str
-
-
-class Residuals(NamedTuple):
-    r"""What the noise of a Gaussian likelihood is judged by, in units of its present variance.
-
-    The log-likelihood at noise variances $e^w$ times as large is $-\tfrac12 (e^{-w} Q + M w)$ and a
-    constant, with Q the sum of `squares` of residuals and M their `count`.
-    """
-
-    squares: Float[Array, ""]
-    count: Float[Array, ""]
-
-    def log_likelihood(self, w: Float[Array, ""]) -> Float[Array, ""]:
-        """Return it, less its value at w = 0."""
-        return -0.5 * (jnp.expm1(-w) * self.squares + self.count * w)
-
-
-def tune_evidence(
+def maximise_evidence(
     structure: Structure,
     deviation: Float[Array, " P"],
     params: PyTree,
@@ -94,7 +57,7 @@ def tune_evidence(
     structure
         The curvature.
     deviation
-        The mode less the prior mean, `(P,)`.
+        The mode minus the prior mean, `(P,)`.
     params
         The free parameters, whose leaves share a value each if `per_leaf`.
     per_leaf
@@ -102,7 +65,7 @@ def tune_evidence(
     bounds
         The smallest and the largest precision to consider.
     residuals
-        Of a Gaussian likelihood whose noise is to be chosen too, at the mode.
+        At the mode, where the noise of a Gaussian likelihood is to be chosen too.
     noise_power
         The power of $1/s^2$ that the curvature goes with: 1, or 2 for the empirical Fisher matrix.
     jitter
@@ -145,18 +108,18 @@ def tune_evidence(
     box, zero = np.log(np.asarray(bounds, dtype)), np.zeros((), dtype)
     terms = _Terms(deviation, residuals, noise_power)
     shared = partial(_isotropic_evidence, spectrum, terms)
-    grid = _on_grid(shared, box) if lowest < 0 else _Way([], [])
+    grid = _on_grid(shared, box) if lowest < 0 else _Path([], [])
     start = grid.highest if lowest < 0 else _Point(np.clip(np.zeros(1, dtype), *box), zero)
-    climb, best = _climb(shared, terms, start, box)
+    path, best = _ascend(shared, terms, start, box)
     flat = _is_flat(shared, best)
-    visited, values = grid.points + climb.points, grid.values + climb.values
+    visited, values = grid.points + path.points, grid.values + path.values
     if per_leaf:
         least = 100 * float(jnp.finfo(dtype).eps)
         of_leaves = partial(_evidence_by_leaf, structure, params, jitter, least, terms)
         num = len(jax.tree.leaves(params))
-        climb, best = _climb(of_leaves, terms, best._replace(z=np.repeat(best.z, num)), box)
-        visited = [point._replace(z=np.repeat(point.z, num)) for point in visited] + climb.points
-        values += climb.values
+        path, best = _ascend(of_leaves, terms, best._replace(z=np.repeat(best.z, num)), box)
+        visited = [point._replace(z=np.repeat(point.z, num)) for point in visited] + path.points
+        values += path.values
     if not np.isfinite(values).any():
         raise ValueError(
             f"Found no finite evidence for prior precisions within {bounds}, expected a positive "
@@ -164,53 +127,22 @@ def tune_evidence(
         )
     log_delta, noise = best.z, np.exp(best.w / 2)
     at_bound = (log_delta <= box[0] + 1e-3) | (log_delta >= box[1] - 1e-3)
-    warn_at_bound(at_bound, bounds, "evidence is largest", stacklevel=_USER)
+    warn_at_bound(at_bound, bounds, "evidence is largest")
     found = np.exp(log_delta)
     if per_leaf:
         found = jax.tree.unflatten(jax.tree.structure(params), list(found))
     else:
         found, at_bound = found[0], at_bound[0]
         if flat:
-            warnings.warn(
+            warn(
                 "The evidence is flat: a tenth or ten times the prior precision changes it by less "
                 f"than {_FLAT_NATS} nats. The data say little about the prior precision; set it "
-                "from what you know, or tune with method='validation'.",
-                stacklevel=_USER,
+                "from what you know, or tune with method='validation'."
             )
     one = np.ones((), dtype)
     met = np.exp([point.z for point in visited])
     fields = (found, noise, one, met, np.asarray(values), at_bound, np.asarray(flat))
     return Tuning(*jax.tree.map(as_array, fields), "evidence")
-
-
-def checked_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
-    """Return the bounds if they are positive, finite and in order.
-
-    Raises
-    ------
-    ValueError
-        If they are not.
-    """
-    low, high = bounds
-    if not 0 < low < high < float("inf"):
-        raise ValueError(
-            f"Found bounds={bounds}, expected 0 < low < high, both finite: the smallest and the "
-            "largest prior precision to consider."
-        )
-    return bounds
-
-
-def warn_at_bound(
-    at_bound: ArrayLike, bounds: tuple[float, float], what: str, *, stacklevel: int
-) -> None:
-    """Warn where any precision lies at a bound; `stacklevel` as if the caller warned itself."""
-    if bool(np.any(at_bound)):
-        warnings.warn(
-            f"The {what} at a bound of the prior precision ({bounds}): the data say little about "
-            "it, or the parameters are not near a mode. Widen `bounds`, train further, or set the "
-            "prior precision yourself.",
-            stacklevel=stacklevel + 1,
-        )
 
 
 # --- the evidence as a function of log precisions and log noise variance --------------------------
@@ -242,7 +174,7 @@ class _Evidence(NamedTuple):
     squares: Float[ArrayLike, " K"]
 
 
-class _Way(NamedTuple):
+class _Path(NamedTuple):
     """Points that were met with their log evidence."""
 
     points: list[_Point]
@@ -302,26 +234,26 @@ def _evidence(complexity, gamma, squares, terms: _Terms, point: _Point) -> _Evid
 _Objective = Callable[[_Point], _Evidence]
 
 
-def _on_grid(evidence: _Objective, box: np.ndarray) -> _Way:
+def _on_grid(evidence: _Objective, box: np.ndarray) -> _Path:
     """Evaluate one precision for all on a grid."""
     zero = np.zeros((), box.dtype)
     points = [_Point(z[None], zero) for z in np.linspace(*box, _GRID_POINTS, dtype=box.dtype)]
-    return _Way(points, jax.device_get([evidence(point).value for point in points]))
+    return _Path(points, jax.device_get([evidence(point).value for point in points]))
 
 
-def _climb(
+def _ascend(
     evidence: _Objective, terms: _Terms, start: _Point, box: np.ndarray
-) -> tuple[_Way, _Point]:
-    """Iterate to the maximum within the box; return the way, and its last point or its best."""
+) -> tuple[_Path, _Point]:
+    """Iterate to the maximum within the box; return the path, and its last point or its best."""
     tiny = np.finfo(box.dtype).tiny
     # Half the digits leave the evidence no more than rounding; a few steps more cost nothing.
     enough = np.sqrt(np.finfo(box.dtype).eps) / 8
     residuals = jax.device_get(terms.residuals)
-    way, point, change = _Way([], []), start, np.inf
-    while len(way.points) < _STEPS and change > enough:
+    path, point, change = _Path([], []), start, np.inf
+    while len(path.points) < _STEPS and change > enough:
         value, gamma, squares = jax.device_get(evidence(point))
-        way.points.append(point)
-        way.values.append(value)
+        path.points.append(point)
+        path.values.append(value)
         aim = np.log(np.maximum(gamma, tiny)) - np.log(np.maximum(squares, tiny))
         z, w = np.clip((point.z + aim) / 2, *box), point.w
         if residuals is not None:
@@ -329,7 +261,7 @@ def _climb(
             w = np.log(noise / residuals.count)
         change = np.maximum(np.abs(z - point.z).max(), np.abs(w - point.w))
         point = _Point(z, w)
-    return way, way.points[-1] if change <= enough else way.highest
+    return path, path.points[-1] if change <= enough else path.highest
 
 
 def _is_flat(evidence: _Objective, best: _Point) -> bool:

@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 import laplace_kit as lk
 from laplace_kit.eval.metrics import negative_log_likelihood
 from laplace_kit.eval.outputs import Predictive
-from laplace_kit.eval.temperature import (
+from laplace_kit.tune.variational import (
     PriorTerms,
     isotropic_prior_terms,
     prior_terms,
@@ -128,7 +128,7 @@ def test_logistic_regression_by_quadrature_and_by_monte_carlo(x64):
 
 
 def test_a_part_of_the_data_stands_for_all(x64):
-    """Half of the examples twice is the whole, but for the draws."""
+    """Half of the examples twice is the whole, except for the nodes."""
     x, y, theta, cov, delta = logistic(num=200)
     f, var = (x @ theta)[:, None], np.einsum("np,pq,nq->n", x, cov, x)[:, None]
     prior = terms(2, delta * np.trace(cov), delta * theta @ theta)

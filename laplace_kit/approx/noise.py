@@ -1,0 +1,148 @@
+r"""Another noise of a Gaussian likelihood, without a pass over the data.
+
+A common factor of all standard deviations of the noise is a factor of every sum over the data: of
+the curvature, the gradient, and the squares in the log-likelihood, whose normaliser is known.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike, Float
+
+from laplace_kit import tree
+from laplace_kit.approx.update import Expansion
+from laplace_kit.likelihood import Gaussian, Likelihood, MultivariateGaussian
+
+GAUSSIANS = Gaussian | MultivariateGaussian
+
+
+class Residuals(NamedTuple):
+    r"""The residuals of a Gaussian likelihood, in units of its present variance.
+
+    The log-likelihood at noise variances $e^w$ times as large is $-\tfrac12 (e^{-w} Q + M w)$ and a
+    constant, with Q the sum of `squares` of residuals and M their `count`.
+    """
+
+    squares: Float[ArrayLike, ""]
+    count: Float[ArrayLike, ""]
+
+    def log_likelihood(self, w: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
+        """Return the log-likelihood minus its value at w = 0."""
+        return -0.5 * (jnp.expm1(-w) * self.squares + self.count * w)
+
+
+def residuals_of(likelihood: Likelihood, expansion: Expansion, event: tuple[int, ...]) -> Residuals:
+    """Return what the residuals at the mode amount to, from the log-likelihood and its normaliser.
+
+    Parameters
+    ----------
+    likelihood
+        `Gaussian` or `MultivariateGaussian`, unmasked.
+    expansion
+        The log-likelihood at the mode, and the number of examples.
+    event
+        The shape of one example's outputs.
+
+    Raises
+    ------
+    TypeError
+        If the likelihood is another.
+    """
+    kind = unmasked_gaussian(likelihood)
+    count = expansion.num_data * math.prod(event)
+    if isinstance(kind, MultivariateGaussian):
+        _, log_det = jnp.linalg.slogdet(jnp.asarray(kind.noise_covariance))
+        log_variances = log_det * expansion.num_data
+    else:
+        stds = jnp.broadcast_to(jnp.asarray(kind.noise_std), event)
+        log_variances = 2 * jnp.sum(jnp.log(stds)) * expansion.num_data
+    normaliser = 0.5 * (count * math.log(2 * math.pi) + log_variances)
+    squares = jnp.maximum(-2 * (expansion.log_likelihood + normaliser), 0)
+    return Residuals(squares, jnp.asarray(count, squares.dtype))
+
+
+def noise_factor(likelihood: Likelihood, noise_std: ArrayLike) -> jax.Array:
+    """Return how many times a noise is that of the likelihood.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the likelihood is not `Gaussian`, or the noise is not positive and in one proportion to
+        that of the likelihood.
+    """
+    kind = unmasked_gaussian(likelihood)
+    if isinstance(kind, MultivariateGaussian):
+        raise TypeError(
+            "Found a MultivariateGaussian likelihood, expected Gaussian, whose noise is a standard "
+            "deviation; fit again with another covariance, or tune(noise='residuals')."
+        )
+    new, old = jnp.asarray(noise_std), jnp.asarray(kind.noise_std)
+    in_proportion = new.shape in ((), old.shape)
+    ratio = jnp.ravel(new / old) if in_proportion else None
+    if in_proportion and tree.is_concrete(ratio):
+        in_proportion = np.all(ratio > 0) and np.allclose(ratio, ratio[0], rtol=1e-5)
+    if not in_proportion:
+        raise ValueError(
+            f"Found noise_std={noise_std} for a likelihood with noise_std={kind.noise_std}, "
+            "expected positive numbers in one proportion to these, as only then everything "
+            "scales; fit again with the other noise."
+        )
+    return ratio[0]
+
+
+def with_scaled_noise(
+    likelihood: Likelihood,
+    expansion: Expansion,
+    factor: jax.Array,
+    *,
+    event: tuple[int, ...],
+    power: int = 1,
+) -> tuple[GAUSSIANS, Expansion]:
+    """Return likelihood and expansion with the noise's standard deviations multiplied by a factor.
+
+    Parameters
+    ----------
+    likelihood, expansion, event
+        As for `residuals_of`, with the same error.
+    factor
+        Positive.
+    power
+        The power of $1/s^2$ that the curvature goes with; see `noise_power`.
+    """
+    kind = unmasked_gaussian(likelihood)
+    factor = jnp.asarray(factor, expansion.log_likelihood.dtype)
+    if isinstance(kind, MultivariateGaussian):
+        scaled = MultivariateGaussian(kind.noise_covariance * factor**2)
+    else:
+        scaled = Gaussian(kind.noise_std * factor, known=kind.known)
+    gained = residuals_of(likelihood, expansion, event).log_likelihood(2 * jnp.log(factor))
+    return scaled, tree.replace(
+        expansion,
+        structure=expansion.structure.scaled(factor ** (-2 * power)),
+        log_likelihood=expansion.log_likelihood + gained,
+        gradient=expansion.gradient / factor**2,
+    )
+
+
+def noise_power(curvature: str) -> int:
+    """Return the power of $1/s^2$ that a curvature goes with: the empirical Fisher's is squared."""
+    return 2 if curvature == "empirical_fisher" else 1
+
+
+def unmasked_gaussian(likelihood: Likelihood) -> GAUSSIANS:
+    """Return the likelihood if it is Gaussian and unmasked.
+
+    Raises
+    ------
+    TypeError
+        If it is not.
+    """
+    if isinstance(likelihood, GAUSSIANS):
+        return likelihood
+    raise TypeError(
+        f"Found a {type(likelihood).__name__} likelihood, expected an unmasked Gaussian one, "
+        "whose noise can be tuned; pass noise='keep' or leave it out."
+    )

@@ -1,0 +1,91 @@
+"""The prior precision, and the link, by the loss of held-out data."""
+
+import math
+from typing import Any
+
+from jaxtyping import PRNGKeyArray, PyTree
+
+from laplace_kit.curv.mode import labelled
+from laplace_kit.eval.predictive import from_moments
+from laplace_kit.likelihood import Categorical, unmasked
+from laplace_kit.tune.criteria import Loss, as_loss
+from laplace_kit.tune.line_search import minimise_over_precision
+from laplace_kit.tune.posterior import PosteriorT, as_tuned, untempered
+
+# In closed form, of the same moments; the bridge hardly depends on how wide the posterior is.
+_LINKS = ("probit", "mean_field_1", "mean_field_2")
+
+
+def held_out(
+    la: PosteriorT,
+    data: Any,
+    *,
+    loss: str | Loss = "nll",
+    bounds: tuple[float, float] = (1e-4, 1e6),
+    key: PRNGKeyArray | None = None,
+) -> PosteriorT:
+    """Return the posterior with the prior precision that predicts held-out data best.
+
+    What is judged is the predictive that `predict` makes by default. Where that names no link for
+    the probabilities of several classes, the best of `"probit"` and the mean-field ones is chosen
+    along with the precision.
+
+    Parameters
+    ----------
+    la
+        The posterior; its own prior precision plays no part. Its temperature becomes one.
+    data
+        `(x, y)` that were neither trained on nor are used for testing, or an iterable of such
+        pairs, of which one pass is made.
+    loss
+        `"nll"`; `"ece"` or `"brier"` for classes; `"crps"` for regression; or a function of a
+        `Predictive` and targets that returns a number, smaller being better.
+    bounds
+        The smallest and the largest precision to consider.
+    key
+        For predictives that draw samples; every precision is judged by the same draws.
+
+    Returns
+    -------
+    la
+        With the way there in `la.tuning`. Cost: about 25 factorisations and predictions.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the data do not suit the model, the loss is unknown or not defined for the likelihood,
+        or it is finite nowhere within the bounds.
+
+    Warns
+    -----
+    UserWarning
+        If the best precision lies at a bound.
+    """
+    x, y = labelled(la.objective, data)
+    score, start = as_loss(loss, la.likelihood), untempered(la)
+
+    def loss_at(prior_precision: float) -> float:
+        return min(_by_link(start.with_prior(prior_precision), x, y, score, key).values())
+
+    found = minimise_over_precision(loss_at, bounds=bounds, method="validation")
+    tuned = as_tuned(start, found)
+    losses = _by_link(tuned, x, y, score, key)
+    return tuned.with_prediction(link=min(losses, key=losses.get))
+
+
+def _by_link(
+    la: PosteriorT, x: PyTree, y: PyTree, score: Loss, key: PRNGKeyArray | None
+) -> dict[str | None, float]:
+    """Return the loss under the posterior's link, or under each of those to choose from."""
+    predictive = la.predict(x, key=key)
+    kind, _ = unmasked(la.likelihood, (None,))
+    is_open = la.prediction.link is None and la.prediction.method == "linearized"
+    if not (is_open and isinstance(kind, Categorical)):
+        return {la.prediction.link: score(predictive, y)}
+    losses = {}
+    for link in _LINKS:
+        moments = predictive.f_mean, predictive.f_var, predictive.f_cov
+        again = from_moments(la.likelihood, *moments, link=link, key=None, num_samples=2)
+        value = score(again, y)
+        losses[link] = value if math.isfinite(value) else math.inf
+    return losses
