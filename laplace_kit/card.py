@@ -31,7 +31,7 @@ def facts(la: "Laplace") -> dict[str, str]:
         "parameters": f"{tree.size(la.mode):,} of {_num_params(la):,}, {la.choice.subset}",
         "frozen": _frozen(la),
         "layer capture": la.coverage.summary(),
-        "training examples": f"{la.num_data:,}",
+        "training examples": _count(la.num_data),
         "prior precision": _range(la.expand(la.prior_precision)),
         "noise standard deviation": _noise(kind),
         "temperature": f"{float(la.temperature):.4g}",
@@ -93,6 +93,10 @@ def as_text(la: "Laplace") -> str:
     card = facts(la)
     width = max(map(len, card))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in card.items())
+
+
+def _count(num_data: int | float) -> str:
+    return f"{num_data:,}" if isinstance(num_data, int) else f"{num_data:,.7g}, by their weights"
 
 
 def _num_params(la: "Laplace") -> int:

@@ -3,8 +3,6 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from laplace_kit import tree
@@ -13,7 +11,8 @@ from laplace_kit.approx.named import named_operator, named_structure
 from laplace_kit.approx.update import Expansion, updated
 from laplace_kit.curv.mode import examine_mode
 from laplace_kit.curv.operator import check_outputs
-from laplace_kit.data import NUM_EXAMPLES, as_data, batch_spec, first_examples
+from laplace_kit.data import NUM_EXAMPLES, as_data, batch_spec
+from laplace_kit.examples import first_examples, joined
 
 if TYPE_CHECKING:
     from laplace_kit.laplace import Laplace
@@ -31,7 +30,7 @@ def update(la: "Laplace", data: Any, *, key: PRNGKeyArray | None = None) -> "Lap
     la
         The posterior of the old data.
     data
-        The new data, as for `fit`.
+        The new data, as for `fit`, weights included.
     key
         For the curvature `"mc_fisher"`.
 
@@ -77,12 +76,7 @@ def update(la: "Laplace", data: Any, *, key: PRNGKeyArray | None = None) -> "Lap
         gradient=found.expansion.gradient,
         choice=choice,
         tuning=None,
-        examples=_joined(la.examples, first_examples(data, NUM_EXAMPLES)),
+        examples=la.examples and joined([la.examples, first_examples(data, NUM_EXAMPLES)]),
         num_data=la.num_data + mode.num_data,
     )
     return moved.refactorised()
-
-
-def _joined(old: Any, new: Any) -> Any:
-    """Return the examples of both, as long as any of the old ones are known."""
-    return old and jax.tree.map(lambda *leaves: jnp.concatenate(leaves), old, new)

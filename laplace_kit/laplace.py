@@ -23,6 +23,7 @@ from laplace_kit.eval.batches import predict_over
 from laplace_kit.eval.link import Link
 from laplace_kit.eval.predictive import CovarianceForm, Method, Prediction, Predictive
 from laplace_kit.eval.tune import Tuning
+from laplace_kit.examples import Examples
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.selection import Selection
 from laplace_kit.tree import pytree_dataclass
@@ -39,7 +40,8 @@ class Laplace:
     A frozen pytree: `with_prior`, `tune` and `update` return new objects. `mode` holds the free
     parameters, `structure` the curvature $H$ free of the prior, `posterior` the zero-mean Gaussian
     about the mode, `temperature` T (one, unless it was tuned); `log_likelihood` and `gradient` are
-    sums over the training data at the mode, some of which are kept as `examples`. `coverage` lists
+    sums over the training data at the mode, some of which are kept as `examples`; `num_data` is
+    their number, or the sum of their weights where they have any. `coverage` lists
     how layer capture treats each parameter, `choice` what `fit` chose and why, `prediction` how
     `predict` does it, and `tuning` the way to the prior precision. `plan` is what is known of the
     model, `None` in a posterior from a file.
@@ -57,12 +59,12 @@ class Laplace:
     gradient: Float[Array, " P"]
     jitter: Float[Array, ""]
     temperature: Float[Array, ""]
-    examples: tuple[PyTree, PyTree] | None
+    examples: Examples | None
     tuning: Tuning | None
     coverage: Coverage
     choice: Choice
     prediction: Prediction
-    num_data: int
+    num_data: int | float
     knows_noise: bool
     plan: Plan | None
 
@@ -149,7 +151,7 @@ class Laplace:
         Parameters
         ----------
         data
-            The new data: `(x, y)` in memory, or a re-iterable of such pairs.
+            The new data, as `fit` takes them.
         key
             For the curvature `"mc_fisher"`.
         """
@@ -204,10 +206,11 @@ class Laplace:
             by the linearised model. `None`: validation if data are given, else the evidence.
         data
             Of `"validation"`: `(x, y)` that were neither trained on nor are used for testing, or a
-            re-iterable of such pairs. Of `"cross_validation"`: the training data.
+            re-iterable of such pairs. Of `"cross_validation"`: the training data. Losses are means
+            over the weights of `(x, y, weights)`.
         objective
             Of both: `"nll"`, `"ece"`, `"brier"`, `"crps"`, or a function of a `Predictive` and
-            targets that returns a number, smaller being better.
+            targets that returns a number, smaller being better, for data without weights.
         per_leaf
             Of the evidence: one precision for every leaf instead of one for all parameters.
         noise
@@ -342,7 +345,8 @@ class Laplace:
         Parameters
         ----------
         data
-            `(x, y)` in memory, or an iterable of such pairs: one pass is made.
+            `(x, y)` in memory, or an iterable of such pairs: one pass is made. Metrics are means
+            over the weights of `(x, y, weights)`.
         key
             Where `self.prediction` draws samples.
 
@@ -371,7 +375,7 @@ class Laplace:
         Parameters
         ----------
         data
-            The test set: `(x, y)`, or an iterable of such pairs.
+            The test set: `(x, y)`, or an iterable of such pairs; without weights.
         directory
             Where `index.html`, `metrics.json`, `predictions.npz` and the plots go.
         compare

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 def evaluate(la: "Laplace", data: Any, key: PRNGKeyArray | None) -> dict[str, float]:
     """Return the metrics of the default predictive, as `Laplace.evaluate` describes."""
-    x, y = labelled(la.objective, data)
-    return evaluation.evaluate(la.likelihood, la.predict(x, key=key), y)
+    x, y, weights = labelled(la.objective, data)
+    return evaluation.evaluate(la.likelihood, la.predict(x, key=key), y, weights)
 
 
 def report(
@@ -36,7 +36,7 @@ def report(
 ) -> Report:
     """Write a report next to the mode alone, as `Laplace.report` describes."""
     check_mapping("shifted", shifted)
-    read = partial(labelled, la.objective)
+    read = partial(_unweighted, la)
     x, y = read(data)
     return compare_report(
         {"map": la.predict_at_mode, "laplace": partial(la.predict, key=key)},
@@ -50,3 +50,15 @@ def report(
         title=title,
         card=card.for_report(la),
     )
+
+
+def _unweighted(la: "Laplace", data: Any) -> tuple[PyTree, PyTree]:
+    """Return labelled inputs and targets, and refuse weights."""
+    x, y, weights = labelled(la.objective, data)
+    if weights is not None:
+        raise ValueError(
+            "Found data with weights for a report, whose bootstrap draws single examples, expected "
+            "(x, y); la.evaluate((x, y, weights)) gives the weighted metrics, and np.repeat(x, "
+            "weights, axis=0) makes examples of weights that are whole numbers."
+        )
+    return x, y

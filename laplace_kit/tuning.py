@@ -34,6 +34,7 @@ from laplace_kit.eval.validation import (
     split_folds,
     tune_validation,
 )
+from laplace_kit.examples import Examples
 from laplace_kit.likelihood import Categorical, Gaussian, MultivariateGaussian, unmasked
 
 if TYPE_CHECKING:
@@ -73,40 +74,45 @@ def tune(la: "Laplace", request: Request, data: Any) -> "Laplace":
     la = tree.replace(la, temperature=jnp.ones_like(la.temperature))
     if method == "evidence":
         return _by_evidence(la, request, noise)
-    x, y = labelled(la.objective, data)
+    examples = labelled(la.objective, data)
     loss = held_out_loss(request.objective, la.likelihood)
     if method == "validation":
-        return _by_validation(la, x, y, loss, request)
-    return _by_folds(la, x, y, loss, request)
+        return _by_validation(la, examples, loss, request)
+    return _by_folds(la, examples, loss, request)
 
 
-def _by_validation(la: "Laplace", x: Any, y: Any, loss: Callable, request: Request) -> "Laplace":
+def _by_validation(
+    la: "Laplace", examples: Examples, loss: Callable, request: Request
+) -> "Laplace":
     """Choose precision, link and temperature by the loss of held-out data."""
+    x, y, weights = examples
 
     def of_precision(prior_precision: float) -> float:
-        return min(_by_link(la.with_prior(prior_precision), x, y, loss, request.key).values())
+        moved = la.with_prior(prior_precision)
+        return min(_by_link(moved, examples, loss, request.key).values())
 
     found = tune_validation(of_precision, bounds=request.bounds, method="validation")
     tuned = la.with_prior(found.prior_precision)
-    losses = _by_link(tuned, x, y, loss, request.key)
+    losses = _by_link(tuned, examples, loss, request.key)
     prediction = dataclasses.replace(la.prediction, link=min(losses, key=losses.get))
     tuned = tree.replace(tuned, prediction=prediction)
     if request.temperature:
 
         def of_temperature(temperature: float) -> float:
-            return loss(_predict(tuned.with_temperature(temperature), x, request.key), y)
+            moved = tuned.with_temperature(temperature)
+            return loss(_predict(moved, x, request.key), y, weights)
 
         best, _, _ = minimise(of_temperature, *_TEMPERATURES)
         tuned = tuned.with_temperature(best)
     return _noted(tuned, found)
 
 
-def _by_folds(la: "Laplace", x: Any, y: Any, loss: Callable, request: Request) -> "Laplace":
+def _by_folds(la: "Laplace", examples: Examples, loss: Callable, request: Request) -> "Laplace":
     """Choose precision and temperature by the loss of folds that are predicted without themselves.
 
     In-sample, where the posterior was fitted, nearly no uncertainty at all would be the best.
     """
-    of_folds = _of_folds(la, x, y, loss, request)
+    of_folds = _of_folds(la, examples, loss, request)
     found = tune_validation(of_folds, bounds=request.bounds, method="cross_validation")
     tuned = la.with_prior(found.prior_precision)
     if request.temperature:
@@ -116,19 +122,20 @@ def _by_folds(la: "Laplace", x: Any, y: Any, loss: Callable, request: Request) -
 
 
 def _by_link(
-    la: "Laplace", x: Any, y: Any, loss: Callable, key: PRNGKeyArray | None
+    la: "Laplace", examples: Examples, loss: Callable, key: PRNGKeyArray | None
 ) -> dict[str | None, float]:
     """Return the loss under the posterior's link, or under every one that is to be chosen from."""
+    x, y, weights = examples
     predictive = _predict(la, x, key)
     kind, _ = unmasked(la.likelihood, (None,))
     is_open = la.prediction.link is None and la.prediction.method == "linearized"
     if not (is_open and isinstance(kind, Categorical)):
-        return {la.prediction.link: loss(predictive, y)}
+        return {la.prediction.link: loss(predictive, y, weights)}
     losses = {}
     for link in _LINKS:
         moments = predictive.f_mean, predictive.f_var, predictive.f_cov
         again = from_moments(la.likelihood, *moments, link=link, key=None, num_samples=2)
-        value = loss(again, y)
+        value = loss(again, y, weights)
         losses[link] = value if math.isfinite(value) else math.inf
     return losses
 
@@ -199,24 +206,28 @@ def _is_gaussian(la: "Laplace") -> bool:
 
 def _variational(la: "Laplace") -> jax.Array:
     """Return the temperature by the variational bound, from the training examples that are kept."""
-    x, y = la.examples
+    x, y, weights = la.examples
     predictive = predict(la.objective, la.posterior, x)
     if tree.is_scalar(la.prior_precision):  # as the evidence, which has asked for the spectrum
         prior = isotropic_prior_terms(la.structure.spectrum(), la.prior_precision, la.deviation)
     else:
         prior = prior_terms(la.posterior, la.expand(la.prior_precision), la.deviation)
-    return variational_temperature(la.likelihood, predictive, y, prior, la.num_data)
+    return variational_temperature(la.likelihood, predictive, y, prior, la.num_data, weights)
 
 
-def _of_folds(la: "Laplace", x: Any, y: Any, loss: Callable, request: Request) -> Callable:
+def _of_folds(la: "Laplace", examples: Examples, loss: Callable, request: Request) -> Callable:
     """Fit every fold's complement and return the loss by prior precision and temperature."""
+    x, y, weights = examples
     objective, folds = la.objective.planned(x), []
-    for rest, (fold_x, fold_y) in split_folds(x, y, request.num_folds):
-        others = InMemory(*rest)
+    for rest, fold in split_folds(x, (y, weights), request.num_folds):
+        rest_x, (rest_y, rest_weights) = rest
+        others = InMemory(rest_x, rest_y, weights=rest_weights)
         gradient = examine_mode(objective, others).gradient
         operator = named_operator(objective, others, la.choice, request.key)
         structure = named_structure(operator, la.choice, request.key)
-        folds.append(Fold(fold_x, fold_y, structure, gradient.astype(la.gradient.dtype)))
+        fold_x, (fold_y, fold_weights) = fold
+        gradient = gradient.astype(la.gradient.dtype)
+        folds.append(Fold(fold_x, fold_y, fold_weights, structure, gradient))
 
     def predict_fold(moved, posterior, inputs) -> Predictive:
         default = la.prediction

@@ -8,6 +8,7 @@ is cross-validation as if every fold had been fitted anew, exactly.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,16 +32,20 @@ OBJECTIVES = ("nll", "ece", "brier", "crps")
 # A held-out loss that spreads less than this over the whole range says nothing about it.
 _FLAT = 1e-4
 
-Loss = Callable[[Predictive, PyTree], float]
+# Of a predictive, targets, and weights of the examples or `None`.
+Loss = Callable[[Predictive, PyTree, Float[Array, " N"] | None], float]
 
 
-def held_out_loss(objective: str | Loss, likelihood: Likelihood) -> Loss:
-    """Return the function `(predictive, y) -> loss`, smaller being better.
+def held_out_loss(
+    objective: str | Callable[[Predictive, PyTree], float], likelihood: Likelihood
+) -> Loss:
+    """Return the function `(predictive, y, weights) -> loss`, smaller being better.
 
     Parameters
     ----------
     objective
-        `"nll"`; `"ece"` or `"brier"` of classes; `"crps"` of regression; or such a function.
+        `"nll"`; `"ece"` or `"brier"` of classes; `"crps"` of regression; or a function of a
+        predictive and targets, for data without weights.
     likelihood
         Whose targets they are.
 
@@ -50,10 +55,15 @@ def held_out_loss(objective: str | Loss, likelihood: Likelihood) -> Loss:
         If the objective is unknown, or none of this likelihood.
     """
     if callable(objective):
-        return lambda predictive, y: float(objective(predictive, y))
+        return partial(_loss_of_ones_own, objective)
     # What measures predictions is loaded where it is wanted.
     from laplace_kit.eval import metrics
-    from laplace_kit.eval.evaluate import as_classes, evaluate, negative_log_likelihood
+    from laplace_kit.eval.evaluate import (
+        as_classes,
+        evaluate,
+        negative_log_likelihood,
+        weights_of_rows,
+    )
 
     check_option("objective", objective, OBJECTIVES)
     kind, _ = unmasked(likelihood, (None,))
@@ -65,14 +75,31 @@ def held_out_loss(objective: str | Loss, likelihood: Likelihood) -> Loss:
             f"{suits}, or a function of the predictive and the targets."
         )
     if objective == "nll":
-        return lambda predictive, y: float(negative_log_likelihood(likelihood, predictive, y))
+        return lambda predictive, y, weights: float(
+            negative_log_likelihood(likelihood, predictive, y, weights)
+        )
     if objective == "crps":
-        return lambda predictive, y: evaluate(likelihood, predictive, y)["crps"]
+        return lambda *labelled: evaluate(likelihood, *labelled)["crps"]
     of_classes = {
         "ece": metrics.expected_calibration_error,
         "brier": metrics.brier_score,
     }[objective]
-    return lambda predictive, y: float(of_classes(*as_classes(likelihood, predictive, y)))
+
+    def loss(predictive: Predictive, y: PyTree, weights: Array | None) -> float:
+        rows = weights_of_rows(likelihood, predictive, y, weights)
+        return float(of_classes(*as_classes(likelihood, predictive, y), weights=rows))
+
+    return loss
+
+
+def _loss_of_ones_own(fn: Callable, predictive: Predictive, y: PyTree, weights: Any) -> float:
+    if weights is not None:
+        raise ValueError(
+            "Found labelled data with weights for an objective of your own, which takes a "
+            "predictive and targets alone, expected data (x, y), or objective='nll', 'ece', "
+            "'brier' or 'crps'; put the weights into that function."
+        )
+    return float(fn(predictive, y))
 
 
 def tune_validation(
@@ -174,6 +201,7 @@ class Fold:
 
     x: PyTree
     y: PyTree
+    weights: Float[Array, " N"] | None
     structure: Structure
     gradient: Float[Array, " P"]
 
@@ -209,6 +237,8 @@ def cross_validated(
 ) -> Callable[..., float]:
     r"""Return the mean loss over folds, each predicted without itself, of a prior precision.
 
+    Folds count as they have examples, or by the sum of the weights of these.
+
     Parameters
     ----------
     folds
@@ -222,7 +252,7 @@ def cross_validated(
     predict
         `(objective, posterior, x)` to a predictive.
     loss
-        Of a predictive and targets.
+        Of a predictive, targets and weights.
 
     Returns
     -------
@@ -243,9 +273,11 @@ def cross_validated(
             moved = objective.with_model(shifted)
             if temperature != 1:
                 posterior, _ = factorise(fold.structure, precision, temperature)
-            size = len(jax.tree.leaves(fold.x)[0])
-            total += size * loss(predict(moved, posterior, fold.x), fold.y)
-            num += size
+            size = len(jax.tree.leaves(fold.x)[0]) if fold.weights is None else fold.weights.sum()
+            if size == 0:  # of all its weights: there is nothing to predict
+                continue
+            total += float(size) * loss(predict(moved, posterior, fold.x), fold.y, fold.weights)
+            num += float(size)
         return total / num
 
     return mean_loss

@@ -87,19 +87,49 @@ LABELS = jnp.asarray([0, 0, 1])
 
 def test_losses_of_classes():
     def loss(name):
-        return held_out_loss(name, lk.Categorical())(CLASSES, LABELS)
+        return held_out_loss(name, lk.Categorical())(CLASSES, LABELS, None)
 
     seen = np.array([0.7, 0.4, 0.9])
     assert loss("nll") == pytest.approx(-np.log(seen).mean(), rel=1e-5)
     assert loss("brier") == pytest.approx(np.mean(2 * (1 - seen) ** 2), rel=1e-5)
     # confidences 0.7, 0.6, 0.9 in bins of their own; right, wrong, right
     assert loss("ece") == pytest.approx((0.3 + 0.6 + 0.1) / 3, rel=1e-5)
-    assert held_out_loss(lambda predictive, y: jnp.sum(y), lk.Poisson())(CLASSES, LABELS) == 1.0
+    assert (
+        held_out_loss(lambda predictive, y: jnp.sum(y), lk.Poisson())(CLASSES, LABELS, None) == 1.0
+    )
+
+
+@pytest.mark.parametrize("name", ["nll", "brier", "ece", "crps"])
+def test_weights_are_copies_in_every_loss(name):
+    if name == "crps":
+        likelihood, y = lk.Gaussian(0.5), jnp.asarray([[0.1], [0.5], [1.0]])
+        mean, var = jnp.asarray([[0.0], [1.0], [1.5]]), jnp.full((3, 1), 0.3)
+        fields = {"mean": mean, "epistemic_var": var, "noise_var": var}
+    else:
+        likelihood, y, mean, var, fields = lk.Categorical(), LABELS, CLASSES.f_mean, None, None
+    copies = np.repeat(np.arange(3), [2, 0, 3])
+
+    def predictive(rows):
+        if fields is None:
+            probs = PROBS[rows]
+            return Predictive(jnp.log(probs), jnp.zeros_like(probs), probs=probs)
+        each = {name: value[rows] for name, value in fields.items()}
+        return Predictive(mean[rows], var[rows], **each)
+
+    loss = held_out_loss(name, likelihood)
+    weighted = loss(predictive(np.arange(3)), y, jnp.asarray([2.0, 0.0, 3.0]))
+    assert weighted == pytest.approx(loss(predictive(copies), y[copies], None), rel=1e-5)
+
+
+def test_weights_are_not_for_a_loss_of_ones_own():
+    loss = held_out_loss(lambda predictive, y: 0.0, lk.Categorical())
+    with pytest.raises(ValueError, match="with weights for an objective of your own"):
+        loss(CLASSES, LABELS, jnp.ones(3))
 
 
 def test_labels_that_are_missing_do_not_count():
     masked = held_out_loss("nll", lk.Masked(lk.Categorical()))
-    found = masked(CLASSES, (LABELS, jnp.asarray([True, False, True])))
+    found = masked(CLASSES, (LABELS, jnp.asarray([True, False, True])), None)
     assert found == pytest.approx(-np.log([0.7, 0.9]).mean(), rel=1e-5)
 
 
@@ -149,7 +179,7 @@ def folds_of(problem, make, num_folds):
     for rest, (x, y) in split_folds(problem.x, problem.y, num_folds):
         mode = examine_mode(objective.planned(rest[0]), InMemory(*rest))
         operator = curv.GGNOperator(problem.model_fn, problem.params, rest, problem.likelihood)
-        folds.append(Fold(x, y, make(operator), mode.gradient))
+        folds.append(Fold(x, y, None, make(operator), mode.gradient))
     return objective, folds
 
 
@@ -174,7 +204,7 @@ def test_a_fold_is_one_newton_step_away_for_any_model(make, x64):
         jnp.asarray(dev),
         lambda value: jnp.full(len(theta), value),
         of_fold,
-        lambda predictive, y: float(len(y)),
+        lambda predictive, y, weights: float(len(y)),
     )
     # three folds of 3, 2 and 2 examples: their losses are weighed by their sizes
     assert mean_loss(delta) == pytest.approx((9 + 4 + 4) / 7)
