@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from laplace_kit import storage, stored, tree
 from laplace_kit.approx.choice import (
@@ -64,7 +64,7 @@ def fit(
     weight_sharing: Literal["expand", "reduce"] = "expand",
     key: PRNGKeyArray | None = None,
     num_samples: int = 1,
-    weights: ArrayLike | None = None,
+    weights: Any = None,
     batch_size: int | None = None,
     memory_limit: int | None = None,
     progress: bool = False,
