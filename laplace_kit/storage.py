@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 FORMAT, VERSION = "laplace_kit", 1
+_MISSING = dataclasses.MISSING
 
 _ZIP_MAGIC = b"PK\x03\x04"
 # By the identity of what is stored, its name and its values: what appears twice is stored once.
@@ -164,9 +165,12 @@ def _decode(node: Any, classes: Mapping[str, type], load: Callable[[str, str], A
         return children if kind == "list" else tuple(children)
     cls = classes[node["class"]]
     obj = object.__new__(cls)  # the fields were validated before they were saved
-    expected = {field.name for field in dataclasses.fields(cls)}
-    if set(node["fields"]) != expected:
+    found = {name: _decode(child, classes, load) for name, child in node["fields"].items()}
+    # A field that the class got after the file was written has its default, as it had then.
+    later = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not _MISSING}
+    values = later | found
+    if set(values) != {field.name for field in dataclasses.fields(cls)}:
         raise ValueError(f"{node['class']} has the fields {sorted(node['fields'])}")
-    for name, child in node["fields"].items():
-        object.__setattr__(obj, name, _decode(child, classes, load))
+    for name, value in values.items():
+        object.__setattr__(obj, name, value)
     return obj

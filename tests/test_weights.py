@@ -238,6 +238,19 @@ def test_the_dual_form_has_the_same_weights(x64):
     twins.assert_close(posterior.covariance(), expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("curvature", ["ggn", "hessian", "mc_fisher"])
+def test_class_weights_are_weights_of_the_examples_of_a_class(curvature, x64):
+    class_weights = np.asarray([0.5, 3.0, 1.5])
+    options = {"structure": "full", "curvature": curvature, "prior_precision": 50.0}
+    found = fit((X, LABELS), lk.Categorical(class_weights), **options)
+    expected = fit((X, LABELS), weights=class_weights[LABELS], **options)
+    twins.assert_close(found.log_likelihood, expected.log_likelihood, rtol=1e-10)
+    twins.assert_close(found.gradient, expected.gradient, rtol=1e-9)
+    twins.assert_close(found.posterior.covariance(), expected.posterior.covariance(), rtol=1e-9)
+    metrics = (la.with_prior(70.0).evaluate((X, LABELS)) for la in (found, expected))
+    assert next(metrics) == pytest.approx(next(metrics), rel=1e-8)
+
+
 def test_padding_of_weight_zero_is_absence(x64):
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(60, 3)), rng.integers(0, 3, 60)

@@ -116,7 +116,8 @@ def negative_log_likelihood(
     Parameters
     ----------
     likelihood, predictive, y, weights
-        As for `evaluate`. Soft labels give the cross-entropy; labels are never smoothed.
+        As for `evaluate`. Soft labels give the cross-entropy; labels are never smoothed or weighted
+        by class.
 
     Raises
     ------
