@@ -49,7 +49,8 @@ def as_weights(values: Any, num: int) -> Float[Array, " N"]:
         remedy = "flatten them, weights.reshape(-1)" if is_column else "give one number to each"
         raise ValueError(
             f"Found weights of shape {weights.shape} for {num} examples, expected ({num},); "
-            f"{remedy}. Weights of single entries are a mask, lk.Masked(likelihood)."
+            f"{remedy}. Data are (x, y, weights), several inputs one pytree, ((x1, x2), y), and "
+            "what counts single entries is a mask, lk.Masked(likelihood)."
         )
     if jnp.issubdtype(weights.dtype, jnp.complexfloating):
         raise TypeError(f"Found weights of dtype {weights.dtype}, expected real numbers.")
