@@ -44,9 +44,9 @@ def joined(parts: Sequence[Examples]) -> Examples:
 
 
 def first_examples(data: Data, num: int) -> Examples:
-    """Return some examples that count: in memory spread over all, of a stream the first that come.
+    """Return examples with positive weight: spread over data in memory, or a stream's first ones.
 
-    In memory, examples of weight zero fill up where there are fewer others.
+    In memory, examples of weight zero make up the number where there are fewer others.
     """
     if isinstance(data, InMemory):
         total, whole = data.num_examples, _of_batch(data)

@@ -101,7 +101,7 @@ def _look(weights: Array | np.ndarray) -> _Look:
 def _look_with(xp: ModuleType, weights: Array | np.ndarray) -> _Look:
     bad = ~(xp.isfinite(weights) & (weights >= 0))
     first = xp.argmax(bad)
-    # Not weights[first]: of an explicitly sharded array no single entry can be read.
+    # Not weights[first]: a single entry of an explicitly sharded array cannot be read.
     value = xp.sum(xp.where(xp.arange(len(weights)) == first, weights, 0))
     return _Look(xp.sum(bad), first, value, xp.any(weights > 0))
 

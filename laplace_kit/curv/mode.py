@@ -217,7 +217,7 @@ def _chunk_statistics(args, chunk):
 
     (loss, f), gradient = jax.value_and_grad(loss_and_outputs, has_aux=True)(objective.params)
     faults = _faults(objective.likelihood, f, of_features, chunk.x, chunk.y)
-    # Of all rows: those that fill the chunk up are in the data too, and zero times NaN is NaN.
+    # All rows are checked: filling rows are copies of others, and zero times NaN is NaN.
     bad = jnp.stack(list(faults.values())).any(axis=0)
     bad_params = sum(jnp.sum(~jnp.isfinite(leaf)) for leaf in jax.tree.leaves(objective.params))
     counts = jnp.sum(chunk.weight > 0)

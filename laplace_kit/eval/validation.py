@@ -32,7 +32,7 @@ OBJECTIVES = ("nll", "ece", "brier", "crps")
 # A held-out loss that spreads less than this over the whole range says nothing about it.
 _FLAT = 1e-4
 
-# Of a predictive, targets, and weights of the examples or `None`.
+# The arguments are a predictive, its targets, and weights of the examples or `None`.
 Loss = Callable[[Predictive, PyTree, Float[Array, " N"] | None], float]
 
 
@@ -252,7 +252,7 @@ def cross_validated(
     predict
         `(objective, posterior, x)` to a predictive.
     loss
-        Of a predictive, targets and weights.
+        A function of a predictive, targets and weights.
 
     Returns
     -------
@@ -274,7 +274,7 @@ def cross_validated(
             if temperature != 1:
                 posterior, _ = factorise(fold.structure, precision, temperature)
             size = len(jax.tree.leaves(fold.x)[0]) if fold.weights is None else fold.weights.sum()
-            if size == 0:  # of all its weights: there is nothing to predict
+            if size == 0:  # all weights are zero
                 continue
             total += float(size) * loss(predict(moved, posterior, fold.x), fold.y, fold.weights)
             num += float(size)
