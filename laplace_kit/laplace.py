@@ -210,7 +210,7 @@ class Laplace:
             over the weights of `(x, y, weights)`.
         objective
             Of both: `"nll"`, `"ece"`, `"brier"`, `"crps"`, or a function of a `Predictive` and
-            targets that returns a number, smaller being better, for data without weights.
+            targets that returns a number, the smaller the better, for data without weights.
         per_leaf
             Of the evidence: one precision for every leaf instead of one for all parameters.
         noise
@@ -345,8 +345,7 @@ class Laplace:
         Parameters
         ----------
         data
-            `(x, y)` in memory, or an iterable of such pairs: one pass is made. Metrics are means
-            over the weights of `(x, y, weights)`.
+            `(x, y)` or `(x, y, weights)` in memory, or an iterable of such: one pass is made.
         key
             Where `self.prediction` draws samples.
 
@@ -398,10 +397,7 @@ class Laplace:
 
     def predict_at_mode(self, x: PyTree) -> Predictive:
         """Return the predictive of the mode alone, without weight uncertainty: the MAP's."""
-        return predictive.predict_at_mode(
-            self.objective,
-            x,
-        )
+        return predictive.predict_at_mode(self.objective, x)
 
     def diagnostics(self) -> Diagnostics:
         """Return how far this posterior can be trusted; costs the spectrum and the variances."""
