@@ -76,7 +76,7 @@ def make_card(
         f"{record.choice.subset}",
         "frozen": _frozen(model.selection),
         "layer capture": record.coverage.summary(),
-        "training examples": f"{expansion.num_data:,}",
+        "training examples": _count(expansion.num_data),
         "prior precision": _range(prior.vector(model)),
         "noise standard deviation": _noise(kind),
         "temperature": f"{float(prior.temperature):.4g}",
@@ -127,6 +127,10 @@ def warnings_of(diagnostics: Diagnostics, tuning: Tuning | None, dtype: jnp.dtyp
             "parameters, or a larger prior precision"
         )
     return said
+
+
+def _count(num_data: int | float) -> str:
+    return f"{num_data:,}" if isinstance(num_data, int) else f"{num_data:,.7g}, by their weights"
 
 
 def _num_params(model: TrainedModel) -> int:

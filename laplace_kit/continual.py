@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import tree
@@ -14,7 +12,8 @@ from laplace_kit.approx.update import Expansion, updated
 from laplace_kit.curv.mode import examine_mode
 from laplace_kit.curv.objective import Objective
 from laplace_kit.curv.operator import check_outputs
-from laplace_kit.data import NUM_EXAMPLES, as_data, batch_spec, first_examples
+from laplace_kit.data import NUM_EXAMPLES, as_data, batch_spec
+from laplace_kit.examples import first_examples, joined
 from laplace_kit.record import Record
 
 
@@ -36,7 +35,7 @@ def updated_by(
     Parameters
     ----------
     data
-        The new data, as for `fit`.
+        The new data, as for `fit`, weights included.
     objective
         The model at the old mode.
     expansion, precision, record
@@ -79,11 +78,7 @@ def updated_by(
         choice = dataclasses.replace(choice, form="primal", because=because)
     theta = tree.ravel(objective.params)
     moved = tree.unravel((theta + found.step).astype(theta.dtype), objective.params)
-    examples = _joined(record.examples, first_examples(data, NUM_EXAMPLES))
+    old = record.examples
+    examples = old and joined([old, first_examples(data, NUM_EXAMPLES)])
     kept = tree.replace(record, choice=choice, tuning=None, examples=examples)
     return moved, found.expansion, kept
-
-
-def _joined(old: Any, new: Any) -> Any:
-    """Return the examples of both, as long as any of the old ones are known."""
-    return old and jax.tree.map(lambda *leaves: jnp.concatenate(leaves), old, new)

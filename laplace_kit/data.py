@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Int, PyTree, UInt32
 
 from laplace_kit import streams
 from laplace_kit.arrays import as_arrays, is_list_of_numbers
-from laplace_kit.tree import pytree_dataclass
+from laplace_kit.tree import pytree_dataclass, replace
+from laplace_kit.weights import as_weights, check_some_count
 from laplace_kit.xla_cpu import adapted
 
 # Kept with a posterior, for what is judged on training data after the fit.
@@ -28,7 +29,10 @@ NUM_EXAMPLES = 256
 
 @pytree_dataclass()
 class Chunk:
-    """Some examples: inputs, targets, and a weight of 0 or 1 each; `prints` as in `InMemory`."""
+    """Some examples: inputs, targets and a weight for each; `prints` as in `InMemory`.
+
+    The weight is one, or that of the data, and zero for an example that fills the chunk up.
+    """
 
     x: PyTree
     y: PyTree
@@ -38,7 +42,7 @@ class Chunk:
 
 @pytree_dataclass()
 class InMemory:
-    """Inputs and targets as arrays with one leading axis of examples.
+    """Inputs and targets as arrays with one leading axis of examples, which may have weights.
 
     Inputs that were computed, by the frozen part of a model, come with the fingerprints of the
     examples that they were computed from, and may be infinite as a mask is.
@@ -47,11 +51,17 @@ class InMemory:
     x: PyTree
     y: PyTree
     prints: UInt32[Array, " N"] | None = None
+    weights: Float[Array, " N"] | None = None
 
     @property
     def of_features(self) -> bool:
         """Whether the inputs were computed."""
         return self.prints is not None
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether examples have weights."""
+        return self.weights is not None
 
     @property
     def num_examples(self) -> int:
@@ -64,30 +74,35 @@ class InMemory:
         return self.num_examples
 
 
-@pytree_dataclass(static=("batches", "first", "num_first", "progress"))
+@pytree_dataclass(static=("batches", "first", "num_first", "progress", "is_weighted"))
 class Stream:
-    """A re-iterable of `(x, y)` batches; `first` describes the first one's shapes, hashably."""
+    """A re-iterable of `(x, y)` or `(x, y, weights)` batches.
+
+    `first` describes the shapes of inputs and targets in the first one, hashably.
+    """
 
     batches: Iterable
     first: tuple
     num_first: int
     progress: bool
+    is_weighted: bool
 
 
 Data = InMemory | Stream
 # What `as_data` reads; batches of torch are lists.
-DataLike = Data | tuple[PyTree, PyTree] | Iterable[tuple[PyTree, PyTree] | list[PyTree]]
+DataLike = Data | tuple[PyTree, ...] | Iterable[tuple[PyTree, ...] | list[PyTree]]
 
 
 def as_data(data: Any, *, progress: bool = False, once: bool = False) -> Data:
-    """Read a pair `(x, y)` as arrays in memory and any other re-iterable as a stream of batches.
+    """Read a tuple `(x, y)` as arrays in memory and any other re-iterable as a stream of batches.
 
     Parameters
     ----------
     data
         A tuple `(x, y)` of arrays or pytrees with one leading axis, or a list of such pairs, a
-        torch `DataLoader`, or any object whose `iter()` starts afresh each time. What is already
-        `InMemory` or `Stream` is returned as it is.
+        torch `DataLoader`, or any object whose `iter()` starts afresh each time. A third part,
+        `(x, y, weights)`, is what each example counts, `(N,)`. What is already `InMemory` or
+        `Stream` is returned as it is.
     progress
         Show a bar for each pass over a stream.
     once
@@ -96,14 +111,17 @@ def as_data(data: Any, *, progress: bool = False, once: bool = False) -> Data:
     Raises
     ------
     TypeError
-        If `data` is not iterable, or cannot be iterated again.
+        If `data` is not iterable, or cannot be iterated again, or weights are no array.
     ValueError
-        If it is empty, or the leading axes differ.
+        If it is empty, or the leading axes differ, or weights are not as
+        `laplace_kit.weights.as_weights` takes them, or all zero.
     """
     if isinstance(data, InMemory | Stream):
         return data
     if isinstance(data, tuple):
-        return _in_memory(data)
+        data = _in_memory(data)
+        check_some_count(data.weights)
+        return data
     batches = streams.iterator_of(data)
     if not once:
         streams.check_restarts(data, batches)
@@ -119,7 +137,41 @@ def as_data(data: Any, *, progress: bool = False, once: bool = False) -> Data:
     leaves, structure = jax.tree.flatten(spec)
     hashable = (tuple((leaf.shape, leaf.dtype) for leaf in leaves), structure)
     source = itertools.chain([first], batches) if once else data
-    return Stream(streams.ByIdentity(source), hashable, batch.num_examples, progress)
+    return Stream(
+        streams.ByIdentity(source), hashable, batch.num_examples, progress, batch.is_weighted
+    )
+
+
+def with_weights(data: Data, weights: Any) -> Data:
+    """Return data in memory with weights of examples; `None` leaves data as they are.
+
+    Parameters
+    ----------
+    data
+        In memory, and without weights so far.
+    weights
+        As `laplace_kit.weights.as_weights` takes them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the data are a stream or have weights, or the weights are not those of N examples.
+    """
+    if weights is None:
+        return data
+    if not isinstance(data, InMemory):
+        raise TypeError(
+            "Found weights= next to a stream of batches, expected them in the batches; make the "
+            "loader yield (x, y, weights)."
+        )
+    if data.is_weighted:
+        raise ValueError(
+            "Found weights= next to data (x, y, weights), expected one of the two; leave out "
+            "weights=, or pass (x, y)."
+        )
+    weights = as_weights(weights, data.num_examples)
+    check_some_count(weights)
+    return replace(data, weights=weights)
 
 
 def _as_batch(item: Any) -> InMemory:
@@ -136,15 +188,14 @@ def _as_batch(item: Any) -> InMemory:
     )
 
 
-def _in_memory(pair: Any) -> InMemory:
-    if len(pair) != 2:
+def _in_memory(parts: Any) -> InMemory:
+    if len(parts) not in (2, 3):
         raise ValueError(
-            f"Found a {type(pair).__name__} of {len(pair)} as data, expected a pair (x, y); put "
-            "several inputs into one pytree, for example ((x1, x2), y). Examples have no weights: "
-            "a loss of your own may take them with the targets, (x, (y, w)) for "
-            "lk.FromLoss(lambda f, target: target[1] * loss(f, target[0]))."
+            f"Found a {type(parts).__name__} of {len(parts)} as data, expected (x, y) or "
+            "(x, y, weights); put several inputs or targets into one pytree, for example "
+            "((x1, x2), y)."
         )
-    x, y = as_arrays(pair[0], "inputs"), as_arrays(pair[1], "targets")
+    x, y = as_arrays(parts[0], "inputs"), as_arrays(parts[1], "targets")
     leaves = jax.tree.leaves((x, y))
     shapes = _listed([leaf.shape for leaf in leaves])
     if not jax.tree.leaves(x) or any(leaf.ndim == 0 for leaf in leaves):
@@ -164,7 +215,9 @@ def _in_memory(pair: Any) -> InMemory:
             f"Found empty data (shapes {shapes}), expected at least one example; check how the "
             "data were selected."
         )
-    return InMemory(x, y)
+    if len(parts) == 2 or parts[2] is None:
+        return InMemory(x, y)
+    return InMemory(x, y, weights=as_weights(parts[2], leaves[0].shape[0]))
 
 
 def batch_spec(data: Data) -> tuple[PyTree, PyTree]:
@@ -190,37 +243,13 @@ def read_batches(data: Data) -> Iterator[InMemory]:
                 f"the first batch, {_listed(first)}; make every batch alike but for the number of "
                 "examples."
             )
+        if batch.is_weighted != data.is_weighted:
+            has = "with" if batch.is_weighted else "without"
+            raise ValueError(
+                f"Found a batch {has} weights after a first one that was not so, expected "
+                "(x, y, weights) in every batch, or in none."
+            )
         yield batch
-
-
-def gather(data: DataLike) -> tuple[PyTree, PyTree]:
-    """Return inputs and targets as whole arrays, from memory or from one pass over batches."""
-    pairs = [(batch.x, batch.y) for batch in read_batches(as_data(data, once=True))]
-    return pairs[0] if len(pairs) == 1 else jax.tree.map(lambda *a: jnp.concatenate(a), *pairs)
-
-
-def first_examples(data: Data, num: int) -> tuple[PyTree, PyTree]:
-    """Return some examples: in memory evenly spread over all, of a stream the first that come."""
-    if isinstance(data, InMemory):
-        total = data.num_examples
-        if total <= num:
-            return data.x, data.y
-        return _rows((data.x, data.y), np.arange(num) * total // num)
-    pairs, found = [], 0
-    for batch in read_batches(data):
-        pairs.append(_take(batch, np.arange(min(batch.num_examples, num - found))))
-        found += batch.num_examples
-        if found >= num:
-            break
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pairs)
-
-
-@jax.jit
-def _rows(arrays: PyTree, rows: Int[Array, " M"]) -> PyTree:
-    def take(arrays, rows):
-        return jax.tree.map(lambda leaf: leaf[rows], arrays)
-
-    return _automatic(take, _sharding_of(arrays, PartitionSpec()))(arrays, rows)
 
 
 # --- sums over examples -------------------------------------------------------------------------
@@ -233,7 +262,8 @@ def sum_over(fn: Callable, args: PyTree, data: Data, batch_size: int | None) -> 
     ----------
     fn
         A module-level function `(args, chunk) -> pytree of sums`. It must weigh each example by
-        `chunk.weight`. Being static, it is compiled once per shape of `args` and of the chunk.
+        `chunk.weight`, and a factor that enters twice by its root. Being static, it is compiled
+        once per shape of `args` and of the chunk.
     args
         A pytree of arrays: everything that `fn` needs besides the chunk.
     data
@@ -282,8 +312,8 @@ def one_step(fn: Callable, args: PyTree, chunk: PyTree) -> PyTree:
 
 @partial(jax.jit, static_argnames=("fn", "batch_size"))
 def _scan_sum(fn, args, data, batch_size):
-    replicated = _sharding_of(data, PartitionSpec())
-    return _automatic(partial(_sum_chunks, fn, batch_size), replicated)(args, data)
+    replicated = sharding_of(data, PartitionSpec())
+    return automatic(partial(_sum_chunks, fn, batch_size), replicated)(args, data)
 
 
 def _sum_chunks(fn, batch_size, args, data):
@@ -299,17 +329,14 @@ def _sum_chunks(fn, batch_size, args, data):
     return jax.lax.scan(body, zeros, jnp.arange(-(-num // batch_size)))[0]
 
 
-def _automatic(fn: Callable, out_sharding: NamedSharding | None) -> Callable:
-    """Leave shardings to the compiler within `fn`, where arrays have explicit ones.
-
-    Otherwise every product over examples would have to name its own.
-    """
+def automatic(fn: Callable, out_sharding: NamedSharding | None) -> Callable:
+    """Leave shardings within `fn` to the compiler: no product over examples has to name its own."""
     if out_sharding is None:
         return fn
     return jax.sharding.auto_axes(fn, out_sharding=out_sharding)
 
 
-def _sharding_of(arrays: PyTree, spec: PartitionSpec) -> NamedSharding | None:
+def sharding_of(arrays: PyTree, spec: PartitionSpec) -> NamedSharding | None:
     """Return a sharding on the mesh over which any of these arrays is explicitly sharded."""
     for leaf in jax.tree.leaves(arrays):
         found = jax.typeof(leaf).sharding
@@ -343,13 +370,19 @@ def _accumulable(sums: PyTree) -> PyTree:
 def _slice(data: InMemory, i: int | Int[Array, ""], batch_size: int) -> Chunk:
     """Cut chunk `i`; the last one starts earlier and gives the examples seen before no weight."""
     if batch_size == data.num_examples:
-        return Chunk(data.x, data.y, jnp.ones(batch_size, jnp.float32), data.prints)
+        return whole(data)
     start = jnp.minimum(i * batch_size, data.num_examples - batch_size)
-    x, y, prints = jax.tree.map(
-        lambda a: jax.lax.dynamic_slice_in_dim(a, start, batch_size), (data.x, data.y, data.prints)
-    )
+    part = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, batch_size), data)
     is_new = start + jnp.arange(batch_size) >= i * batch_size
-    return Chunk(x, y, is_new.astype(jnp.float32), prints)
+    chunk = whole(part)
+    return replace(chunk, weight=jnp.where(is_new, chunk.weight, 0))
+
+
+def whole(data: InMemory) -> Chunk:
+    """Return all examples as one chunk."""
+    weights = data.weights
+    weight = jnp.ones(data.num_examples, jnp.float32) if weights is None else weights
+    return Chunk(data.x, data.y, weight, data.prints)
 
 
 def chunks(data: Stream, batch_size: int | None) -> Iterator[Chunk]:
@@ -359,9 +392,10 @@ def chunks(data: Stream, batch_size: int | None) -> Iterator[Chunk]:
         num = batch.num_examples
         for low in range(0, num, size):
             rows = np.minimum(np.arange(low, low + size), num - 1)
-            weight = (np.arange(low, low + size) < num).astype(np.float32)
-            x, y = (batch.x, batch.y) if num == size else _take(batch, rows)
-            yield Chunk(x, y, jnp.asarray(weight))
+            is_new = (np.arange(low, low + size) < num).astype(np.float32)
+            part = batch if num == size else take(batch, rows)
+            weight = is_new if part.weights is None else is_new * np.asarray(part.weights)
+            yield Chunk(part.x, part.y, jnp.asarray(weight))
 
 
 def _listed(shapes: list[tuple[int, ...]]) -> str:
@@ -369,9 +403,9 @@ def _listed(shapes: list[tuple[int, ...]]) -> str:
     return ", ".join(map(str, shapes[:6])) + (", ..." if len(shapes) > 6 else "")
 
 
-def _take(batch: InMemory, rows: np.ndarray) -> tuple[PyTree, PyTree]:
+def take(batch: InMemory, rows: np.ndarray) -> InMemory:
     """Select rows on the host: on the device each size of batch would need a program of its own."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], (batch.x, batch.y))
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], batch)
 
 
 # --- maps over inputs ---------------------------------------------------------------------------
@@ -391,8 +425,8 @@ def map_over(fn: Callable, args: PyTree, x: PyTree, batch_size: int) -> PyTree:
         The number of inputs held at a time.
     """
     first = jax.typeof(jax.tree.leaves(x)[0]).sharding
-    by_rows = _sharding_of(x, PartitionSpec(*first.spec[:1]))
-    return _automatic(partial(_map_chunks, fn, batch_size), by_rows)(args, x)
+    by_rows = sharding_of(x, PartitionSpec(*first.spec[:1]))
+    return automatic(partial(_map_chunks, fn, batch_size), by_rows)(args, x)
 
 
 def _map_chunks(fn, batch_size, args, x):

@@ -39,16 +39,10 @@ from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.curv.operator import check_outputs
 from laplace_kit.curv.split import with_features
 from laplace_kit.curv.trained_model import TrainedModel
-from laplace_kit.data import (
-    NUM_EXAMPLES,
-    Data,
-    InMemory,
-    as_data,
-    batch_spec,
-    first_examples,
-)
+from laplace_kit.data import NUM_EXAMPLES, Data, InMemory, as_data, batch_spec, with_weights
 from laplace_kit.errors import check_option
 from laplace_kit.eval.predictive import Prediction
+from laplace_kit.examples import first_examples
 from laplace_kit.independence import check_independence
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Likelihood, as_likelihood
@@ -73,6 +67,7 @@ def fit(
     weight_sharing: Literal["expand", "reduce"] = "expand",
     key: PRNGKeyArray | None = None,
     num_samples: int = 1,
+    weights: Any = None,
     batch_size: int | None = None,
     memory_limit: int | None = None,
     progress: bool = False,
@@ -87,7 +82,7 @@ def fit(
     params
         The trained parameters, a pytree. Leaves that are not floating point are frozen.
     data
-        The training data: `(x, y)` in memory, or a re-iterable of such pairs.
+        The training data: `(x, y)` or `(x, y, weights)` in memory, or a re-iterable of such.
     likelihood
         A likelihood object, or `"gaussian"`, `"heteroscedastic_gaussian"`, `"categorical"`,
         `"bernoulli"`, `"poisson"`.
@@ -117,6 +112,10 @@ def fit(
     num_samples
         Of `"mc_fisher"`: labels drawn for each example. For models of very many outputs it is a
         cheap stand-in for the GGN, which it equals in expectation over labels.
+    weights
+        How often each example counts, `(N,)`: finite numbers of at least zero. A weight k is k
+        copies of the example in every sum, a weight of zero its absence, and `la.num_data` the
+        total. Over a stream weights come in the batches, `(x, y, weights)`.
     batch_size
         The number of examples held at a time; `None` chooses from the memory limit.
     memory_limit
@@ -153,7 +152,7 @@ def fit(
             "key=jax.random.key(0)."
         )
     model_fn = as_pytree_function(model_fn)
-    data = as_data(data, progress=progress)
+    data = with_weights(as_data(data, progress=progress), weights)
     of_outputs = as_likelihood(likelihood)
     ask = _Asked(structure, curvature, rank, num_samples, limits)
     prior, num_asked = None, None
@@ -178,10 +177,10 @@ def fit(
             check_inputs(data.x)  # which may leave no trace in the features
         mode = examine_mode(cached, features)
         examples = first_examples(data, NUM_EXAMPLES)
-        check_independence(model_fn, params, examples[0], limits)
+        check_independence(model_fn, params, examples.x, limits)
         chosen = plan.chosen
         if not isinstance(data, InMemory):  # only now the examples are counted
-            sizes = _with_rows(sizes, mode.num_data, objective, ask)
+            sizes = _with_rows(sizes, mode.num_examples, objective, ask)
             chosen = choose_structure(structure, curvature, sizes, limits.budget)
         choice = Choice(
             structure=chosen.structure,

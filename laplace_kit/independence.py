@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from laplace_kit import tree
-from laplace_kit.data import InMemory, first_examples
+from laplace_kit.data import InMemory
+from laplace_kit.examples import first_examples
 from laplace_kit.memory import DEFAULT_LIMITS, Limits
 from laplace_kit.tree import as_pytree_function
 
@@ -60,14 +61,14 @@ def check_independence(
             return
         tolerance = float(jnp.finfo(scale.dtype).eps) ** 0.5 * float(scale)
         if not float(distance) <= tolerance:
-            few = first_examples(InMemory(x, ()), num)[0]
+            few = first_examples(InMemory(x, ()), num).x
             _explain(model_fn, params, few, tolerance, float(scale))
 
 
 @partial(jax.jit, static_argnames="num")
 def _compare(model_fn, params, x, num) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Return the largest difference between outputs alone and together, and the largest output."""
-    few, _ = first_examples(InMemory(x, ()), num)
+    few = first_examples(InMemory(x, ()), num).x
     together = model_fn(params, few)
     alone = jax.vmap(lambda x_n: _alone(model_fn, params, x_n))(few)
     return jnp.max(jnp.abs(together - alone)), jnp.max(jnp.abs(together))

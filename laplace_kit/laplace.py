@@ -71,7 +71,9 @@ class Laplace:
     structure = _part("expansion.structure", "The curvature $H$, free of the prior.")
     log_likelihood = _part("expansion.log_likelihood", "That of the training data at the mode.")
     gradient = _part("expansion.gradient", "That of the summed loss at the mode, flat `(P,)`.")
-    num_data = _part("expansion.num_data", "The number of training examples.")
+    num_data = _part(
+        "expansion.num_data", "The number of training examples, or their total weight."
+    )
     prior_precision = _part("prior.precision", "The prior precision, in the form it was given.")
     prior_mean = _part("prior.mean", "The prior mean, flat `(P,)`.")
     temperature = _part("prior.temperature", "The factor of the covariance; one, unless tuned.")
@@ -163,7 +165,7 @@ class Laplace:
         Parameters
         ----------
         data
-            The new data: `(x, y)` in memory, or a re-iterable of such pairs.
+            The new data, as `fit` takes them.
         key
             For the curvature `"mc_fisher"`.
         """
@@ -352,7 +354,7 @@ class Laplace:
         Parameters
         ----------
         data
-            `(x, y)` in memory, or an iterable of such pairs: one pass is made.
+            `(x, y)` or `(x, y, weights)` in memory, or an iterable of such: one pass is made.
         key
             Where `self.prediction` draws samples.
         """

@@ -20,8 +20,8 @@ Predict = Callable[[PyTree], Predictive]
 
 def evaluate(objective: Objective, predict: Predict, data: Any) -> dict[str, float]:
     """Return the metrics of a predictive on labelled data; one pass is made over them."""
-    x, y = labelled(objective, data)
-    return evaluation.evaluate(objective.likelihood, predict(x), y)
+    x, y, weights = labelled(objective, data)
+    return evaluation.evaluate(objective.likelihood, predict(x), y, weights)
 
 
 def report(
@@ -38,7 +38,7 @@ def report(
 ) -> Report:
     """Read labelled data and write the report of predictors on them; see `compare_report`."""
     check_mapping("shifted", shifted)
-    read = partial(labelled, objective)
+    read = partial(_unweighted, objective)
     x, y = read(data)
     return compare_report(
         predict,
@@ -52,3 +52,15 @@ def report(
         title=title,
         card=card,
     )
+
+
+def _unweighted(objective: Objective, data: Any) -> tuple[PyTree, PyTree]:
+    """Return labelled inputs and targets, and refuse weights."""
+    x, y, weights = labelled(objective, data)
+    if weights is not None:
+        raise ValueError(
+            "Found data with weights for a report, whose bootstrap draws single examples, expected "
+            "(x, y); la.evaluate((x, y, weights)) gives the weighted metrics, and np.repeat(x, "
+            "weights, axis=0) makes examples of weights that are whole numbers."
+        )
+    return x, y

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 FORMAT, VERSION = "laplace_kit", 1
+_MISSING = dataclasses.MISSING
 
 _ZIP_MAGIC = b"PK\x03\x04"
 # By the identity of what is stored, its name and its values: what appears twice is stored once.

@@ -16,14 +16,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from laplace_kit import storage, stored, tree
 from laplace_kit.curv.objective import Objective, chunk_loss
-from laplace_kit.data import Chunk, Data, InMemory, as_data, chunks
+from laplace_kit.data import Chunk, Data, InMemory, as_data, chunks, whole
 from laplace_kit.errors import check_option
 from laplace_kit.fit import fit
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Gaussian, Likelihood, MultivariateGaussian, as_likelihood
 from laplace_kit.portable import to_portable
 from laplace_kit.selection import can_vary
-from laplace_kit.tree import pytree_dataclass
+from laplace_kit.tree import pytree_dataclass, replace
 from laplace_kit.tune.chain import NOISES, has_unknown_noise
 
 _LEARNING_RATE = 1e-2
@@ -102,7 +102,8 @@ def train_with_evidence(
         Where training starts, a pytree. Leaves that are not floating point are frozen.
     data
         The training data: `(x, y)` in memory, shuffled anew for every epoch, or a re-iterable of
-        such pairs, whose batches are the minibatches, in the order in which they come.
+        such pairs, whose batches are the minibatches, in the order in which they come; with weights
+        `(x, y, weights)`.
     likelihood
         As in `fit`.
     num_epochs
@@ -182,7 +183,7 @@ def train_with_evidence(
         )
 
     la = refit(params, _with_array_noise(likelihood, params), prior_precision)  # checks all input
-    optimizer = optimizer or _default_optimizer(num_epochs * -(-la.num_data // size))
+    optimizer = optimizer or _default_optimizer(num_epochs * _num_steps(data, la, size))
     # Some optimisers start from weakly typed numbers, for which the epoch would compile once more.
     start = jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(a)), optimizer.init(la.mode))
     state = (la.mode, start)
@@ -280,7 +281,7 @@ class _TrainingLoss:
     objective: Objective
     precision: Float[Array, " P"]
     prior_mean: Float[Array, " P"]
-    num_data: int
+    num_data: int | float
     size: int
 
     @classmethod
@@ -314,8 +315,8 @@ def _scan_epoch(loss, optimizer, state, data, key, size):
 
     def body(state, batch):
         rows, weight = batch
-        x, y = jax.tree.map(lambda leaf: leaf[rows], (data.x, data.y))
-        return _training_step(loss, optimizer, state, Chunk(x, y, weight))
+        chunk = whole(jax.tree.map(lambda leaf: leaf[rows], data))
+        return _training_step(loss, optimizer, state, replace(chunk, weight=weight * chunk.weight))
 
     state, losses = jax.lax.scan(body, state, (order.T, weight.T.astype(jnp.float32)))
     return state, jnp.sum(losses)
@@ -342,6 +343,13 @@ def _default_optimizer(num_steps: int):
     import optax
 
     return optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, num_steps))
+
+
+def _num_steps(data: Data, la: Laplace, size: int) -> int:
+    """Return the number of minibatches in an epoch; the weights of examples do not count them."""
+    if isinstance(data, InMemory):
+        return -(-data.num_examples // size)
+    return sum(1 for _ in chunks(data, size)) if data.is_weighted else -(-la.num_data // size)
 
 
 def _minibatch_size(data: Data, train_batch_size: int | None) -> int:

@@ -18,10 +18,11 @@ from laplace_kit.data import (
     Stream,
     as_data,
     batch_spec,
-    gather,
     map_over,
     sum_over,
+    with_weights,
 )
+from laplace_kit.examples import gather
 
 
 def arrays(num: int, dtype="float32") -> tuple:
@@ -109,8 +110,20 @@ X, Y = arrays(5)
         ([], ValueError, ["empty", "at least one example", "loader"]),
         ((X[:0], Y[:0]), ValueError, ["empty", "(0, 3)", "at least one example"]),
         ([(X[:0], Y[:0])], ValueError, ["empty", "(0, 3)"]),
-        ((X, Y, Y), ValueError, ["a tuple of 3", "((x1, x2), y)", "no weights", "lk.FromLoss"]),
-        ([[X, Y, Y]], ValueError, ["a list of 3", "a pair (x, y)", "no weights"]),
+        ((X, Y, Y, Y), ValueError, ["a tuple of 4", "(x, y, weights)", "((x1, x2), y)"]),
+        ([[X]], ValueError, ["a list of 1", "(x, y)"]),
+        ((X, Y, np.arange(5) - 2.0), ValueError, ["first -2.0 at example 0 (2 in all)", "zero"]),
+        ((X, Y, [1, 2, np.nan, 1, 1]), ValueError, ["first nan at example 2 (1 in all)"]),
+        ([(X, Y, [1, 2, np.inf, 1, 1])], ValueError, ["first inf at example 2"]),
+        ((X, Y, np.zeros(5)), ValueError, ["all zero", "at least one example"]),
+        ((X, Y, np.ones(4)), ValueError, ["weights of shape (4,) for 5 examples", "(5,)"]),
+        ((X, Y, np.ones((5, 1))), ValueError, ["shape (5, 1)", "weights.reshape(-1)"]),
+        ((X, Y, 2.0), ValueError, ["weights of shape () for 5 examples"]),
+        (((X, Y), (X, Y), (X, Y)), TypeError, ["a tuple as the weights", "((x1, x2), y)"]),
+        ((X, Y, [X, Y]), TypeError, ["a list as the weights", "shape (5,)"]),
+        ((X, Y, {"w": Y}), TypeError, ["a dict as the weights", "one array"]),
+        ((X, Y, ["a"] * 5), TypeError, ["weights of text"]),
+        ((X, Y, np.ones(5) * 1j), TypeError, ["weights of dtype complex128", "real numbers"]),
         ((X.tolist(), [[0.0], [1.0, 2.0]]), ValueError, ["targets of type list", "one length"]),
         ((X, np.asarray(["a"] * 5)), TypeError, ["targets of text", "np.unique"]),
         ((np.asarray([["a"]]), Y), TypeError, ["inputs of text", "encode"]),
@@ -127,6 +140,57 @@ def test_what_is_not_data_is_named(data, error, words):
         as_data(data)
     assert "expected" in str(caught.value)
     assert all(word in str(caught.value) for word in words)
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+WEIGHTS = np.asarray([0.5, 0, 2, 1, 3], np.float32)
+
+
+def test_weights_of_one_are_no_weights_at_all():
+    assert as_data((X, Y, None)).weights is None
+    assert as_data((X, Y)).is_weighted is False
+    assert as_data([(X, Y, WEIGHTS)]).is_weighted
+    np.testing.assert_array_equal(as_data((X, Y, WEIGHTS.tolist())).weights, WEIGHTS)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 3])
+def test_sums_are_weighted(batch_size):
+    batches = [[X[:3], Y[:3], WEIGHTS[:3]], [X[3:], Y[3:], WEIGHTS[3:]]]
+    for data in ((X, Y, WEIGHTS), batches):
+        found = sum_over(weighted_sums, jnp.float32(2.0), as_data(data), batch_size)
+        np.testing.assert_allclose(found["first"], 2 * WEIGHTS @ X, rtol=1e-6)
+        mixed = np.einsum("n,n,ni->i", WEIGHTS, np.sin(7 * Y), X)
+        np.testing.assert_allclose(found["mixed"], mixed, rtol=1e-5, atol=1e-6)
+
+
+def test_other_weights_compile_nothing():
+    for weights in (WEIGHTS, 2 * WEIGHTS[::-1]):
+        with twins.compilations() as names:
+            for data in ((X, Y, weights), [(X, Y, weights)]):
+                sum_over(weighted_sums, jnp.float32(2.0), as_data(data), 2)
+    assert names == []
+
+
+def test_weights_are_given_once_and_in_the_place_for_them():
+    found = with_weights(as_data((X, Y)), WEIGHTS)
+    np.testing.assert_array_equal(found.weights, WEIGHTS)
+    assert with_weights(found, None) is found
+    with pytest.raises(
+        ValueError, match=r"next to data \(x, y, weights\), expected one of the two"
+    ):
+        with_weights(found, WEIGHTS)
+    with pytest.raises(TypeError, match=r"next to a stream.*yield \(x, y, weights\)"):
+        with_weights(as_data([(X, Y)]), WEIGHTS)
+    with pytest.raises(ValueError, match="weights that are all zero"):
+        with_weights(as_data((X, Y)), np.zeros(5))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_all_batches_have_weights_or_none(order):
+    batches = [(X, Y, WEIGHTS), (X, Y)][::order]
+    with pytest.raises(ValueError, match=r"with(out)? weights .* in every batch, or in none"):
+        sum_over(weighted_sums, 1.0, as_data(batches), None)
 
 
 # --- sums over examples ---------------------------------------------------------------------------
@@ -269,7 +333,8 @@ def test_sharded_examples_give_the_same_sum():
         """
         import jax, jax.numpy as jnp, numpy as np
         from jax.sharding import NamedSharding, PartitionSpec
-        from laplace_kit.data import as_data, first_examples, map_over, sum_over
+        from laplace_kit.data import as_data, map_over, sum_over
+        from laplace_kit.examples import first_examples
         x = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
         mesh = jax.make_mesh((8,), ("data",))
         spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
@@ -285,8 +350,14 @@ def test_sharded_examples_give_the_same_sum():
             np.testing.assert_array_equal(found, 2 * x)
             assert len(found.devices()) == 8
             assert found.addressable_shards[0].data.shape == (8, 3)
-        some, _ = first_examples(as_data((spread, spread)), 10)
+        some = first_examples(as_data((spread, spread)), 10).x
         np.testing.assert_array_equal(some, x[np.arange(10) * 64 // 10])
+        weights = jax.device_put(np.arange(64.0) % 4, spread.sharding.update(spec=("data",)))
+        weighed = as_data((spread, spread, weights))
+        for batch_size in (None, 24, 7):
+            found = sum_over(total, (), weighed, batch_size)
+            np.testing.assert_allclose(found, np.arange(64) % 4 @ x, rtol=1e-5)
+        assert np.all(first_examples(weighed, 48).weights > 0)
         """
     )
 
@@ -329,13 +400,6 @@ def test_map_sees_chunks_of_the_given_size():
     assert set(sizes) == {4}
 
 
-def test_gather_joins_what_a_stream_yields():
-    x, y = arrays(7)
-    for data in ((x, y), twins.Loader(x, y, 3)):
-        found = gather(data)
-        jax.tree.map(np.testing.assert_array_equal, found, (x, y))
-
-
 def test_a_stream_that_ends_for_good_is_refused():
     class Source:
         """What makes new iterators that share one source, which a second pass alone can tell."""
@@ -369,7 +433,7 @@ X7, Y7 = arrays(7)
 def test_mappings_lists_and_tensors_are_read_in_memory_and_from_a_loader():
     x = collections.UserDict(ids=X7, more=types.MappingProxyType({"mask": X7.tolist()}))
     for data in ((x, Y7.tolist()), [(x, Y7.tolist())], [[x, Y7.tolist()]]):
-        found, y = gather(data)
+        found, y, _ = gather(data)
         assert jax.tree.structure(found) == jax.tree.structure({"ids": 0, "more": {"mask": 0}})
         jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, X7), found)
         np.testing.assert_allclose(y, Y7, rtol=1e-6)
@@ -381,6 +445,6 @@ def test_tensors_that_require_gradients_and_in_bfloat16_from_a_loader():
     pairs = [(x.clone().requires_grad_(), Y7), (x.bfloat16(), torch.tensor(Y7))]
     for pair, dtype in zip(pairs, ("float32", "bfloat16"), strict=True):
         for data in (pair, [pair]):
-            found, _ = gather(data)
+            found = gather(data).x
             assert found.dtype == dtype
             np.testing.assert_allclose(found.astype("float32"), X7, rtol=2**-8)

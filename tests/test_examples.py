@@ -1,57 +1,52 @@
-"""The examples run as they are, and the shortest way from a model to a report is ten lines."""
+"""Examples as whole arrays: all of some data, and a few that stand for them."""
 
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import jax
+import numpy as np
 import pytest
+import twins
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-NEEDS = {"torch_dataloader.py": "torch", "equinox_mlp.py": "equinox"}
-PRINTS = {
-    "equinox_mlp.py": "with a faulty instrument: the posterior is",
-    "flax_linen.py": "observed  predicted  of which epistemic",
-    "flax_nnx.py": "report: out/flax_nnx/index.html",
-    "save_and_load.py": "with ten times the prior precision",
-    "torch_dataloader.py": "layer capture",
-}
-DEMOS = {"diabetes.py", "digits.py"}  # run by `make demo` and `make demo-regression`
+from laplace_kit.data import as_data
+from laplace_kit.examples import Examples, first_examples, gather, joined
+
+X = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+Y, WEIGHTS = np.arange(7), np.asarray([0, 1, 0, 2, 3, 0, 0.5], np.float32)
 
 
-def test_every_example_is_run():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {*PRINTS, *DEMOS}
+def batches(*sizes):
+    parts = np.split(np.arange(7), np.cumsum(sizes)[:-1])
+    return [(X[rows], Y[rows], WEIGHTS[rows]) for rows in parts]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PRINTS)
-def test_example_runs(name, tmp_path):
-    needed = NEEDS.get(name)
-    if needed and importlib.util.find_spec(needed) is None:
-        pytest.skip(f"{needed} is not installed: pip install {needed}")
-    # In a process of its own, as users run it, and where it may write.
-    paths = [str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / name],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
-    assert PRINTS[name] in done.stdout
-    for file in ("index.html", "metrics.json") if name == "flax_nnx.py" else ():
-        assert (tmp_path / "out" / "flax_nnx" / file).stat().st_size > 0
+def test_gather_joins_what_a_stream_yields():
+    for data in ((X, Y), twins.Loader(X, Y, 3)):
+        jax.tree.map(np.testing.assert_array_equal, gather(data), Examples(X, Y))
+    for data in ((X, Y, WEIGHTS), batches(3, 2, 2)):
+        jax.tree.map(np.testing.assert_array_equal, gather(data), Examples(X, Y, WEIGHTS))
 
 
-def test_report_of_a_trained_flax_model_takes_at_most_ten_lines():
-    lines = (EXAMPLES / "flax_nnx.py").read_text(encoding="utf-8").splitlines()
-    trained = next(n for n, line in enumerate(lines) if line.startswith("module = train("))
-    reported = next(n for n, line in enumerate(lines) if "la.report(" in line)
-    imports = [line for line in lines if line == "import laplace_kit as lk"]
-    code = [line for line in lines[trained + 1 : reported + 1] if line and line[0] != "#"]
-    assert len(imports) == 1
-    assert len(imports + code) <= 10
+def test_examples_without_weights_count_once_beside_others():
+    found = joined([Examples(X[:2], Y[:2]), Examples(X[2:], Y[2:], WEIGHTS[2:])])
+    np.testing.assert_array_equal(found.weights, [1, 1, *WEIGHTS[2:]])
+    assert joined([Examples(X[:2], Y[:2]), Examples(X[2:], Y[2:])]).weights is None
+
+
+@pytest.mark.parametrize("num", [2, 4, 5, 7, 9])
+def test_examples_that_count_come_first(num):
+    expected = np.flatnonzero(WEIGHTS)
+    of_stream = first_examples(as_data(batches(3, 2, 2)), num)
+    np.testing.assert_array_equal(of_stream.y, expected[:num])
+    np.testing.assert_array_equal(of_stream.weights, WEIGHTS[of_stream.y])
+    found = first_examples(as_data((X, Y, WEIGHTS)), num)
+    assert len(found.y) == min(num, 7) == len(set(np.asarray(found.y)))
+    np.testing.assert_array_equal(found.weights, WEIGHTS[found.y])
+    np.testing.assert_array_equal(found.x, X[found.y])
+    assert np.sum(found.weights > 0) == min(num, 4)
+
+
+def test_examples_are_spread_over_all_of_them():
+    num = 1000
+    y, weights = np.arange(num), (np.arange(num) % 2).astype(np.float32)
+    found = first_examples(as_data((y[:, None], y)), 10)
+    np.testing.assert_array_equal(found.y, np.arange(10) * 100)
+    found = first_examples(as_data((y[:, None], y, weights)), 10)
+    np.testing.assert_array_equal(found.y, np.arange(10) * 100 + 1)

@@ -70,17 +70,17 @@ def test_data_that_are_no_data():
     refused(TypeError, r"one-shot iterator \(generator\).*wrap it as list\(data\)", data=one_shot)
 
 
-def test_weights_of_examples_name_the_loss_that_takes_them():
-    x, y, w = np.ones((N, 3), np.float32), np.zeros((N, 1), np.float32), np.arange(N)[:, None]
-    for data in ((x, y, w), [(x, y, w)], [[x, y, w]]):
-        refused(ValueError, r"of 3 as data, expected a pair.*lk\.FromLoss\(lambda f", data=data)
-
-    def loss(f, y):
-        return 0.5 * jnp.sum((f - y) ** 2)
-
-    weighted = lk.FromLoss(lambda f, target: target[1][0] * loss(f, target[0]))
-    la = lk.fit(linear, {"weight": jnp.ones((3, 1))}, (x, (y, w)), likelihood=weighted)
-    assert float(la.log_likelihood) == -0.5 * 9.0 * sum(range(N))  # outputs are 3, targets 0
+def test_weights_that_are_not_those_of_examples():
+    x, y = np.ones((N, 3), np.float32), np.zeros((N, 1), np.float32)
+    message = r"weights of shape \(7, 1\) for 7 examples, expected \(7,\).*\(\(x1, x2\), y\)"
+    refused(ValueError, message, data=(x, y, y))
+    refused(ValueError, message, weights=y)
+    message = r"negative or not finite: first -1\.0 at example 0 \(7 in all\).*weight zero"
+    refused(ValueError, message, weights=-np.ones(N))
+    refused(ValueError, "weights that are all zero", weights=np.zeros(N))
+    refused(
+        TypeError, r"weights= next to a stream.*\(x, y, weights\)", data=[(x, y)], weights=[1] * N
+    )
 
 
 def test_labels_that_are_no_numbers():

@@ -50,7 +50,28 @@ def is_bitwise_equal(first, second):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
+def without_field(path, name, cls):
+    """Write the file again as if a class had not had a field when it was written."""
+    with np.load(path) as archive:
+        entries = dict(archive)
+    header = json.loads(entries.pop("header").tobytes())
+    fields = dict(header["tree"]["items"])["likelihood"]
+    assert fields["class"] == cls
+    del fields["fields"][name]
+    np.savez(path, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **entries)
+
+
 # --- round trips ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["class_weights", "label_smoothing"])
+def test_a_field_that_is_younger_than_the_file_has_its_default(name, tmp_path):
+    la, path = posterior(), tmp_path / "old.npz"
+    la.save(path)
+    without_field(path, name, "Categorical")
+    loaded = lk.load(path, model)
+    assert getattr(loaded.likelihood, name) == getattr(lk.Categorical(), name)
+    np.testing.assert_array_equal(loaded.predict(X).probs, la.predict(X).probs)
 
 
 @pytest.mark.parametrize(

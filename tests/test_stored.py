@@ -98,6 +98,7 @@ LIKELIHOODS = {
     "gaussian_per_output": (lk.Gaussian(np.array([0.3, 2.0], np.float32)), "real"),
     "multivariate": (MultivariateGaussian(jnp.array([[1.0, 0.4], [0.4, 2.0]])), "real"),
     "categorical": (lk.Categorical(), "classes"),
+    "class_weights": (lk.Categorical(np.array([0.3, 2.0], np.float32)), "classes"),
     "bernoulli": (lk.Bernoulli(), "binary"),
     "poisson": (lk.Poisson(), "counts"),
 }

@@ -152,6 +152,19 @@ def test_one_batch_in_a_stream_equals_the_same_in_memory(x64):
         np.testing.assert_allclose(a, b, rtol=1e-9)
 
 
+def test_weights_are_copies_in_every_epoch(x64):
+    weights = np.arange(len(REGRESSION.y)) % 3
+    rows = np.repeat(np.arange(len(weights)), weights)
+    copies = train_linear((REGRESSION.x[rows], REGRESSION.y[rows]))
+    data = (REGRESSION.x, REGRESSION.y, weights)
+    for found in (train_linear(data), train_linear([data])):
+        # Adam divides by the size of the gradients, but for a small number
+        np.testing.assert_allclose(found.history.loss, copies.history.loss, rtol=1e-6)
+        for name in ("log_marginal_likelihood", "noise_std", "prior_precision"):
+            a, b = (getattr(training.history, name) for training in (found, copies))
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
 @pytree_dataclass()
 class _Visits:
     """A loss whose gradient counts how often each example was seen."""
@@ -171,6 +184,10 @@ def test_an_epoch_visits_every_example_once(asked, size):
     state = (start, optimizer.init(start))
     (visits, _), _ = train._scan_epoch(_Visits(), optimizer, state, data, jax.random.key(0), size)
     np.testing.assert_array_equal(visits, np.ones(11))
+    weights = jnp.arange(11.0)
+    data = InMemory(data.x, data.y, weights=weights)
+    (visits, _), _ = train._scan_epoch(_Visits(), optimizer, state, data, jax.random.key(0), size)
+    np.testing.assert_array_equal(visits, weights)
 
 
 def test_frozen_leaves_stay_and_counts_have_no_noise():

@@ -29,13 +29,13 @@ class Expansion:
 
     $\log p(D \mid \theta + \Delta) \approx \ell - g^\top \Delta - \tfrac12 \Delta^\top H \Delta$,
     with `log_likelihood` $\ell$, `gradient` $g$ `(P,)` of the summed loss, and `structure` $H$, all
-    of them sums over `num_data` examples.
+    of them sums over `num_data` examples, or as many as their weights sum to.
     """
 
     log_likelihood: Float[Array, ""]
     gradient: Float[Array, " P"]
     structure: Structure
-    num_data: int
+    num_data: int | float
 
     def moved(self, step: Float[Array, " P"]) -> "Expansion":
         r"""Return the same expansion about $\theta + \Delta$; the curvature stays.

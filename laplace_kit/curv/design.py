@@ -1,8 +1,9 @@
 r"""The design matrix of the linearised model, $\Phi = S^\top J$ over all data, held in factors.
 
-Its row (n, r) is $J_n^\top s_{nr}$ with $S_n$ the curvature's factor in the outputs, so that a
-Gauss-Newton matrix is $\Phi^\top \Phi$. Of N R rows with P entries each layer keeps inputs and
-gradients (see `blocks.py`), and products go over some examples at a time.
+Its row (n, r) is $\sqrt{w_n} J_n^\top s_{nr}$ with $S_n$ the curvature's factor in the outputs and
+$w_n$ the weight of an example, so that a Gauss-Newton matrix is $\Phi^\top \Phi$. Of N R rows with
+P entries each layer keeps inputs and gradients (see `blocks.py`), and products go over some
+examples at a time.
 """
 
 from functools import partial
@@ -20,8 +21,8 @@ from laplace_kit.curv.capture.cost import check_fits, rows_cost
 from laplace_kit.curv.capture.layout import to_flat
 from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.ggn import GaussNewtonOperator
-from laplace_kit.curv.objective import Objective, per_example
-from laplace_kit.data import Chunk, InMemory, chunks, map_over, sum_over
+from laplace_kit.curv.objective import Objective, per_example, per_example_factor
+from laplace_kit.data import InMemory, chunks, map_over, sum_over, whole
 from laplace_kit.memory import Limits
 from laplace_kit.tree import pytree_dataclass, replace
 
@@ -139,9 +140,7 @@ def design_matrix(operator: GaussNewtonOperator) -> Design:
     size = limits.batch_size or max(limits.working_set() // held, 1)
     kernel = replace(operator, data=None)
     if isinstance(operator.data, InMemory):
-        data = operator.data
-        chunk = Chunk(data.x, data.y, jnp.ones(data.num_examples), data.prints)
-        rows = map_over(_rows, kernel, chunk, size)
+        rows = map_over(_rows, kernel, whole(operator.data), size)
     else:
         rows = _gather(kernel, operator.data, size)
     return Design(rows, limits.memory)
@@ -193,7 +192,7 @@ def _rows(operator, chunk):
     if operator.scale is not None:
         factor = factor * jnp.sqrt(jnp.asarray(operator.scale, factor.dtype))
     dtype = jnp.promote_types(operator.dtype, jnp.float32)
-    return captured.pull(per_example(factor, chunk.weight)).astype(dtype)
+    return captured.pull(per_example_factor(factor, chunk.weight)).astype(dtype)
 
 
 _compiled_rows = jax.jit(_rows)

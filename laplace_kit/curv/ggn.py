@@ -29,7 +29,7 @@ from laplace_kit.curv.capture.heads import sole_head
 from laplace_kit.curv.capture.layout import to_flat
 from laplace_kit.curv.capture.rows import Rows, assemble
 from laplace_kit.curv.linear import known_nonnegative
-from laplace_kit.curv.objective import per_example
+from laplace_kit.curv.objective import per_example, per_example_factor
 from laplace_kit.curv.operator import STATIC, CurvatureOperator
 from laplace_kit.data import Chunk, as_data
 from laplace_kit.derivatives import linearize
@@ -191,7 +191,7 @@ def sum_directions(
 
     def of_block(columns: Int[Array, " R"]) -> PyTree:
         factor = operator.output_factor(f, chunk, columns)
-        rows = captured.pull(per_example(factor, chunk.weight))
+        rows = captured.pull(per_example_factor(factor, chunk.weight))
         with jax.default_matmul_precision("highest"):
             return of_rows(rows.astype(dtype))
 
@@ -305,7 +305,8 @@ class GGNOperator(GaussNewtonOperator):
     params
         A pytree; leaves that are not floating point are frozen.
     data
-        `(x, y)` in memory or a re-iterable of such pairs.
+        `(x, y)` in memory or a re-iterable of such pairs; `(x, y, weights)` where each example
+        counts as often as its weight says.
     likelihood
         A likelihood object, its name, or a loss `(f, y)` of one example.
     batch_size
@@ -364,7 +365,7 @@ def ggn_mv(
     model_fn, params, likelihood, scale
         As for `GGNOperator`.
     batch
-        `(x, y)`, all of it held at once.
+        `(x, y)` or `(x, y, weights)`, all of it held at once.
     v
         A pytree like `params`, or flat `(P,)`; the answer has the same form.
     """

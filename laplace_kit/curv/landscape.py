@@ -52,7 +52,7 @@ def loss_along(
     params
         $\theta$, a pytree; leaves that are not floating point are frozen.
     data
-        `(x, y)` in memory, or an iterable of such pairs.
+        `(x, y)` or `(x, y, weights)` in memory, or an iterable of such.
     likelihood
         A likelihood object, its name, or a loss `(f, y)` of one example.
     directions

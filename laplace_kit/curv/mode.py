@@ -11,14 +11,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from laplace_kit import tree
 from laplace_kit.chunks import chunk_of_sum
 from laplace_kit.curv.objective import Objective, loss_of_outputs
-from laplace_kit.data import (
-    Chunk,
-    Data,
-    InMemory,
-    gather,
-    read_batches,
-    sum_over,
-)
+from laplace_kit.data import Data, InMemory, read_batches, sum_over
+from laplace_kit.examples import Examples, gather
 from laplace_kit.likelihood import (
     Factorized,
     FromLoss,
@@ -28,15 +22,21 @@ from laplace_kit.likelihood import (
     targets_seen,
 )
 from laplace_kit.tree import pytree_dataclass
+from laplace_kit.weights import ALL_ZERO
 
 
-@pytree_dataclass(static=("num_data",))
+@pytree_dataclass(static=("num_data", "num_examples"))
 class Mode:
-    r"""Sums at the mode: $\log p(D \mid \theta^*)$, $\nabla \mathcal L$ flat `(P,)`, and N."""
+    r"""Sums at the mode: $\log p(D \mid \theta^*)$, $\nabla \mathcal L$ flat `(P,)`, and counts.
+
+    `num_data` is the sum of the weights, an integer N where there are none; `num_examples` is the
+    number of examples that count.
+    """
 
     log_likelihood: Float[Array, ""]
     gradient: Float[Array, " P"]
-    num_data: int
+    num_data: int | float
+    num_examples: int
 
 
 def examine_mode(objective: Objective, data: Data) -> Mode:
@@ -52,13 +52,14 @@ def examine_mode(objective: Objective, data: Data) -> Mode:
     Returns
     -------
     mode
-        The sums and the number of examples. Cost: one gradient.
+        The sums and the counts. Cost: one gradient.
 
     Raises
     ------
     ValueError
-        If parameters, data, targets or outputs are not finite or not valid; the message names the
-        first offending batch (over a stream) or example (in memory).
+        If parameters, data, targets or outputs are not finite or not valid, also of an example of
+        weight zero; the message names the first offending batch (over a stream) or example (in
+        memory). If all weights are zero.
     """
     of_features = isinstance(data, InMemory) and data.of_features
     args = objective, of_features
@@ -68,16 +69,21 @@ def examine_mode(objective: Objective, data: Data) -> Mode:
         _refuse_params(objective.params)
     if int(found.num_bad):
         raise ValueError(_describe_first_bad(objective, of_features, data, batch_size))
+    num = int(found.num_examples)
+    if num == 0:  # over a stream, whose weights are all seen only now
+        raise ValueError(ALL_ZERO)
     log_likelihood, gradient = _accumulated(found.loss, found.gradient)
-    return Mode(log_likelihood, gradient, int(found.num_data))
+    num_data = float(found.total_weight) if data.is_weighted else num
+    return Mode(log_likelihood, gradient, num_data, num)
 
 
 class _Statistics(NamedTuple):
-    """Sums over a chunk: loss, its gradient, examples, those with a fault, faulty parameters."""
+    """Sums over a chunk: loss, its gradient, weights, examples that count, and what is faulty."""
 
     loss: Float[Array, ""]
     gradient: PyTree
-    num_data: Int[Array, ""]
+    total_weight: Float[Array, ""]
+    num_examples: Int[Array, ""]
     num_bad: Int[Array, ""]
     num_bad_params: Int[Array, ""]
 
@@ -92,26 +98,27 @@ def _accumulated(loss: Float[Array, ""], gradient: PyTree) -> tuple[Array, Float
     return -loss, tree.ravel(leaves)
 
 
-def labelled(objective: Objective, data: Any) -> tuple[PyTree, PyTree]:
-    """Return inputs and targets as whole arrays, after checking that they suit the model.
+def labelled(objective: Objective, data: Any) -> Examples:
+    """Return examples as whole arrays, after checking that they suit the model.
 
     Parameters
     ----------
     objective
         The model and the likelihood.
     data
-        `(x, y)` in memory, or an iterable of such pairs: one pass is made.
+        `(x, y)` or `(x, y, weights)` in memory, or an iterable of such: one pass is made.
 
     Raises
     ------
     TypeError, ValueError
         If shapes or values do not.
     """
-    x, y = gather(data)
+    examples = gather(data)
+    x, y, _ = examples
     outputs = objective.planned(x).plan.outputs(x)
     check_targets(objective.likelihood, outputs, y)
     check_values(objective.likelihood, outputs, x, y)
-    return x, y
+    return examples
 
 
 def check_values(
@@ -209,21 +216,22 @@ def _chunk_statistics(args, chunk):
         return loss_of_outputs(objective.likelihood, f, chunk), f
 
     (loss, f), gradient = jax.value_and_grad(loss_and_outputs, has_aux=True)(objective.params)
-    counted = chunk.weight > 0
-    faults = _faults(objective.likelihood, f, of_features, chunk)
+    faults = _faults(objective.likelihood, f, of_features, chunk.x, chunk.y)
+    # All rows are checked: filling rows are copies of others, and zero times NaN is NaN.
     bad = jnp.stack(list(faults.values())).any(axis=0)
     bad_params = sum(jnp.sum(~jnp.isfinite(leaf)) for leaf in jax.tree.leaves(objective.params))
-    return _Statistics(loss, gradient, jnp.sum(counted), jnp.sum(bad & counted), bad_params)
+    counts = jnp.sum(chunk.weight > 0)
+    return _Statistics(loss, gradient, jnp.sum(chunk.weight), counts, jnp.sum(bad), bad_params)
 
 
-def _faults(likelihood, f, of_features, chunk) -> dict[str, Array]:
+def _faults(likelihood, f, of_features, x, y) -> dict[str, Array]:
     """Return, for each thing that can be wrong, which examples of a chunk it is wrong for."""
-    seen = jax.vmap(partial(targets_seen, likelihood))(f, chunk.y)
-    valid = jax.vmap(likelihood.is_valid)(f, chunk.y)
+    seen = jax.vmap(partial(targets_seen, likelihood))(f, y)
+    valid = jax.vmap(likelihood.is_valid)(f, y)
     not_finite, out_of_range = _descriptions(likelihood)
     return {
-        _INPUTS: ~(_finite_rows(chunk.x) | of_features),
-        _FEATURES: ~(_finite_rows(chunk.x, or_infinite=True) | ~jnp.asarray(of_features)),
+        _INPUTS: ~(_finite_rows(x) | of_features),
+        _FEATURES: ~(_finite_rows(x, or_infinite=True) | ~jnp.asarray(of_features)),
         not_finite: ~_finite_rows(seen),
         _OUTPUTS: ~_finite_rows(f),
         out_of_range: ~valid,
@@ -249,9 +257,8 @@ def _describe_first_bad(objective, of_features, data, batch_size) -> str:
         for start in range(0, num, batch_size or num):
             rows = slice(start, start + (batch_size or num))
             x, y = jax.tree.map(lambda a: a[rows], (batch.x, batch.y))  # noqa: B023
-            chunk = Chunk(x, y, jnp.ones(len(jax.tree.leaves(x)[0])))
             f = objective.outputs(x)
-            for what, bad in _faults(objective.likelihood, f, of_features, chunk).items():
+            for what, bad in _faults(objective.likelihood, f, of_features, x, y).items():
                 if bool(bad.any()):
                     row, count = int(np.argmax(np.asarray(bad))), int(bad.sum())
                     where = f"example {start + row}"

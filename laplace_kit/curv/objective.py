@@ -127,3 +127,11 @@ def loss_of_outputs(
 def per_example(values: Float[Array, "B ..."], weight: Float[Array, " B"]) -> Float[Array, "B ..."]:
     """Weigh values along their leading axis, keeping their dtype."""
     return values * weight.astype(values.dtype).reshape(-1, *(1,) * (values.ndim - 1))
+
+
+def per_example_factor(
+    factor: Float[Array, "B ..."], weight: Float[Array, " B"]
+) -> Float[Array, "B ..."]:
+    r"""Weigh $S_n$ by the roots of weights, so that $S_n S_n^\top$ has the weights themselves."""
+    wide = jnp.promote_types(factor.dtype, jnp.float32)
+    return per_example(factor, jnp.sqrt(weight.astype(wide)))

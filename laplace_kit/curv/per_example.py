@@ -11,9 +11,9 @@ from laplace_kit import tree
 from laplace_kit.curv.capture.capture import capture
 from laplace_kit.curv.capture.cost import choose_held, multiplied_out, rows_cost
 from laplace_kit.curv.capture.rows import Rows
-from laplace_kit.curv.objective import Objective, restrict
+from laplace_kit.curv.objective import Objective, per_example, restrict
 from laplace_kit.curv.operator import check_outputs
-from laplace_kit.data import as_data, batch_spec, map_over, read_batches
+from laplace_kit.data import Chunk, as_data, batch_spec, map_over, read_batches, whole
 from laplace_kit.likelihood import LikelihoodLike, as_likelihood
 from laplace_kit.memory import Limits
 
@@ -29,6 +29,8 @@ def per_example_gradients(
 ) -> PyTree:
     r"""Return the gradient of every example's loss, like the parameters with a leading axis N.
 
+    In data with weights these are $w_n g_n$, what each example adds to the gradient of the sum.
+
     Parameters
     ----------
     model_fn
@@ -36,7 +38,7 @@ def per_example_gradients(
     params
         A pytree; leaves that are not floating point are frozen, and `None` in the result.
     data
-        `(x, y)` in memory, or an iterable of such pairs: one pass is made.
+        `(x, y)` or `(x, y, weights)` in memory, or an iterable of such: one pass is made.
     likelihood
         A likelihood object, its name, or a loss `(f, y)` of one example.
     batch_size
@@ -68,7 +70,7 @@ def per_example_gradient_norms(
     batch_size: int | None = None,
     memory_limit: int | None = None,
 ) -> Float[Array, " N"]:
-    r"""Return $\|g_n\|$ for every example, without its gradient.
+    r"""Return $\|g_n\|$ for every example, or $w_n \|g_n\|$, without its gradient.
 
     Where a weight enters at T positions, $\|g_n\|^2 = \sum_{tu} (a_t^\top a_u)(g_t^\top g_u)$.
 
@@ -110,22 +112,20 @@ def _map(
     objective = restrict(model_fn, params, as_likelihood(likelihood))[0].planned(x)
     check_outputs(objective, x, y)
     size = choose_held(rows_cost(objective, multiplied_out), 1, limits).batch_size
-    pairs = ((batch.x, batch.y) for batch in read_batches(data))
-    return objective, [map_over(fn, objective, pair, size) for pair in pairs]
+    return objective, [map_over(fn, objective, whole(b), size) for b in read_batches(data)]
 
 
-def _gradients(objective: Objective, batch: tuple[PyTree, PyTree]) -> Float[Array, "B P"]:
+def _gradients(objective: Objective, batch: Chunk) -> Float[Array, "B P"]:
     return _rows(objective, batch).to_dense()[:, 0]
 
 
-def _norms(objective: Objective, batch: tuple[PyTree, PyTree]) -> Float[Array, " B"]:
+def _norms(objective: Objective, batch: Chunk) -> Float[Array, " B"]:
     dtype = jnp.promote_types(tree.dtype(objective.params), jnp.float32)
     with jax.default_matmul_precision("highest"):
         return jnp.sqrt(_rows(objective, batch).astype(dtype).squared_norms()[:, 0])
 
 
-def _rows(objective: Objective, batch: tuple[PyTree, PyTree]) -> Rows:
-    x, y = batch
-    captured = capture(objective, x)
-    gradients = jax.vmap(objective.likelihood.output_gradient)(captured.outputs, y)
-    return captured.pull(gradients[:, None])
+def _rows(objective: Objective, batch: Chunk) -> Rows:
+    captured = capture(objective, batch.x)
+    gradients = jax.vmap(objective.likelihood.output_gradient)(captured.outputs, batch.y)
+    return captured.pull(per_example(gradients, batch.weight)[:, None])

@@ -21,7 +21,7 @@ from laplace_kit.curv.objective import Objective
 from laplace_kit.curv.plan import Plan, make_plan
 from laplace_kit.data import Data, InMemory, map_over
 from laplace_kit.program import Program, Step, evaluate, reached_from
-from laplace_kit.tree import as_pytree_function
+from laplace_kit.tree import as_pytree_function, replace
 
 
 def split(model_fn: Callable, free: PyTree, x: PyTree) -> tuple[Partial, Partial]:
@@ -83,7 +83,7 @@ def with_features(objective: Objective, data: Data) -> tuple[Objective, Data]:
     features, head = split(objective.model_fn, objective.params, data.x)
     size = limits.batch_size or max(limits.working_set() // max(plan.example_bytes, 1), 1)
     phi, prints = map_over(_apply, features, (data.x, data.y), size)
-    return objective.with_model(head).planned(phi), InMemory(phi, data.y, prints)
+    return objective.with_model(head).planned(phi), replace(data, x=phi, prints=prints)
 
 
 def _apply(features: Partial, examples: PyTree) -> tuple[tuple[Array, ...], UInt32[Array, " B"]]:

@@ -28,8 +28,8 @@ def predict_over(predict: Predict, batches: Iterable[Any], *, progress: bool = F
     predict
         From inputs to a `Predictive`, such as `la.predict`; with options, and the key, bound to it.
     batches
-        Of inputs x, or of pairs `(x, y)` of which x is taken: a list, a torch `DataLoader`, a
-        generator. It is iterated once.
+        Of inputs x, or of `(x, y)` or `(x, y, weights)` of which x is taken: a list, a torch
+        `DataLoader`, a generator. It is iterated once.
     progress
         Show a bar.
 
@@ -105,13 +105,13 @@ def _check_batches(batches: Iterable[Any]) -> None:
 
 
 def _inputs(item: Any) -> PyTree:
-    """Return the inputs of a batch: x itself, or the first of `(x,)` or `(x, y)`."""
+    """Return the inputs of a batch: x itself, or the first of `(x,)`, `(x, y)`, `(x, y, w)`."""
     if not isinstance(item, tuple | list) or is_list_of_numbers(item):
         return item
-    if len(item) not in (1, 2):
+    if len(item) not in (1, 2, 3):
         raise ValueError(
-            f"Found a batch of {len(item)} parts, expected inputs x or a pair (x, y); leave out "
-            "weights, and put several inputs into one pytree, as in {'image': x1, 'text': x2}."
+            f"Found a batch of {len(item)} parts, expected inputs x, (x, y) or (x, y, weights); "
+            "put several inputs into one pytree, as in {'image': x1, 'text': x2}."
         )
     return item[0]
 

@@ -1,11 +1,12 @@
 """Metrics of a predictive on labelled data, by likelihood; entries without a target drop out."""
 
 from functools import partial, singledispatch
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Num, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Num, PyTree
 
 from laplace_kit.eval import metrics
 from laplace_kit.eval.losses import predictive_losses as predictive_losses
@@ -27,7 +28,12 @@ from laplace_kit.likelihood import (
 
 
 @singledispatch
-def evaluate(likelihood: Likelihood, predictive: Predictive, y: PyTree) -> dict[str, float]:
+def evaluate(
+    likelihood: Likelihood,
+    predictive: Predictive,
+    y: PyTree,
+    weights: Float[ArrayLike, " N"] | None = None,
+) -> dict[str, float]:
     """Return the metrics that suit a likelihood, as plain numbers.
 
     Parameters
@@ -40,6 +46,8 @@ def evaluate(likelihood: Likelihood, predictive: Predictive, y: PyTree) -> dict[
         For N inputs.
     y
         Their targets, as the likelihood takes them.
+    weights
+        What each example counts in the means; `None` for one each.
 
     Returns
     -------
@@ -53,38 +61,39 @@ def evaluate(likelihood: Likelihood, predictive: Predictive, y: PyTree) -> dict[
         If targets and outputs do not go together, or nothing was observed.
     """
     losses = jax.vmap(likelihood.negative_log_prob)(predictive.f_mean, y)
-    return {"loss": float(losses.mean())}
+    return {"loss": float(jnp.average(losses, weights=weights))}
 
 
 @evaluate.register
-def _(likelihood: Masked, predictive, y):
+def _(likelihood: Masked, predictive, y, weights=None):
     of_its_kind = evaluate.dispatch(type(likelihood.likelihood))
-    return of_its_kind(likelihood, predictive, y)
+    return of_its_kind(likelihood, predictive, y, weights)
 
 
 @evaluate.register(Categorical)
 @evaluate.register(Bernoulli)
-def _(likelihood, predictive, y):
-    found = classification_metrics(*as_classes(likelihood, predictive, y))
-    return found | {"nll": float(negative_log_likelihood(likelihood, predictive, y))}
+def _(likelihood, predictive, y, weights=None):
+    rows = weights_of_rows(likelihood, predictive, y, weights)
+    found = classification_metrics(*as_classes(likelihood, predictive, y), weights=rows)
+    return found | {"nll": float(negative_log_likelihood(likelihood, predictive, y, weights))}
 
 
 @evaluate.register(Gaussian)
 @evaluate.register(MultivariateGaussian)
 @evaluate.register(HeteroscedasticGaussian)
-def _(likelihood, predictive, y):
-    mean, var, targets = _numbers(likelihood, predictive, y)
-    found = regression_metrics(mean, jnp.sqrt(var), targets)
-    return found | {"nll": float(negative_log_likelihood(likelihood, predictive, y))}
+def _(likelihood, predictive, y, weights=None):
+    mean, var, targets, rows = _numbers(likelihood, predictive, y, weights)
+    found = regression_metrics(mean, jnp.sqrt(var), targets, weights=rows)
+    return found | {"nll": float(negative_log_likelihood(likelihood, predictive, y, weights))}
 
 
 @evaluate.register(Poisson)
-def _(likelihood, predictive, y):
-    mean, var, counts = _numbers(likelihood, predictive, y)
+def _(likelihood, predictive, y, weights=None):
+    mean, var, counts, rows = _numbers(likelihood, predictive, y, weights)
     return {
-        "nll": float(negative_log_likelihood(likelihood, predictive, y)),
-        "rmse": float(metrics.rmse(mean, counts)),
-        "chi_squared": float(metrics.chi_squared(mean, var, counts)),
+        "nll": float(negative_log_likelihood(likelihood, predictive, y, weights)),
+        "rmse": float(metrics.rmse(mean, counts, weights=rows)),
+        "chi_squared": float(metrics.chi_squared(mean, var, counts, weights=rows)),
     }
 
 
@@ -93,7 +102,10 @@ def _(likelihood, predictive, y):
 
 @jax.jit
 def negative_log_likelihood(
-    likelihood: Likelihood, predictive: Predictive, y: PyTree
+    likelihood: Likelihood,
+    predictive: Predictive,
+    y: PyTree,
+    weights: Float[ArrayLike, " N"] | None = None,
 ) -> Float[Array, ""]:
     r"""Return the mean of $-\log p(y \mid x, D)$, in nats.
 
@@ -103,8 +115,9 @@ def negative_log_likelihood(
 
     Parameters
     ----------
-    likelihood, predictive, y
-        As for `evaluate`. Soft labels give the cross-entropy; labels are never smoothed.
+    likelihood, predictive, y, weights
+        As for `evaluate`. Soft labels give the cross-entropy; labels are never smoothed or weighted
+        by class.
 
     Raises
     ------
@@ -116,12 +129,14 @@ def negative_log_likelihood(
     check_targets(likelihood, predictive.f_mean, y)
     kind, targets = unmasked(likelihood, y)
     losses = predictive_losses(kind, predictive, jnp.asarray(targets))
-    observed = _observed(likelihood, predictive, y)
-    total = jnp.sum(jnp.where(observed, losses, 0))
+    observed = _observed(likelihood, predictive, y).reshape(len(losses), -1)
+    totals = jnp.sum(jnp.where(observed, losses.reshape(len(losses), -1), 0), axis=1)
     if not isinstance(kind, Categorical | Bernoulli):
-        observed = observed.reshape(len(observed), -1).any(axis=1)
+        observed = observed.any(axis=1, keepdims=True)
+    weights = jnp.ones(len(losses), losses.dtype) if weights is None else weights
     valid = jax.vmap(likelihood.is_valid)(predictive.f_mean, y).all()
-    return jnp.where(valid, total / jnp.sum(observed), jnp.nan)
+    mean = jnp.sum(weights * totals) / jnp.sum(weights * jnp.sum(observed, axis=1))
+    return jnp.where(valid, mean, jnp.nan)
 
 
 # --- one row for each target ----------------------------------------------------------------------
@@ -143,6 +158,17 @@ def as_classes(
         return probs, labels
     is_soft = jnp.issubdtype(labels.dtype, jnp.inexact)
     return two_classes(probs), two_classes(labels) if is_soft else labels
+
+
+def weights_of_rows(
+    likelihood: Likelihood, predictive: Predictive, y: PyTree, weights: ArrayLike | None
+) -> Float[np.ndarray, " M"] | None:
+    """Return the weight of each row of `as_classes`, that of its example; `None` without any."""
+    if weights is None:
+        return None
+    seen = np.asarray(_observed(likelihood, predictive, y))
+    each = np.asarray(weights).reshape(-1, *(1,) * (seen.ndim - 1))
+    return np.broadcast_to(each, seen.shape)[seen]
 
 
 def class_log_probs(
@@ -192,11 +218,13 @@ def observed_rows(
     return jnp.asarray(np.asarray(values)[seen][:, None])
 
 
-def _numbers(likelihood, predictive, y) -> tuple[Array, Array, Array]:
-    """Return mean, variance and targets as rows."""
+def _numbers(likelihood, predictive, y, weights) -> tuple[Array, Array, Array, Any]:
+    """Return mean, variance and targets as rows, and the weights of these."""
     of_rows = partial(observed_rows, likelihood, predictive, y)
     _, targets = unmasked(likelihood, y)
-    return of_rows(predictive.mean), of_rows(predictive.var), of_rows(targets)
+    if isinstance(likelihood, Masked):
+        weights = weights_of_rows(likelihood, predictive, y, weights)
+    return of_rows(predictive.mean), of_rows(predictive.var), of_rows(targets), weights
 
 
 def _observed(likelihood: Likelihood, predictive: Predictive, y: PyTree) -> Bool[Array, "N ..."]:

@@ -132,7 +132,7 @@ def class_losses(
     Parameters
     ----------
     likelihood
-        Which labels are missing, and have no loss. Labels are not smoothed.
+        Which labels are missing, and have no loss. Labels are neither smoothed nor weighted.
     probs
         The probabilities. Without logits, zero counts as the smallest normal number.
     logits
@@ -141,8 +141,8 @@ def class_losses(
         Integer labels, or distributions over the classes.
     """
     if logits is not None:
-        unsmoothed = tree.replace(likelihood, label_smoothing=0.0)
-        return jax.vmap(unsmoothed.entry_losses)(logits, y)
+        plain = tree.replace(likelihood, label_smoothing=0.0, class_weights=None)
+        return jax.vmap(plain.entry_losses)(logits, y)
     if y.shape != probs.shape:
         y = jax.nn.one_hot(y.astype(jnp.int32), probs.shape[-1], dtype=probs.dtype)
     return -jnp.sum(y * finite_log(probs), axis=-1)

@@ -73,7 +73,7 @@ class Likelihood(abc.ABC):
         r"""Return $-\nabla_f \log p(\hat y \mid f)$ at $\hat y \sim p(y \mid f)$.
 
         Its covariance is the Fisher matrix in the outputs. Where entries of `y` are missing, it is
-        zero.
+        zero; where the loss is weighted by the target, it has the root of the weight of `y`.
         """
         return self.output_gradient(f, self.sample(key, f))
 

@@ -1,11 +1,14 @@
 """Likelihoods of labels: one of several classes, or yes and no."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
 
+from laplace_kit.arrays import as_array
 from laplace_kit.likelihood.base import Factorized, check_one_array, check_same_shape, reshaped
 from laplace_kit.tree import pytree_dataclass
 
@@ -14,15 +17,19 @@ from laplace_kit.tree import pytree_dataclass
 class Categorical(Factorized):
     r"""Classification with logits `f` `(..., C)`, $p = \mathrm{softmax}(f)$.
 
-    $-\log p(y \mid f) = -\sum_c t_c \log p_c$ for the target $t$. Its Hessian
-    $L = \mathrm{diag}(p) - p p^\top$ does not depend on $t$; the root is
-    $S = \mathrm{diag}(\sqrt p) - p \sqrt p^\top$.
+    $-\log p(y \mid f) = -\sum_c w_c t_c \log p_c$ for the target $t$ and class weights $w$, one
+    by default. Its Hessian is $L = s\, (\mathrm{diag}(p) - p p^\top)$ with the label's weight
+    $s = \sum_c w_c t_c$; the root is $S = \sqrt s\, (\mathrm{diag}(\sqrt p) - p \sqrt p^\top)$.
 
     Targets are integer labels `(...)`, or one-hot or soft labels `(..., C)` that sum to one. Axes
     before the classes are positions with a label each: tokens `(N, T, C)`, pixels `(N, H, W, C)`.
 
     Parameters
     ----------
+    class_weights
+        $w$ `(C,)`, finite and at least zero: each label's loss and curvature are multiplied by the
+        weight of its class, as in the cross-entropy of torch, of which this is the sum. `None` for
+        one each. Predictions and metrics have no class weights.
     label_smoothing
         $a$ in [0, 1): the loss has the target $(1 - a) t + a / C$. Metrics have $t$ itself.
     ignore_index
@@ -32,17 +39,21 @@ class Categorical(Factorized):
     Raises
     ------
     ValueError
-        If `label_smoothing` is not in [0, 1) or `ignore_index` is not an integer.
+        If `label_smoothing` is not in [0, 1), `ignore_index` is no integer, or class weights are
+        negative, not finite, all zero or not one for each of at least two classes.
 
     References
     ----------
     Szegedy et al. (2016), Rethinking the Inception architecture for computer vision.
     """
 
+    class_weights: ArrayLike | Sequence[float] | None = None
     label_smoothing: float = 0.0
     ignore_index: int | None = None
 
     def __post_init__(self):
+        if self.class_weights is not None:
+            object.__setattr__(self, "class_weights", _read_class_weights(self.class_weights))
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(
                 f"Found label_smoothing={self.label_smoothing}, expected a number from 0 to less "
@@ -59,15 +70,9 @@ class Categorical(Factorized):
 
     def entry_losses(self, f, y):
         log_p = jax.nn.log_softmax(f)
-        if jnp.shape(y) == f.shape:
-            losses = -jnp.sum(y * log_p, axis=-1)
-        else:
-            labels = jnp.where(self.observed(f, y), _widened(y), 0)
-            losses = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
-        if self.label_smoothing:
-            uniform = -log_p.mean(axis=-1)
-            losses = (1 - self.label_smoothing) * losses + self.label_smoothing * uniform
-        return jnp.where(self.observed(f, y), losses, 0)
+        if self.class_weights is not None:
+            log_p = self.class_weights.astype(f.dtype) * log_p
+        return jnp.where(self.observed(f, y), -self._expected(f, y, log_p), 0)
 
     def valid_entries(self, f, y):
         if jnp.shape(y) == f.shape:
@@ -85,20 +90,21 @@ class Categorical(Factorized):
 
     def hessian_mv(self, f, y, u):
         p = jax.nn.softmax(f)
-        return self._where_observed(f, y, p * u - p * jnp.sum(p * u, axis=-1, keepdims=True))
+        product = p * u - p * jnp.sum(p * u, axis=-1, keepdims=True)
+        return self._weigh_labels(f, y, product)
 
     def hessian_sqrt_mv(self, f, y, w):
         root = jnp.exp(0.5 * jax.nn.log_softmax(f))
         product = root * w - root**2 * jnp.sum(root * w, axis=-1, keepdims=True)
-        return self._where_observed(f, y, product)
+        return self._weigh_labels(f, y, product, root=True)
 
     def sample(self, key, f):
         return jax.random.categorical(key, f)
 
     def sampled_gradient(self, key, f, y):
-        # A drawn label is not smoothed: the Fisher matrix is that of p, which L is too.
+        # A drawn label is not smoothed, and weighed as the one that is there: L is that of p too.
         drawn = jax.nn.one_hot(self.sample(key, f), f.shape[-1], dtype=f.dtype)
-        return self._where_observed(f, y, jax.nn.softmax(f) - drawn)
+        return self._weigh_labels(f, y, jax.nn.softmax(f) - drawn, root=True)
 
     def check_shapes(self, outputs, targets):
         check_one_array(targets)
@@ -106,6 +112,12 @@ class Categorical(Factorized):
             raise ValueError(
                 f"Categorical: found outputs of shape {outputs}, expected (N, C) with a class axis "
                 "of at least two at the end; for one logit per label use lk.Bernoulli()."
+            )
+        if self.class_weights is not None and len(self.class_weights) != outputs[-1]:
+            raise ValueError(
+                f"Categorical: found {len(self.class_weights)} class weights for outputs "
+                f"{outputs}, expected one for each of the {outputs[-1]} classes, in the order of "
+                "the labels."
             )
         if targets.shape == outputs:
             return
@@ -145,10 +157,41 @@ class Categorical(Factorized):
         found = (int(labels.min()), int(labels.max())) if labels.size else ()
         return _from_one(event[-1]) if found == (1, event[-1]) else ""
 
-    def _where_observed(self, f, y, values: Array) -> Array:
+    def _expected(self, f, y, values: Float[Array, "... C"]) -> Float[Array, "..."]:
+        """Return the mean of a value of each class under the targets, smoothed as they may be."""
+        if jnp.shape(y) == f.shape:
+            mean = jnp.sum(y * values, axis=-1)
+        else:
+            labels = jnp.where(self.observed(f, y), _widened(y), 0)
+            mean = jnp.take_along_axis(values, labels[..., None], axis=-1)[..., 0]
+        if self.label_smoothing:
+            mean = (1 - self.label_smoothing) * mean + self.label_smoothing * values.mean(axis=-1)
+        return mean
+
+    def _weigh_labels(self, f, y, values: Array, *, root: bool = False) -> Array:
+        """Multiply by the weight of each label, or its root; zero where there is none."""
+        if self.class_weights is not None:
+            weights = jnp.broadcast_to(self.class_weights.astype(f.dtype), f.shape)
+            weights = self._expected(f, y, weights)[..., None]
+            values = values * (jnp.sqrt(weights) if root else weights)
         if self.ignore_index is None:
             return values
         return jnp.where(self.to_outputs(self.observed(f, y), f), values, 0)
+
+
+def _read_class_weights(values: ArrayLike | Sequence[float]) -> Float[Array, " C"]:
+    weights = as_array(values, "class weights")
+    expected = "one finite number of at least zero for each class, some of them positive"
+    if weights.ndim != 1 or len(weights) < 2:
+        raise ValueError(
+            f"Found class_weights of shape {weights.shape}, expected {expected}: shape (C,); for a "
+            "weight of each example pass lk.fit(..., weights=w)."
+        )
+    if not isinstance(weights, jax.core.Tracer):
+        known = np.asarray(weights)
+        if not (np.isfinite(known) & (known >= 0)).all() or not known.any():
+            raise ValueError(f"Found class_weights={known.tolist()}, expected {expected}.")
+    return weights
 
 
 def _widened(labels: Array) -> Array:

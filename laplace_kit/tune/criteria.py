@@ -1,8 +1,9 @@
 """The losses of a predictive on labelled data that tuning minimises, by name or of one's own."""
 
 from collections.abc import Callable
+from functools import partial
 
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from laplace_kit.errors import check_option
 from laplace_kit.eval.outputs import Predictive
@@ -10,16 +11,18 @@ from laplace_kit.likelihood import Bernoulli, Categorical, Likelihood, unmasked
 
 LOSSES = ("nll", "ece", "brier", "crps")
 
-Loss = Callable[[Predictive, PyTree], float]
+# The arguments are a predictive, its targets, and weights of the examples or `None`.
+Loss = Callable[[Predictive, PyTree, Float[Array, " N"] | None], float]
 
 
-def as_loss(loss: str | Loss, likelihood: Likelihood) -> Loss:
-    """Return the function `(predictive, y) -> loss`, smaller being better.
+def as_loss(loss: str | Callable[[Predictive, PyTree], float], likelihood: Likelihood) -> Loss:
+    """Return the function `(predictive, y, weights) -> loss`, smaller being better.
 
     Parameters
     ----------
     loss
-        `"nll"`; `"ece"` or `"brier"` for classes; `"crps"` for regression; or such a function.
+        `"nll"`; `"ece"` or `"brier"` for classes; `"crps"` for regression; or a function of a
+        predictive and targets, for data without weights.
     likelihood
         The likelihood of the targets.
 
@@ -29,10 +32,15 @@ def as_loss(loss: str | Loss, likelihood: Likelihood) -> Loss:
         If the loss is unknown, or not defined for this likelihood.
     """
     if callable(loss):
-        return lambda predictive, y: float(loss(predictive, y))
+        return partial(_own_loss, loss)
     # What measures predictions is loaded where it is wanted.
     from laplace_kit.eval import metrics
-    from laplace_kit.eval.evaluate import as_classes, evaluate, negative_log_likelihood
+    from laplace_kit.eval.evaluate import (
+        as_classes,
+        evaluate,
+        negative_log_likelihood,
+        weights_of_rows,
+    )
 
     check_option("objective", loss, LOSSES)
     kind, _ = unmasked(likelihood, (None,))
@@ -44,11 +52,28 @@ def as_loss(loss: str | Loss, likelihood: Likelihood) -> Loss:
             f"{suits}, or a function of the predictive and the targets."
         )
     if loss == "nll":
-        return lambda predictive, y: float(negative_log_likelihood(likelihood, predictive, y))
+        return lambda *labelled: float(negative_log_likelihood(likelihood, *labelled))
     if loss == "crps":
-        return lambda predictive, y: evaluate(likelihood, predictive, y)["crps"]
+        return lambda *labelled: evaluate(likelihood, *labelled)["crps"]
     score = {
         "ece": metrics.expected_calibration_error,
         "brier": metrics.brier_score,
     }[loss]
-    return lambda predictive, y: float(score(*as_classes(likelihood, predictive, y)))
+
+    def weighted(predictive: Predictive, y: PyTree, weights: Array | None) -> float:
+        rows = weights_of_rows(likelihood, predictive, y, weights)
+        return float(score(*as_classes(likelihood, predictive, y), weights=rows))
+
+    return weighted
+
+
+def _own_loss(
+    fn: Callable, predictive: Predictive, y: PyTree, weights: Float[Array, " N"] | None
+) -> float:
+    if weights is not None:
+        raise ValueError(
+            "Found labelled data with weights for a loss of your own, which takes only a "
+            "predictive and targets, expected data (x, y), or the loss 'nll', 'ece', 'brier' or "
+            "'crps'; put the weights into that function."
+        )
+    return float(fn(predictive, y))

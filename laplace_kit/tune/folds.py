@@ -24,6 +24,7 @@ from laplace_kit.curv.objective import Objective
 from laplace_kit.data import InMemory
 from laplace_kit.derivatives import linearize
 from laplace_kit.eval.predictive import Prediction, Predictive, predict
+from laplace_kit.examples import Examples
 from laplace_kit.tree import pytree_dataclass
 from laplace_kit.tune.criteria import Loss, as_loss
 from laplace_kit.tune.line_search import minimise, minimise_over_precision
@@ -80,9 +81,9 @@ def cross_validated(
     UserWarning
         If the best precision lies at a bound.
     """
-    x, y = labelled(la.objective, data)
+    examples = labelled(la.objective, data)
     score, start = as_loss(loss, la.likelihood), untempered(la)
-    mean_loss = _mean_loss(start, x, y, score, num_folds, key)
+    mean_loss = _mean_loss(start, examples, score, num_folds, key)
     found = minimise_over_precision(mean_loss, bounds=bounds, method="cross_validation")
     tuned = as_tuned(start, found)
     if not temperature:
@@ -93,21 +94,21 @@ def cross_validated(
 
 def _mean_loss(
     la: PosteriorT,
-    x: PyTree,
-    y: PyTree,
+    examples: Examples,
     score: Loss,
     num_folds: int,
     key: PRNGKeyArray | None,
 ) -> Callable[..., float]:
     """Fit every fold's complement and return the loss by prior precision and temperature."""
+    x, y, weights = examples
     objective, choice, folds = la.objective.planned(x), la.record.choice, []
     dtype = la.expansion.gradient.dtype
-    for rest, (fold_x, fold_y) in split_folds(x, y, num_folds):
-        others = InMemory(*rest)
+    for (rest_x, rest), (fold_x, fold) in split_folds(x, (y, weights), num_folds):
+        others = InMemory(rest_x, rest[0], weights=rest[1])
         gradient = examine_mode(objective, others).gradient
         operator = named_operator(objective, others, choice, key)
         structure = named_structure(operator, choice, key)
-        folds.append(Fold(fold_x, fold_y, structure, gradient.astype(dtype)))
+        folds.append(Fold(fold_x, *fold, structure, gradient.astype(dtype)))
     model = la.model
 
     def expand(prior_precision: float) -> Float[Array, " P"]:
@@ -145,6 +146,7 @@ class Fold:
 
     x: PyTree
     y: PyTree
+    weights: Float[Array, " N"] | None
     structure: Structure
     gradient: Float[Array, " P"]
 
@@ -180,6 +182,8 @@ def loss_of_folds(
 ) -> Callable[..., float]:
     r"""Return the mean loss over folds, each predicted without itself, of a prior precision.
 
+    Folds count as they have examples, or by the sum of the weights of these.
+
     Parameters
     ----------
     folds
@@ -193,7 +197,7 @@ def loss_of_folds(
     predict
         `(objective, posterior, x)` to a predictive.
     score
-        From a predictive and targets to a number.
+        From a predictive, targets and weights to a number.
 
     Returns
     -------
@@ -214,9 +218,11 @@ def loss_of_folds(
             moved = objective.with_model(shifted)
             if temperature != 1:
                 posterior, _ = factorise(fold.structure, precision, temperature)
-            size = len(jax.tree.leaves(fold.x)[0])
-            total += size * score(predict(moved, posterior, fold.x), fold.y)
-            num += size
+            size = len(jax.tree.leaves(fold.x)[0]) if fold.weights is None else fold.weights.sum()
+            if size == 0:  # all weights are zero
+                continue
+            total += float(size) * score(predict(moved, posterior, fold.x), fold.y, fold.weights)
+            num += float(size)
         return total / num
 
     return mean_loss

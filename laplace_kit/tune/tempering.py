@@ -64,11 +64,11 @@ def temperature(
     """
     if data is None:
         return as_tempered(la, _by_variational_bound(la, key))
-    x, y = labelled(la.objective, data)
+    x, y, weights = labelled(la.objective, data)
     score = as_loss(loss, la.likelihood)
 
     def loss_at(value: float) -> float:
-        return score(la.with_temperature(value).predict(x, key=key), y)
+        return score(la.with_temperature(value).predict(x, key=key), y, weights)
 
     best, _, _ = minimise(loss_at, *TEMPERATURES)
     return as_tempered(la, best)
@@ -79,13 +79,14 @@ def _by_variational_bound(la: PosteriorT, key: PRNGKeyArray | None):
     check_examples(la)
     if float(la.prior.temperature) != 1:
         la = la.with_temperature(1.0)
-    (x, y), structure, num_data = la.record.examples, la.expansion.structure, la.expansion.num_data
+    x, y, weights = la.record.examples
+    structure, num_data = la.expansion.structure, la.expansion.num_data
     predictive, deviation = predict(la.objective, la.posterior, x), la.prior.deviation(la.model)
     if tree.is_scalar(la.prior.precision):  # as the evidence, which has asked for the spectrum
         prior = isotropic_prior_terms(structure.spectrum(), la.prior.precision, deviation)
     else:
         prior = prior_terms(la.posterior, la.prior.vector(la.model), deviation)
-    return variational_temperature(la.likelihood, predictive, y, prior, num_data, key=key)
+    return variational_temperature(la.likelihood, predictive, y, prior, num_data, weights, key=key)
 
 
 def check_examples(la: PosteriorT) -> None:

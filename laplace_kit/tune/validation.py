@@ -3,10 +3,11 @@
 import math
 from typing import Any
 
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
 
 from laplace_kit.curv.mode import labelled
 from laplace_kit.eval.predictive import from_moments
+from laplace_kit.examples import Examples
 from laplace_kit.likelihood import Categorical, unmasked
 from laplace_kit.tune.criteria import Loss, as_loss
 from laplace_kit.tune.line_search import minimise_over_precision
@@ -35,11 +36,12 @@ def held_out(
     la
         The posterior; its own prior precision plays no part. Its temperature becomes one.
     data
-        `(x, y)` that were neither trained on nor are used for testing, or an iterable of such
-        pairs, of which one pass is made.
+        `(x, y)` or `(x, y, weights)` that were neither trained on nor are used for testing, or an
+        iterable of such; one pass is made. Losses are means over the weights.
     loss
         `"nll"`; `"ece"` or `"brier"` for classes; `"crps"` for regression; or a function of a
-        `Predictive` and targets that returns a number, smaller being better.
+        `Predictive` and targets that returns a number, the smaller the better, for data without
+        weights.
     bounds
         The smallest and the largest precision to consider.
     key
@@ -61,31 +63,32 @@ def held_out(
     UserWarning
         If the best precision lies at a bound.
     """
-    x, y = labelled(la.objective, data)
+    examples = labelled(la.objective, data)
     score, start = as_loss(loss, la.likelihood), untempered(la)
 
     def loss_at(prior_precision: float) -> float:
-        return min(_by_link(start.with_prior(prior_precision), x, y, score, key).values())
+        return min(_by_link(start.with_prior(prior_precision), examples, score, key).values())
 
     found = minimise_over_precision(loss_at, bounds=bounds, method="validation")
     tuned = as_tuned(start, found)
-    losses = _by_link(tuned, x, y, score, key)
+    losses = _by_link(tuned, examples, score, key)
     return tuned.with_prediction(link=min(losses, key=losses.get))
 
 
 def _by_link(
-    la: PosteriorT, x: PyTree, y: PyTree, score: Loss, key: PRNGKeyArray | None
+    la: PosteriorT, examples: Examples, score: Loss, key: PRNGKeyArray | None
 ) -> dict[str | None, float]:
     """Return the loss under the posterior's link, or under each of those to choose from."""
+    x, y, weights = examples
     predictive = la.predict(x, key=key)
     kind, _ = unmasked(la.likelihood, (None,))
     is_open = la.prediction.link is None and la.prediction.method == "linearized"
     if not (is_open and isinstance(kind, Categorical)):
-        return {la.prediction.link: score(predictive, y)}
+        return {la.prediction.link: score(predictive, y, weights)}
     losses = {}
     for link in _LINKS:
         moments = predictive.f_mean, predictive.f_var, predictive.f_cov
         again = from_moments(la.likelihood, *moments, link=link, key=None, num_samples=2)
-        value = score(again, y)
+        value = score(again, y, weights)
         losses[link] = value if math.isfinite(value) else math.inf
     return losses

@@ -84,7 +84,8 @@ def variational_temperature(
     predictive: Predictive,
     y: PyTree,
     prior: PriorTerms,
-    num_data: int | Array,
+    num_data: int | float | Array,
+    weights: Float[Array, " N"] | None = None,
     *,
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, ""]:
@@ -101,7 +102,9 @@ def variational_temperature(
     prior
         What the divergence from the prior needs.
     num_data
-        The number of training examples; those of `y` stand for all of them.
+        The number of training examples, or the sum of their weights; those of `y` stand for all.
+    weights
+        Of the examples of `y`, where the training data have weights.
     key
         Draws other nodes for the expectation, to see how much they matter; `None` for the fixed
         ones.
@@ -126,11 +129,11 @@ def variational_temperature(
     seed = 0 if key is None else np.asarray(jax.random.key_data(key)).tolist()
     shape = (_NODES, len(f), math.prod(f.shape[1:]))
     half = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-    return _best_temperature(likelihood, predictive, y, prior, num_data, half)
+    return _best_temperature(likelihood, predictive, y, prior, num_data, weights, half)
 
 
 @jax.jit
-def _best_temperature(likelihood, predictive, y, prior, num_data, half):
+def _best_temperature(likelihood, predictive, y, prior, num_data, weights, half):
     dtype = jnp.promote_types(predictive.f_mean.dtype, jnp.float32)
     f = predictive.f_mean.astype(dtype)
     nodes = jnp.concatenate([half, -half]).astype(dtype)
@@ -141,13 +144,14 @@ def _best_temperature(likelihood, predictive, y, prior, num_data, half):
         variance = predictive.f_var.astype(dtype).reshape(len(f), -1)
         spread = nodes * jnp.sqrt(jnp.maximum(variance, 0))
     spread = spread.reshape(len(nodes), *f.shape)
-    share = num_data / len(f)
+    weights = jnp.ones(len(f), dtype) if weights is None else weights.astype(dtype)
+    shares = num_data / jnp.sum(weights) * weights
 
     def bound(log_temperature: Float[Array, ""]) -> Float[Array, ""]:
         temperature = jnp.exp(log_temperature)
         moved = f + jnp.sqrt(temperature) * spread
         losses = jax.vmap(jax.vmap(likelihood.negative_log_prob), (0, None))(moved, y)
-        return prior.log_bound(temperature) - share / len(spread) * jnp.sum(losses)
+        return prior.log_bound(temperature) - jnp.sum(shares * losses) / len(spread)
 
     low, high = math.log(_BOUNDS[0]), math.log(_BOUNDS[1])
     width = (high - low) / 2

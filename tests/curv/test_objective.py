@@ -9,7 +9,13 @@ from jax.flatten_util import ravel_pytree
 
 from laplace_kit.curv.ggn import GGNOperator
 from laplace_kit.curv.kronecker import kronecker_factors
-from laplace_kit.curv.objective import chunk_loss, example_losses, per_example, restrict
+from laplace_kit.curv.objective import (
+    chunk_loss,
+    example_losses,
+    per_example,
+    per_example_factor,
+    restrict,
+)
 from laplace_kit.data import Chunk
 from laplace_kit.likelihood import Categorical
 
@@ -55,6 +61,15 @@ def test_weighing_keeps_shape_and_dtype():
     found = per_example(values, jnp.asarray([1.0, 0.0, 1.0]))
     assert found.dtype == jnp.bfloat16
     np.testing.assert_array_equal(found[:, 0, 0], [1, 0, 1])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_squares_of_weighed_factors_have_the_weights(dtype, x64):
+    weight = np.asarray([0.0, 1.0, 3.0, 0.3], np.float32)
+    found = per_example_factor(jnp.full((4, 2), 2, dtype), jnp.asarray(weight))
+    assert found.dtype == dtype
+    rtol = 4 * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(found.astype(float)[:, 0] ** 2, 4 * weight.astype(float), rtol=rtol)
 
 
 def test_a_subset_is_the_part_of_the_gradient(x64):

@@ -132,8 +132,8 @@ def test_what_is_no_stream_of_batches_is_refused():
             predict_over(regression, inputs)
     with pytest.raises(ValueError, match="no batch"):
         predict_over(regression, [])
-    with pytest.raises(ValueError, match="a batch of 3 parts"):
-        predict_over(regression, [(X, X, X)])
+    with pytest.raises(ValueError, match="a batch of 4 parts"):
+        predict_over(regression, [(X, X, X, X)])
     with pytest.raises(ValueError, match="at least one"):
         predict_over(regression, [X[:0]])
     with pytest.raises(ValueError, match="batch_size=0, expected a whole number of inputs"):

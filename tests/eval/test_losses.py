@@ -93,7 +93,7 @@ def test_probabilities_without_logits_count_as_the_smallest_number_at_least():
 
 def test_held_out_losses_are_exact():
     predictive = at_the_mode(Categorical(), SATURATED)
-    loss = as_loss("nll", Categorical())(predictive, jnp.asarray(LABELS))
+    loss = as_loss("nll", Categorical())(predictive, jnp.asarray(LABELS), None)
     expected = -special.log_softmax(SATURATED.astype(float), axis=1)[np.arange(3), LABELS]
     assert loss == pytest.approx(expected.mean(), rel=1e-6)
 

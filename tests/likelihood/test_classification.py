@@ -142,6 +142,87 @@ def test_the_ignored_label_is_part_of_the_support():
     assert "ignore" not in Categorical().support
 
 
+# --- class weights --------------------------------------------------------------------------------
+
+CLASS_WEIGHTS = np.asarray([0.5, 3.0, 0.0])
+
+
+def weighted_loss(smoothing, weights, f, y):
+    """The cross-entropy of torch with class weights, label by label from its definition."""
+    log_p = f - jax.scipy.special.logsumexp(f, axis=-1, keepdims=True)
+    t = y if y.shape == f.shape else jnp.eye(f.shape[-1])[y]
+    t = (1 - smoothing) * t + smoothing / f.shape[-1]
+    return sum(
+        -weights[c] * t[i, j, c] * log_p[i, j, c]
+        for i in range(2)
+        for j in range(2)
+        for c in range(3)
+    )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("y", [LABELS, SOFT], ids=["hard", "soft"])
+def test_class_weights_multiply_the_loss_of_each_label(y, smoothing, x64):
+    likelihood = Categorical(CLASS_WEIGHTS, smoothing)
+    loss = functools.partial(weighted_loss, smoothing, tuple(CLASS_WEIGHTS))
+    output_space.assert_derivatives(likelihood, jnp.asarray(F), jnp.asarray(y), loss)
+    output_space.assert_scores(likelihood, jnp.asarray(F), jnp.asarray(y))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("targets", ["hard", "soft", "ignored"])
+def test_the_loss_is_the_sum_of_torch(targets, smoothing, x64):
+    torch = pytest.importorskip("torch")
+    y = {"hard": LABELS, "soft": SOFT, "ignored": IGNORED}[targets]
+    likelihood = Categorical(CLASS_WEIGHTS, smoothing, ignore_index=-1)
+    tensors = (
+        torch.tensor(F.reshape(4, 3), requires_grad=True),
+        torch.tensor(y.reshape(4, *y.shape[2:])),
+    )
+    expected = torch.nn.functional.cross_entropy(
+        *tensors,
+        weight=torch.tensor(CLASS_WEIGHTS),
+        reduction="sum",
+        label_smoothing=smoothing,
+        ignore_index=-1,
+    )
+    expected.backward()
+    f, y = jnp.asarray(F), jnp.asarray(y)
+    assert likelihood.negative_log_prob(f, y) == pytest.approx(expected.item(), rel=1e-12)
+    gradient = np.asarray(likelihood.output_gradient(f, y)).reshape(4, 3)
+    np.testing.assert_allclose(gradient, tensors[0].grad.numpy(), rtol=1e-10, atol=1e-14)
+
+
+def test_other_class_weights_compile_nothing():
+    f, y = jnp.asarray(F, jnp.float32), jnp.asarray(LABELS)
+    likelihoods = [Categorical(np.float32(weights)) for weights in (CLASS_WEIGHTS, [1, 2, 3])]
+    for likelihood in likelihoods:
+        with twins.compilations() as names:
+            output_space.forms(likelihood, f, y)
+    assert names == []
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        (2.0, r"shape \(\)"),
+        (np.ones((1, 2)), r"shape \(1, 2\).*weights=w"),
+        ([1.0, -1.0], r"class_weights=\[1.0, -1.0\], expected one finite number"),
+        ([1.0, np.nan], "expected one finite number of at least zero"),
+        ([0.0, 0.0], "some of them positive"),
+    ],
+)
+def test_class_weights_are_one_number_for_each_class(weights, words):
+    with pytest.raises(ValueError, match=words):
+        Categorical(class_weights=weights)
+
+
+def test_class_weights_are_as_many_as_classes():
+    f, y = jax.ShapeDtypeStruct((5, 4), jnp.float32), jax.ShapeDtypeStruct((5,), jnp.int32)
+    with pytest.raises(ValueError, match=r"3 class weights for outputs \(5, 4\).*of the 4 classes"):
+        lk.check_targets(Categorical(CLASS_WEIGHTS), f, y)
+
+
 # --- Bernoulli ------------------------------------------------------------------------------------
 
 

@@ -34,6 +34,7 @@ CASES = {
     "heteroscedastic": (HeteroscedasticGaussian(), RNG.normal(size=(2, 2)), [[1, 0], [0, 0]]),
     "labels": (Categorical(), np.asarray([3, 1]), [0, 1]),
     "smoothed": (Categorical(label_smoothing=0.2), np.asarray([3, 1]), [0, 1]),
+    "class weights": (Categorical(np.asarray([2.0, 0.3, 1.0, 0.5])), np.asarray([3, 1]), [0, 1]),
     "soft labels": (Categorical(), RNG.dirichlet(np.ones(4), 2), [1, 0]),
 }
 cases = pytest.mark.parametrize("name", CASES)

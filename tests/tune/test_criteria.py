@@ -15,19 +15,47 @@ LABELS = jnp.asarray([0, 0, 1])
 
 def test_losses_of_classes():
     def loss(name):
-        return as_loss(name, lk.Categorical())(CLASSES, LABELS)
+        return as_loss(name, lk.Categorical())(CLASSES, LABELS, None)
 
     seen = np.array([0.7, 0.4, 0.9])
     assert loss("nll") == pytest.approx(-np.log(seen).mean(), rel=1e-5)
     assert loss("brier") == pytest.approx(np.mean(2 * (1 - seen) ** 2), rel=1e-5)
     # confidences 0.7, 0.6, 0.9 in bins of their own; right, wrong, right
     assert loss("ece") == pytest.approx((0.3 + 0.6 + 0.1) / 3, rel=1e-5)
-    assert as_loss(lambda predictive, y: jnp.sum(y), lk.Poisson())(CLASSES, LABELS) == 1.0
+    assert as_loss(lambda predictive, y: jnp.sum(y), lk.Poisson())(CLASSES, LABELS, None) == 1.0
+
+
+@pytest.mark.parametrize("name", ["nll", "brier", "ece", "crps"])
+def test_weights_are_copies_in_every_loss(name):
+    if name == "crps":
+        likelihood, y = lk.Gaussian(0.5), jnp.asarray([[0.1], [0.5], [1.0]])
+        mean, var = jnp.asarray([[0.0], [1.0], [1.5]]), jnp.full((3, 1), 0.3)
+        fields = {"mean": mean, "epistemic_var": var, "noise_var": var}
+    else:
+        likelihood, y, mean, var, fields = lk.Categorical(), LABELS, CLASSES.f_mean, None, None
+    copies = np.repeat(np.arange(3), [2, 0, 3])
+
+    def predictive(rows):
+        if fields is None:
+            probs = CLASSES.probs[rows]
+            return Predictive(jnp.log(probs), jnp.zeros_like(probs), probs=probs)
+        each = {name: value[rows] for name, value in fields.items()}
+        return Predictive(mean[rows], var[rows], **each)
+
+    loss = as_loss(name, likelihood)
+    weighted = loss(predictive(np.arange(3)), y, jnp.asarray([2.0, 0.0, 3.0]))
+    assert weighted == pytest.approx(loss(predictive(copies), y[copies], None), rel=1e-5)
+
+
+def test_weights_are_not_for_a_loss_of_ones_own():
+    loss = as_loss(lambda predictive, y: 0.0, lk.Categorical())
+    with pytest.raises(ValueError, match="with weights for a loss of your own"):
+        loss(CLASSES, LABELS, jnp.ones(3))
 
 
 def test_labels_that_are_missing_do_not_count():
     masked = as_loss("nll", lk.Masked(lk.Categorical()))
-    found = masked(CLASSES, (LABELS, jnp.asarray([True, False, True])))
+    found = masked(CLASSES, (LABELS, jnp.asarray([True, False, True])), None)
     assert found == pytest.approx(-np.log([0.7, 0.9]).mean(), rel=1e-5)
 
 

@@ -45,7 +45,7 @@ def folds_of(problem, make, num_folds):
     for rest, (x, y) in split_folds(problem.x, problem.y, num_folds):
         mode = examine_mode(objective.planned(rest[0]), InMemory(*rest))
         operator = curv.GGNOperator(problem.model_fn, problem.params, rest, problem.likelihood)
-        folds.append(Fold(x, y, make(operator), mode.gradient))
+        folds.append(Fold(x, y, None, make(operator), mode.gradient))
     return objective, folds
 
 
@@ -70,7 +70,7 @@ def test_a_fold_is_one_newton_step_away_for_any_model(make, x64):
         jnp.asarray(dev),
         lambda value: jnp.full(len(theta), value),
         of_fold,
-        lambda predictive, y: float(len(y)),
+        lambda predictive, y, weights: float(len(y)),
     )
     # three folds of 3, 2 and 2 examples: their losses are weighed by their sizes
     assert mean_loss(delta) == pytest.approx((9 + 4 + 4) / 7)

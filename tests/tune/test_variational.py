@@ -133,14 +133,23 @@ def test_a_part_of_the_data_stands_for_all(x64):
     f, var = (x @ theta)[:, None], np.einsum("np,pq,nq->n", x, cov, x)[:, None]
     prior = terms(2, delta * np.trace(cov), delta * theta @ theta)
 
-    def of(rows, num_data):
+    def of(rows, num_data, weights=None):
         predictive = predictive_of(f[rows], f_var=var[rows])
         y_rows = jnp.asarray(y[rows])[:, None]
-        return float(variational_temperature(lk.Bernoulli(), predictive, y_rows, prior, num_data))
+        weights = weights if weights is None else jnp.asarray(weights, float)
+        args = lk.Bernoulli(), predictive, y_rows, prior, num_data, weights
+        return float(variational_temperature(*args))
 
     rows = np.arange(100)
     assert of(rows, 200) == pytest.approx(of(np.tile(rows, 2), 200), rel=0.2)
     assert of(rows, 10_000) < of(rows, 100)
+    # weights are copies, and what they sum to is a number of examples
+    assert of(rows, 200, np.full(100, 2.0)) == pytest.approx(of(rows, 200), rel=1e-9)
+    doubtful = y[rows] != (f[rows, 0] > 0)  # these want a wide posterior least
+    weights = np.where(doubtful, 6, np.arange(100) % 2)
+    found, expected = of(rows, 200, weights), of(np.repeat(rows, weights), 200)
+    assert found == pytest.approx(expected, rel=0.2)
+    assert found != pytest.approx(of(rows, 200), rel=0.2)
 
 
 # --- classification -------------------------------------------------------------------------------

@@ -18,7 +18,9 @@ Values = dict[str, Array]
 
 
 @in_own_precision
-def classification_metrics(probs: Float[ArrayLike, "N C"], y: ArrayLike) -> dict[str, float]:
+def classification_metrics(
+    probs: Float[ArrayLike, "N C"], y: ArrayLike, *, weights: ArrayLike | None = None
+) -> dict[str, float]:
     """Return accuracy, mean confidence, NLL, ECE, MCE, ACE and Brier score of a classifier.
 
     Parameters
@@ -27,6 +29,8 @@ def classification_metrics(probs: Float[ArrayLike, "N C"], y: ArrayLike) -> dict
         Probabilities, `(N, C)`.
     y
         Labels, `(N,)`, or one-hot or soft labels, `(N, C)`.
+    weights
+        What each example counts, `(N,)`; `None` for one each.
 
     Returns
     -------
@@ -40,19 +44,23 @@ def classification_metrics(probs: Float[ArrayLike, "N C"], y: ArrayLike) -> dict
         If the shapes do not go together, or the values are not probabilities or labels.
     """
     return {
-        "accuracy": float(metrics.accuracy(probs, y)),
-        "confidence": float(np.asarray(probs, float).max(axis=1).mean()),
-        "nll": float(metrics.negative_log_likelihood(probs, y)),
-        "ece": float(metrics.expected_calibration_error(probs, y)),
-        "mce": float(metrics.maximum_calibration_error(probs, y)),
-        "ace": float(metrics.adaptive_calibration_error(probs, y)),
-        "brier": float(metrics.brier_score(probs, y)),
+        "accuracy": float(metrics.accuracy(probs, y, weights=weights)),
+        "confidence": float(np.average(np.asarray(probs, float).max(axis=1), weights=weights)),
+        "nll": float(metrics.negative_log_likelihood(probs, y, weights=weights)),
+        "ece": float(metrics.expected_calibration_error(probs, y, weights=weights)),
+        "mce": float(metrics.maximum_calibration_error(probs, y, weights=weights)),
+        "ace": float(metrics.adaptive_calibration_error(probs, y, weights=weights)),
+        "brier": float(metrics.brier_score(probs, y, weights=weights)),
     }
 
 
 @in_own_precision
 def regression_metrics(
-    mean: Float[ArrayLike, "N C"], std: Float[ArrayLike, "N C"], y: ArrayLike
+    mean: Float[ArrayLike, "N C"],
+    std: Float[ArrayLike, "N C"],
+    y: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
 ) -> dict[str, float]:
     """Return RMSE, NLL, CRPS, coverage of the central 90% intervals and chi-squared.
 
@@ -60,6 +68,8 @@ def regression_metrics(
     ----------
     mean, std, y
         Predictive mean, predictive standard deviation (noise included) and targets, `(N, C)` each.
+    weights
+        What each example counts, `(N,)`; `None` for one each.
 
     Returns
     -------
@@ -74,11 +84,11 @@ def regression_metrics(
     """
     var = jnp.square(jnp.asarray(std))
     return {
-        "rmse": float(metrics.rmse(mean, y)),
-        "nll": float(metrics.gaussian_nll(mean, var, y)),
-        "crps": float(metrics.crps_gaussian(mean, std, y)),
-        "coverage_90": float(metrics.interval_coverage(mean, std, y, 0.9)),
-        "chi_squared": float(metrics.chi_squared(mean, var, y)),
+        "rmse": float(metrics.rmse(mean, y, weights=weights)),
+        "nll": float(metrics.gaussian_nll(mean, var, y, weights=weights)),
+        "crps": float(metrics.crps_gaussian(mean, std, y, weights=weights)),
+        "coverage_90": float(metrics.interval_coverage(mean, std, y, 0.9, weights=weights)),
+        "chi_squared": float(metrics.chi_squared(mean, var, y, weights=weights)),
     }
 
 
