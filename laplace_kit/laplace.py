@@ -71,9 +71,7 @@ class Laplace:
     structure = _part("expansion.structure", "The curvature $H$, free of the prior.")
     log_likelihood = _part("expansion.log_likelihood", "That of the training data at the mode.")
     gradient = _part("expansion.gradient", "That of the summed loss at the mode, flat `(P,)`.")
-    num_data = _part(
-        "expansion.num_data", "The number of training examples, or their total weight."
-    )
+    num_data = _part("expansion.num_data", "The number of training examples, or total weight.")
     prior_precision = _part("prior.precision", "The prior precision, in the form it was given.")
     prior_mean = _part("prior.mean", "The prior mean, flat `(P,)`.")
     temperature = _part("prior.temperature", "The factor of the covariance; one, unless tuned.")

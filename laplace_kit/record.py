@@ -1,9 +1,10 @@
 """What was chosen on the way to a posterior, and why."""
 
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from laplace_kit.approx.choice import Choice
 from laplace_kit.curv.capture.coverage import Coverage
+from laplace_kit.examples import Examples
 from laplace_kit.tree import pytree_dataclass
 from laplace_kit.tune.result import Tuning
 
@@ -15,11 +16,11 @@ class Record:
     `choice` is what `fit` chose and why; `coverage` how layer capture treats each parameter;
     `jitter` the share by which the posterior precision's diagonal was raised to be factorised;
     `tuning` the way to the prior precision, `None` where that was set by hand; `examples` some of
-    the training data, `(x, y)`, `None` in a posterior from a file.
+    the training data, `None` in a posterior from a file.
     """
 
     choice: Choice
     coverage: Coverage
     jitter: Float[Array, ""]
     tuning: Tuning | None = None
-    examples: tuple[PyTree, PyTree] | None = None
+    examples: Examples | None = None
