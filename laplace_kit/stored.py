@@ -22,16 +22,7 @@ from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.design import Design
 from laplace_kit.eval.predictive import Prediction
 from laplace_kit.eval.tune import Tuning
-from laplace_kit.likelihood import (
-    Bernoulli,
-    Categorical,
-    Gaussian,
-    HeteroscedasticGaussian,
-    Masked,
-    MultivariateGaussian,
-    Poisson,
-    unmasked,
-)
+from laplace_kit.likelihood import BUILT_IN, without_mask
 from laplace_kit.portable import Node, check_like, from_portable, to_portable
 from laplace_kit.selection import Selection
 from laplace_kit.tree import replace
@@ -39,14 +30,10 @@ from laplace_kit.tree import replace
 if TYPE_CHECKING:
     from laplace_kit.laplace import Laplace
 
-_LIKELIHOODS = (
-    *(Gaussian, MultivariateGaussian, HeteroscedasticGaussian),
-    *(Categorical, Bernoulli, Poisson, Masked),
-)
 CLASSES = {
     cls.__name__: cls
     for cls in (
-        *_LIKELIHOODS,
+        *BUILT_IN,
         *(FullStructure, DualStructure, DiagonalStructure, LowRankStructure, KroneckerStructure),
         *(FullPosterior, DualPosterior, DiagonalPosterior, LowRankPosterior, KroneckerPosterior),
         *(Eigenblock, PosteriorBlock, DenseBlock, Layout, Slot, Move),
@@ -66,8 +53,7 @@ def stored_names(cls: type) -> set[str]:
 def fields(la: "Laplace") -> dict[str, Any]:
     """Return what a file holds of a posterior; a likelihood that is a function is `None`."""
     found = {name: getattr(la, name) for name in stored_names(type(la))}
-    kind, _ = unmasked(la.likelihood, (None,))
-    likelihood = la.likelihood if type(kind) in _LIKELIHOODS else None
+    likelihood = la.likelihood if type(without_mask(la.likelihood)) in BUILT_IN else None
     return _map_params(to_portable, found) | {"likelihood": likelihood}
 
 

@@ -30,7 +30,7 @@ FACADE = (
     "__main__",
 )
 # What of the ground floor takes more than one file.
-GROUND_FLOOR = ("likelihood",)
+GROUND_FLOOR = ("likelihood", "targets")
 
 
 def dotted(path: Path) -> str:

@@ -20,17 +20,17 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
 
 from laplace_kit.errors import check_option
+from laplace_kit.eval.evaluate import observed_entries
 from laplace_kit.eval.outputs import Predictive
 from laplace_kit.eval.prediction_sets import class_probabilities, probability_after
-from laplace_kit.eval.quantiles import check_levels
 from laplace_kit.eval.recalibration import (
     check_known,
     checked_targets,
-    observed,
     observed_targets,
 )
-from laplace_kit.eval.uncertainty import no_distribution
 from laplace_kit.likelihood import unmasked
+from laplace_kit.targets.base import NumberTargets, no_distribution
+from laplace_kit.targets.inversion import check_levels
 from laplace_kit.tree import pytree_dataclass
 
 SCORES = ("lac", "aps")
@@ -72,7 +72,7 @@ class ConformalSets:
                 else "Found a key for scores that were not randomised, expected none; pass "
                 "one to conformal_sets(..., score='aps') too."
             )
-        probs = class_probabilities(predictive.likelihood, predictive)
+        probs = class_probabilities(predictive.targets)
         return _conformity(probs, self.score, key) >= self.least
 
     @property
@@ -117,7 +117,7 @@ def conformal_sets(
     Parameters
     ----------
     predictive
-        At held-out inputs, of a `Categorical` or `Bernoulli` likelihood.
+        At held-out inputs, with classes.
     y
         Their labels; with a mask, `(y, mask)`. Each label is a point, whatever axes there are.
     level
@@ -156,9 +156,9 @@ def conformal_sets(
     if key is not None and score != "aps":
         raise ValueError(f"Found a key for score={score!r}, expected one for 'aps' alone.")
     check_levels("level", level)
-    probs = class_probabilities(predictive.likelihood, predictive)
+    probs = class_probabilities(predictive.targets)
     likelihood, y = checked_targets(predictive, y)
-    seen = observed(likelihood, predictive, y)
+    seen = np.asarray(observed_entries(likelihood, predictive, y, probs.shape[:-1]))
     probs, (_, labels) = np.asarray(probs)[seen], unmasked(likelihood, y)
     check_known("probabilities", probs)
     labels = _classes(labels[seen], probs.shape[1])
@@ -205,14 +205,19 @@ def conformal_intervals(
     introduction.
     """
     check_levels("level", level)
-    if predictive.mean is None:
-        raise no_distribution(predictive.likelihood, "interval of numbers")
+    if not isinstance(predictive.targets, NumberTargets):
+        raise no_distribution(_likelihood_name(predictive), "interval of numbers")
     targets, seen = observed_targets(predictive, y)
     scores = np.abs(targets - np.asarray(predictive.mean)) / np.sqrt(np.asarray(predictive.var))
     check_known("means and variances", scores[seen])
     columns = np.where(seen, scores, np.inf).reshape(len(scores), -1)
     radius = _smallest(columns, level, seen.reshape(columns.shape).sum(axis=0))
     return ConformalIntervals(jnp.asarray(radius.reshape(scores.shape[1:]), predictive.mean.dtype))
+
+
+def _likelihood_name(predictive: Predictive) -> str | None:
+    likelihood = predictive.likelihood
+    return None if likelihood is None else type(likelihood).__name__
 
 
 def _classes(

@@ -24,7 +24,7 @@ from laplace_kit.derivatives import linearize
 from laplace_kit.errors import check_option
 from laplace_kit.eval.outputs import Predictive
 from laplace_kit.eval.tune import Tuning, checked_bounds, warn_at_bound
-from laplace_kit.likelihood import Bernoulli, Categorical, Likelihood, unmasked
+from laplace_kit.likelihood import Likelihood, unmasked
 from laplace_kit.tree import pytree_dataclass
 
 OBJECTIVES = ("nll", "ece", "brier", "crps")
@@ -57,7 +57,7 @@ def held_out_loss(objective: str | Loss, likelihood: Likelihood) -> Loss:
 
     check_option("objective", objective, OBJECTIVES)
     kind, _ = unmasked(likelihood, (None,))
-    is_classes = isinstance(kind, Categorical | Bernoulli)
+    is_classes = kind.has_classes
     if (objective in ("ece", "brier") and not is_classes) or (objective == "crps" and is_classes):
         suits = "'nll', 'ece' or 'brier'" if is_classes else "'nll' or 'crps'"
         raise ValueError(

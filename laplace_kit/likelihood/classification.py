@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from laplace_kit.likelihood.base import Factorized, check_one_array, check_same_shape, reshaped
+from laplace_kit.targets.binary import binary
+from laplace_kit.targets.classes import classes
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -41,6 +43,8 @@ class Categorical(Factorized):
 
     label_smoothing: float = 0.0
     ignore_index: int | None = None
+
+    has_classes = True
 
     def __post_init__(self):
         if not 0 <= self.label_smoothing < 1:
@@ -130,6 +134,9 @@ class Categorical(Factorized):
                 "or pass the value that they have where there is no label."
             )
 
+    def targets(self, outputs):
+        return classes(outputs)
+
     @property
     def support(self):
         words = "integer labels from 0 to C - 1, or rows of C probabilities that sum to one"
@@ -176,6 +183,8 @@ class Bernoulli(Factorized):
     Outputs of several axes are several labels, each yes or no: multi-label classification.
     """
 
+    has_classes = True
+
     def entry_shape(self, event):
         return event
 
@@ -205,6 +214,9 @@ class Bernoulli(Factorized):
         if found == {1.0, 2.0}:
             return _from_one(2)
         return "they are -1 and 1: use (y + 1) / 2" if found == {-1.0, 1.0} else ""
+
+    def targets(self, outputs):
+        return binary(outputs)
 
     @property
     def support(self):

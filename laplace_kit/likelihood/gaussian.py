@@ -9,6 +9,8 @@ from jaxtyping import Array, ArrayLike, Float, Num
 
 from laplace_kit import tree
 from laplace_kit.likelihood.base import Factorized, check_one_array, check_same_shape
+from laplace_kit.targets.normal import NormalTargets
+from laplace_kit.targets.normal_mixture import NormalMixtureTargets
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -75,6 +77,10 @@ class Gaussian(Factorized):
                 "one standard deviation for each output."
             )
 
+    def targets(self, outputs):
+        noise = jnp.broadcast_to(self._std(outputs.mean) ** 2, outputs.mean.shape)
+        return NormalTargets(outputs, noise)
+
     @property
     def support(self):
         return "finite numbers"
@@ -132,6 +138,14 @@ class HeteroscedasticGaussian(Factorized):
                 "log-precisions, and targets (N, C); return both from the model and reshape the "
                 "targets."
             )
+
+    def targets(self, outputs):
+        if outputs.draws is None:
+            _, log_precision = _halves(outputs.mean)
+            _, spread = _halves(outputs.var)
+            return NormalMixtureTargets(outputs, jnp.exp(spread / 2 - log_precision))  # log-normal
+        _, log_precision = _halves(outputs.draws)
+        return NormalMixtureTargets(outputs, jnp.exp(-log_precision).mean(axis=1))
 
     @property
     def support(self):

@@ -9,6 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Num
 
 from laplace_kit import tree
 from laplace_kit.likelihood.base import Likelihood, check_same_shape
+from laplace_kit.targets.multivariate_normal import MultivariateNormalTargets
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -79,6 +80,10 @@ class MultivariateGaussian(Likelihood):
 
     def is_valid(self, f, y):
         return jnp.isfinite(y).all()
+
+    def targets(self, outputs):
+        covariance = jnp.asarray(self.noise_covariance, outputs.mean.dtype)
+        return MultivariateNormalTargets(outputs, covariance)
 
     @property
     def support(self):

@@ -22,6 +22,7 @@ from laplace_kit.eval.validation import (
     split_folds,
     tune_validation,
 )
+from laplace_kit.targets import ClassTargets, Outputs
 
 # --- one number -----------------------------------------------------------------------------------
 
@@ -81,7 +82,7 @@ def test_a_flat_loss_is_told():
 # --- losses ---------------------------------------------------------------------------------------
 
 PROBS = jnp.asarray([[0.7, 0.3], [0.4, 0.6], [0.1, 0.9]])
-CLASSES = Predictive(jnp.log(PROBS), jnp.zeros((3, 2)), probs=PROBS)
+CLASSES = Predictive(ClassTargets(Outputs(jnp.log(PROBS), jnp.zeros((3, 2))), PROBS))
 LABELS = jnp.asarray([0, 0, 1])
 
 

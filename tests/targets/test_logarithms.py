@@ -5,7 +5,7 @@ import numpy as np
 import scipy.stats
 import twins
 
-from laplace_kit.eval.logarithms import entropy, finite_log
+from laplace_kit.targets.logarithms import entropy, finite_log
 
 
 def test_logarithms_are_finite_at_zero(x64):
