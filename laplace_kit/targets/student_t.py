@@ -114,9 +114,7 @@ def _log_prob(targets: StudentTTargets, y: Num[Array, "N *target"]) -> Float[Arr
     def log_integrand(u):
         variance = targets.outputs.var + targets.scale**2 * jnp.exp(-u)
         normal = -0.5 * (residual**2 / variance + jnp.log(2 * math.pi * variance))
-        return (
-            half * (u - jnp.expm1(u)) - half + half * jnp.log(half) - jax.lax.lgamma(half) + normal
-        )
+        return half * (u - jnp.expm1(u)) - log_normaliser + normal
 
     low = jnp.log((nu + 1) / (nu + (residual / targets.scale) ** 2)) - 1 / nu
     high = jnp.ones_like(low) / nu + jnp.maximum(low, 0)
