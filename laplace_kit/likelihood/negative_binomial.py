@@ -43,7 +43,7 @@ class NegativeBinomial(Factorized):
     Cameron and Trivedi (2013), Regression analysis of count data, section 3.3.
     """
 
-    dispersion: Num[ArrayLike, ""] = 1.0
+    dispersion: Num[ArrayLike, "..."] = 1.0
 
     def __post_init__(self):
         found = self.dispersion

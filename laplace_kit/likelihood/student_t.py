@@ -1,5 +1,7 @@
 """The likelihood of regression with heavy-tailed noise."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Num
 
 from laplace_kit import tree
 from laplace_kit.likelihood.base import Factorized, check_same_shape
+from laplace_kit.targets.logarithms import log_gamma_ratio
 from laplace_kit.targets.student_t import StudentTTargets
 from laplace_kit.tree import pytree_dataclass
 
@@ -41,7 +44,7 @@ class StudentT(Factorized):
     """
 
     scale: Num[ArrayLike, "..."] = 1.0
-    degrees_of_freedom: Num[ArrayLike, ""] = 4.0
+    degrees_of_freedom: Num[ArrayLike, "..."] = 4.0
 
     def __post_init__(self):
         for name, remedy in (
@@ -68,9 +71,8 @@ class StudentT(Factorized):
     def entry_losses(self, f, y):
         nu, scale = self._degrees(f), self._scale(f)
         log_kernel = (nu + 1) / 2 * jnp.log1p(((y - f) / scale) ** 2 / nu)
-        # Of gamma functions whose logarithms would cancel for large degrees of freedom.
-        log_beta = jax.scipy.special.betaln(nu / 2, 0.5)
-        return log_kernel + log_beta + 0.5 * jnp.log(nu) + jnp.log(scale)
+        log_ratio = log_gamma_ratio(nu / 2, jnp.asarray(0.5, nu.dtype))
+        return log_kernel - log_ratio + 0.5 * jnp.log(math.pi * nu) + jnp.log(scale)
 
     def valid_entries(self, f, y):
         return jnp.isfinite(y)

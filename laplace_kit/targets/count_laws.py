@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from laplace_kit.targets.logarithms import log_gamma_ratio
 from laplace_kit.targets.mixtures import Law
 from laplace_kit.targets.outputs import Outputs
 from laplace_kit.tree import pytree_dataclass
@@ -84,12 +85,12 @@ def negative_binomial_log_prob(
 
     With $r = 1 / a$ and $\pi = \mu / (\mu + r)$ it is
 
-    $$r \log (1 - \pi) + y \log \pi - \log (y + r) - \log B(r, y + 1).$$
+    $$r \log (1 - \pi) + y \log \pi + \log \Gamma(y + r) - \log \Gamma(r) - \log y!.$$
     """
     counts, size = jnp.asarray(y, f.dtype), 1 / dispersion
     logit = f + jnp.log(dispersion)
     shares = size * jax.nn.log_sigmoid(-logit) + counts * jax.nn.log_sigmoid(logit)
-    return shares - jnp.log(counts + size) - jax.scipy.special.betaln(size, counts + 1)
+    return shares + log_gamma_ratio(size, counts) - jax.lax.lgamma(counts + 1)
 
 
 def negative_binomial_sample(
