@@ -22,8 +22,8 @@ class Masked(Factorized):
     Parameters
     ----------
     likelihood
-        Of independent entries: `Gaussian`, `HeteroscedasticGaussian`, `Categorical`, `Bernoulli`
-        or `Poisson`.
+        Of independent entries: `Gaussian`, `HeteroscedasticGaussian`, `StudentT`, `Categorical`,
+        `Bernoulli`, `Ordinal`, `Poisson`, `NegativeBinomial`, or a `Factorized` one of your own.
 
     Raises
     ------
@@ -111,6 +111,7 @@ class Masked(Factorized):
 
     @property
     def has_classes(self) -> bool:
+        """Whether targets are labels, as the likelihood under the mask says."""
         return self.likelihood.has_classes
 
     def targets(self, outputs):

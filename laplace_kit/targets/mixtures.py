@@ -78,6 +78,7 @@ class MixtureTargets(NumberTargets):
 
     @property
     def is_discrete(self) -> bool:
+        """Whether the law is one of counts."""
         return self.law.is_discrete
 
     def log_prob(self, y):

@@ -36,14 +36,17 @@ class MultivariateNormalTargets(NumberTargets):
 
     @property
     def mean(self):
+        """The mean of the targets."""
         return self.outputs.mean
 
     @property
     def epistemic_var(self):
+        """The variance that comes from the weights."""
         return self.outputs.var
 
     @property
     def aleatoric_var(self):
+        """The variance that comes from the noise."""
         noise = jnp.diagonal(self.noise_covariance).reshape(self.mean.shape[1:])
         return jnp.broadcast_to(noise, self.mean.shape)
 

@@ -28,10 +28,12 @@ class NormalTargets(NumberTargets):
 
     @property
     def mean(self):
+        """The mean of the targets."""
         return self.outputs.mean
 
     @property
     def epistemic_var(self):
+        """The variance that comes from the weights."""
         return self.outputs.var
 
     @property

@@ -38,10 +38,12 @@ class NormalMixtureTargets(NumberTargets):
 
     @property
     def mean(self):
+        """The mean of the targets."""
         return jnp.split(self.outputs.mean, 2, axis=-1)[0]
 
     @property
     def epistemic_var(self):
+        """The variance that comes from the weights."""
         return jnp.split(self.outputs.var, 2, axis=-1)[0]
 
     @property

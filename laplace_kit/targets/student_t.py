@@ -42,14 +42,17 @@ class StudentTTargets(NumberTargets):
 
     @property
     def mean(self):
+        """The mean of the targets."""
         return self.outputs.mean
 
     @property
     def epistemic_var(self):
+        """The variance that comes from the weights."""
         return self.outputs.var
 
     @property
     def aleatoric_var(self):
+        """The variance that comes from the noise."""
         nu = self.degrees_of_freedom
         return jnp.where(nu > 2, self.scale**2 * nu / jnp.where(nu > 2, nu - 2, 1), jnp.inf)
 
