@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Num
 from laplace_kit import tree
 from laplace_kit.likelihood.base import Factorized, check_one_array, check_same_shape
 from laplace_kit.targets.normal import NormalTargets
-from laplace_kit.targets.normal_mixture import NormalMixtureTargets
+from laplace_kit.targets.normal_mixture import normal_mixture
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -140,12 +140,7 @@ class HeteroscedasticGaussian(Factorized):
             )
 
     def targets(self, outputs):
-        if outputs.draws is None:
-            _, log_precision = _halves(outputs.mean)
-            _, spread = _halves(outputs.var)
-            return NormalMixtureTargets(outputs, jnp.exp(spread / 2 - log_precision))  # log-normal
-        _, log_precision = _halves(outputs.draws)
-        return NormalMixtureTargets(outputs, jnp.exp(-log_precision).mean(axis=1))
+        return normal_mixture(outputs)
 
     @property
     def support(self):

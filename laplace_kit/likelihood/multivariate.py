@@ -83,7 +83,9 @@ class MultivariateGaussian(Likelihood):
 
     def targets(self, outputs):
         covariance = jnp.asarray(self.noise_covariance, outputs.mean.dtype)
-        return MultivariateNormalTargets(outputs, covariance)
+        noise = jnp.diagonal(covariance).reshape(outputs.mean.shape[1:])
+        noise = jnp.broadcast_to(noise, outputs.mean.shape)
+        return MultivariateNormalTargets(outputs, covariance, noise)
 
     @property
     def support(self):

@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Num
 from laplace_kit import tree
 from laplace_kit.likelihood.base import Factorized, check_same_shape
 from laplace_kit.targets.logarithms import log_gamma_ratio
-from laplace_kit.targets.student_t import StudentTTargets
+from laplace_kit.targets.student_t import student_t
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -101,8 +101,7 @@ class StudentT(Factorized):
             )
 
     def targets(self, outputs):
-        scale = jnp.broadcast_to(self._scale(outputs.mean), outputs.mean.shape)
-        return StudentTTargets(outputs.without_draws(), scale, self._degrees(outputs.mean))
+        return student_t(outputs, self._scale(outputs.mean), self._degrees(outputs.mean))
 
     @property
     def support(self):

@@ -25,10 +25,13 @@ class MultivariateNormalTargets(NumberTargets):
         With mean m and covariance S.
     noise_covariance
         $\Sigma$ `(C, C)`, the same for all inputs.
+    aleatoric_var
+        Its diagonal, for each input.
     """
 
     outputs: Outputs
     noise_covariance: Float[Array, "C C"]
+    aleatoric_var: Float[Array, "N *target"]
 
     shared = ("noise_covariance",)
     is_normal = True
@@ -43,12 +46,6 @@ class MultivariateNormalTargets(NumberTargets):
     def epistemic_var(self):
         """The variance that comes from the weights."""
         return self.outputs.var
-
-    @property
-    def aleatoric_var(self):
-        """The variance that comes from the noise."""
-        noise = jnp.diagonal(self.noise_covariance).reshape(self.mean.shape[1:])
-        return jnp.broadcast_to(noise, self.mean.shape)
 
     @property
     def covariance(self):
@@ -78,8 +75,12 @@ class MultivariateNormalTargets(NumberTargets):
         return self._whitened(y)[0].reshape(y.shape)
 
     def scaled(self, factor):
-        noise = self.noise_covariance * factor**2
-        return replace(self, outputs=self.outputs.scaled(factor), noise_covariance=noise)
+        return replace(
+            self,
+            outputs=self.outputs.scaled(factor),
+            noise_covariance=self.noise_covariance * factor**2,
+            aleatoric_var=self.aleatoric_var * factor**2,
+        )
 
     def _whitened(self, y) -> tuple[Float[Array, "N C"], Float[Array, "N C C"]]:
         """Return residuals whitened by their covariances, and the Cholesky factors of these."""

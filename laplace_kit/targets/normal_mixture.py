@@ -27,24 +27,18 @@ class NormalMixtureTargets(NumberTargets):
     ----------
     outputs
         `(N, ..., 2 C)`, the C means before the C log-precisions.
+    mean, epistemic_var
+        Of the first C outputs, `(N, ..., C)`.
     aleatoric_var
         $\mathbb E\, e^{-\ell}$, `(N, ..., C)`.
     """
 
     outputs: Outputs
+    mean: Float[Array, "N *target"]
     aleatoric_var: Float[Array, "N *target"]
+    epistemic_var: Float[Array, "N *target"]
 
     is_normal = True
-
-    @property
-    def mean(self):
-        """The mean of the targets."""
-        return jnp.split(self.outputs.mean, 2, axis=-1)[0]
-
-    @property
-    def epistemic_var(self):
-        """The variance that comes from the weights."""
-        return jnp.split(self.outputs.var, 2, axis=-1)[0]
 
     @property
     def covariance(self):
@@ -74,8 +68,30 @@ class NormalMixtureTargets(NumberTargets):
         shifted = jnp.concatenate([mean, log_precision - 2 * jnp.log(factor)], axis=-1)
         means = jnp.broadcast_to(factor, mean.shape[1:])
         outputs = self.outputs.scaled(jnp.concatenate([means, jnp.ones_like(means)], axis=-1))
-        noise = self.aleatoric_var * factor**2
-        return replace(self, outputs=replace(outputs, mean=shifted), aleatoric_var=noise)
+        return replace(
+            self,
+            outputs=replace(outputs, mean=shifted),
+            aleatoric_var=self.aleatoric_var * factor**2,
+            epistemic_var=self.epistemic_var * factor**2,
+        )
+
+
+def normal_mixture(outputs: Outputs) -> NormalMixtureTargets:
+    """Return targets whose noise is predicted, from means and log-precisions as outputs.
+
+    Parameters
+    ----------
+    outputs
+        Gaussian, for which the noise is log-normal, or draws, over which it is averaged.
+    """
+    (mean, log_precision), (var, spread) = (
+        jnp.split(part, 2, axis=-1) for part in (outputs.mean, outputs.var)
+    )
+    if outputs.draws is None:
+        noise = jnp.exp(spread / 2 - log_precision)
+    else:
+        noise = jnp.exp(-jnp.split(outputs.draws, 2, axis=-1)[1]).mean(axis=1)
+    return NormalMixtureTargets(outputs.without_draws(), mean, noise, var)
 
 
 @pytree_dataclass()

@@ -33,12 +33,15 @@ class StudentTTargets(NumberTargets):
     scale
         s, of the outputs' shape.
     degrees_of_freedom
-        $\nu$. The aleatoric variance $s^2 \nu / (\nu - 2)$ is infinite for $\nu \le 2$.
+        $\nu$.
+    aleatoric_var
+        $s^2 \nu / (\nu - 2)$, infinite for $\nu \le 2$.
     """
 
     outputs: Outputs
     scale: Float[Array, "N *target"]
     degrees_of_freedom: Float[Array, ""]
+    aleatoric_var: Float[Array, "N *target"]
 
     @property
     def mean(self):
@@ -49,12 +52,6 @@ class StudentTTargets(NumberTargets):
     def epistemic_var(self):
         """The variance that comes from the weights."""
         return self.outputs.var
-
-    @property
-    def aleatoric_var(self):
-        """The variance that comes from the noise."""
-        nu = self.degrees_of_freedom
-        return jnp.where(nu > 2, self.scale**2 * nu / jnp.where(nu > 2, nu - 2, 1), jnp.inf)
 
     def log_prob(self, y):
         return _log_prob(self, y)
@@ -72,7 +69,29 @@ class StudentTTargets(NumberTargets):
         return f + self.scale * noise
 
     def scaled(self, factor):
-        return replace(self, outputs=self.outputs.scaled(factor), scale=self.scale * factor)
+        return replace(
+            self,
+            outputs=self.outputs.scaled(factor),
+            scale=self.scale * factor,
+            aleatoric_var=self.aleatoric_var * factor**2,
+        )
+
+
+def student_t(
+    outputs: Outputs, scale: Float[Array, "*target"], degrees_of_freedom: Float[Array, ""]
+) -> StudentTTargets:
+    """Return targets with Student-t noise on Gaussian outputs.
+
+    Parameters
+    ----------
+    outputs
+        The distribution of the outputs; draws enter by their mean and variance.
+    scale, degrees_of_freedom
+        Of the noise; the scale broadcasts to the outputs of one example.
+    """
+    scale, nu = jnp.broadcast_to(scale, outputs.mean.shape), degrees_of_freedom
+    variance = jnp.where(nu > 2, scale**2 * nu / jnp.where(nu > 2, nu - 2, 1), jnp.inf)
+    return StudentTTargets(outputs.without_draws(), scale, nu, variance)
 
 
 def _nodes(nu: Float[Array, ""]) -> tuple[Float[Array, " K"], Float[Array, " K"]]:

@@ -34,9 +34,9 @@ from laplace_kit.eval.metrics.inputs import in_own_precision
 from laplace_kit.eval.report.checks import about, finite
 from laplace_kit.eval.report.pictures import TEST
 from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
+from laplace_kit.eval.report.registry import METRICS
 from laplace_kit.eval.report.scores import SCORES, scores
 from laplace_kit.eval.report.suites import OfClasses, OfNumbers, OfScores, Pairs
-from laplace_kit.eval.report.table import METRICS
 from laplace_kit.targets.classes import label_log_probs
 
 SCHEMA = 2
