@@ -195,8 +195,8 @@ def conformal_intervals(
     TypeError
         If the predictive has no mean.
     ValueError
-        If there are too few targets of an output for the level, or one is not finite: what is
-        missing is left out by a mask.
+        If there are too few targets of an output for the level, a variance is infinite, or a target
+        is not finite: what is missing is left out by a mask.
 
     References
     ----------
@@ -210,6 +210,11 @@ def conformal_intervals(
     targets, seen = observed_targets(predictive, y)
     scores = np.abs(targets - np.asarray(predictive.mean)) / np.sqrt(np.asarray(predictive.var))
     check_known("means and variances", scores[seen])
+    if not np.isfinite(np.asarray(predictive.var)).all():
+        raise ValueError(
+            "Found targets of infinite variance, expected finite variances, by whose roots residuals "
+            "are scaled; take predictive.interval(level), or more degrees of freedom than 2."
+        )
     columns = np.where(seen, scores, np.inf).reshape(len(scores), -1)
     radius = _smallest(columns, level, seen.reshape(columns.shape).sum(axis=0))
     return ConformalIntervals(jnp.asarray(radius.reshape(scores.shape[1:]), predictive.mean.dtype))

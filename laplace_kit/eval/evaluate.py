@@ -26,7 +26,8 @@ def evaluate(likelihood: Likelihood, predictive: Predictive, y: PyTree) -> dict[
         For N inputs. Its targets decide which metrics: classes (`nll`, `accuracy`, `ece`, `brier`,
         ...), normal numbers (`nll`, `rmse`, `crps`, `chi_squared`, `coverage_90`), other numbers
         (`nll`, `rmse`, `chi_squared`, `coverage_90`), counts (`nll`, `rmse`, `chi_squared`);
-        without a distribution the likelihood's own `loss` at the mean outputs.
+        without a distribution the likelihood's own `loss` at the mean outputs. Where a variance is
+        infinite, `chi_squared` is left out.
     y
         Their targets, as the likelihood takes them.
 
@@ -51,10 +52,9 @@ def evaluate(likelihood: Likelihood, predictive: Predictive, y: PyTree) -> dict[
     mean, var, values = _numbers(likelihood, predictive, y)
     if targets.is_normal:
         return regression_metrics(mean, jnp.sqrt(var), values) | nll
-    found = {
-        "rmse": float(metrics.rmse(mean, values)),
-        "chi_squared": float(metrics.chi_squared(mean, var, values)),
-    }
+    found = {"rmse": float(metrics.rmse(mean, values))}
+    if np.isfinite(np.asarray(var)).all():  # heavy tails may have no variance
+        found["chi_squared"] = float(metrics.chi_squared(mean, var, values))
     if targets.is_discrete:
         return nll | found
     low, high = (observed_rows(likelihood, predictive, y, end) for end in predictive.interval(0.9))

@@ -7,6 +7,7 @@ import output_space
 import pytest
 from scipy import special
 
+import laplace_kit as lk
 from laplace_kit.likelihood import Ordinal, as_likelihood, check_targets
 
 CUTPOINTS = np.asarray([-1.0, 0.2, 2.5])
@@ -75,3 +76,24 @@ def test_what_is_wrong_is_named():
     assert "use y - 1" in Ordinal(3).renumbering((1,), np.asarray([[1], [3]]))
     valid = jax.vmap(Ordinal(3).is_valid)(jnp.zeros(3), jnp.asarray([2, 3, -1]))
     np.testing.assert_array_equal(valid, [True, False, False])
+
+
+def test_a_fit_is_tuned_evaluated_and_recalibrated_as_that_of_a_classifier(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 2)).astype(np.float32)
+    latent = 2 * x @ np.asarray([[1.0], [-0.5]], np.float32) + rng.logistic(size=(60, 1))
+    y = (latent[..., None] > CUTPOINTS).sum(axis=-1)
+    likelihood = Ordinal(4, jnp.asarray(CUTPOINTS, jnp.float32))
+    la = lk.fit(lambda w, x: x @ w, jnp.asarray([[2.0], [-1.0]]), (x, y), likelihood=likelihood)
+    pred, found = la.predict(x), la.evaluate((x, y))
+    rows = np.asarray(pred.probs)[:, 0]
+    assert found["accuracy"] == pytest.approx(np.mean(rows.argmax(axis=1) == y[:, 0]))
+    assert found["nll"] == pytest.approx(-np.mean(np.log(rows[np.arange(60), y[:, 0]])), rel=1e-5)
+    sets = lk.eval.conformal_sets(pred, y, level=0.9)(pred)
+    assert np.mean(np.take_along_axis(np.asarray(sets), y[..., None], axis=-1)) >= 0.9
+    recalibrated = lk.eval.recalibrate(pred, y)(pred)
+    nll = -np.mean(np.asarray(recalibrated.log_prob(y)))
+    assert nll <= found["nll"] + 1e-6
+    la.save(tmp_path / "ordinal.npz")
+    loaded = lk.load(tmp_path / "ordinal.npz", lambda w, x: x @ w)
+    np.testing.assert_allclose(loaded.predict(x).probs, pred.probs, rtol=1e-6)

@@ -7,6 +7,7 @@ import output_space
 import pytest
 from scipy import integrate, stats
 
+import laplace_kit as lk
 from laplace_kit.likelihood import StudentT, as_likelihood, check_targets
 
 F = np.asarray([[0.3, -1.2, 0.8], [2.0, 0.1, -0.7]])
@@ -68,3 +69,20 @@ def test_what_is_wrong_is_named():
     with pytest.raises(ValueError, match=r"a scale of shape \(3,\) for outputs \(5, 2\)"):
         check_targets(StudentT(np.ones(3)), jnp.zeros((5, 2)), jnp.zeros((5, 2)))
     assert isinstance(as_likelihood("student_t"), StudentT)
+
+
+def test_noise_without_a_variance_is_judged_by_what_it_has(tmp_path):
+    x = np.random.default_rng(0).normal(size=(30, 1)).astype(np.float32)
+    y = x + np.float32(0.3) * np.random.default_rng(1).standard_t(2, size=x.shape).astype("float32")
+    la = lk.fit(
+        lambda w, x: x @ w,
+        jnp.ones((1, 1)),
+        (x, y),
+        likelihood=StudentT(0.3, 2.0),
+        structure="full",
+    )
+    assert set(la.evaluate((x, y))) == {"nll", "rmse", "coverage_90"}
+    with pytest.raises(ValueError, match=r"targets of infinite variance.*predictive\.interval"):
+        lk.eval.conformal_intervals(la.predict(x), y)
+    with pytest.raises(ValueError, match=r"infinite variances under a StudentT.*la\.evaluate"):
+        la.report((x, y), tmp_path)

@@ -237,6 +237,12 @@ def _numbers(likelihood: Likelihood, predictive: Predictive, y: PyTree) -> Regre
         observed_rows(likelihood, predictive, y, values)
         for values in (predictive.mean, predictive.var, predictive.epistemic_var)
     )
+    if not bool(jnp.isfinite(var).all()):
+        raise ValueError(
+            f"Found infinite variances under a {type(likelihood).__name__} likelihood, expected "
+            "finite ones, as a report measures residuals by them; use la.evaluate, or a likelihood "
+            "whose noise has a variance."
+        )
     known = bool((epistemic_var > 0).any())
     return RegressionPredictions(mean, jnp.sqrt(var), jnp.sqrt(epistemic_var) if known else None)
 
