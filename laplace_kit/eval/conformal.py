@@ -1,6 +1,6 @@
 r"""Split-conformal sets and intervals: coverage that held-out data guarantee, whatever the model.
 
-Of n examples that the model has not seen, each gets a score that says how badly its prediction
+Each of n examples that the model has not seen gets a score that says how badly its prediction
 fits. Where new examples are exchangeable with these, a new score is at most the k-th smallest,
 
 $$
@@ -56,7 +56,7 @@ class ConformalSets:
         Parameters
         ----------
         predictive
-            Of the same kind as the one that was calibrated.
+            One of the same kind as the one that was calibrated.
         key
             Where the scores were randomised, to be used once, and not the one they were made with.
 
@@ -98,7 +98,7 @@ class ConformalIntervals:
         Parameters
         ----------
         predictive
-            Of the same kind as the one that was calibrated.
+            One of the same kind as the one that was calibrated.
         """
         half = self.radius * jnp.sqrt(predictive.var)
         return predictive.mean - half, predictive.mean + half
@@ -212,8 +212,8 @@ def conformal_intervals(
     check_known("means and variances", scores[seen])
     if not np.isfinite(np.asarray(predictive.var)).all():
         raise ValueError(
-            "Found targets of infinite variance, expected finite variances, by whose roots residuals "
-            "are scaled; take predictive.interval(level), or more degrees of freedom than 2."
+            "Found targets of infinite variance, expected finite ones, as residuals are divided "
+            "by their roots; take predictive.interval(level), or more degrees of freedom than 2."
         )
     columns = np.where(seen, scores, np.inf).reshape(len(scores), -1)
     radius = _smallest(columns, level, seen.reshape(columns.shape).sum(axis=0))

@@ -151,7 +151,7 @@ def observed_rows(
     likelihood, predictive, y
         As for `evaluate`.
     values
-        Of the targets' shape.
+        An array of the targets' shape.
     """
     if not isinstance(likelihood, Masked):
         return as_rows(values)

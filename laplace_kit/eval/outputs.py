@@ -134,7 +134,7 @@ class Predictive:
         Parameters
         ----------
         y
-            Of a shape that broadcasts to the targets. For the probability integral transform of
+            An array that broadcasts to the targets. For the probability integral transform of
             counts see `laplace_kit.eval.pit`.
         """
         return self.targets.cdf(jnp.asarray(y))

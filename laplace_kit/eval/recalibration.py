@@ -39,7 +39,7 @@ class TemperatureScaling:
         Parameters
         ----------
         predictive
-            Of the same kind as the one that was calibrated.
+            One of the same kind as the one that was calibrated.
         """
         return _tempered(predictive, self.temperature)
 
@@ -59,7 +59,7 @@ class StdScaling:
         Parameters
         ----------
         predictive
-            Of the same kind as the one that was calibrated.
+            One of the same kind as the one that was calibrated.
         """
         return tree.replace(predictive, targets=predictive.targets.scaled(self.scale))
 

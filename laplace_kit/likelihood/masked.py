@@ -22,8 +22,9 @@ class Masked(Factorized):
     Parameters
     ----------
     likelihood
-        Of independent entries: `Gaussian`, `HeteroscedasticGaussian`, `StudentT`, `Categorical`,
-        `Bernoulli`, `Ordinal`, `Poisson`, `NegativeBinomial`, or a `Factorized` one of your own.
+        One with independent entries: `Gaussian`, `HeteroscedasticGaussian`, `StudentT`,
+        `Categorical`, `Bernoulli`, `Ordinal`, `Poisson`, `NegativeBinomial`, or a `Factorized`
+        likelihood of your own.
 
     Raises
     ------

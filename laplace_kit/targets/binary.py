@@ -21,7 +21,7 @@ class BinaryTargets(LabelTargets):
     outputs
         The logits' distribution, from which the parts of the uncertainty follow.
     probs
-        Of the outputs' shape.
+        The probability of the label 1, of the outputs' shape.
     logits
         Whose sigmoid they are, if known.
     drawn

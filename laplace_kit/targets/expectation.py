@@ -53,7 +53,7 @@ def normal_expectation(
     fn
         From outputs to a pytree of bounded arrays.
     mean, std
-        Of the outputs, of the same shape.
+        Moments of the outputs, of the same shape.
 
     Returns
     -------
@@ -88,7 +88,8 @@ def drawn_expectation(
     fn
         From outputs `(N, C)` to a pytree of arrays.
     mean, covariance
-        Of the outputs; variances `(N, C)` count as a diagonal covariance, which may be singular.
+        Moments of the outputs; variances `(N, C)` count as a diagonal covariance, which may be
+        singular.
     key
         For the draws, which are independent between the N.
     num_samples
@@ -156,7 +157,7 @@ def log_concave_expectation(
     log_fn
         Elementwise, concave and differentiable twice.
     mean, std
-        Of the outputs, of the same shape.
+        Moments of the outputs, of the same shape.
     """
     mean, std = _precise(mean), _precise(std)
     slope = jax.grad(lambda f: jnp.sum(log_fn(f)))

@@ -28,7 +28,7 @@ class NormalMixtureTargets(NumberTargets):
     outputs
         `(N, ..., 2 C)`, the C means before the C log-precisions.
     mean, epistemic_var
-        Of the first C outputs, `(N, ..., C)`.
+        Moments of the first C outputs, `(N, ..., C)`.
     aleatoric_var
         $\mathbb E\, e^{-\ell}$, `(N, ..., C)`.
     """

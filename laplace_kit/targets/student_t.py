@@ -87,7 +87,7 @@ def student_t(
     outputs
         The distribution of the outputs; draws enter by their mean and variance.
     scale, degrees_of_freedom
-        Of the noise; the scale broadcasts to the outputs of one example.
+        The noise's parameters; the scale broadcasts to the outputs of one example.
     """
     scale, nu = jnp.broadcast_to(scale, outputs.mean.shape), degrees_of_freedom
     variance = jnp.where(nu > 2, scale**2 * nu / jnp.where(nu > 2, nu - 2, 1), jnp.inf)
@@ -97,7 +97,7 @@ def student_t(
 def _nodes(nu: Float[Array, ""]) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
     r"""Return nodes u and logarithms of weights for $u = \log w$, by the trapezoidal rule.
 
-    The log density of u is $\tfrac\nu2 (u - e^u)$ but for a constant. The ends lie beyond where it
+    The log density of u is $\tfrac\nu2 (u - e^u)$ up to a constant. The ends lie beyond where it
     has fallen by `_LOG_RANGE`: $e^u - u - 1$ is at least $e^u / 2 - 1$ and, for positive u,
     $u^2 / 2$; for negative u, at least $-u - 1$, and $u^2 / 3$ down to minus one.
     """
