@@ -46,6 +46,7 @@ JOBS = (
     Job("64-32-10, kron", workloads.small, "kron"),
     Job("64-32-10, diagonal", workloads.small, "diagonal"),
     Job("64-32-10, auto (theirs: last layer, kron)", workloads.small, "auto"),
+    Job("64-32-10, last layer, kron", workloads.small, "last_layer"),
     Job("784-200-200-10, kron", workloads.medium, "kron", share=1 / 3),
 )
 QUICK_JOBS = (Job("8-6-3, kron", workloads.tiny, "kron"),)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, Num, PyTree
 
 from laplace_kit import tree
 from laplace_kit.arrays import as_array
@@ -136,7 +136,7 @@ def select(params: PyTree, subset: Subset = None) -> tuple[PyTree, Selection]:
             parts = (leaf, None, None)
         else:
             index = as_array(np.flatnonzero(mask))
-            parts = (jnp.ravel(leaf)[index], leaf, index)
+            parts = (_entries(leaf, index), leaf, index)
         for part, place in zip(parts, (free, frozen, indices), strict=True):
             place.append(part)
     if not any(part is not None for part in free):
@@ -148,6 +148,11 @@ def select(params: PyTree, subset: Subset = None) -> tuple[PyTree, Selection]:
     return jax.tree.unflatten(structure, free), Selection(
         jax.tree.unflatten(structure, frozen), jax.tree.unflatten(structure, indices)
     )
+
+
+@jax.jit
+def _entries(leaf: Num[Array, "..."], index: Int[Array, " k"]) -> Num[Array, " k"]:
+    return jnp.ravel(leaf)[index]
 
 
 def varying(params: PyTree) -> PyTree:

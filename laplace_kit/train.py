@@ -300,7 +300,7 @@ def _train_epoch(loss, optimizer, state, data: Data, key, size: int):
         return _scan_epoch(loss, optimizer, state, data, key, size)
     total = 0.0
     for chunk in chunks(data, size):
-        state, value = _step(loss, optimizer, state, chunk)
+        state, value = _training_step(loss, optimizer, state, chunk)
         total += value
     return state, total
 
@@ -315,14 +315,14 @@ def _scan_epoch(loss, optimizer, state, data, key, size):
     def body(state, batch):
         rows, weight = batch
         x, y = jax.tree.map(lambda leaf: leaf[rows], (data.x, data.y))
-        return _step(loss, optimizer, state, Chunk(x, y, weight))
+        return _training_step(loss, optimizer, state, Chunk(x, y, weight))
 
     state, losses = jax.lax.scan(body, state, (order.T, weight.T.astype(jnp.float32)))
     return state, jnp.sum(losses)
 
 
 @partial(jax.jit, static_argnames="optimizer")
-def _step(loss, optimizer, state, chunk):
+def _training_step(loss, optimizer, state, chunk):
     import optax
 
     params, optimizer_state = state

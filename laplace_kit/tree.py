@@ -213,7 +213,7 @@ def broadcast(values: PyTree, like: PyTree, *, name: str) -> Float[Array, " P"]:
     if jax.tree_util.treedef_is_leaf(jax.tree.structure(values)):
         values = jnp.asarray(values, common)
         if values.shape == ():
-            return jnp.full(num, values)
+            return _repeated(values, num)
         if values.shape == (num,) or [values.shape] == [
             jnp.shape(a) for a in jax.tree.leaves(like)
         ]:
@@ -223,7 +223,18 @@ def broadcast(values: PyTree, like: PyTree, *, name: str) -> Float[Array, " P"]:
             "repeat the values to parameter length or pass one per leaf."
         )
     per_leaf = values_per_leaf(values, like, name=name)
-    return ravel(jax.tree.map(lambda v, leaf: jnp.broadcast_to(v, jnp.shape(leaf)), per_leaf, like))
+    return _repeated_by_leaf(per_leaf, tuple(jnp.shape(leaf) for leaf in jax.tree.leaves(like)))
+
+
+@partial(jax.jit, static_argnames="num")
+def _repeated(value, num):
+    return jnp.full(num, value)
+
+
+@partial(jax.jit, static_argnames="shapes")
+def _repeated_by_leaf(values, shapes):
+    values = jax.tree.leaves(values)
+    return ravel([jnp.broadcast_to(v, shape) for v, shape in zip(values, shapes, strict=True)])
 
 
 _KINDS = (

@@ -15,10 +15,12 @@ from jax._src.interpreters import pxla
 # Compiling is most of a test's time, so XLA does little of it; `make test-slow` has it do all.
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     jax.config.update("jax_disable_most_optimizations", True)
+    # In one piece and without LLVM's slower passes: the workers keep all processors busy anyway.
+    flags = "--xla_cpu_parallel_codegen_split_count=1 --xla_llvm_disable_expensive_passes=true"
     if jax.__version_info__ < (0, 11):
         # The older emitters of loops take half as long; later versions know the flag no more.
-        given = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{given} --xla_cpu_use_fusion_emitters=false"
+        flags += " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 
 
 def pytest_configure(config):

@@ -343,10 +343,10 @@ def test_neither_epochs_nor_refits_compile_the_training_step_again(streamed):
     with twins.compilations() as names:
         train_linear(data, optimizer=_ADAM, num_epochs=6)
     counts = Counter(names)
-    assert counts["jit(_step)"] + counts["jit(_scan_epoch)"] == 1
+    assert counts["jit(_training_step)"] + counts["jit(_scan_epoch)"] == 1
     with twins.compilations() as names:  # only the bookkeeping of so many refits, if that
         train_linear(data, optimizer=_ADAM, num_epochs=12, prior_precision=2.0)
-    assert not {"jit(_step)", "jit(_scan_epoch)"} & set(names)
+    assert not {"jit(_training_step)", "jit(_scan_epoch)"} & set(names)
 
 
 ERRORS = [

@@ -1,6 +1,8 @@
 """How far a posterior can be trusted, in numbers."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from laplace_kit.approx.posterior import Posterior, Structure
@@ -64,9 +66,24 @@ def diagnose(
     ----------
     MacKay (1992), A practical Bayesian framework for backpropagation networks.
     """
-    spectrum = structure.spectrum()
+    residuals = getattr(structure, "residuals", np.zeros(1, precision.dtype))
+    return _diagnose(
+        structure.spectrum(),
+        residuals,
+        posterior,
+        gradient,
+        precision,
+        deviation,
+        jitter,
+        temperature,
+    )
+
+
+@jax.jit
+def _diagnose(
+    spectrum, residuals, posterior, gradient, precision, deviation, jitter, temperature
+) -> Diagnostics:
     largest = jnp.abs(spectrum.values).max()
-    residuals = getattr(structure, "residuals", jnp.zeros(1, largest.dtype))
     pull = gradient + precision * deviation
     lowest = jnp.maximum(spectrum.smallest, 0) + precision.min()
     return Diagnostics(

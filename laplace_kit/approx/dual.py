@@ -103,9 +103,11 @@ class DualPosterior(Posterior):
     def dtype(self):
         return self.prior_variance.dtype
 
+    @jax.jit
     def scale_mv(self, eps):
         return self._prior_std * self._turn(eps, transpose=False)
 
+    @jax.jit
     def scale_rmv(self, rows):
         return self._turn(rows * self._prior_std, transpose=True)
 
@@ -152,6 +154,7 @@ class DualPosterior(Posterior):
                 lambda: self._cross_by_residuals(rows, other, learned, others),
             )
 
+    @jax.jit
     def variance(self):
         identity = jnp.eye(len(self.cholesky), dtype=self.dtype)
         with jax.default_matmul_precision("highest"):

@@ -118,12 +118,14 @@ class FullPosterior(Posterior):
             root = self._root_for(rows.layouts)
             return jnp.einsum("brp,dsp->brds", rows.project(root), other.project(root))
 
+    @jax.jit
     def variance(self):
         return jnp.sum(self.scale_mv(jnp.eye(self.size, dtype=self.dtype)) ** 2, axis=0)
 
     def _root_for(self, layouts):
         return _root(self.cholesky, layouts) if self.root is None else self.root
 
+    @partial(jax.jit, static_argnames="trans")
     def _solve(self, vectors, trans):
         columns = vectors.reshape(-1, self.size).astype(self.dtype).T
         with jax.default_matmul_precision("highest"):

@@ -174,9 +174,11 @@ class KroneckerPosterior(Posterior):
     def num_projections(self):
         return max(block.num_projections for block in self.blocks)
 
+    @jax.jit
     def scale_mv(self, eps):
         return self._by_block(eps, lambda block, m: block.scale_mv(m))
 
+    @jax.jit
     def scale_rmv(self, rows):
         return self._by_block(rows, lambda block, m: block.scale_rmv(m))
 
@@ -189,6 +191,7 @@ class KroneckerPosterior(Posterior):
     def cross_covariance(self, rows, other):
         return self._over_rows(lambda block, *parts: block.cross_covariance(*parts), rows, other)
 
+    @jax.jit
     def variance(self):
         with jax.default_matmul_precision("highest"):
             return to_flat(self._layouts, [block.variance() for block in self.blocks])

@@ -81,9 +81,15 @@ def fit_low_rank(
     pairs, smallest = leading_eigenpairs(operator, rank, key=key)
     if operator.is_positive_semidefinite:  # so that what is negative is rounding
         smallest = jnp.maximum(smallest, 0)
-    values = jnp.append(pairs.values, smallest)
-    met = without_rounding(values, operator.shape[0], rounding(operator))
-    return LowRankStructure(jnp.maximum(met[:-1], 0), pairs.vectors, pairs.residuals, met[-1])
+    values, smallest = _met(pairs.values, smallest, operator.shape[0], rounding(operator))
+    return LowRankStructure(values, pairs.vectors, pairs.residuals, smallest)
+
+
+@partial(jax.jit, static_argnames="size")
+def _met(values, smallest, size, coarsest):
+    """Return the leading eigenvalues and the smallest one that was met, without their rounding."""
+    met = without_rounding(jnp.append(values, smallest), size, coarsest)
+    return jnp.maximum(met[:-1], 0), met[-1]
 
 
 @partial(jax.jit, static_argnames="layouts")
@@ -115,9 +121,11 @@ class LowRankPosterior(Posterior):
     def dtype(self):
         return self.prior_std.dtype
 
+    @jax.jit
     def scale_mv(self, eps):
         return self.prior_std * self._turn(eps, self.inner)
 
+    @jax.jit
     def scale_rmv(self, rows):
         return self._turn(rows * self.prior_std, self.inner.T)
 
@@ -154,6 +162,7 @@ class LowRankPosterior(Posterior):
     def num_projections(self):
         return self.size if self._multiplies_out else len(self.rows)
 
+    @jax.jit
     def variance(self):
         with jax.default_matmul_precision("highest"):
             if self._multiplies_out:

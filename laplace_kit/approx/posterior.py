@@ -14,7 +14,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import tree
 from laplace_kit.curv.capture.layout import Layout
@@ -74,8 +74,9 @@ class Posterior(abc.ABC):
     def sample(self, key: PRNGKeyArray, num_samples: int) -> Float[Array, "K P"]:
         """Return draws from the Gaussian, `(K, P)`; a `ValueError` if K is not positive."""
         check_count("num_samples", num_samples, "draws")
-        return self.scale_mv(jax.random.normal(key, (num_samples, self.size), self.dtype))
+        return _draws(self, key, num_samples)
 
+    @jax.jit
     def covariance(self) -> Float[Array, "P P"]:
         """Return the dense covariance, `(P, P)`: for small models and tests."""
         root = self.scale_rmv(jnp.eye(self.size, dtype=self.dtype))
@@ -85,6 +86,13 @@ class Posterior(abc.ABC):
     def is_finite(self) -> bool:
         """Tell, outside of transformations, whether the factorisation succeeded."""
         return bool(_all_finite(self))
+
+
+@partial(jax.jit, static_argnames="num_samples")
+def _draws(posterior, key, num_samples):
+    return posterior.scale_mv(
+        jax.random.normal(key, (num_samples, posterior.size), posterior.dtype)
+    )
 
 
 def keep(owner: object, key: Hashable, make: Callable[[], PyTree]) -> PyTree:
@@ -187,8 +195,9 @@ def spectrum_of(parts: tuple[Float[Array, "..."], ...]) -> Spectrum:
     return Spectrum(values, values.min(), len(values))
 
 
+@partial(jax.jit, static_argnames="size", inline=True)
 def without_rounding(
-    values: Float[Array, " R"], size: int, coarsest: float = 0.0
+    values: Float[Array, " R"], size: int, coarsest: Float[ArrayLike, ""] = 0.0
 ) -> Float[Array, " R"]:
     """Set eigenvalues that are negative by rounding alone to zero; truly negative ones stay.
 

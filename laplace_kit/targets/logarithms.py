@@ -5,11 +5,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+@jax.jit
 def finite_log(probs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Return logarithms, of zero as of the smallest normal number."""
     return jnp.log(jnp.maximum(probs, jnp.finfo(probs.dtype).tiny))
 
 
+@jax.jit
 def entropy(probs: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:
     """Return the entropies of distributions, in nats."""
     # Rounding may leave a probability just below zero, of which the entropy is minus infinity.

@@ -1,6 +1,7 @@
 """A first answer by laplace_kit: fit, tune and predict once, and count the programs compiled.
 
-`python -m ... WORKLOAD.npz STRUCTURE ANSWER.json` writes what `benchmarks.first_answer` reads.
+`python -m ... WORKLOAD.npz STRUCTURE ANSWER.json` writes what `benchmarks.first_answer` reads. The
+structure `"last_layer"` is a Kronecker one of the last layer.
 """
 
 import json
@@ -43,11 +44,18 @@ def main() -> None:
         }
         return found
 
-    model_fn = NETWORKS[workload.kind]
+    model_fn, subset = NETWORKS[workload.kind], None
+    if structure == "last_layer":
+        structure, subset = "kron", "last_layer"
     la = timed(
         "fit",
         lambda: lk.fit(
-            model_fn, workload.params, data, likelihood="categorical", structure=structure
+            model_fn,
+            workload.params,
+            data,
+            likelihood="categorical",
+            structure=structure,
+            subset=subset,
         ),
     )
     la = timed("tune", la.tune)

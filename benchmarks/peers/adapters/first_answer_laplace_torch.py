@@ -1,7 +1,8 @@
 """A first answer by laplace-torch: fit, tune and predict once.
 
 `python -m ... WORKLOAD.npz STRUCTURE ANSWER.json` writes what `benchmarks.first_answer` reads. The
-structure `"auto"` is what laplace-torch does by default: Kronecker factors of the last layer.
+structures `"auto"` and `"last_layer"` are what laplace-torch does by default: Kronecker factors of
+the last layer.
 """
 
 import json
@@ -19,7 +20,7 @@ from benchmarks.peers.protocol import NUM_INPUTS, Workload
 
 def options(structure: str) -> dict:
     """Return what to ask for: the default back end, or BackPACK where that is far faster."""
-    if structure == "auto":
+    if structure in ("auto", "last_layer"):
         return {}
     if structure == "diagonal":
         from laplace.curvature import BackPackGGN

@@ -162,7 +162,12 @@ def draw(
 ) -> Float[Array, "K P"]:
     """Return the probes of these numbers: the same ones, however they are cut into blocks."""
     vector = _vector_spec(operator)
-    sample = _SAMPLERS[probes](jnp.zeros(vector.shape, vector.dtype), num=1)
+    return _draw(key, indices, vector.shape, vector.dtype, probes)
+
+
+@partial(jax.jit, static_argnames=("shape", "dtype", "probes"))
+def _draw(key, indices, shape, dtype, probes):
+    sample = _SAMPLERS[probes](jnp.zeros(shape, dtype), num=1)
     return jax.vmap(lambda i: sample(jax.random.fold_in(key, i))[0])(indices)
 
 

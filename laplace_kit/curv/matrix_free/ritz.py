@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from laplace_kit.curv.linear import SelfAdjointOperator
@@ -65,16 +66,15 @@ def dense_eigenpairs(operator: SelfAdjointOperator) -> Eigenpairs:
         values, vectors = jnp.linalg.eigh(operator.to_dense())
     num = len(values)
     relative = max(num * float(jnp.finfo(values.dtype).eps), rounding(operator))
-    residuals, converged = jnp.full(num, relative * jnp.abs(values).max()), jnp.ones(num, bool)
-    return Eigenpairs(values[::-1], vectors[:, ::-1].T, residuals, converged, num)
+    return Eigenpairs(*_descending(values, vectors, relative), num)
 
 
 def take(pairs: Eigenpairs, wanted) -> Eigenpairs:
     """Return some of the pairs, those that a slice or an index array tells."""
-    values, vectors, residuals, converged = (
-        part[wanted] for part in (pairs.values, pairs.vectors, pairs.residuals, pairs.converged)
-    )
-    return Eigenpairs(values, vectors, residuals, converged, pairs.num_products)
+    parts = pairs.values, pairs.vectors, pairs.residuals, pairs.converged
+    if isinstance(wanted, slice):
+        wanted = np.arange(len(pairs.values))[wanted]
+    return Eigenpairs(*_rows(parts, wanted), pairs.num_products)
 
 
 def check_rank(rank: int, num_params: int) -> int:
@@ -85,6 +85,17 @@ def check_rank(rank: int, num_params: int) -> int:
             "parameters; lower it, or leave it out."
         )
     return rank
+
+
+@jax.jit
+def _rows(parts, index):
+    return tuple(part[index] for part in parts)
+
+
+@jax.jit
+def _descending(values, vectors, relative):
+    residuals = jnp.full(len(values), relative * jnp.abs(values).max())
+    return values[::-1], vectors[:, ::-1].T, residuals, jnp.ones(len(values), bool)
 
 
 @jax.jit

@@ -7,6 +7,7 @@ $\max(p, 1 - p)$ with the accuracy. Labels are integers or booleans, `(N,)`; sof
 numbers from 0 to 1. The area under the ROC curve is `auroc(p[y == 0], p[y == 1])`.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
@@ -55,7 +56,12 @@ def binary_brier_score(
         If the shapes differ or the values are not those of probabilities, labels and weights.
     """
     p, y = checks.binary(p, y)
-    return weighting.mean((p - y) ** 2, weighting.checked(weights, len(p), p.dtype))
+    return _mean_square(p, y, weighting.checked(weights, len(p), p.dtype))
+
+
+@jax.jit
+def _mean_square(p, y, weights):
+    return weighting.mean((p - y) ** 2, weights)
 
 
 @metric

@@ -50,7 +50,7 @@ def reliability_bins(
     probs, targets = checks.labelled(probs, y)
     weights = weighting.checked(weights, len(probs), probs.dtype)
     edges = equal_width_edges(num_bins, probs.dtype)
-    return averages(jnp.max(probs, axis=1), agreement(probs, targets), weights, edges)
+    return _averages_of_most_probable(probs, targets, weights, edges)
 
 
 @metric
@@ -72,9 +72,13 @@ def equal_mass_bins(
     checks.check_num_bins(num_bins)
     probs, targets = checks.labelled(probs, y)
     weights = weighting.as_counts(weighting.checked(weights, len(probs), probs.dtype))
-    confidence = jnp.max(probs, axis=1)
-    edges = _equal_mass_edges(confidence, weights, num_bins)
-    return averages(confidence, agreement(probs, targets), weights, edges)
+    edges = _equal_mass_edges(probs, weights, num_bins)
+    return _averages_of_most_probable(probs, targets, weights, edges)
+
+
+@jax.jit
+def _averages_of_most_probable(probs, targets, weights, edges) -> ReliabilityBins:
+    return averages(jnp.max(probs, axis=1), agreement(probs, targets), weights, edges)
 
 
 def equal_width_edges(num_bins: int, dtype: jnp.dtype) -> Float[Array, " E"]:
@@ -84,9 +88,10 @@ def equal_width_edges(num_bins: int, dtype: jnp.dtype) -> Float[Array, " E"]:
 
 @partial(jax.jit, static_argnames="num_bins")
 def _equal_mass_edges(
-    values: Float[Array, " N"], weights: Num[Array, " N"], num_bins: int
+    probs: Float[Array, "N C"], weights: Num[Array, " N"], num_bins: int
 ) -> Float[Array, " E"]:
-    """Return 0, the largest value of every group but the last, and 1."""
+    """Return 0, the largest confidence of every group but the last, and 1."""
+    values = jnp.max(probs, axis=1)
     order = jnp.argsort(values)
     before = jnp.cumsum(weights[order])
     size, num_larger = jnp.divmod(sums.over_examples(weights), num_bins)

@@ -30,6 +30,11 @@ def brier_score(
     """
     probs, targets = checks.labelled(probs, y)
     weights = weighting.checked(weights, len(probs), probs.dtype)
+    return _mean_squares(probs, targets, weights)
+
+
+@jax.jit
+def _mean_squares(probs, targets, weights):
     return weighting.mean(jnp.sum((probs - targets) ** 2, axis=1), weights)
 
 

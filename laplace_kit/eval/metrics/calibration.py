@@ -1,5 +1,6 @@
 """How far confidence is from accuracy."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
@@ -43,7 +44,7 @@ def maximum_calibration_error(
         As for `reliability_bins`, with the same errors.
     """
     in_bins = reliability_bins(probs, y, num_bins, weights=weights)
-    return jnp.max(jnp.abs(in_bins.accuracy - in_bins.confidence))
+    return _max_gap(in_bins)
 
 
 @metric
@@ -117,7 +118,11 @@ def squared_calibration_error(
     ----------
     Kumar, Liang and Ma (2019), "Verified uncertainty calibration".
     """
-    in_bins = equal_mass_bins(probs, y, num_bins, weights=weights)
+    return _debiased_square(equal_mass_bins(probs, y, num_bins, weights=weights))
+
+
+@jax.jit
+def _debiased_square(in_bins: ReliabilityBins) -> Float[Array, ""]:
     counts, accuracy = in_bins.counts, in_bins.accuracy
     variance = accuracy * (1 - accuracy) / jnp.maximum(counts - 1, 1)
     squares = (accuracy - in_bins.confidence) ** 2 - variance
@@ -147,6 +152,12 @@ def debiased_calibration_error(
     return jnp.sqrt(jnp.maximum(squared, 0))
 
 
+@jax.jit
+def _max_gap(in_bins: ReliabilityBins) -> Float[Array, ""]:
+    return jnp.max(jnp.abs(in_bins.accuracy - in_bins.confidence))
+
+
+@jax.jit
 def mean_gap(in_bins: ReliabilityBins) -> Float[Array, ""]:
     """Return the mean distance of accuracy from confidence."""
     gaps = jnp.abs(in_bins.accuracy - in_bins.confidence)

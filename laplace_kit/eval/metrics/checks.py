@@ -23,9 +23,9 @@ def as_floating(*arrays: ArrayLike) -> list[Float[Array, "..."]]:
     return [jnp.asarray(array, dtype) for array in arrays]
 
 
-def require(condition: Bool[Array, "..."], found: str, expected: str) -> None:
-    """Raise a `ValueError` if the condition is known to be false anywhere."""
-    if is_concrete(condition) and not condition.all():
+def require(condition: Bool[Array, ""], found: str, expected: str) -> None:
+    """Raise a `ValueError` if the condition is known to be false."""
+    if is_concrete(condition) and not condition:
         raise ValueError(f"Found {found}, expected {expected}.")
 
 
@@ -39,9 +39,16 @@ def fractions(
 ) -> Float[Array, "..."]:
     """Return an array of numbers from 0 to 1, such as levels, whatever its shape."""
     values = jnp.asarray(values, dtype)
-    valid = (values >= 0) & (values <= 1)
+    valid = _all_within(values, 0.0, 1.0)
     require(valid, f"{name} outside 0 to 1", "fractions; divide percentages by 100")
     return values
+
+
+@jax.jit
+def _all_within(
+    values: Num[Array, "..."], low: Num[ArrayLike, ""], high: Num[ArrayLike, ""]
+) -> Bool[Array, ""]:
+    return jnp.all((values >= low) & (values <= high))
 
 
 # --- classification --------------------------------------------------------------------------
@@ -71,9 +78,9 @@ def labelled(probs: ArrayLike, y: ArrayLike) -> tuple[Float[Array, "N C"], Float
             f"Found labels y of dtype {y.dtype} and shape {y.shape}, expected integers; convert "
             "them with y.astype(int), or pass soft labels as (N, C)."
         )
-    targets = _one_hot(y, probs)
-    if is_concrete(targets) and jnp.isnan(targets[:, 0]).any():
-        first = int(jnp.argmax(jnp.isnan(targets[:, 0])))
+    targets, all_in_range = _one_hot(y, probs)
+    if is_concrete(all_in_range) and not all_in_range:
+        first = int(np.argmax(np.isnan(np.asarray(targets)[:, 0])))
         raise ValueError(
             f"Found the label {int(given[first])} at y[{first}], expected integers from 0 to "
             f"{probs.shape[1] - 1} for probs of shape {probs.shape}; drop or renumber such labels."
@@ -90,10 +97,13 @@ def _without_wrapping(y: ArrayLike) -> Array:
 
 @jax.jit
 def _one_hot(y: Num[Array, " N"] | Bool[Array, " N"], probs: Float[Array, "N C"]):
-    """Return one row per label, NaN for those out of range, in the shape and dtype of `probs`."""
+    """Return one row per label, NaN for those out of range, and whether there are none of these.
+
+    The rows have the shape and dtype of `probs`.
+    """
     one_hot = y[:, None] == jnp.arange(probs.shape[1])
     in_range = one_hot.any(axis=1, keepdims=True)
-    return jnp.where(in_range, one_hot.astype(probs.dtype), jnp.nan)
+    return jnp.where(in_range, one_hot.astype(probs.dtype), jnp.nan), in_range.all()
 
 
 def distributions(probs: ArrayLike, axes: str) -> Float[Array, "*batch C"]:
@@ -110,9 +120,9 @@ def distributions(probs: ArrayLike, axes: str) -> Float[Array, "*batch C"]:
 
 
 def _check_distributions(name: str, rows: Float[Array, "N C"], remedy: str) -> None:
-    valid = _are_distributions(rows)
-    if is_concrete(valid) and not valid.all():
-        first = int(jnp.argmin(valid))
+    valid, all_valid = _are_distributions(rows)
+    if is_concrete(all_valid) and not all_valid:
+        first = int(np.argmin(np.asarray(valid)))
         row = np.asarray(rows[first])
         raise ValueError(
             f"Found {name}[{first}] with the sum {row.sum():.4g} and the smallest entry "
@@ -121,9 +131,10 @@ def _check_distributions(name: str, rows: Float[Array, "N C"], remedy: str) -> N
 
 
 @jax.jit
-def _are_distributions(rows: Float[Array, "N C"]) -> Bool[Array, " N"]:
+def _are_distributions(rows: Float[Array, "N C"]) -> tuple[Bool[Array, " N"], Bool[Array, ""]]:
     sums_to_one = jnp.abs(jnp.sum(rows, axis=1) - 1) <= TOLERANCE
-    return sums_to_one & (jnp.min(rows, axis=1) >= -TOLERANCE)
+    valid = sums_to_one & (jnp.min(rows, axis=1) >= -TOLERANCE)
+    return valid, valid.all()
 
 
 def binary(p: ArrayLike, y: ArrayLike) -> tuple[Float[Array, " N"], Num[Array, " N"]]:
@@ -143,13 +154,19 @@ def binary(p: ArrayLike, y: ArrayLike) -> tuple[Float[Array, " N"], Num[Array, "
             f"Found y of shape {y.shape} for p of shape {p.shape}, expected one label for each "
             "example; of labels (N, 1) pass y[:, 0]."
         )
-    in_range = (p >= -TOLERANCE) & (p <= 1 + TOLERANCE)
+    in_range = _all_within(p, -TOLERANCE, 1 + TOLERANCE)
     require(in_range, "p outside 0 to 1", "probabilities; of logits pass jax.nn.sigmoid(logits)")
     is_soft = jnp.issubdtype(y.dtype, jnp.inexact)
     y = y.astype(p.dtype if is_soft else jnp.int32)
-    is_label = (y >= 0) & (y <= 1)
-    require(is_label, "labels y outside 0 to 1", "0 or 1, or True and False; renumber them")
-    return jnp.where(is_label, p, jnp.nan), y
+    require(
+        _all_within(y, 0, 1), "labels y outside 0 to 1", "0 or 1, or True and False; renumber them"
+    )
+    return _unless_mislabelled(p, y), y
+
+
+@jax.jit
+def _unless_mislabelled(p: Float[Array, " N"], y: Num[Array, " N"]) -> Float[Array, " N"]:
+    return jnp.where((y >= 0) & (y <= 1), p, jnp.nan)
 
 
 # --- scores ----------------------------------------------------------------------------------
@@ -163,7 +180,8 @@ def scores(name: str, values: ArrayLike, dtype: jnp.dtype) -> Float[Array, " N"]
             f"Found {name} of shape {values.shape}, expected one score per input, (N,); reduce "
             "each prediction to a number first, for example its entropy."
         )
-    require(~jnp.isnan(values), f"a NaN in {name}", "numbers; drop the inputs it came from")
+    numbers = _all_within(values, -jnp.inf, jnp.inf)  # which a NaN is not
+    require(numbers, f"a NaN in {name}", "numbers; drop the inputs it came from")
     return values
 
 
@@ -202,7 +220,12 @@ def check_examples(name: str, values: Float[Array, "..."]) -> None:
 def check_spread(name: str, spread: Float[Array, "..."]) -> None:
     """Refuse a variance or a standard deviation that is known not to be positive."""
     found = f"{name} with an entry that is not positive"
-    require(spread > 0, found, "positive numbers everywhere; add the observation noise")
+    require(_all_positive(spread), found, "positive numbers everywhere; add the observation noise")
+
+
+@jax.jit
+def _all_positive(values: Float[Array, "..."]) -> Bool[Array, ""]:
+    return jnp.all(values > 0)
 
 
 def samples(values: ArrayLike, y: ArrayLike) -> list[Float[Array, "..."]]:

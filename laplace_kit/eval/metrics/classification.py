@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from laplace_kit.eval.metrics import checks, weighting
 from laplace_kit.eval.metrics.inputs import metric
@@ -32,6 +32,11 @@ def negative_log_likelihood(
     """
     probs, targets = checks.labelled(probs, y)
     weights = weighting.checked(weights, len(probs), probs.dtype)
+    return _cross_entropy(probs, targets, weights)
+
+
+@jax.jit
+def _cross_entropy(probs, targets, weights):
     return -weighting.mean(jnp.sum(targets * finite_log(probs), axis=1), weights)
 
 
@@ -72,7 +77,6 @@ def top_k_accuracy(
     return weighting.mean(hits(probs, targets, k), weights)
 
 
-@jax.jit
 def _ranks(probs: Float[Array, "N C"], targets: Float[Array, "N C"]) -> Float[Array, " N"]:
     """Return how many classes come before the label; NaN where either is unknown."""
     label = jnp.argmax(targets, axis=1, keepdims=True)
@@ -83,8 +87,9 @@ def _ranks(probs: Float[Array, "N C"], targets: Float[Array, "N C"]) -> Float[Ar
     return jnp.where(unknown, jnp.nan, rank.astype(probs.dtype))
 
 
+@jax.jit
 def hits(
-    probs: Float[Array, "N C"], targets: Float[Array, "N C"], k: int = 1
+    probs: Float[Array, "N C"], targets: Float[Array, "N C"], k: int | Int[Array, ""] = 1
 ) -> Float[Array, " N"]:
     """Return 1 where the label is among the first `k` classes, else 0; NaN where it is unknown."""
     ranks = _ranks(probs, targets)

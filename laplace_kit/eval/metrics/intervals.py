@@ -34,9 +34,7 @@ def interval_coverage(
     mean, std, y = checks.regression(mean, std, y, "std")
     weights = weighting.checked(weights, len(mean), mean.dtype)
     levels = checks.fractions("levels", levels, mean.dtype)
-    half_widths = _half_widths(levels).reshape(-1)
-    distances = (jnp.abs(y - mean) / std).reshape(len(mean), -1)
-    return _coverage(distances, weights, half_widths).reshape(levels.shape)
+    return _coverage(mean, std, y, weights, levels)
 
 
 @metric
@@ -59,7 +57,7 @@ def interval_width(
     checks.check_spread("std", std)
     weights = weighting.checked(weights, len(std), std.dtype)
     levels = checks.fractions("levels", levels, std.dtype)
-    return 2 * _half_widths(levels) * weighting.mean_of_all(std, weights)
+    return _width(std, weights, levels)
 
 
 def _half_widths(levels: Float[Array, "*levels"]) -> Float[Array, "*levels"]:
@@ -69,8 +67,21 @@ def _half_widths(levels: Float[Array, "*levels"]) -> Float[Array, "*levels"]:
 
 @jax.jit
 def _coverage(
-    distances: Float[Array, "N K"], weights: Num[Array, " N"], half_widths: Float[Array, " L"]
-) -> Float[Array, " L"]:
-    inside = (distances[..., None] <= half_widths).astype(distances.dtype)
-    unknown = jnp.isnan(distances[..., None] + half_widths)
-    return jnp.mean(weighting.mean(jnp.where(unknown, jnp.nan, inside), weights), axis=0)
+    mean: Float[Array, "N *outputs"],
+    std: Float[Array, "*broadcast"],
+    y: Float[Array, "N *outputs"],
+    weights: Num[Array, " N"],
+    levels: Float[Array, "*levels"],
+) -> Float[Array, "*levels"]:
+    half_widths = _half_widths(levels).reshape(-1)
+    distances = (jnp.abs(y - mean) / std).reshape(len(mean), -1, 1)
+    inside = (distances <= half_widths).astype(distances.dtype)
+    inside = jnp.where(jnp.isnan(distances + half_widths), jnp.nan, inside)
+    return jnp.mean(weighting.mean(inside, weights), axis=0).reshape(levels.shape)
+
+
+@jax.jit
+def _width(
+    std: Float[Array, "N *outputs"], weights: Num[Array, " N"], levels: Float[Array, "*levels"]
+) -> Float[Array, "*levels"]:
+    return 2 * _half_widths(levels) * weighting.mean_of_all(std, weights)

@@ -31,7 +31,7 @@ def pit_gaussian(mean: ArrayLike, std: ArrayLike, y: ArrayLike) -> Float[Array, 
     theory: the prequential approach".
     """
     mean, std, y = checks.regression(mean, std, y, "std")
-    return jax.scipy.stats.norm.cdf((y - mean) / std)
+    return _normal_cdf(mean, std, y)
 
 
 @metric
@@ -51,6 +51,16 @@ def pit_samples(samples: ArrayLike, y: ArrayLike) -> Float[Array, "N *outputs"]:
     Hamill (2001), "Interpretation of rank histograms for verifying ensemble forecasts".
     """
     samples, y = checks.samples(samples, y)
+    return _shares_below(samples, y)
+
+
+@jax.jit
+def _normal_cdf(mean, std, y):
+    return jax.scipy.stats.norm.cdf((y - mean) / std)
+
+
+@jax.jit
+def _shares_below(samples: Float[Array, "S *shape"], y: Float[Array, "*shape"]):
     ranks = (jnp.sum(samples < y, axis=0) + jnp.sum(samples <= y, axis=0)) / 2
     unknown = jnp.isnan(jnp.sum(samples, axis=0) + y)
     return jnp.where(unknown, jnp.nan, (ranks + 0.5) / (len(samples) + 1)).astype(y.dtype)

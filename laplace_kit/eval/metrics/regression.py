@@ -35,6 +35,11 @@ def gaussian_nll(
     """
     mean, var, y = checks.regression(mean, var, y, "var")
     weights = weighting.checked(weights, len(mean), mean.dtype)
+    return _gaussian_nll(mean, var, y, weights)
+
+
+@jax.jit
+def _gaussian_nll(mean, var, y, weights):
     nll = 0.5 * (math.log(2 * math.pi) + jnp.log(var) + (y - mean) ** 2 / var)
     return jnp.sum(weighting.mean(nll, weights))
 
@@ -50,6 +55,11 @@ def rmse(mean: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None) -> 
     """
     mean, _, y = checks.regression(mean, 1.0, y, "std")
     weights = weighting.checked(weights, len(mean), mean.dtype)
+    return _rmse(mean, y, weights)
+
+
+@jax.jit
+def _rmse(mean, y, weights):
     return jnp.sqrt(weighting.mean_of_all((y - mean) ** 2, weights))
 
 
@@ -64,6 +74,11 @@ def mae(mean: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None) -> F
     """
     mean, _, y = checks.regression(mean, 1.0, y, "std")
     weights = weighting.checked(weights, len(mean), mean.dtype)
+    return _mae(mean, y, weights)
+
+
+@jax.jit
+def _mae(mean, y, weights):
     return weighting.mean_of_all(jnp.abs(y - mean), weights)
 
 
@@ -82,6 +97,11 @@ def chi_squared(
     """
     mean, var, y = checks.regression(mean, var, y, "var")
     weights = weighting.checked(weights, len(mean), mean.dtype)
+    return _chi_squared(mean, var, y, weights)
+
+
+@jax.jit
+def _chi_squared(mean, var, y, weights):
     return weighting.mean_of_all((y - mean) ** 2 / var, weights)
 
 
@@ -112,7 +132,7 @@ def sharpness(std: ArrayLike, *, weights: ArrayLike | None = None) -> Float[Arra
     checks.check_examples("std", std)
     checks.check_spread("std", std)
     weights = weighting.checked(weights, len(std), std.dtype)
-    return jnp.sqrt(weighting.mean_of_all(std**2, weights))
+    return _rmse(std, 0.0, weights)
 
 
 # --- continuous ranked probability score -----------------------------------------------------
@@ -138,13 +158,15 @@ def crps_gaussian(
     """
     mean, std, y = checks.regression(mean, std, y, "std")
     weights = weighting.checked(weights, len(mean), mean.dtype)
-    return weighting.mean_of_all(std * _crps_of_standard_normal((y - mean) / std), weights)
+    return _crps_gaussian(mean, std, y, weights)
 
 
 @jax.jit
-def _crps_of_standard_normal(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def _crps_gaussian(mean, std, y, weights):
+    z = (y - mean) / std
     cdf, pdf = jax.scipy.stats.norm.cdf(z), jax.scipy.stats.norm.pdf(z)
-    return z * (2 * cdf - 1) + 2 * pdf - 1 / math.sqrt(math.pi)
+    standard = z * (2 * cdf - 1) + 2 * pdf - 1 / math.sqrt(math.pi)
+    return weighting.mean_of_all(std * standard, weights)
 
 
 @metric

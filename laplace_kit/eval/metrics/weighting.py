@@ -8,6 +8,7 @@ are the same; where the number of examples matters, proportions are scaled to su
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Num
 
 from laplace_kit.eval.metrics import checks, sums
@@ -36,19 +37,25 @@ def checked(
         are not known, such weights all become NaN.
     """
     if weights is None:
-        return jnp.ones(num, jnp.int32)
+        return jax.device_put(np.ones(num, np.int32))  # which needs no program
     weights = jnp.asarray(weights, dtype)
     if weights.shape != (num,):
         raise ValueError(
             f"Found {name} of shape {weights.shape} for {num} examples, expected one number for "
             f"each, ({num},)."
         )
-    valid = (weights >= 0) & jnp.isfinite(weights)
+    weights, valid, positive = _validated(weights)
     found = f"{name} with an entry that is negative or not finite"
     checks.require(valid, found, "numbers of at least zero; for examples to leave out, zero")
-    positive = jnp.any(weights > 0)
     checks.require(positive, f"{name} that sum to zero", "some examples that are not left out")
-    return jnp.where(valid.all() & positive, weights, jnp.nan)
+    return weights
+
+
+@jax.jit
+def _validated(weights: Num[Array, " N"]) -> tuple[Array, Array, Array]:
+    """Return the weights, NaN if not valid, and whether all are and whether any is positive."""
+    valid, positive = jnp.all((weights >= 0) & jnp.isfinite(weights)), jnp.any(weights > 0)
+    return jnp.where(valid & positive, weights, jnp.nan), valid, positive
 
 
 @jax.jit
