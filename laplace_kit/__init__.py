@@ -6,6 +6,7 @@ from laplace_kit import approx as approx
 from laplace_kit import curv as curv
 from laplace_kit import eval as eval
 from laplace_kit import model as model
+from laplace_kit import targets as targets
 from laplace_kit import tune as tune
 from laplace_kit.fit import fit as fit
 from laplace_kit.fit import load as load
@@ -19,7 +20,10 @@ from laplace_kit.likelihood import HeteroscedasticGaussian as HeteroscedasticGau
 from laplace_kit.likelihood import Likelihood as Likelihood
 from laplace_kit.likelihood import Masked as Masked
 from laplace_kit.likelihood import MultivariateGaussian as MultivariateGaussian
+from laplace_kit.likelihood import NegativeBinomial as NegativeBinomial
+from laplace_kit.likelihood import Ordinal as Ordinal
 from laplace_kit.likelihood import Poisson as Poisson
+from laplace_kit.likelihood import StudentT as StudentT
 
 if TYPE_CHECKING:
     from laplace_kit.train import train_with_evidence as train_with_evidence

@@ -14,7 +14,7 @@ from laplace_kit.approx.prior import Prior
 from laplace_kit.approx.update import Expansion
 from laplace_kit.curv.capture.coverage import Coverage
 from laplace_kit.curv.trained_model import TrainedModel
-from laplace_kit.likelihood import Likelihood, unmasked
+from laplace_kit.likelihood import Likelihood, without_mask
 from laplace_kit.record import Record
 from laplace_kit.selection import Selection
 from laplace_kit.tune.result import Tuning
@@ -67,7 +67,7 @@ def make_card(
     log_evidence: Float[Array, ""],
 ) -> Card:
     """Return the card of a posterior from its parts, its diagnostics and its evidence."""
-    kind, _ = unmasked(likelihood, (None,))
+    kind = without_mask(likelihood)
     facts = {
         "likelihood": type(kind).__name__ + (", masked" if kind is not likelihood else ""),
         "structure": expansion.structure.name,

@@ -25,31 +25,17 @@ from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.design import Design
 from laplace_kit.curv.trained_model import TrainedModel
 from laplace_kit.eval.predictive import Prediction
-from laplace_kit.likelihood import (
-    Bernoulli,
-    Categorical,
-    Gaussian,
-    HeteroscedasticGaussian,
-    Likelihood,
-    Masked,
-    MultivariateGaussian,
-    Poisson,
-    unmasked,
-)
+from laplace_kit.likelihood import BUILT_IN, Likelihood, without_mask
 from laplace_kit.portable import Node, check_like, from_portable, to_portable
 from laplace_kit.record import Record
 from laplace_kit.selection import Selection
 from laplace_kit.tree import replace
 from laplace_kit.tune.result import Tuning
 
-_LIKELIHOODS = (
-    *(Gaussian, MultivariateGaussian, HeteroscedasticGaussian),
-    *(Categorical, Bernoulli, Poisson, Masked),
-)
 CLASSES = {
     cls.__name__: cls
     for cls in (
-        *_LIKELIHOODS,
+        *BUILT_IN,
         *(FullStructure, DualStructure, DiagonalStructure, LowRankStructure, KroneckerStructure),
         *(FullPosterior, DualPosterior, DiagonalPosterior, LowRankPosterior, KroneckerPosterior),
         *(Eigenblock, PosteriorBlock, DenseBlock, Layout, Slot, Move),
@@ -86,11 +72,10 @@ def fields(
 
     Functions are not stored, `None` in place of a likelihood that is one; nor are data.
     """
-    kind, _ = unmasked(likelihood, (None,))
     found = {
         "mode": model.mode,
         "selection": model.selection,
-        "likelihood": likelihood if type(kind) in _LIKELIHOODS else None,
+        "likelihood": likelihood if type(without_mask(likelihood)) in BUILT_IN else None,
         "structure": expansion.structure,
         "log_likelihood": expansion.log_likelihood,
         "gradient": expansion.gradient,

@@ -31,7 +31,7 @@ FACADE = (
     "__main__",
 )
 # What of the ground floor takes more than one file.
-GROUND_FLOOR = ("likelihood",)
+GROUND_FLOOR = ("likelihood", "targets")
 FOLDERS_OF_FACADE = ("tune",)
 
 

@@ -23,6 +23,6 @@ if TYPE_CHECKING:
     from laplace_kit.eval.quantiles import pit as pit
     from laplace_kit.eval.recalibration import recalibrate as recalibrate
     from laplace_kit.eval.report import Report as Report
-    from laplace_kit.eval.uncertainty import Uncertainty as Uncertainty
+    from laplace_kit.targets.uncertainty import Uncertainty as Uncertainty
 
 __getattr__, __dir__ = on_first_use(__name__)

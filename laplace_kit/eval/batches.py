@@ -15,7 +15,8 @@ from jaxtyping import PyTree
 from laplace_kit import streams, tree
 from laplace_kit.arrays import is_list_of_numbers, on_host
 from laplace_kit.errors import check_count
-from laplace_kit.eval.outputs import Predictive
+from laplace_kit.eval.outputs import Predictive, with_joint_covariance
+from laplace_kit.targets.outputs import Outputs
 
 Predict = Callable[[PyTree], Predictive]
 
@@ -138,11 +139,10 @@ def _first(predictive: Predictive, num: int) -> Predictive:
     if num == len(predictive.f_mean):
         return predictive
     joint = predictive.joint_cov
-    rest = tree.replace(predictive, joint_cov=None)
-    rest = _of_fields(lambda part: jax.device_put(np.asarray(part)[:num]), [rest])
+    rest = _by_row(lambda part: jax.device_put(np.asarray(part)[:num]), [predictive])
     if joint is None:
         return rest
-    return tree.replace(rest, joint_cov=jax.device_put(np.asarray(joint)[:num, :, :num]))
+    return with_joint_covariance(rest, jax.device_put(np.asarray(joint)[:num, :, :num]))
 
 
 def _concatenated(parts: list[Predictive]) -> Predictive:
@@ -151,11 +151,22 @@ def _concatenated(parts: list[Predictive]) -> Predictive:
             "Found joint covariances of each batch, expected a predictive without joint=True; the "
             "covariance between batches takes all inputs in memory: la.predict(x, joint=True)."
         )
-    return _of_fields(lambda *rows: jax.device_put(np.concatenate(rows)), parts)
+    return _by_row(lambda *rows: jax.device_put(np.concatenate(rows)), parts)
 
 
-def _of_fields(fn: Callable, predictives: list[Predictive]) -> Predictive:
-    """Apply a function to every array that has rows: all but the likelihood's."""
-    names = [field.name for field in dataclasses.fields(Predictive) if field.name != "likelihood"]
-    rows = [{name: getattr(one, name) for name in names} for one in predictives]
-    return tree.replace(predictives[0], **jax.tree.map(fn, *rows))
+def _by_row(fn: Callable, predictives: list[Predictive]) -> Predictive:
+    """Apply a function to every array that has the inputs on its first axis."""
+    targets = [one.targets for one in predictives]
+    names = [f.name for f in dataclasses.fields(targets[0]) if f.name not in targets[0].shared]
+    fields = [{name: _rows_of(getattr(one, name)) for name in names} for one in targets]
+
+    def of_rows(*leaves):
+        return fn(*leaves) if np.ndim(leaves[0]) else leaves[0]
+
+    changed = tree.replace(targets[0], **jax.tree.map(of_rows, *fields))
+    return tree.replace(predictives[0], targets=changed)
+
+
+def _rows_of(field: PyTree) -> PyTree:
+    """Leave out the covariance between inputs, which has them on two axes."""
+    return tree.replace(field, joint_cov=None) if isinstance(field, Outputs) else field

@@ -1,6 +1,6 @@
 r"""Split-conformal sets and intervals: coverage that held-out data guarantee, whatever the model.
 
-Of n examples that the model has not seen, each gets a score that says how badly its prediction
+Each of n examples that the model has not seen gets a score that says how badly its prediction
 fits. Where new examples are exchangeable with these, a new score is at most the k-th smallest,
 
 $$
@@ -20,17 +20,17 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
 
 from laplace_kit.errors import check_option
+from laplace_kit.eval.evaluate import observed_entries
 from laplace_kit.eval.outputs import Predictive
 from laplace_kit.eval.prediction_sets import class_probabilities, probability_after
-from laplace_kit.eval.quantiles import check_levels
 from laplace_kit.eval.recalibration import (
     check_known,
     checked_targets,
-    observed,
     observed_targets,
 )
-from laplace_kit.eval.uncertainty import no_distribution
 from laplace_kit.likelihood import unmasked
+from laplace_kit.targets.base import NumberTargets, no_distribution
+from laplace_kit.targets.inversion import check_levels
 from laplace_kit.tree import pytree_dataclass
 
 SCORES = ("lac", "aps")
@@ -56,7 +56,7 @@ class ConformalSets:
         Parameters
         ----------
         predictive
-            Of the same kind as the one that was calibrated.
+            One of the same kind as the one that was calibrated.
         key
             Where the scores were randomised, to be used once, and not the one they were made with.
 
@@ -72,7 +72,7 @@ class ConformalSets:
                 else "Found a key for scores that were not randomised, expected none; pass "
                 "one to conformal_sets(..., score='aps') too."
             )
-        probs = class_probabilities(predictive.likelihood, predictive)
+        probs = class_probabilities(predictive.targets)
         return _conformity(probs, self.score, key) >= self.least
 
     @property
@@ -98,7 +98,7 @@ class ConformalIntervals:
         Parameters
         ----------
         predictive
-            Of the same kind as the one that was calibrated.
+            One of the same kind as the one that was calibrated.
         """
         half = self.radius * jnp.sqrt(predictive.var)
         return predictive.mean - half, predictive.mean + half
@@ -117,7 +117,7 @@ def conformal_sets(
     Parameters
     ----------
     predictive
-        At held-out inputs, of a `Categorical` or `Bernoulli` likelihood.
+        At held-out inputs, with classes.
     y
         Their labels; with a mask, `(y, mask)`. Each label is a point, whatever axes there are.
     level
@@ -156,9 +156,9 @@ def conformal_sets(
     if key is not None and score != "aps":
         raise ValueError(f"Found a key for score={score!r}, expected one for 'aps' alone.")
     check_levels("level", level)
-    probs = class_probabilities(predictive.likelihood, predictive)
+    probs = class_probabilities(predictive.targets)
     likelihood, y = checked_targets(predictive, y)
-    seen = observed(likelihood, predictive, y)
+    seen = np.asarray(observed_entries(likelihood, predictive, y, probs.shape[:-1]))
     probs, (_, labels) = np.asarray(probs)[seen], unmasked(likelihood, y)
     check_known("probabilities", probs)
     labels = _classes(labels[seen], probs.shape[1])
@@ -195,8 +195,8 @@ def conformal_intervals(
     TypeError
         If the predictive has no mean.
     ValueError
-        If there are too few targets of an output for the level, or one is not finite: what is
-        missing is left out by a mask.
+        If there are too few targets of an output for the level, a variance is infinite, or a target
+        is not finite: what is missing is left out by a mask.
 
     References
     ----------
@@ -205,14 +205,24 @@ def conformal_intervals(
     introduction.
     """
     check_levels("level", level)
-    if predictive.mean is None:
-        raise no_distribution(predictive.likelihood, "interval of numbers")
+    if not isinstance(predictive.targets, NumberTargets):
+        raise no_distribution(_likelihood_name(predictive), "interval of numbers")
     targets, seen = observed_targets(predictive, y)
     scores = np.abs(targets - np.asarray(predictive.mean)) / np.sqrt(np.asarray(predictive.var))
     check_known("means and variances", scores[seen])
+    if not np.isfinite(np.asarray(predictive.var)).all():
+        raise ValueError(
+            "Found targets of infinite variance, expected finite ones, as residuals are divided "
+            "by their roots; take predictive.interval(level), or more degrees of freedom than 2."
+        )
     columns = np.where(seen, scores, np.inf).reshape(len(scores), -1)
     radius = _smallest(columns, level, seen.reshape(columns.shape).sum(axis=0))
     return ConformalIntervals(jnp.asarray(radius.reshape(scores.shape[1:]), predictive.mean.dtype))
+
+
+def _likelihood_name(predictive: Predictive) -> str | None:
+    likelihood = predictive.likelihood
+    return None if likelihood is None else type(likelihood).__name__
 
 
 def _classes(

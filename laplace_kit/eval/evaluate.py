@@ -1,6 +1,6 @@
-"""Metrics of a predictive on labelled data, by likelihood; entries without a target drop out."""
+"""Metrics of a predictive on labelled data; entries without a target drop out."""
 
-from functools import partial, singledispatch
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,41 +9,31 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Num, PyTree
 
 from laplace_kit.eval import metrics
-from laplace_kit.eval.losses import predictive_losses as predictive_losses
 from laplace_kit.eval.predictive import Predictive
 from laplace_kit.eval.report import classification_metrics, regression_metrics
-from laplace_kit.likelihood import (
-    Bernoulli,
-    Categorical,
-    Factorized,
-    Gaussian,
-    HeteroscedasticGaussian,
-    Likelihood,
-    Masked,
-    MultivariateGaussian,
-    Poisson,
-    check_targets,
-    unmasked,
-)
+from laplace_kit.likelihood import Factorized, Likelihood, Masked, check_targets, unmasked
+from laplace_kit.targets.base import LabelTargets, NoTargets
+from laplace_kit.targets.binary import BinaryTargets
 
 
-@singledispatch
 def evaluate(
     likelihood: Likelihood,
     predictive: Predictive,
     y: PyTree,
     weights: Float[ArrayLike, " N"] | None = None,
 ) -> dict[str, float]:
-    """Return the metrics that suit a likelihood, as plain numbers.
+    """Return the metrics that suit the distribution of the targets, as plain numbers.
 
     Parameters
     ----------
     likelihood
-        Decides which metrics: classification (`nll`, `accuracy`, `ece`, `brier`, ...), regression
-        (`nll`, `rmse`, `crps`, `chi_squared`, `coverage_90`), counts (`nll`, `rmse`,
-        `chi_squared`); for any other likelihood its own `loss` at the mean outputs.
+        Says how targets go with outputs and which are missing.
     predictive
-        For N inputs.
+        For N inputs. Its targets decide which metrics: classes (`nll`, `accuracy`, `ece`, `brier`,
+        ...), normal numbers (`nll`, `rmse`, `crps`, `chi_squared`, `coverage_90`), other numbers
+        (`nll`, `rmse`, `chi_squared`, `coverage_90`), counts (`nll`, `rmse`, `chi_squared`);
+        without a distribution the likelihood's own `loss` at the mean outputs. Where a variance is
+        infinite, `chi_squared` is left out.
     y
         Their targets, as the likelihood takes them.
     weights
@@ -60,41 +50,26 @@ def evaluate(
     ValueError
         If targets and outputs do not go together, or nothing was observed.
     """
-    losses = jax.vmap(likelihood.negative_log_prob)(predictive.f_mean, y)
-    return {"loss": float(jnp.average(losses, weights=weights))}
-
-
-@evaluate.register
-def _(likelihood: Masked, predictive, y, weights=None):
-    of_its_kind = evaluate.dispatch(type(likelihood.likelihood))
-    return of_its_kind(likelihood, predictive, y, weights)
-
-
-@evaluate.register(Categorical)
-@evaluate.register(Bernoulli)
-def _(likelihood, predictive, y, weights=None):
-    rows = weights_of_rows(likelihood, predictive, y, weights)
-    found = classification_metrics(*as_classes(likelihood, predictive, y), weights=rows)
-    return found | {"nll": float(negative_log_likelihood(likelihood, predictive, y, weights))}
-
-
-@evaluate.register(Gaussian)
-@evaluate.register(MultivariateGaussian)
-@evaluate.register(HeteroscedasticGaussian)
-def _(likelihood, predictive, y, weights=None):
-    mean, var, targets, rows = _numbers(likelihood, predictive, y, weights)
-    found = regression_metrics(mean, jnp.sqrt(var), targets, weights=rows)
-    return found | {"nll": float(negative_log_likelihood(likelihood, predictive, y, weights))}
-
-
-@evaluate.register(Poisson)
-def _(likelihood, predictive, y, weights=None):
-    mean, var, counts, rows = _numbers(likelihood, predictive, y, weights)
-    return {
-        "nll": float(negative_log_likelihood(likelihood, predictive, y, weights)),
-        "rmse": float(metrics.rmse(mean, counts, weights=rows)),
-        "chi_squared": float(metrics.chi_squared(mean, var, counts, weights=rows)),
-    }
+    targets = predictive.targets
+    if isinstance(targets, NoTargets):
+        losses = jax.vmap(likelihood.negative_log_prob)(predictive.f_mean, y)
+        return {"loss": float(jnp.average(losses, weights=weights))}
+    nll = {"nll": float(negative_log_likelihood(likelihood, predictive, y, weights))}
+    if isinstance(targets, LabelTargets):
+        rows = weights_of_rows(likelihood, predictive, y, weights)
+        found = classification_metrics(*as_classes(likelihood, predictive, y), weights=rows)
+        return found | nll
+    mean, var, values, rows = _numbers(likelihood, predictive, y, weights)
+    if targets.is_normal:
+        return regression_metrics(mean, jnp.sqrt(var), values, weights=rows) | nll
+    found = {"rmse": float(metrics.rmse(mean, values, weights=rows))}
+    if np.isfinite(np.asarray(var)).all():  # heavy tails may have no variance
+        found["chi_squared"] = float(metrics.chi_squared(mean, var, values, weights=rows))
+    if targets.is_discrete:
+        return nll | found
+    low, high = (observed_rows(likelihood, predictive, y, end) for end in predictive.interval(0.9))
+    inside = (np.asarray(low) <= np.asarray(values)) & (np.asarray(values) <= np.asarray(high))
+    return nll | found | {"coverage_90": float(np.average(inside.mean(axis=1), weights=rows))}
 
 
 # --- the negative log-likelihood ------------------------------------------------------------------
@@ -109,7 +84,7 @@ def negative_log_likelihood(
 ) -> Float[Array, ""]:
     r"""Return the mean of $-\log p(y \mid x, D)$, in nats.
 
-    Of classification the mean is over labels, of regression and counts over examples, whose
+    For classification the mean is over labels, for regression and counts over examples, whose
     outputs are summed. What is missing, entries that are masked or ignored and examples of nothing
     else, is not counted.
 
@@ -127,11 +102,11 @@ def negative_log_likelihood(
         If the shapes do not go together. Values out of range make the answer NaN.
     """
     check_targets(likelihood, predictive.f_mean, y)
-    kind, targets = unmasked(likelihood, y)
-    losses = predictive_losses(kind, predictive, jnp.asarray(targets))
-    observed = _observed(likelihood, predictive, y).reshape(len(losses), -1)
+    _, values = unmasked(likelihood, y)
+    losses = -predictive.targets.log_prob(jnp.asarray(values))
+    observed = observed_entries(likelihood, predictive, y, losses.shape).reshape(len(losses), -1)
     totals = jnp.sum(jnp.where(observed, losses.reshape(len(losses), -1), 0), axis=1)
-    if not isinstance(kind, Categorical | Bernoulli):
+    if not isinstance(predictive.targets, LabelTargets):
         observed = observed.any(axis=1, keepdims=True)
     weights = jnp.ones(len(losses), losses.dtype) if weights is None else weights
     valid = jax.vmap(likelihood.is_valid)(predictive.f_mean, y).all()
@@ -150,14 +125,16 @@ def as_classes(
     Output axes besides the classes become rows, and what is missing is left out. A binary label
     becomes one of two classes, a probability of one the probabilities of both.
     """
-    seen = np.asarray(_observed(likelihood, predictive, y))
-    kind, labels = unmasked(likelihood, y)
+    targets = predictive.targets
+    rows = targets.class_probabilities
+    seen = np.asarray(observed_entries(likelihood, predictive, y, rows.shape[:-1]))
+    _, labels = unmasked(likelihood, y)
     # On the host, and no `jnp.asarray`: either would need a program for each number of labels.
-    probs, labels = (jax.device_put(np.asarray(a)[seen]) for a in (predictive.probs, labels))
-    if not isinstance(kind, Bernoulli):
-        return probs, labels
+    rows, labels = (jax.device_put(np.asarray(a)[seen]) for a in (rows, labels))
     is_soft = jnp.issubdtype(labels.dtype, jnp.inexact)
-    return two_classes(probs), two_classes(labels) if is_soft else labels
+    if isinstance(targets, BinaryTargets) and is_soft:  # how probable it is that a label is one
+        return rows, jnp.stack([1 - labels, labels], axis=1)
+    return rows, labels
 
 
 def weights_of_rows(
@@ -166,7 +143,10 @@ def weights_of_rows(
     """Return the weight of each row of `as_classes`, that of its example; `None` without any."""
     if weights is None:
         return None
-    seen = np.asarray(_observed(likelihood, predictive, y))
+    targets = predictive.targets
+    is_labels = isinstance(targets, LabelTargets)
+    entries = targets.class_probabilities.shape[:-1] if is_labels else targets.mean.shape
+    seen = np.asarray(observed_entries(likelihood, predictive, y, entries))
     each = np.asarray(weights).reshape(-1, *(1,) * (seen.ndim - 1))
     return np.broadcast_to(each, seen.shape)[seen]
 
@@ -177,22 +157,13 @@ def class_log_probs(
     """Return the exact logarithms of the probabilities of `as_classes`; `None` if not known."""
     if predictive.logits is None:
         return None
-    kind, _ = unmasked(likelihood, y)
-    logs = _log_probs(predictive.logits, isinstance(kind, Bernoulli))
-    return np.asarray(logs)[np.asarray(_observed(likelihood, predictive, y))]
+    logs = _log_softmax(predictive.targets.class_logits)
+    return np.asarray(logs)[
+        np.asarray(observed_entries(likelihood, predictive, y, logs.shape[:-1]))
+    ]
 
 
-@partial(jax.jit, static_argnames="is_binary")
-def _log_probs(logits: Float[Array, "..."], is_binary: bool) -> Float[Array, "... C"]:
-    if is_binary:
-        logits = jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
-    return jax.nn.log_softmax(logits)
-
-
-def two_classes(probs: Float[Array, "*shape"]) -> Float[Array, "M 2"]:
-    """Return the probabilities of 0 and of 1 for every binary output."""
-    flat = probs.reshape(-1)
-    return jnp.stack([1 - flat, flat], axis=1)
+_log_softmax = jax.jit(jax.nn.log_softmax)
 
 
 def as_rows(values: Num[Array, "N ..."]) -> Num[Array, "N C"]:
@@ -210,25 +181,27 @@ def observed_rows(
     likelihood, predictive, y
         As for `evaluate`.
     values
-        Of the targets' shape.
+        An array of the targets' shape.
     """
     if not isinstance(likelihood, Masked):
         return as_rows(values)
-    seen = np.asarray(_observed(likelihood, predictive, y))
+    seen = np.asarray(observed_entries(likelihood, predictive, y, values.shape))
     return jnp.asarray(np.asarray(values)[seen][:, None])
 
 
 def _numbers(likelihood, predictive, y, weights) -> tuple[Array, Array, Array, Any]:
     """Return mean, variance and targets as rows, and the weights of these."""
-    of_rows = partial(observed_rows, likelihood, predictive, y)
+    rows = partial(observed_rows, likelihood, predictive, y)
     _, targets = unmasked(likelihood, y)
     if isinstance(likelihood, Masked):
         weights = weights_of_rows(likelihood, predictive, y, weights)
-    return of_rows(predictive.mean), of_rows(predictive.var), of_rows(targets), weights
+    return rows(predictive.mean), rows(predictive.var), rows(targets), weights
 
 
-def _observed(likelihood: Likelihood, predictive: Predictive, y: PyTree) -> Bool[Array, "N ..."]:
-    """Tell which entries have a target; for a likelihood without entries, which examples."""
+def observed_entries(
+    likelihood: Likelihood, predictive: Predictive, y: PyTree, entries: tuple[int, ...]
+) -> Bool[Array, "N ..."]:
+    """Return which entries have a target; all of them, for a likelihood without entries."""
     if isinstance(likelihood, Factorized):
         return jax.vmap(likelihood.observed)(predictive.f_mean, y)
-    return jnp.ones(len(predictive.f_mean), bool)
+    return jnp.ones(entries, bool)

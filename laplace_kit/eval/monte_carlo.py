@@ -12,28 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from laplace_kit.targets.expectation import covariance_root as covariance_root
+from laplace_kit.targets.expectation import spread_by
+
 # Random numbers that are held at a time: 4 MiB in float32.
 _BLOCK_ENTRIES = 2**20
-
-
-def covariance_root(cov: Float[Array, "N C C"]) -> Float[Array, "N C C"]:
-    r"""Return R with $R R^\top = S$, the negative eigenvalues that rounding leaves taken for zero.
-
-    A Cholesky factor does not exist where S is singular, as it is with fewer parameters than
-    classes; an eigendecomposition always does.
-    """
-    with jax.default_matmul_precision("highest"):
-        values, vectors = jnp.linalg.eigh(cov)
-    return vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None]
-
-
-def spread_by(
-    cov: Float[Array, "N C"] | Float[Array, "N C C"],
-) -> Callable[[Float[Array, "N C"]], Float[Array, "N C"]]:
-    """Return what makes standard normal numbers normal ones of these variances or covariances."""
-    if cov.ndim == 2:
-        return partial(jnp.multiply, jnp.sqrt(jnp.maximum(cov, 0)))
-    return partial(jnp.einsum, "ncd,nd->nc", covariance_root(cov), precision="highest")
 
 
 @partial(jax.jit, static_argnames="num_samples")

@@ -1,65 +1,28 @@
 """Sets of the most probable classes."""
 
-from functools import singledispatch
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from laplace_kit.eval.logarithms import finite_log
-from laplace_kit.eval.uncertainty import no_distribution
-from laplace_kit.likelihood import Bernoulli, Categorical, Likelihood
-
-if TYPE_CHECKING:
-    from laplace_kit.eval.outputs import Predictive
+from laplace_kit.targets.base import LabelTargets, NoTargets, Targets, no_distribution
 
 
-@singledispatch
-def class_probabilities(
-    likelihood: Likelihood | None, predictive: "Predictive"
-) -> Float[Array, "N ... C"]:
-    """Return the probability of every class along the last axis; of binary labels of 0 and 1.
+def class_probabilities(targets: Targets) -> Float[Array, "N ... C"]:
+    """Return the probability of every class along the last axis.
 
     Raises
     ------
     TypeError
         If there are no classes.
     """
-    if likelihood is None:
-        raise no_distribution(None, "set of classes")
+    if isinstance(targets, LabelTargets):
+        return targets.class_probabilities
+    if isinstance(targets, NoTargets):
+        raise no_distribution(targets.name, "set of classes")
     raise TypeError(
-        f"Found a {type(likelihood).__name__} likelihood, expected classes; of numbers and counts "
-        "call predictive.interval(level)."
+        f"Found {type(targets).__name__}, expected classes; for numbers and counts call "
+        "predictive.interval(level)."
     )
-
-
-@class_probabilities.register
-def _(likelihood: Categorical, predictive):
-    return predictive.probs
-
-
-@class_probabilities.register
-def _(likelihood: Bernoulli, predictive):
-    logits, probs = predictive.logits, predictive.probs
-    others = 1 - probs if logits is None else jax.nn.sigmoid(-logits)
-    return jnp.stack([others, probs], axis=-1)
-
-
-def class_logits(
-    likelihood: Likelihood | None, predictive: "Predictive"
-) -> Float[Array, "N ... C"]:
-    """Return logits whose softmax is `class_probabilities`, with the same errors.
-
-    Known up to a constant for each label. Without logits of the predictive's own they are the
-    logarithms of its probabilities, of zero that of the smallest normal number.
-    """
-    probs, logits = class_probabilities(likelihood, predictive), predictive.logits
-    if logits is None:
-        return finite_log(probs)
-    if isinstance(likelihood, Bernoulli):
-        return jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
-    return logits
 
 
 @jax.jit

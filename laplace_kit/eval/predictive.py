@@ -23,7 +23,7 @@ from laplace_kit.eval.inputs import checked_inputs, filled_inputs, first_rows
 from laplace_kit.eval.joint import joint_moments, marginal_moments
 from laplace_kit.eval.moments import accurate, linearized_moments
 from laplace_kit.eval.outputs import Predictive as Predictive
-from laplace_kit.eval.outputs import from_gaussian, from_samples
+from laplace_kit.eval.outputs import from_gaussian, from_samples, with_joint_covariance
 from laplace_kit.likelihood import Likelihood
 
 Method = Literal["linearized", "sampled"]
@@ -152,7 +152,7 @@ def predict(
         mean, joint_cov = joint_moments(objective, posterior, x)
         moments = (mean, *marginal_moments(mean, joint_cov))
         predictive = of_moments(*moments)
-        return tree.replace(predictive, joint_cov=joint_cov)
+        return with_joint_covariance(predictive, joint_cov)
     x, num = filled_inputs(x)
     objective = objective.planned(x)
     full = _wants_full(covariance, num, objective.plan.output, objective.limits.budget)

@@ -1,11 +1,10 @@
 r"""Recalibration of a predictive on held-out data: one number, after everything else.
 
-Classes get a temperature, numbers a factor of their standard deviations. Both keep what is best: a
-temperature the most probable class, a factor the mean.
+Classes get a temperature, numbers a factor of their standard deviations. Neither changes the best
+guess: a temperature keeps the most probable class, a factor the mean.
 """
 
 import warnings
-from functools import singledispatch
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +13,10 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Num, PyTree
 
 from laplace_kit import tree
 from laplace_kit.arrays import on_host
-from laplace_kit.eval.evaluate import as_classes
-from laplace_kit.eval.losses import whitened
+from laplace_kit.eval.evaluate import as_classes, observed_entries
 from laplace_kit.eval.outputs import Predictive
-from laplace_kit.eval.prediction_sets import class_logits
-from laplace_kit.eval.uncertainty import no_distribution
-from laplace_kit.likelihood import (
-    Bernoulli,
-    Categorical,
-    Factorized,
-    Gaussian,
-    HeteroscedasticGaussian,
-    Likelihood,
-    Masked,
-    MultivariateGaussian,
-    check_targets,
-    unmasked,
-)
+from laplace_kit.likelihood import Likelihood, Masked, check_targets, unmasked
+from laplace_kit.targets.base import LabelTargets, NoTargets, NumberTargets, no_distribution
 from laplace_kit.tree import pytree_dataclass
 
 _BOUNDS = (1e-2, 1e2)  # of the temperature
@@ -53,10 +39,9 @@ class TemperatureScaling:
         Parameters
         ----------
         predictive
-            Of the same kind as the one that was calibrated.
+            One of the same kind as the one that was calibrated.
         """
-        probs, logits = _tempered(predictive, self.temperature)
-        return tree.replace(predictive, probs=probs, logits=logits)
+        return _tempered(predictive, self.temperature)
 
 
 @pytree_dataclass()
@@ -69,28 +54,14 @@ class StdScaling:
     scale: Float[Array, "*target"]
 
     def __call__(self, predictive: Predictive) -> Predictive:
-        """Return the predictive with other variances, covariances and likelihood.
+        """Return the predictive with other variances and covariances.
 
         Parameters
         ----------
         predictive
-            Of the same kind as the one that was calibrated.
+            One of the same kind as the one that was calibrated.
         """
-        return _scaled(predictive.likelihood, predictive, self.scale)
-
-
-@singledispatch
-def fit_recalibration(
-    likelihood: Likelihood | None, predictive: Predictive, y: PyTree, per_output: bool
-) -> TemperatureScaling | StdScaling:
-    """Return the recalibration of greatest likelihood; open to registration.
-
-    Parameters
-    ----------
-    likelihood, predictive, y, per_output
-        As for `recalibrate`; the likelihood may be masked.
-    """
-    raise no_distribution(likelihood, "recalibration")
+        return tree.replace(predictive, targets=predictive.targets.scaled(self.scale))
 
 
 def recalibrate(
@@ -98,9 +69,10 @@ def recalibrate(
 ) -> TemperatureScaling | StdScaling:
     r"""Return the recalibration under which held-out data are most probable.
 
-    Of classes $\arg\min_T -\sum_n \log \mathrm{softmax}(\log p_n / T)_{y_n}$, convex in $1 / T$; of
-    numbers $s^2 = \frac1M \sum_i (y_i - m_i)^2 / \sigma_i^2$, in closed form, and of
-    `MultivariateGaussian` with the whole covariance of an example.
+    For classes $\arg\min_T -\sum_n \log \mathrm{softmax}(\log p_n / T)_{y_n}$, convex in $1 / T$;
+    for numbers $s^2 = \frac1M \sum_i (y_i - m_i)^2 / \sigma_i^2$, in closed form: the optimum of
+    normal targets, and for others the factor that makes the variances right on average. Correlated
+    noise takes the whole covariance of an example.
 
     Parameters
     ----------
@@ -119,9 +91,10 @@ def recalibrate(
     Raises
     ------
     TypeError
-        If the likelihood is unknown, or neither of classes nor Gaussian.
+        If the likelihood is unknown, or its targets are neither classes nor numbers that can be
+        scaled.
     ValueError
-        If `per_output` is asked of others than numbers with independent noise, all residuals are
+        If `per_output` is asked for, but not of numbers with independent noise, all residuals are
         zero, a target is out of range or missing without a mask, or the predictive has a NaN.
 
     Warns
@@ -134,7 +107,12 @@ def recalibrate(
     Guo, Pleiss, Sun and Weinberger (2017), On calibration of modern neural networks. Laves et al.
     (2020), Well-calibrated regression uncertainty in medical imaging with deep learning.
     """
-    return fit_recalibration(predictive.likelihood, predictive, y, per_output)
+    targets = predictive.targets
+    if isinstance(targets, LabelTargets):
+        return _best_temperature_of(predictive, y, per_output)
+    if isinstance(targets, NoTargets):
+        raise no_distribution(targets.name, "recalibration")
+    return _best_scale(predictive, y, per_output)
 
 
 def checked_targets(predictive: Predictive, y: PyTree) -> tuple[Likelihood, PyTree]:
@@ -163,13 +141,6 @@ def _are_valid(likelihood: Likelihood, f: Float[Array, "N ..."], y: PyTree) -> B
     return jax.vmap(likelihood.is_valid)(f, y)
 
 
-def observed(
-    likelihood: Factorized, predictive: Predictive, y: PyTree
-) -> Bool[np.ndarray, "N *entries"]:
-    """Return which entries of checked targets are there."""
-    return np.asarray(jax.vmap(likelihood.observed)(predictive.f_mean, y))
-
-
 def check_known(what: str, values: Float[np.ndarray, "..."]) -> None:
     """Refuse a predictive that holds a NaN."""
     if np.isnan(values).any():
@@ -185,24 +156,22 @@ def observed_targets(
     """Return the targets of a regression, and which of them are there; errors as above."""
     likelihood, y = checked_targets(predictive, y)
     values = unmasked(likelihood, y)[1]
-    if not isinstance(likelihood, Factorized):
-        return values, np.ones(values.shape, bool)
-    return values, observed(likelihood, predictive, y)
+    return values, np.asarray(observed_entries(likelihood, predictive, y, np.shape(values)))
 
 
 # --- classes --------------------------------------------------------------------------------------
 
 
-@fit_recalibration.register(Categorical)
-@fit_recalibration.register(Bernoulli)
-def _(likelihood, predictive, y, per_output):
+def _best_temperature_of(predictive: Predictive, y: PyTree, per_output: bool) -> TemperatureScaling:
+    targets = predictive.targets
     if per_output:
         raise ValueError(
-            f"Found per_output=True for a {type(likelihood).__name__} likelihood, expected a "
-            "regression; classes share one temperature."
+            f"Found per_output=True for {type(targets).__name__}, expected a regression; classes "
+            "share one temperature."
         )
     masked, y = checked_targets(predictive, y)
-    logits = np.asarray(class_logits(likelihood, predictive))[observed(masked, predictive, y)]
+    logits = np.asarray(targets.class_logits)
+    logits = logits[np.asarray(observed_entries(masked, predictive, y, logits.shape[:-1]))]
     check_known("logits", logits)
     _, labels = as_classes(masked, predictive, y)
     if labels.ndim == 1:
@@ -246,96 +215,33 @@ def _best_temperature(
 
 
 @jax.jit
-def _tempered(
-    predictive: Predictive, temperature: Float[Array, ""]
-) -> tuple[Float[Array, "N *event"], Float[Array, "N *event"]]:
-    """Return probabilities and logits at a temperature."""
-    logits = class_logits(predictive.likelihood, predictive) / temperature
-    if isinstance(predictive.likelihood, Bernoulli):
-        logits = logits[..., 1] - logits[..., 0]
-        return jax.nn.sigmoid(logits), logits
-    return jax.nn.softmax(logits), logits
+def _tempered(predictive: Predictive, temperature: Float[Array, ""]) -> Predictive:
+    return tree.replace(predictive, targets=predictive.targets.tempered(temperature))
 
 
 # --- numbers --------------------------------------------------------------------------------------
 
 
-@fit_recalibration.register(Gaussian)
-@fit_recalibration.register(HeteroscedasticGaussian)
-def _(likelihood, predictive, y, per_output):
-    targets, seen = observed_targets(predictive, y)
-    squares = (targets - np.asarray(predictive.mean)) ** 2 / np.asarray(predictive.var)
+def _best_scale(predictive: Predictive, y: PyTree, per_output: bool) -> StdScaling:
+    targets = predictive.targets
+    if per_output and targets.is_joint:
+        raise ValueError(
+            f"Found per_output=True for {type(targets).__name__}, expected False: its outputs are "
+            "scaled together, to keep their correlation."
+        )
+    jax.eval_shape(targets.scaled, jnp.ones((), targets.mean.dtype))  # refuses what cannot be
+    values, seen = observed_targets(predictive, y)
+    squares = np.asarray(_whitened(targets, values)) ** 2
     axis = 0 if per_output else None
     mean = np.where(seen, squares, 0).sum(axis=axis) / np.maximum(seen.sum(axis=axis), 1)
-    return _checked_scale(mean, predictive)
-
-
-@fit_recalibration.register
-def _(likelihood: MultivariateGaussian, predictive, y, per_output):
-    if per_output:
+    if not np.all((mean > 0) & np.isfinite(mean)):
         raise ValueError(
-            "Found per_output=True for a MultivariateGaussian likelihood, expected False: its "
-            "outputs are scaled together, to keep their correlation."
+            f"Found mean squared residuals of {mean} predictive variances, expected positive, "
+            "finite numbers; check the held-out targets, and that each output has some."
         )
-    targets, _ = observed_targets(predictive, y)
-    residual = jnp.asarray(targets - np.asarray(predictive.mean)).reshape(len(targets), -1)
-    return _checked_scale(np.asarray(_mahalanobis(residual, predictive)), predictive)
+    return StdScaling(jnp.asarray(np.sqrt(mean), targets.mean.dtype))
 
 
 @jax.jit
-def _mahalanobis(residual: Float[Array, "N C"], predictive: Predictive) -> Float[Array, ""]:
-    """Return the mean over outputs of the squares of whitened residuals."""
-    return jnp.mean(whitened(predictive.likelihood, predictive, residual)[0] ** 2)
-
-
-def _checked_scale(mean_square: ArrayLike, predictive: Predictive) -> StdScaling:
-    if not np.all((mean_square > 0) & np.isfinite(mean_square)):
-        raise ValueError(
-            f"Found mean squared residuals of {mean_square} predictive variances, expected "
-            "positive, finite numbers; check the held-out targets, and that each output has some."
-        )
-    return StdScaling(jnp.asarray(np.sqrt(mean_square), predictive.mean.dtype))
-
-
-@singledispatch
-def _scaled(likelihood: Likelihood | None, predictive: Predictive, scale: Array) -> Predictive:
-    raise no_distribution(likelihood, "standard deviation to be scaled")
-
-
-@_scaled.register
-def _(likelihood: Gaussian, predictive, scale):
-    noise = Gaussian(jnp.asarray(likelihood.noise_std, scale.dtype) * scale)
-    return _with_scaled_moments(predictive, scale, scale, noise)
-
-
-@_scaled.register
-def _(likelihood: MultivariateGaussian, predictive, scale):
-    covariance = jnp.asarray(likelihood.noise_covariance, scale.dtype) * scale**2
-    noise = tree.replace(likelihood, noise_covariance=covariance)
-    return _with_scaled_moments(predictive, scale, scale, noise)
-
-
-@_scaled.register
-def _(likelihood: HeteroscedasticGaussian, predictive, scale):
-    mean, log_precision = jnp.split(predictive.f_mean, 2, axis=-1)
-    shifted = jnp.concatenate([mean, log_precision - 2 * jnp.log(scale)], axis=-1)
-    of_means = jnp.broadcast_to(scale, mean.shape[1:])
-    of_outputs = jnp.concatenate([of_means, jnp.ones_like(of_means)], axis=-1)
-    return _with_scaled_moments(
-        tree.replace(predictive, f_mean=shifted), of_outputs, scale, likelihood
-    )
-
-
-def _with_scaled_moments(predictive, of_outputs, of_targets, likelihood) -> Predictive:
-    """Multiply moments by the factors' squares: of the outputs, and of the targets."""
-    rows = jnp.broadcast_to(of_outputs, predictive.f_mean.shape[1:]).reshape(-1)
-    f_cov, joint = predictive.f_cov, predictive.joint_cov
-    return tree.replace(
-        predictive,
-        f_var=predictive.f_var * of_outputs**2,
-        f_cov=None if f_cov is None else f_cov * rows[:, None] * rows,
-        joint_cov=None if joint is None else joint * rows[:, None, None] * rows,
-        epistemic_var=predictive.epistemic_var * of_targets**2,
-        noise_var=predictive.noise_var * of_targets**2,
-        likelihood=likelihood,
-    )
+def _whitened(targets: NumberTargets, y: Num[Array, "N *target"]) -> Float[Array, "N *target"]:
+    return targets.whitened(y)

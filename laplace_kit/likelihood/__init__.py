@@ -12,6 +12,11 @@ from laplace_kit.likelihood.loss import FromLoss as FromLoss
 from laplace_kit.likelihood.masked import Masked as Masked
 from laplace_kit.likelihood.masked import targets_seen as targets_seen
 from laplace_kit.likelihood.masked import unmasked as unmasked
+from laplace_kit.likelihood.masked import without_mask as without_mask
 from laplace_kit.likelihood.multivariate import MultivariateGaussian as MultivariateGaussian
+from laplace_kit.likelihood.names import BUILT_IN as BUILT_IN
 from laplace_kit.likelihood.names import LikelihoodLike as LikelihoodLike
 from laplace_kit.likelihood.names import as_likelihood as as_likelihood
+from laplace_kit.likelihood.negative_binomial import NegativeBinomial as NegativeBinomial
+from laplace_kit.likelihood.ordinal import Ordinal as Ordinal
+from laplace_kit.likelihood.student_t import StudentT as StudentT

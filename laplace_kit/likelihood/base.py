@@ -9,12 +9,15 @@ not depend on $y$ and the generalised Gauss-Newton matrix is the Fisher matrix.
 
 import abc
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, PyTree
 
 from laplace_kit.model import check_one_output
+from laplace_kit.targets.base import NoTargets, Targets
+from laplace_kit.targets.outputs import Outputs
 
 
 class Likelihood(abc.ABC):
@@ -64,6 +67,21 @@ class Likelihood(abc.ABC):
             All targets that are at hand, with a leading axis, some of them not valid.
         """
         return ""
+
+    has_classes: ClassVar[bool] = False  # whether targets are labels, see `LabelTargets`
+
+    def targets(self, outputs: Outputs) -> Targets:
+        r"""Return the distribution of the targets, $\int p(y \mid f)\, p(f \mid x, D)\, df$.
+
+        Metrics, intervals, prediction sets, conformal scores, tuning by data, recalibration and
+        reports ask this distribution. A likelihood that does not override this method defines none.
+
+        Parameters
+        ----------
+        outputs
+            The distribution of the outputs at N inputs: a Gaussian, or that of weight draws.
+        """
+        return NoTargets(outputs, type(self).__name__)
 
     def output_gradient(self, f, y) -> Float[Array, "*event"]:
         r"""Return $g = -\nabla_f \log p(y \mid f)$."""

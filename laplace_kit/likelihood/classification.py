@@ -10,6 +10,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from laplace_kit.arrays import as_array
 from laplace_kit.likelihood.base import Factorized, check_one_array, check_same_shape, reshaped
+from laplace_kit.targets.binary import binary
+from laplace_kit.targets.classes import classes
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -50,6 +52,8 @@ class Categorical(Factorized):
     class_weights: ArrayLike | Sequence[float] | None = None
     label_smoothing: float = 0.0
     ignore_index: int | None = None
+
+    has_classes = True
 
     def __post_init__(self):
         if self.class_weights is not None:
@@ -142,6 +146,9 @@ class Categorical(Factorized):
                 "or pass the value that they have where there is no label."
             )
 
+    def targets(self, outputs):
+        return classes(outputs)
+
     @property
     def support(self):
         words = "integer labels from 0 to C - 1, or rows of C probabilities that sum to one"
@@ -219,6 +226,8 @@ class Bernoulli(Factorized):
     Outputs of several axes are several labels, each yes or no: multi-label classification.
     """
 
+    has_classes = True
+
     def entry_shape(self, event):
         return event
 
@@ -248,6 +257,9 @@ class Bernoulli(Factorized):
         if found == {1.0, 2.0}:
             return _from_one(2)
         return "they are -1 and 1: use (y + 1) / 2" if found == {-1.0, 1.0} else ""
+
+    def targets(self, outputs):
+        return binary(outputs)
 
     @property
     def support(self):

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from laplace_kit.likelihood.base import Factorized, check_same_shape
+from laplace_kit.targets.count_laws import PoissonLaw
+from laplace_kit.targets.mixtures import mixture
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -38,6 +40,9 @@ class Poisson(Factorized):
 
     def check_shapes(self, outputs, targets):
         check_same_shape("Poisson", outputs, targets)
+
+    def targets(self, outputs):
+        return mixture(outputs, PoissonLaw())
 
     @property
     def support(self):

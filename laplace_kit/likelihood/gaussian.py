@@ -10,6 +10,8 @@ from jaxtyping import Array, ArrayLike, Float, Num
 
 from laplace_kit import tree
 from laplace_kit.likelihood.base import Factorized, check_one_array, check_same_shape
+from laplace_kit.targets.normal import NormalTargets
+from laplace_kit.targets.normal_mixture import normal_mixture
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -84,6 +86,10 @@ class Gaussian(Factorized):
                 "one standard deviation for each output."
             )
 
+    def targets(self, outputs):
+        noise = jnp.broadcast_to(self._std(outputs.mean) ** 2, outputs.mean.shape)
+        return NormalTargets(outputs, noise)
+
     @property
     def support(self):
         return "finite numbers"
@@ -141,6 +147,9 @@ class HeteroscedasticGaussian(Factorized):
                 "log-precisions, and targets (N, C); return both from the model and reshape the "
                 "targets."
             )
+
+    def targets(self, outputs):
+        return normal_mixture(outputs)
 
     @property
     def support(self):

@@ -22,8 +22,9 @@ class Masked(Factorized):
     Parameters
     ----------
     likelihood
-        Of independent entries: `Gaussian`, `HeteroscedasticGaussian`, `Categorical`, `Bernoulli`
-        or `Poisson`.
+        One with independent entries: `Gaussian`, `HeteroscedasticGaussian`, `StudentT`,
+        `Categorical`, `Bernoulli`, `Ordinal`, `Poisson`, `NegativeBinomial`, or a `Factorized`
+        likelihood of your own.
 
     Raises
     ------
@@ -110,6 +111,14 @@ class Masked(Factorized):
         return self.likelihood.renumbering(event, values[seen])
 
     @property
+    def has_classes(self) -> bool:
+        """Whether targets are labels, as the likelihood under the mask says."""
+        return self.likelihood.has_classes
+
+    def targets(self, outputs):
+        return self.likelihood.targets(outputs)
+
+    @property
     def support(self):
         return f"{self.likelihood.support}, and a mask of zeros and ones"
 
@@ -135,6 +144,11 @@ def targets_seen(likelihood: Likelihood, f: Float[Array, "*event"], y: PyTree) -
     return likelihood._filled(f, y)[2] if isinstance(likelihood, Masked) else y
 
 
+def without_mask(likelihood: Likelihood) -> Likelihood:
+    """Return the likelihood under a mask, or the likelihood itself."""
+    return likelihood.likelihood if isinstance(likelihood, Masked) else likelihood
+
+
 def unmasked(likelihood: Likelihood, y: PyTree) -> tuple[Likelihood, PyTree]:
-    """Return the likelihood and the targets that a mask is laid over, or both as they are."""
-    return (likelihood.likelihood, y[0]) if isinstance(likelihood, Masked) else (likelihood, y)
+    """Return the likelihood and the targets under a mask, or both as they are."""
+    return without_mask(likelihood), y[0] if isinstance(likelihood, Masked) else y

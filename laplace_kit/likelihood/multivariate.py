@@ -9,6 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Num
 
 from laplace_kit import tree
 from laplace_kit.likelihood.base import Likelihood, check_same_shape
+from laplace_kit.targets.multivariate_normal import MultivariateNormalTargets
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -79,6 +80,12 @@ class MultivariateGaussian(Likelihood):
 
     def is_valid(self, f, y):
         return jnp.isfinite(y).all()
+
+    def targets(self, outputs):
+        covariance = jnp.asarray(self.noise_covariance, outputs.mean.dtype)
+        noise = jnp.diagonal(covariance).reshape(outputs.mean.shape[1:])
+        noise = jnp.broadcast_to(noise, outputs.mean.shape)
+        return MultivariateNormalTargets(outputs, covariance, noise)
 
     @property
     def support(self):

@@ -8,15 +8,27 @@ from laplace_kit.likelihood.classification import Bernoulli, Categorical
 from laplace_kit.likelihood.counts import Poisson
 from laplace_kit.likelihood.gaussian import Gaussian, HeteroscedasticGaussian
 from laplace_kit.likelihood.loss import FromLoss
+from laplace_kit.likelihood.masked import Masked
+from laplace_kit.likelihood.multivariate import MultivariateGaussian
+from laplace_kit.likelihood.negative_binomial import NegativeBinomial
+from laplace_kit.likelihood.ordinal import Ordinal
+from laplace_kit.likelihood.student_t import StudentT
 
 LikelihoodLike = Likelihood | str | Callable  # what `as_likelihood` reads
 
+# The classes that a file may name; see `laplace_kit.stored`.
+BUILT_IN = (
+    *(Gaussian, MultivariateGaussian, HeteroscedasticGaussian, StudentT),
+    *(Categorical, Bernoulli, Ordinal, Poisson, NegativeBinomial, Masked),
+)
 _BY_NAME = {
     "gaussian": Gaussian,
     "heteroscedastic_gaussian": HeteroscedasticGaussian,
+    "student_t": StudentT,
     "categorical": Categorical,
     "bernoulli": Bernoulli,
     "poisson": Poisson,
+    "negative_binomial": NegativeBinomial,
 }
 _CATEGORICAL = (
     "Did you mean 'categorical', for outputs (N, C) of C classes? With one logit of each label it "
@@ -37,6 +49,12 @@ _HINTS = {
     ),
     **dict.fromkeys(("regression", "mse", "normal", "l2"), "Did you mean 'gaussian'?"),
     **dict.fromkeys(("count", "counts"), "Did you mean 'poisson'?"),
+    **dict.fromkeys(("nb", "nb2", "overdispersed"), "Did you mean 'negative_binomial'?"),
+    **dict.fromkeys(("t", "studentt", "robust"), "Did you mean 'student_t'?"),
+    **dict.fromkeys(
+        ("ordinal", "ordered", "cumulative_logit", "proportional_odds"),
+        "The number of classes is needed: pass lk.Ordinal(num_classes).",
+    ),
 }
 
 

@@ -7,7 +7,7 @@ from jaxtyping import PRNGKeyArray
 from laplace_kit.approx.noise import GAUSSIANS, unmasked_gaussian
 from laplace_kit.curv.mode import labelled
 from laplace_kit.errors import check_option, warn
-from laplace_kit.likelihood import Gaussian, Likelihood, unmasked
+from laplace_kit.likelihood import Gaussian, Likelihood, without_mask
 from laplace_kit.tune.criteria import Loss
 from laplace_kit.tune.folds import cross_validated
 from laplace_kit.tune.marginal import evidence
@@ -66,7 +66,7 @@ def has_unknown_noise(likelihood: Likelihood) -> bool:
 
 def _wants_temperature(la: PosteriorT, asked: bool | None) -> bool:
     """Return whether to tune it; by default where the likelihood's expansion is not exact."""
-    kind, _ = unmasked(la.likelihood, (None,))
+    kind = without_mask(la.likelihood)
     wanted = not isinstance(kind, GAUSSIANS) if asked is None else asked
     if wanted and la.record.examples is None:
         warn(

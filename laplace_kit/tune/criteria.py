@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, PyTree
 
 from laplace_kit.errors import check_option
 from laplace_kit.eval.outputs import Predictive
-from laplace_kit.likelihood import Bernoulli, Categorical, Likelihood, unmasked
+from laplace_kit.likelihood import Likelihood, without_mask
 
 LOSSES = ("nll", "ece", "brier", "crps")
 
@@ -43,8 +43,8 @@ def as_loss(loss: str | Callable[[Predictive, PyTree], float], likelihood: Likel
     )
 
     check_option("objective", loss, LOSSES)
-    kind, _ = unmasked(likelihood, (None,))
-    is_classes = isinstance(kind, Categorical | Bernoulli)
+    kind = without_mask(likelihood)
+    is_classes = kind.has_classes
     if (loss in ("ece", "brier") and not is_classes) or (loss == "crps" and is_classes):
         suits = "'nll', 'ece' or 'brier'" if is_classes else "'nll' or 'crps'"
         raise ValueError(

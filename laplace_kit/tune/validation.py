@@ -8,7 +8,7 @@ from jaxtyping import PRNGKeyArray
 from laplace_kit.curv.mode import labelled
 from laplace_kit.eval.predictive import from_moments
 from laplace_kit.examples import Examples
-from laplace_kit.likelihood import Categorical, unmasked
+from laplace_kit.targets import ClassTargets
 from laplace_kit.tune.criteria import Loss, as_loss
 from laplace_kit.tune.line_search import minimise_over_precision
 from laplace_kit.tune.posterior import PosteriorT, as_tuned, untempered
@@ -81,9 +81,8 @@ def _by_link(
     """Return the loss under the posterior's link, or under each of those to choose from."""
     x, y, weights = examples
     predictive = la.predict(x, key=key)
-    kind, _ = unmasked(la.likelihood, (None,))
     is_open = la.prediction.link is None and la.prediction.method == "linearized"
-    if not (is_open and isinstance(kind, Categorical)):
+    if not (is_open and isinstance(predictive.targets, ClassTargets)):
         return {la.prediction.link: score(predictive, y, weights)}
     losses = {}
     for link in _LINKS:

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import twins
 
-from laplace_kit import tree
 from laplace_kit.eval.batches import predict_batches, predict_over, split
-from laplace_kit.eval.outputs import from_gaussian, from_samples
+from laplace_kit.eval.outputs import from_gaussian, from_samples, with_joint_covariance
 from laplace_kit.likelihood import Categorical, Gaussian
 
 X = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
@@ -142,7 +141,7 @@ def test_what_is_no_stream_of_batches_is_refused():
 
 def test_joint_covariances_of_batches_are_refused():
     def predict(x):
-        return tree.replace(regression(x), joint_cov=jnp.zeros((len(x), 3, len(x), 3)))
+        return with_joint_covariance(regression(x), jnp.zeros((len(x), 3, len(x), 3)))
 
     with pytest.raises(ValueError, match="joint covariances"):
         predict_over(predict, [X[:4], X[4:8]])

@@ -9,6 +9,7 @@ from scipy import special, stats
 from laplace_kit.eval.conformal import conformal_intervals, conformal_sets
 from laplace_kit.eval.outputs import Predictive
 from laplace_kit.likelihood import Bernoulli, Categorical, FromLoss, Gaussian
+from laplace_kit.targets import BinaryTargets, ClassTargets, NormalTargets, Outputs
 
 C = 4
 
@@ -16,14 +17,13 @@ C = 4
 def classifier(probs, likelihood=None) -> Predictive:
     probs = jnp.asarray(probs)
     likelihood = likelihood or Categorical()
-    return Predictive(jnp.zeros(probs.shape), probs, probs=probs, likelihood=likelihood)
+    kind = BinaryTargets if isinstance(likelihood, Bernoulli) else ClassTargets
+    return Predictive(kind(Outputs(jnp.zeros(probs.shape), probs), probs), likelihood)
 
 
 def regression(mean, var) -> Predictive:
     mean, var = jnp.asarray(mean), jnp.asarray(var)
-    return Predictive(
-        mean, var, mean=mean, epistemic_var=var, noise_var=0 * var, likelihood=Gaussian()
-    )
+    return Predictive(NormalTargets(Outputs(mean, var), 0 * var), Gaussian())
 
 
 # --- the law of the coverage ----------------------------------------------------------------------
@@ -171,8 +171,9 @@ def test_what_cannot_be_calibrated_is_refused():
     with pytest.raises(TypeError, match="no interval of numbers"):
         conformal_intervals(classifier(probs), np.zeros(20, int))
     loss = FromLoss(lambda f, y: (f - y).sum())
+    unknown = Predictive(loss.targets(Outputs(*[jnp.asarray(probs)] * 2)), loss)
     with pytest.raises(TypeError, match="no interval of numbers"):
-        conformal_intervals(Predictive(*[jnp.asarray(probs)] * 2, likelihood=loss), probs)
+        conformal_intervals(unknown, probs)
     with pytest.raises(ValueError, match="expected the same shape"):
         conformal_intervals(regression(probs, probs), probs[:, 0])
 

@@ -25,6 +25,7 @@ from laplace_kit.likelihood import (
     MultivariateGaussian,
     Poisson,
 )
+from laplace_kit.targets import BinaryTargets, ClassTargets, NormalTargets, Outputs
 
 N = 6
 RNG = np.random.default_rng(0)
@@ -34,13 +35,21 @@ F_VAR = RNG.uniform(0.1, 1.0, size=(N, 2))
 
 def regression_predictive() -> Predictive:
     mean, var = jnp.asarray(F), jnp.asarray(F_VAR)
-    return Predictive(mean, var, mean=mean, epistemic_var=var, noise_var=jnp.full_like(var, 0.2))
+    return Predictive(NormalTargets(Outputs(mean, var), jnp.full_like(var, 0.2)))
+
+
+def of_classes(f, f_var, probs) -> Predictive:
+    return Predictive(ClassTargets(Outputs(f, f_var), probs))
+
+
+def of_binary_labels(f, f_var, probs) -> Predictive:
+    return Predictive(BinaryTargets(Outputs(f, f_var), probs))
 
 
 def test_classification(x64):
     probs = RNG.dirichlet(np.ones(3), size=N)
     y = RNG.integers(0, 3, N)
-    predictive = Predictive(jnp.log(probs), jnp.zeros((N, 3)), probs=jnp.asarray(probs))
+    predictive = of_classes(jnp.log(probs), jnp.zeros((N, 3)), jnp.asarray(probs))
     found = evaluate(Categorical(), predictive, jnp.asarray(y))
     assert found["nll"] == pytest.approx(log_loss(y, probs, labels=[0, 1, 2]))
     assert found["accuracy"] == pytest.approx(np.mean(probs.argmax(axis=1) == y))
@@ -54,7 +63,7 @@ def test_classification(x64):
 def test_labels_in_a_dtype_that_does_not_count_to_all_classes(dtype, num_classes, x64):
     probs = RNG.dirichlet(np.ones(num_classes), size=N)
     y = np.asarray([3, 44, 99, 100, 126, 127], dtype)
-    predictive = Predictive(jnp.log(probs), jnp.zeros((N, num_classes)), probs=jnp.asarray(probs))
+    predictive = of_classes(jnp.log(probs), jnp.zeros((N, num_classes)), jnp.asarray(probs))
     found = evaluate(Categorical(), predictive, jnp.asarray(y))
     assert found["nll"] == pytest.approx(-np.log(probs[np.arange(N), y]).mean())
     one_hot = np.eye(num_classes)[y]
@@ -64,7 +73,7 @@ def test_labels_in_a_dtype_that_does_not_count_to_all_classes(dtype, num_classes
 def test_classification_at_several_positions_counts_each(x64):
     probs = RNG.dirichlet(np.ones(3), size=(N, 2))
     y = RNG.integers(0, 3, (N, 2))
-    predictive = Predictive(jnp.log(probs), jnp.zeros((N, 2, 3)), probs=jnp.asarray(probs))
+    predictive = of_classes(jnp.log(probs), jnp.zeros((N, 2, 3)), jnp.asarray(probs))
     found = evaluate(Categorical(), predictive, jnp.asarray(y))
     rows, labels = probs.reshape(-1, 3), y.ravel()
     assert found["nll"] == pytest.approx(log_loss(labels, rows, labels=[0, 1, 2]))
@@ -75,7 +84,7 @@ def test_classification_at_several_positions_counts_each(x64):
 def test_binary(shape, x64):
     p = RNG.uniform(0.05, 0.95, size=shape)
     y = RNG.integers(0, 2, shape)
-    predictive = Predictive(jnp.log(p / (1 - p)), jnp.zeros(shape), probs=jnp.asarray(p))
+    predictive = of_binary_labels(jnp.log(p / (1 - p)), jnp.zeros(shape), jnp.asarray(p))
     found = evaluate(Bernoulli(), predictive, jnp.asarray(y))
     assert found["nll"] == pytest.approx(log_loss(y.ravel(), p.ravel()))
     assert found["accuracy"] == pytest.approx(np.mean((p > 0.5) == y))
@@ -87,7 +96,7 @@ def test_binary(shape, x64):
 @pytest.mark.parametrize("dtype", ["uint8", "bool", "int8", "float16", "bfloat16"])
 def test_binary_labels_of_any_dtype(dtype, x64):
     p, y = RNG.uniform(0.05, 0.95, size=N), np.arange(N) % 2
-    predictive = Predictive(jnp.log(p / (1 - p)), jnp.zeros(N), probs=jnp.asarray(p))
+    predictive = of_binary_labels(jnp.log(p / (1 - p)), jnp.zeros(N), jnp.asarray(p))
     found = evaluate(Bernoulli(), predictive, jnp.asarray(y, dtype))
     assert found["nll"] == pytest.approx(log_loss(y, p))
     assert found["accuracy"] == pytest.approx(np.mean((p > 0.5) == y))
@@ -95,7 +104,7 @@ def test_binary_labels_of_any_dtype(dtype, x64):
 
 def test_binary_targets_in_between_are_rounded_for_accuracy_alone(x64):
     p, y = RNG.uniform(0.05, 0.95, (2, N, 3))
-    predictive = Predictive(jnp.log(p / (1 - p)), jnp.zeros((N, 3)), probs=jnp.asarray(p))
+    predictive = of_binary_labels(jnp.log(p / (1 - p)), jnp.zeros((N, 3)), jnp.asarray(p))
     found = evaluate(Bernoulli(), predictive, jnp.asarray(y))
     cross_entropy = -y * np.log(p) - (1 - y) * np.log(1 - p)
     assert found["nll"] == pytest.approx(cross_entropy.mean())
@@ -107,7 +116,7 @@ def test_binary_targets_in_between_are_rounded_for_accuracy_alone(x64):
 def test_smoothing_is_for_the_loss_alone(x64):
     probs = RNG.dirichlet(np.ones(3), size=N)
     y = jnp.asarray(RNG.integers(0, 3, N))
-    predictive = Predictive(jnp.log(probs), jnp.zeros((N, 3)), probs=jnp.asarray(probs))
+    predictive = of_classes(jnp.log(probs), jnp.zeros((N, 3)), jnp.asarray(probs))
     found = evaluate(Categorical(label_smoothing=0.2), predictive, y)
     assert found == evaluate(Categorical(), predictive, y)
 
@@ -128,9 +137,7 @@ def test_regression(x64):
 def test_counts_integrate_the_rate_out(x64):
     y = RNG.poisson(2.0, size=(N, 2))
     rate = jnp.exp(jnp.asarray(F + F_VAR / 2))
-    predictive = Predictive(
-        jnp.asarray(F), jnp.asarray(F_VAR), mean=rate, epistemic_var=rate, noise_var=rate
-    )
+    predictive = Predictive(Poisson().targets(Outputs(jnp.asarray(F), jnp.asarray(F_VAR))))
     found = evaluate(Poisson(), predictive, jnp.asarray(y))
 
     def marginal(mean, var, count):
@@ -148,7 +155,7 @@ def test_counts_integrate_the_rate_out(x64):
 def test_another_loss_is_taken_at_the_mean_outputs(x64):
     y = RNG.normal(size=(N, 2))
     likelihood = FromLoss(twins.log_cosh_loss)
-    predictive = Predictive(jnp.asarray(F), jnp.asarray(F_VAR))
+    predictive = Predictive(likelihood.targets(Outputs(jnp.asarray(F), jnp.asarray(F_VAR))))
     found = evaluate(likelihood, predictive, jnp.asarray(y))
     expected = np.log(np.cosh(F - y)).sum(axis=1) + 0.1 * F.sum(axis=1) ** 2
     assert found == {"loss": pytest.approx(expected.mean())}
@@ -162,10 +169,7 @@ def test_another_loss_is_taken_at_the_mean_outputs(x64):
 def test_negative_log_likelihood_is_the_one_that_is_evaluated(likelihood, x64):
     y = RNG.integers(0, 2, (N, 2))
     y = y[:, 0] if isinstance(likelihood, Categorical) else y
-    predictive = regression_predictive()
-    if isinstance(likelihood, Categorical | Bernoulli):
-        probs = RNG.dirichlet(np.ones(2), size=N)
-        predictive = Predictive(jnp.log(probs), jnp.zeros((N, 2)), probs=jnp.asarray(probs))
+    predictive = Predictive(likelihood.targets(Outputs(jnp.asarray(F), jnp.asarray(F_VAR))))
     loss = negative_log_likelihood(likelihood, predictive, jnp.asarray(y))
     assert float(loss) == evaluate(likelihood, predictive, jnp.asarray(y))["nll"]
 
@@ -178,13 +182,9 @@ def test_correlated_noise_is_judged_jointly(with_cov, x64):
     f_var = np.einsum("ncc->nc", f_cov)
     noise = np.asarray([[0.5, 0.3], [0.3, 0.4]])
     mean, var = jnp.asarray(F), jnp.asarray(f_var)
-    predictive = Predictive(
-        *(mean, var, jnp.asarray(f_cov) if with_cov else None),
-        mean=mean,
-        epistemic_var=var,
-        noise_var=jnp.broadcast_to(np.diag(noise), (N, 2)),
-    )
-    found = evaluate(MultivariateGaussian(jnp.asarray(noise)), predictive, jnp.asarray(y))
+    likelihood = MultivariateGaussian(jnp.asarray(noise))
+    outputs = Outputs(mean, var, jnp.asarray(f_cov) if with_cov else None)
+    found = evaluate(likelihood, Predictive(likelihood.targets(outputs)), jnp.asarray(y))
     covs = (f_cov if with_cov else np.stack([np.diag(v) for v in f_var])) + noise
     normals = [stats.multivariate_normal(m, cov) for m, cov in zip(F, covs, strict=True)]
     losses = [-normal.logpdf(target) for normal, target in zip(normals, y, strict=True)]
@@ -206,13 +206,13 @@ def test_missing_labels_drop_out(kind, event, x64):
     y = RNG.integers(0, 3, (N, *event))
     seen = RNG.uniform(size=y.shape) < 0.6
     seen[0] = True
-    predictive = Predictive(jnp.log(probs), jnp.zeros(probs.shape), probs=jnp.asarray(probs))
+    predictive = of_classes(jnp.log(probs), jnp.zeros(probs.shape), jnp.asarray(probs))
     if kind == "ignore_index":
         likelihood, targets = Categorical(ignore_index=-1), jnp.asarray(np.where(seen, y, -1))
     else:
         labels = np.eye(3)[y] if kind == "soft labels" else y
         likelihood, targets = Masked(Categorical()), (jnp.asarray(labels), jnp.asarray(seen))
-    left = Predictive(*[jnp.asarray(probs[seen])] * 2, probs=jnp.asarray(probs[seen]))
+    left = of_classes(*[jnp.asarray(probs[seen])] * 3)
     found = evaluate(likelihood, predictive, targets)
     assert found == pytest.approx(evaluate(Categorical(), left, jnp.asarray(y[seen])))
     assert found["nll"] == pytest.approx(log_loss(y[seen], probs[seen], labels=[0, 1, 2]))
@@ -222,7 +222,7 @@ def test_missing_yes_and_no(x64):
     p, y = RNG.uniform(0.05, 0.95, (N, 3)), RNG.integers(0, 2, (N, 3))
     seen = RNG.uniform(size=y.shape) < 0.6
     f = jnp.log(p / (1 - p))
-    predictive = Predictive(f, jnp.zeros((N, 3)), probs=jnp.asarray(p))
+    predictive = of_binary_labels(f, jnp.zeros((N, 3)), jnp.asarray(p))
     found = evaluate(Masked(Bernoulli()), predictive, (jnp.asarray(y), jnp.asarray(seen)))
     assert found["nll"] == pytest.approx(log_loss(y[seen], p[seen]))
     assert found["accuracy"] == pytest.approx(np.mean((p[seen] > 0.5) == y[seen]))
@@ -235,10 +235,11 @@ def test_missing_numbers_drop_out(inner, x64):
     seen = np.asarray([[1, 1], [0, 1], [0, 0], [1, 0], [1, 1], [0, 0]])
     predictive = regression_predictive()
     if isinstance(inner, HeteroscedasticGaussian):
-        wide = jnp.zeros((N, 4))
-        predictive = lk.tree.replace(predictive, f_mean=wide, f_var=wide)
+        wide = jnp.concatenate([predictive.f_mean, 0 * predictive.f_mean], axis=1)
+        spread = jnp.concatenate([predictive.f_var, 0 * predictive.f_var], axis=1)
+        predictive = Predictive(inner.targets(Outputs(wide, spread)))
     if isinstance(inner, Poisson):
-        predictive = lk.tree.replace(predictive, mean=jnp.exp(predictive.mean))
+        predictive = Predictive(inner.targets(predictive.targets.outputs))
     targets = (y.at[2].set(1e3), jnp.asarray(seen))
     found = evaluate(Masked(inner), predictive, targets)
     mean, var = np.asarray(predictive.mean), np.asarray(predictive.var)
@@ -304,11 +305,12 @@ def test_a_fit_to_what_was_observed(x64):
 def test_targets_that_do_not_go_with_the_outputs():
     with pytest.raises(ValueError, match=r"Gaussian: found targets of shape \(6, 1\)"):
         negative_log_likelihood(Gaussian(), regression_predictive(), jnp.zeros((N, 1)))
-    nan = negative_log_likelihood(Poisson(), regression_predictive(), jnp.full((N, 2), -1.0))
+    counts = Predictive(Poisson().targets(Outputs(jnp.asarray(F), jnp.asarray(F_VAR))))
+    nan = negative_log_likelihood(Poisson(), counts, jnp.full((N, 2), -1.0))
     assert np.isnan(nan)
 
 
 def test_labels_out_of_range_are_refused():
-    predictive = Predictive(jnp.zeros((2, 3)), jnp.zeros((2, 3)), probs=jnp.full((2, 3), 1 / 3))
+    predictive = of_classes(jnp.zeros((2, 3)), jnp.zeros((2, 3)), jnp.full((2, 3), 1 / 3))
     with pytest.raises(ValueError, match=r"label 3 at y\[1\], expected integers from 0 to 2"):
         evaluate(Categorical(), predictive, jnp.asarray([0, 3]))

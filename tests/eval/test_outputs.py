@@ -17,6 +17,7 @@ from laplace_kit.likelihood import (
     MultivariateGaussian,
     Poisson,
 )
+from laplace_kit.targets import NoTargets, Outputs
 
 N, K, EVENT = 3, 7, (2, 2)
 RNG = np.random.default_rng(0)
@@ -136,7 +137,7 @@ def test_covariances_of_the_targets_add_the_noise(x64):
 def test_covariances_are_none_where_they_are_not_known():
     assert of_moments(Gaussian()).cov is None
     assert of_covariances(Categorical()).cov is of_covariances(Poisson()).cov is None
-    assert Predictive(*map(jnp.asarray, (F, F**2, F_COV))).cov is None
+    assert Predictive(NoTargets(Outputs(*map(jnp.asarray, (F, F**2, F_COV))))).cov is None
 
 
 def test_a_predictive_passes_through_compiled_functions():

@@ -9,15 +9,22 @@ import pytest
 
 from laplace_kit import tree
 from laplace_kit.eval.outputs import Predictive
-from laplace_kit.eval.prediction_sets import class_logits, probability_after
+from laplace_kit.eval.prediction_sets import probability_after
 from laplace_kit.likelihood import Bernoulli, Categorical, Gaussian
+from laplace_kit.targets import BinaryTargets, ClassTargets, NoTargets, Outputs
 
 PROBS = np.random.default_rng(0).dirichlet(np.ones(4), (5, 2))
 
 
 def predictive_of(likelihood, probs) -> Predictive:
     probs = jnp.asarray(probs)
-    return Predictive(jnp.zeros(probs.shape), probs, probs=probs, likelihood=likelihood)
+    outputs = Outputs(jnp.zeros(probs.shape), probs)
+    if likelihood is None:
+        return Predictive(NoTargets(outputs))
+    if not likelihood.has_classes:
+        return Predictive(likelihood.targets(outputs), likelihood)
+    kind = BinaryTargets if isinstance(likelihood, Bernoulli) else ClassTargets
+    return Predictive(kind(outputs, probs), likelihood)
 
 
 @pytest.mark.parametrize("level", [0.05, 0.5, 0.9, 0.999])
@@ -62,9 +69,9 @@ def test_logits_are_the_predictives_own_or_those_of_its_probabilities(likelihood
     probs = jax.nn.sigmoid(logits) if binary else jax.nn.softmax(logits)
     predictive = predictive_of(likelihood, probs)
     expected = jnp.stack([0 * logits, logits], axis=-1) if binary else logits
-    own = class_logits(likelihood, tree.replace(predictive, logits=logits))
+    own = tree.replace(predictive.targets, logits=logits).class_logits
     np.testing.assert_array_equal(own, expected)
-    found = class_logits(likelihood, predictive)
+    found = predictive.targets.class_logits
     np.testing.assert_allclose(
         jax.nn.softmax(found), jax.nn.softmax(expected), rtol=1e-5, atol=1e-37
     )

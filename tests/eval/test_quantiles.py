@@ -19,6 +19,7 @@ from laplace_kit.likelihood import (
     MultivariateGaussian,
     Poisson,
 )
+from laplace_kit.targets import NoTargets, Outputs
 
 RNG = np.random.default_rng(0)
 LEVELS = np.asarray([0.01, 0.3, 0.5, 0.975])
@@ -150,18 +151,18 @@ def test_transforms_of_what_was_predicted_are_uniform():
     f_var = np.full((num, 1), 0.3, np.float32)
     counts = rng.poisson(np.exp(f + np.sqrt(f_var) * z))
     of_counts = predictive_of(Poisson(), f, f_var)
-    randomised = pit(Poisson(), of_counts, counts, key=jax.random.key(0))
+    randomised = pit(of_counts, counts, key=jax.random.key(0))
     assert stats.kstest(np.asarray(randomised).ravel(), "uniform").pvalue > 0.01
-    middle = np.asarray(pit(Poisson(), of_counts, counts))
+    middle = np.asarray(pit(of_counts, counts))
     assert abs(middle.mean() - 0.5) < 4 * middle.std() / np.sqrt(num)
 
     assert (counts == 0).any()
     for dtype in ("uint8", "int8", "float32"):  # of which an unsigned zero less one wraps
-        found = pit(Poisson(), of_counts, counts.astype(dtype))
+        found = pit(of_counts, counts.astype(dtype))
         np.testing.assert_allclose(found, middle, rtol=1e-6)
 
     numbers = f + np.sqrt(f_var + 0.25) * z
-    transforms = pit(Gaussian(0.5), predictive_of(Gaussian(0.5), f, f_var), numbers)
+    transforms = pit(predictive_of(Gaussian(0.5), f, f_var), numbers)
     assert stats.kstest(np.asarray(transforms).ravel(), "uniform").pvalue > 0.01
 
 
@@ -205,4 +206,4 @@ def test_targets_without_quantiles_are_refused():
     with pytest.raises(TypeError, match="FromLoss likelihood"):
         predictive_of(FromLoss(twins.log_cosh_loss), F, F_VAR).quantile(0.5)
     with pytest.raises(TypeError, match="without a likelihood"):
-        Predictive(jnp.zeros((2, 3)), jnp.zeros((2, 3))).cdf(0.0)
+        Predictive(NoTargets(Outputs(jnp.zeros((2, 3)), jnp.zeros((2, 3))))).cdf(0.0)

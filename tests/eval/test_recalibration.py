@@ -9,7 +9,7 @@ from scipy import optimize, special, stats
 
 from laplace_kit import tree
 from laplace_kit.eval.evaluate import negative_log_likelihood
-from laplace_kit.eval.outputs import Predictive, from_gaussian
+from laplace_kit.eval.outputs import Predictive, from_gaussian, with_joint_covariance
 from laplace_kit.eval.recalibration import StdScaling, TemperatureScaling, recalibrate
 from laplace_kit.likelihood import (
     Bernoulli,
@@ -20,6 +20,7 @@ from laplace_kit.likelihood import (
     MultivariateGaussian,
     Poisson,
 )
+from laplace_kit.targets import BinaryTargets, ClassTargets, NoTargets, Outputs
 
 RNG = np.random.default_rng(0)
 N, C = 60, 3
@@ -29,7 +30,8 @@ LABELS = np.asarray([RNG.choice(C, p=p) for p in special.softmax(LOGITS / 2.5, a
 
 def classifier(likelihood, probs, dtype=None) -> Predictive:
     probs = jnp.asarray(probs, dtype)
-    return Predictive(jnp.log(probs), 0 * probs, probs=probs, likelihood=likelihood)
+    kind = BinaryTargets if isinstance(likelihood, Bernoulli) else ClassTargets
+    return Predictive(kind(Outputs(jnp.log(probs), 0 * probs), probs), likelihood)
 
 
 def with_logits(likelihood, logits) -> Predictive:
@@ -131,7 +133,8 @@ def test_logits_whose_probabilities_round_to_zero_have_the_right_temperature(lik
     np.testing.assert_allclose(found(predictive).probs, tempered, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(found(predictive).logits, logits / expected, rtol=1e-3)
     # From the probabilities alone this cannot be known.
-    clipped = recalibrate(tree.replace(predictive, logits=None), y)
+    probs_alone = tree.replace(predictive.targets, logits=None)
+    clipped = recalibrate(tree.replace(predictive, targets=probs_alone), y)
     assert abs(float(clipped.temperature) / expected - 1) > 0.02
 
 
@@ -158,6 +161,11 @@ def regression(likelihood, num_outputs=4) -> Predictive:
     f, f_cov = F[:, :num_outputs], F_COV[:, :num_outputs, :num_outputs]
     moments = map(jnp.asarray, (f, np.einsum("ncc->nc", f_cov), f_cov))
     return from_gaussian(likelihood, *moments, link="probit", key=None, num_samples=2)
+
+
+def without_covariance(predictive) -> Predictive:
+    outputs = tree.replace(predictive.targets.outputs, cov=None)
+    return tree.replace(predictive, targets=tree.replace(predictive.targets, outputs=outputs))
 
 
 def targets_of(predictive) -> np.ndarray:
@@ -206,7 +214,7 @@ def test_correlated_outputs_are_scaled_by_their_whitened_residuals(full, x64):
     noise = np.asarray([[1.0, 0.4], [0.4, 0.5]])
     predictive = regression(MultivariateGaussian(jnp.asarray(noise)), 2)
     if not full:
-        predictive = tree.replace(predictive, f_cov=None)
+        predictive = without_covariance(predictive)
     y = targets_of(predictive)
     found = recalibrate(predictive, y)
     own = F_COV[:, :2, :2]
@@ -228,9 +236,7 @@ def test_correlated_outputs_are_scaled_by_their_whitened_residuals(full, x64):
 def test_joint_covariances_and_missing_targets(x64):
     predictive = regression(Gaussian(0.7))
     joint = jnp.einsum("ncd,nm->ncmd", jnp.asarray(F_COV), jnp.eye(N))
-    scaled = StdScaling(jnp.asarray([1.0, 2.0, 3.0, 4.0]))(
-        tree.replace(predictive, joint_cov=joint)
-    )
+    scaled = StdScaling(jnp.asarray([1.0, 2.0, 3.0, 4.0]))(with_joint_covariance(predictive, joint))
     twins.assert_close(jnp.einsum("ncnd->ncd", scaled.joint_cov), scaled.f_cov)
     y, mask = targets_of(predictive), RNG.integers(0, 2, (N, 4))
     found = recalibrate(predictive, (y, mask), per_output=True)
@@ -258,7 +264,7 @@ def test_errors():
     with pytest.raises(TypeError, match="no recalibration"):
         recalibrate(regression(FromLoss(twins.log_cosh_loss)), F)
     with pytest.raises(TypeError, match="without a likelihood"):
-        recalibrate(Predictive(jnp.asarray(F), jnp.asarray(F)), F)
+        recalibrate(Predictive(NoTargets(Outputs(jnp.asarray(F), jnp.asarray(F)))), F)
     with pytest.raises(ValueError, match="share one temperature"):
         recalibrate(classifier(Categorical(), np.full((N, C), 1 / C)), LABELS, per_output=True)
     with pytest.raises(ValueError, match="keep their correlation"):

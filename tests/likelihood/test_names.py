@@ -14,6 +14,8 @@ from laplace_kit import likelihood as lk
         ("categorical", lk.Categorical),
         ("bernoulli", lk.Bernoulli),
         ("poisson", lk.Poisson),
+        ("negative_binomial", lk.NegativeBinomial),
+        ("student_t", lk.StudentT),
     ],
 )
 def test_names_become_likelihoods(name, kind):

@@ -6,10 +6,11 @@ import pytest
 
 from laplace_kit import likelihood as lk
 from laplace_kit.eval.outputs import Predictive
+from laplace_kit.targets import ClassTargets, NormalTargets, Outputs
 from laplace_kit.tune.criteria import as_loss
 
 PROBS = jnp.asarray([[0.7, 0.3], [0.4, 0.6], [0.1, 0.9]])
-CLASSES = Predictive(jnp.log(PROBS), jnp.zeros((3, 2)), probs=PROBS)
+CLASSES = Predictive(ClassTargets(Outputs(jnp.log(PROBS), jnp.zeros((3, 2))), PROBS))
 LABELS = jnp.asarray([0, 0, 1])
 
 
@@ -30,17 +31,15 @@ def test_weights_are_copies_in_every_loss(name):
     if name == "crps":
         likelihood, y = lk.Gaussian(0.5), jnp.asarray([[0.1], [0.5], [1.0]])
         mean, var = jnp.asarray([[0.0], [1.0], [1.5]]), jnp.full((3, 1), 0.3)
-        fields = {"mean": mean, "epistemic_var": var, "noise_var": var}
     else:
-        likelihood, y, mean, var, fields = lk.Categorical(), LABELS, CLASSES.f_mean, None, None
+        likelihood, y = lk.Categorical(), LABELS
     copies = np.repeat(np.arange(3), [2, 0, 3])
 
     def predictive(rows):
-        if fields is None:
-            probs = CLASSES.probs[rows]
-            return Predictive(jnp.log(probs), jnp.zeros_like(probs), probs=probs)
-        each = {name: value[rows] for name, value in fields.items()}
-        return Predictive(mean[rows], var[rows], **each)
+        if name == "crps":
+            return Predictive(NormalTargets(Outputs(mean[rows], var[rows]), var[rows]))
+        probs = CLASSES.probs[rows]
+        return Predictive(ClassTargets(Outputs(jnp.log(probs), jnp.zeros_like(probs)), probs))
 
     loss = as_loss(name, likelihood)
     weighted = loss(predictive(np.arange(3)), y, jnp.asarray([2.0, 0.0, 3.0]))

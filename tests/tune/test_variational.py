@@ -13,6 +13,7 @@ from scipy.optimize import minimize_scalar
 import laplace_kit as lk
 from laplace_kit.eval.metrics import negative_log_likelihood
 from laplace_kit.eval.outputs import Predictive
+from laplace_kit.targets import NoTargets, Outputs
 from laplace_kit.tune.variational import (
     PriorTerms,
     isotropic_prior_terms,
@@ -24,7 +25,7 @@ from laplace_kit.tune.variational import (
 def predictive_of(f_mean, f_cov=None, f_var=None) -> Predictive:
     f_var = np.einsum("ncc->nc", f_cov) if f_var is None else f_var
     f_cov = None if f_cov is None else jnp.asarray(f_cov)
-    return Predictive(jnp.asarray(f_mean), jnp.asarray(f_var), f_cov)
+    return Predictive(NoTargets(Outputs(jnp.asarray(f_mean), jnp.asarray(f_var), f_cov)))
 
 
 def terms(num_params, spread, deviation) -> PriorTerms:
@@ -250,7 +251,7 @@ def test_under_vmap_and_jit_and_for_other_values_without_another_program():
     cases = [categorical_case(seed) for seed in range(3)]
 
     def of(f, f_cov, y, prior):
-        predictive = Predictive(f, jnp.einsum("ncc->nc", f_cov), f_cov)
+        predictive = Predictive(NoTargets(Outputs(f, jnp.einsum("ncc->nc", f_cov), f_cov)))
         return variational_temperature(lk.Categorical(), predictive, y, prior, 12)
 
     arrays = [jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), c) for c in cases]

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from laplace_kit.eval.logarithms import finite_log
 from laplace_kit.eval.metrics import checks, weighting
 from laplace_kit.eval.metrics.inputs import metric
+from laplace_kit.targets.logarithms import finite_log
 
 
 @metric

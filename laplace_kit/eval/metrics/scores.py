@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from laplace_kit.eval.logarithms import entropy
 from laplace_kit.eval.metrics import checks
 from laplace_kit.eval.metrics.inputs import metric
+from laplace_kit.targets.logarithms import entropy
 
 _NEARLY_ONE = 0.999  # nearer, float32 has fewer than four digits of the distance from one
 

@@ -10,15 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from laplace_kit.eval.evaluate import as_classes, class_log_probs, observed_rows, two_classes
+from laplace_kit.eval.evaluate import (
+    as_classes,
+    class_log_probs,
+    observed_entries,
+    observed_rows,
+)
 from laplace_kit.eval.predictive import Predictive
 from laplace_kit.eval.report import checks
 from laplace_kit.eval.report.classification import classification_report
 from laplace_kit.eval.report.page import PosteriorCard, Report
 from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
 from laplace_kit.eval.report.regression import regression_report
-from laplace_kit.eval.uncertainty import Uncertainty
-from laplace_kit.likelihood import Bernoulli, Categorical, Likelihood, unmasked
+from laplace_kit.likelihood import Likelihood, unmasked, without_mask
+from laplace_kit.targets.base import NoTargets
+from laplace_kit.targets.uncertainty import Uncertainty
 from laplace_kit.tree import replace
 
 Predict = Callable[[PyTree], Predictive]
@@ -104,22 +110,21 @@ def compare_report(
         )
     able = {name: of.predict for name, of in compare.items() if isinstance(of, Predictor)}
     predict, compare = {**predict, **able}, {n: of for n, of in compare.items() if n not in able}
-    kind, _ = unmasked(likelihood, y)
-    if isinstance(kind, Categorical | Bernoulli):
+    if likelihood.has_classes:
         return _classification(
             predict, compare, likelihood, (x, y), directory, shifted, ood, title, card
         )
     if shifted or ood:
         raise ValueError(
             f"Found shifted or out-of-distribution sets ({[*shifted, *ood]}) for a "
-            f"{type(kind).__name__} likelihood, expected them for classification only; "
-            "write a report for each set instead."
+            f"{type(without_mask(likelihood)).__name__} likelihood, expected them for "
+            "classification only; write a report for each set instead."
         )
     return _regression(predict, compare, likelihood, (x, y), directory, title, card)
 
 
 def _classification(predict, compare, likelihood, data, directory, shifted, ood, title, card):
-    (x, y), (kind, _) = data, unmasked(likelihood, data[1])
+    x, y = data
     predictions, labels = {}, {}
     for name, predict_one in predict.items():
         on_test = predict_one(x)
@@ -139,7 +144,7 @@ def _classification(predict, compare, likelihood, data, directory, shifted, ood,
         predictions[name] = ClassPredictions(
             probs,
             on_shifted,
-            {where: _all_rows(kind, of) for where, of in on_ood.items()},
+            {where: _all_rows(found) for where, found in on_ood.items()},
             epistemic=None if parts is None else seen(parts.mutual_information),
             ood_epistemic={
                 where: of.mutual_information.reshape(-1)
@@ -201,15 +206,14 @@ def _check_inputs(where: str, inputs: PyTree, x: PyTree) -> None:
 # --- predictives as rows --------------------------------------------------------------------------
 
 
-def _all_rows(likelihood: Likelihood, predictive: Predictive) -> Float[Array, "M C"]:
-    if isinstance(likelihood, Bernoulli):
-        return two_classes(predictive.probs)
-    return predictive.probs.reshape(-1, predictive.probs.shape[-1])
+def _all_rows(predictive: Predictive) -> Float[Array, "M C"]:
+    probs = predictive.targets.class_probabilities
+    return probs.reshape(-1, probs.shape[-1])
 
 
 def _uncertainty(predictive: Predictive) -> Uncertainty | None:
     """Return the parts of the uncertainty, where there is more than one and they are known."""
-    if predictive.likelihood is None or not bool((predictive.f_var > 0).any()):
+    if not bool((predictive.f_var > 0).any()):
         return None
     return predictive.uncertainty(jax.random.key(0))
 
@@ -218,21 +222,27 @@ def _seen(
     likelihood: Likelihood, predictive: Predictive, y: PyTree, values: Float[Array, "N *label"]
 ) -> Float[np.ndarray, " M"]:
     """Return one value for each label that is there."""
-    seen = jax.vmap(likelihood.observed)(predictive.f_mean, y)
+    seen = observed_entries(likelihood, predictive, y, values.shape)
     return np.asarray(values)[np.asarray(seen)]
 
 
 def _numbers(likelihood: Likelihood, predictive: Predictive, y: PyTree) -> RegressionPredictions:
-    if predictive.mean is None:
+    if isinstance(predictive.targets, NoTargets):
         raise TypeError(
             f"Found a {type(likelihood).__name__} likelihood, which defines no predictive "
-            "distribution of the targets, expected Gaussian, Poisson, Categorical or Bernoulli for "
-            "a report; use la.evaluate for its loss."
+            "distribution of the targets, expected Gaussian, Poisson, Categorical or Bernoulli, or "
+            "one with a method targets(outputs), for a report; use la.evaluate for its loss."
         )
     mean, var, epistemic_var = (
         observed_rows(likelihood, predictive, y, values)
         for values in (predictive.mean, predictive.var, predictive.epistemic_var)
     )
+    if not bool(jnp.isfinite(var).all()):
+        raise ValueError(
+            f"Found infinite variances under a {type(likelihood).__name__} likelihood, expected "
+            "finite ones, as a report measures residuals by them; use la.evaluate, or a likelihood "
+            "whose noise has a variance."
+        )
     known = bool((epistemic_var > 0).any())
     return RegressionPredictions(mean, jnp.sqrt(var), jnp.sqrt(epistemic_var) if known else None)
 
@@ -243,7 +253,8 @@ def _given_probabilities(name: str, probs: ArrayLike, like: Predictive) -> Predi
             f"Found {name!r} of shape {np.shape(probs)} in compare=, expected probabilities of "
             f"shape {like.probs.shape}, as the model's, of the test set in its order."
         )
-    return replace(like, probs=jnp.asarray(probs, like.probs.dtype), logits=None)
+    targets = replace(like.targets, probs=jnp.asarray(probs, like.probs.dtype), logits=None)
+    return replace(like, targets=targets)
 
 
 def _given_moments(name: str, moments, like: Predictive) -> tuple[Array, Array]:

@@ -28,17 +28,16 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Num
 
 from laplace_kit.eval import metrics
-from laplace_kit.eval.losses import class_losses
 from laplace_kit.eval.metrics import Interval
 from laplace_kit.eval.metrics.checks import labelled, regression
 from laplace_kit.eval.metrics.inputs import in_own_precision
 from laplace_kit.eval.report.checks import about, finite
 from laplace_kit.eval.report.pictures import TEST
 from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
+from laplace_kit.eval.report.registry import METRICS
 from laplace_kit.eval.report.scores import SCORES, scores
 from laplace_kit.eval.report.suites import OfClasses, OfNumbers, OfScores, Pairs
-from laplace_kit.eval.report.table import METRICS
-from laplace_kit.likelihood import Categorical
+from laplace_kit.targets.classes import label_log_probs
 
 SCHEMA = 2
 LEVEL, NUM_RESAMPLES = 0.95, 1000
@@ -126,7 +125,7 @@ def _losses(probs: ArrayLike, log_probs: ArrayLike | None, y: ArrayLike) -> Floa
     dtype = jnp.promote_types(np.asarray(probs).dtype, np.float32)
     floating = (None if of is None else np.asarray(of, dtype) for of in (probs, log_probs))
     with jax.enable_x64(dtype == np.float64):
-        return np.asarray(class_losses(Categorical(), *floating, np.asarray(y)))
+        return -np.asarray(label_log_probs(*floating, np.asarray(y)))
 
 
 def _of_foreign(where: str, predictions: Mapping[str, ClassPredictions]) -> Measured:

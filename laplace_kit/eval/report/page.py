@@ -12,6 +12,7 @@ from laplace_kit.eval.plots.style import series_style
 from laplace_kit.eval.report import examples, table
 from laplace_kit.eval.report.examples import Gallery
 from laplace_kit.eval.report.pictures import Section
+from laplace_kit.eval.report.registry import METRICS
 from laplace_kit.eval.report.verdict import claims, verdict
 
 
@@ -146,7 +147,7 @@ def _render(metrics: Mapping[str, Any], metrics_text: str, content: Content) -> 
         headline=("accuracy", "nll", "ece")
         if metrics["task"] == "classification"
         else ("rmse", "nll", "crps"),
-        labels={key: metric.label for key, metric in table.METRICS.items()},
+        labels={key: metric.label for key, metric in METRICS.items()},
         groups=table.groups(metrics),
         num_predictors=len(metrics["predictors"]),
         series={name: _Line.of(number) for number, name in enumerate(metrics["predictors"])},

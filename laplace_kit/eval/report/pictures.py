@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from laplace_kit.eval.report import fonts
-from laplace_kit.eval.report.table import METRICS, Values, display_name, number
+from laplace_kit.eval.report.registry import METRICS
+from laplace_kit.eval.report.table import Values, display_name, number
 
 if TYPE_CHECKING:
     import matplotlib.figure

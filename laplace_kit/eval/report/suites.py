@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from laplace_kit.eval import metrics
 from laplace_kit.eval.metrics.inputs import in_own_precision
-from laplace_kit.eval.report.table import METRICS
+from laplace_kit.eval.report.registry import METRICS
 
 Pairs = tuple[tuple[int, int], ...]  # of predictors, by their places: the first less the second
 Values = dict[str, Array]

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from laplace_kit.eval.report.registry import METRICS, Metric
+
 Values = Mapping[str, float | None]
 
 # Metrics in float32 that differ by less are equal.
@@ -23,66 +25,6 @@ RESERVED = (
     "claims",
     "bootstrap",
 )
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric's name and which values are better; `goal` is the value of a perfect predictor.
-
-    `by_chance` says that an estimate may lie beyond the goal.
-    """
-
-    label: str
-    better: str = ""
-    goal: float | None = None
-    by_chance: bool = False
-
-    @property
-    def is_monotone(self) -> bool:
-        """Whether a larger, or a smaller, value is always the better one."""
-        return self.better in ("lower", "higher")
-
-    def attainable(self, low: float, high: float) -> tuple[float, float]:
-        """Return an interval without the part that no predictor can reach."""
-        if self.goal is None or not self.is_monotone or self.by_chance:
-            return low, high
-        limit = min if self.better == "higher" else max
-        return limit(low, self.goal), limit(high, self.goal)
-
-    def loss(self, value: float | None) -> float:
-        """Return how far `value` is from the goal; what is not finite is farthest."""
-        if value is None:
-            return math.inf
-        return value if self.goal == -math.inf else abs(value - self.goal)
-
-
-METRICS = {
-    "accuracy": Metric("Accuracy", "higher", 1.0),
-    "confidence": Metric("Mean confidence"),
-    "nll": Metric("NLL", "lower", -math.inf),
-    "brier": Metric("Brier score", "lower", 0.0),
-    "ece": Metric("ECE", "lower", 0.0),
-    "ace": Metric("ACE", "lower", 0.0),
-    "mce": Metric("MCE", "lower", 0.0),
-    "classwise_ece": Metric("Class-wise ECE", "lower", 0.0),
-    "debiased_ce": Metric("Debiased calibration error", "lower", 0.0, by_chance=True),
-    "aurc": Metric("AURC", "lower", 0.0),
-    "auroc": Metric("AUROC, largest probability", "higher", 1.0),
-    "auroc_entropy": Metric("AUROC, entropy", "higher", 1.0),
-    "auroc_epistemic": Metric("AUROC, epistemic", "higher", 1.0),
-    "aupr": Metric("AUPR, largest probability", "higher", 1.0),
-    "aupr_entropy": Metric("AUPR, entropy", "higher", 1.0),
-    "aupr_epistemic": Metric("AUPR, epistemic", "higher", 1.0),
-    "fpr95": Metric("FPR95, largest probability", "lower", 0.0),
-    "fpr95_entropy": Metric("FPR95, entropy", "lower", 0.0),
-    "fpr95_epistemic": Metric("FPR95, epistemic", "lower", 0.0),
-    "rmse": Metric("RMSE", "lower", 0.0),
-    "crps": Metric("CRPS", "lower", 0.0),
-    "coverage_90": Metric("Coverage of 90% intervals", "nearer to 0.9", 0.9),
-    "width_90": Metric("Width of 90% intervals"),
-    "chi_squared": Metric("Chi-squared", "nearer to 1", 1.0),
-    "quantile_error": Metric("Quantile calibration error", "lower", 0.0),
-}
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from laplace_kit.eval.report.table import METRICS, Values, display_name, judgement, number, sets
+from laplace_kit.eval.report.registry import METRICS
+from laplace_kit.eval.report.table import Values, display_name, judgement, number, sets
 
-COMPARED = ("nll", "ece", "crps", "auroc")
 _SIGNIFICANT = 0.05
 
 
@@ -90,7 +90,8 @@ def _comparisons(values: Mapping[str, Values], bootstrap: Mapping[str, Any]) -> 
     reference, *others = values
     sentences = []
     for name in others:
-        keys = [key for key in COMPARED if key in values[reference] and key in values[name]]
+        both = values[reference].keys() & values[name].keys()
+        keys = [key for key, metric in METRICS.items() if metric.in_verdict and key in both]
         clauses = [
             _clause(key, values[reference][key], values[name][key], bootstrap["differences"][name])
             for key in keys

@@ -18,6 +18,7 @@ from laplace_kit.eval.report.compare import compare_report
 from laplace_kit.eval.report.files import read
 from laplace_kit.eval.report.measures import measure_classification
 from laplace_kit.likelihood import Bernoulli, Categorical, FromLoss, Gaussian, Masked, Poisson
+from laplace_kit.targets import BinaryTargets, ClassTargets, NormalTargets, Outputs
 
 N = 30
 RNG = np.random.default_rng(0)
@@ -31,9 +32,8 @@ def classifier(temperature: float, *, positions: int = 0):
         f = np.stack([x[:, 0], x[:, 1], -x[:, 0]], axis=1) / temperature
         f = np.stack([f] * positions, axis=1) if positions else f
         probs = np.exp(f) / np.exp(f).sum(axis=-1, keepdims=True)
-        return Predictive(
-            jnp.asarray(f), jnp.ones(f.shape), probs=jnp.asarray(probs), likelihood=Categorical()
-        )
+        outputs = Outputs(jnp.asarray(f), jnp.ones(f.shape))
+        return Predictive(ClassTargets(outputs, jnp.asarray(probs)), Categorical())
 
     return predict
 
@@ -41,7 +41,7 @@ def classifier(temperature: float, *, positions: int = 0):
 def regressor(std: float):
     def predict(x):
         mean, var = jnp.asarray(x), jnp.full(x.shape, std**2)
-        return Predictive(mean, var, mean=mean, epistemic_var=var / 4, noise_var=3 * var / 4)
+        return Predictive(NormalTargets(Outputs(mean, var / 4), 3 * var / 4))
 
     return predict
 
@@ -96,9 +96,8 @@ def test_classification_with_shifted_and_foreign_inputs(positions, handed_over):
 
 def test_binary_labels_are_two_classes(handed_over):
     def predict(x):
-        return Predictive(
-            jnp.asarray(x), jnp.ones(x.shape), probs=jnp.asarray(1 / (1 + np.exp(-x)))
-        )
+        outputs = Outputs(jnp.asarray(x), jnp.ones(x.shape))
+        return Predictive(BinaryTargets(outputs, jnp.asarray(1 / (1 + np.exp(-x)))))
 
     y = RNG.integers(0, 2, (N, 2))
     report({"laplace": predict}, Bernoulli(), y, ood={"far": 9 * X})
@@ -125,7 +124,8 @@ def test_what_is_missing_is_left_out(handed_over):
     y, seen = RNG.integers(0, 2, X.shape), jnp.asarray(mask)
 
     def predict(x):
-        return Predictive(*[jnp.asarray(x)] * 2, probs=jnp.asarray(1 / (1 + np.exp(-x))))
+        outputs = Outputs(jnp.asarray(x), jnp.zeros(x.shape))
+        return Predictive(BinaryTargets(outputs, jnp.asarray(1 / (1 + np.exp(-x)))))
 
     report({"map": predict}, Masked(Bernoulli()), (y, seen), ood={"far": 9 * X})
     regression, classification = (args for args, _ in handed_over)
@@ -173,7 +173,7 @@ def test_certain_weights_have_no_epistemic_part(handed_over):
     def at_mode(x):
         zero = jnp.zeros(x.shape)
         mean = jnp.asarray(x)
-        return Predictive(mean, zero, mean=mean, epistemic_var=zero, noise_var=zero + 1)
+        return Predictive(NormalTargets(Outputs(mean, zero), zero + 1))
 
     report({"map": at_mode}, Gaussian(), X)
     assert handed_over[0][0][0]["map"].epistemic_std is None
@@ -260,7 +260,8 @@ def test_sets_that_only_classification_knows():
 
 def test_a_likelihood_without_a_predictive_distribution():
     likelihood = FromLoss(lambda f, y: jnp.sum((f - y) ** 2))
-    predict = {"map": lambda x: Predictive(jnp.asarray(x), jnp.ones(x.shape))}
+    outputs = Outputs(jnp.asarray(X), jnp.ones(X.shape))
+    predict = {"map": lambda x: Predictive(likelihood.targets(outputs))}
     with pytest.raises(TypeError, match=r"FromLoss likelihood.*expected Gaussian.*la\.evaluate"):
         report(predict, likelihood, X)
 

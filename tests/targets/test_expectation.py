@@ -7,7 +7,7 @@ import pytest
 import twins
 from scipy import integrate, special, stats
 
-from laplace_kit.eval.expectation import drawn_expectation, normal_expectation, positions
+from laplace_kit.targets.expectation import drawn_expectation, normal_expectation, positions
 
 RNG = np.random.default_rng(0)
 MEAN, STD = np.asarray([-3.0, 0.4, 2.0, 9.0]), np.asarray([0.0, 0.7, 3.0, 5.0])

@@ -7,7 +7,6 @@ import pytest
 import twins
 from scipy import integrate, special, stats
 
-from laplace_kit.eval.expectation import drawn_expectation
 from laplace_kit.eval.outputs import Predictive, from_gaussian, from_samples
 from laplace_kit.likelihood import (
     Bernoulli,
@@ -19,6 +18,8 @@ from laplace_kit.likelihood import (
     MultivariateGaussian,
     Poisson,
 )
+from laplace_kit.targets import NoTargets, Outputs
+from laplace_kit.targets.expectation import drawn_expectation
 
 N, C = 3, 4
 RNG = np.random.default_rng(0)
@@ -224,7 +225,7 @@ def test_what_has_no_distribution_is_refused():
     with pytest.raises(TypeError, match="FromLoss likelihood, from which no uncertainty"):
         predictive_of(FromLoss(twins.log_cosh_loss)).uncertainty()
     with pytest.raises(TypeError, match="without a likelihood"):
-        Predictive(jnp.zeros((2, 3)), jnp.zeros((2, 3))).uncertainty()
+        Predictive(NoTargets(Outputs(jnp.zeros((2, 3)), jnp.zeros((2, 3))))).uncertainty()
     with pytest.raises(ValueError, match="no key"):
         predictive_of(Categorical()).uncertainty()
     with pytest.raises(ValueError, match="num_samples=0, expected a whole number of draws"):

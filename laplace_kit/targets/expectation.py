@@ -1,0 +1,245 @@
+r"""Expectations of functions of Gaussian outputs: by quadrature of one, by draws of several."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from laplace_kit.errors import check_count
+
+# Equal steps converge exponentially, as a normal density vanishes at both ends with all of its
+# derivatives; of functions that vary faster than the density, faster than Gauss-Hermite nodes do.
+_NODES = np.linspace(-8.5, 8.5, 137)  # what is left out has a probability of 2e-17
+_WEIGHTS = np.exp(-(_NODES**2) / 2) / np.exp(-(_NODES**2) / 2).sum()
+
+
+def covariance_root(cov: Float[Array, "N C C"]) -> Float[Array, "N C C"]:
+    r"""Return R with $R R^\top = S$, the negative eigenvalues that rounding leaves taken for zero.
+
+    A Cholesky factor does not exist where S is singular, as it is with fewer parameters than
+    classes; an eigendecomposition always does.
+    """
+    with jax.default_matmul_precision("highest"):
+        values, vectors = jnp.linalg.eigh(cov)
+    return vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None]
+
+
+def spread_by(
+    cov: Float[Array, "N C"] | Float[Array, "N C C"],
+) -> Callable[[Float[Array, "N C"]], Float[Array, "N C"]]:
+    """Return what makes standard normal numbers normal ones of these variances or covariances."""
+    if cov.ndim == 2:
+        return partial(jnp.multiply, jnp.sqrt(jnp.maximum(cov, 0)))
+    return partial(jnp.einsum, "ncd,nd->nc", covariance_root(cov), precision="highest")
+
+
+def normal_expectation(
+    fn: Callable[[Float[Array, "*shape"]], PyTree],
+    mean: Float[Array, "*shape"],
+    std: Float[Array, "*shape"],
+) -> PyTree:
+    r"""Return $\mathbb E[\mathrm{fn}(f)]$ under $f \sim \mathcal N(m, s^2)$, elementwise.
+
+    By the trapezoidal rule in $z = (f - m) / s$, whose error is about $e^{-50 d}$ for a function
+    that is analytic within a distance $d$ of the real axis of $z$: $\pi / s$ for logistic
+    functions, so that standard deviations up to 5 are exact to 1e-10.
+
+    Parameters
+    ----------
+    fn
+        From outputs to a pytree of bounded arrays.
+    mean, std
+        Moments of the outputs, of the same shape.
+
+    Returns
+    -------
+    expectation
+        Like `fn(mean)`. Cost: 137 calls, one after the other, so that memory is that of one.
+
+    References
+    ----------
+    Trefethen and Weideman (2014), The exponentially convergent trapezoidal rule.
+    """
+    mean, std = _precise(mean), _precise(std)
+
+    def add(total, node):
+        z, weight = node
+        return jax.tree.map(lambda t, v: t + weight * v, total, fn(mean + std * z)), None
+
+    nodes = (jnp.asarray(_NODES, mean.dtype), jnp.asarray(_WEIGHTS, mean.dtype))
+    return jax.lax.scan(add, _zeros(fn, mean), nodes)[0]
+
+
+def drawn_expectation(
+    fn: Callable[[Float[Array, "N C"]], PyTree],
+    mean: Float[Array, "N C"],
+    covariance: Float[Array, "N C"] | Float[Array, "N C C"],
+    key: PRNGKeyArray,
+    num_samples: int,
+) -> PyTree:
+    r"""Return the average of $\mathrm{fn}(f)$ over draws $f \sim \mathcal N(m, S)$.
+
+    Parameters
+    ----------
+    fn
+        From outputs `(N, C)` to a pytree of arrays.
+    mean, covariance
+        Moments of the outputs; variances `(N, C)` count as a diagonal covariance, which may be
+        singular.
+    key
+        For the draws, which are independent between the N.
+    num_samples
+        How many.
+
+    Returns
+    -------
+    average
+        Like `fn(mean)`. One draw at a time, so that memory is that of one; $O(C^3)$ once for each
+        covariance and $O(C^2)$ for each draw.
+
+    Raises
+    ------
+    ValueError
+        If `num_samples` is not positive.
+    """
+    check_count("num_samples", num_samples, "draws")
+    mean, covariance = _precise(mean), _precise(covariance)
+    spread = spread_by(covariance)
+
+    def add(total, index):
+        z = jax.random.normal(jax.random.fold_in(key, index), mean.shape, mean.dtype)
+        return jax.tree.map(jnp.add, total, fn(mean + spread(z))), None
+
+    total, _ = jax.lax.scan(add, _zeros(fn, mean), jnp.arange(num_samples))
+    return jax.tree.map(lambda t: t / num_samples, total)
+
+
+def log_expectation(
+    log_fn: Callable[[Float[Array, "*shape"]], PyTree],
+    mean: Float[Array, "*shape"],
+    std: Float[Array, "*shape"],
+) -> PyTree:
+    r"""Return $\log \mathbb E[e^{\mathrm{log\_fn}(f)}]$ under $f \sim \mathcal N(m, s^2)$.
+
+    Parameters
+    ----------
+    log_fn, mean, std
+        As for `normal_expectation`, whose rule it is; exact where the average underflows too.
+    """
+    mean, std = _precise(mean), _precise(std)
+
+    def add(total, node):
+        z, log_weight = node
+        values = jax.tree.map(lambda v: v + log_weight, log_fn(mean + std * z))
+        return jax.tree.map(jnp.logaddexp, total, values), None
+
+    nodes = (jnp.asarray(_NODES, mean.dtype), jnp.asarray(np.log(_WEIGHTS), mean.dtype))
+    start = jax.tree.map(lambda zero: zero - jnp.inf, _zeros(log_fn, mean))
+    return jax.lax.scan(add, start, nodes)[0]
+
+
+def log_concave_expectation(
+    log_fn: Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]],
+    mean: Float[Array, "*shape"],
+    std: Float[Array, "*shape"],
+) -> Float[Array, "*shape"]:
+    r"""Return the same of a log-concave function, however narrow it is next to the density.
+
+    Nodes are laid around the mode of the integrand, so that a likelihood of large counts is not
+    missed between two nodes of the density.
+
+    Parameters
+    ----------
+    log_fn
+        Elementwise, concave and differentiable twice.
+    mean, std
+        Moments of the outputs, of the same shape.
+    """
+    mean, std = _precise(mean), _precise(std)
+    slope = jax.grad(lambda f: jnp.sum(log_fn(f)))
+    # The mode lies between zero and the first step uphill, as the slope falls on the way.
+    reach = jnp.clip(std * slope(mean), -1e6, 1e6)
+
+    def halve(_, bracket):
+        inner, outer = bracket
+        middle = (inner + outer) / 2
+        # Uphill still, seen from zero in the direction of the mode.
+        goes_on = (std * slope(mean + std * middle) - middle) * jnp.sign(reach) > 0
+        return jnp.where(goes_on, middle, inner), jnp.where(goes_on, outer, middle)
+
+    inner, outer = jax.lax.fori_loop(0, 64, halve, (jnp.zeros_like(reach), reach))
+
+    def log_integrand(z):
+        return log_fn(mean + std * z) - z**2 / 2 - math.log(2 * math.pi) / 2
+
+    return log_integral_around(log_integrand, (inner + outer) / 2, _NODES.size)
+
+
+def log_integral_around(
+    log_fn: Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]],
+    mode: Float[Array, "*shape"],
+    num_nodes: int,
+) -> Float[Array, "*shape"]:
+    r"""Return $\log \int e^{\mathrm{log\_fn}(z)} dz$ by nodes around the mode, elementwise.
+
+    $z = \hat z + w \sinh t$ with the width w that the curvature at the mode has: few nodes reach
+    far into tails that fall off exponentially. The sum is the trapezoidal rule in t.
+
+    Parameters
+    ----------
+    log_fn
+        The logarithm of the integrand, differentiable twice.
+    mode
+        Where it is largest.
+    num_nodes
+        For t between -5 and 5.
+    """
+    mode = jax.lax.stop_gradient(mode)
+    slope = jax.grad(lambda z: jnp.sum(log_fn(z)))
+    _, bend = jax.jvp(slope, (mode,), (jnp.ones_like(mode),))
+    rounding = jnp.finfo(mode.dtype).tiny
+    width = jax.lax.stop_gradient(1 / jnp.sqrt(jnp.maximum(-bend, rounding)))
+
+    def add(total, node):
+        sinh, log_weight = node
+        return jnp.logaddexp(total, log_fn(mode + width * sinh) + log_weight), None
+
+    t = np.linspace(-5, 5, num_nodes)
+    log_weights = np.log(np.cosh(t) * (t[1] - t[0]))
+    nodes = (jnp.asarray(np.sinh(t), mode.dtype), jnp.asarray(log_weights, mode.dtype))
+    total, _ = jax.lax.scan(add, jnp.full_like(mode, -jnp.inf), nodes)
+    return total + jnp.log(width)
+
+
+def positions(
+    f_mean: Float[Array, "N *event"],
+    f_var: Float[Array, "N *event"],
+    f_cov: Float[Array, "N D D"] | None,
+) -> tuple[Float[Array, "M C"], Float[Array, "M C"] | Float[Array, "M C C"]]:
+    """Return means and (co)variances over the last axis alone, a row for each position before it.
+
+    Parameters
+    ----------
+    f_mean, f_var, f_cov
+        Moments of outputs `(N, *positions, C)`, the covariance over all of them flattened.
+    """
+    num = f_mean.shape[-1]
+    rows = f_mean.reshape(-1, num)
+    if f_cov is None:
+        return rows, f_var.reshape(-1, num)
+    num_positions = math.prod(f_mean.shape[1:-1])
+    blocks = f_cov.reshape(-1, num_positions, num, num_positions, num)
+    return rows, jnp.einsum("ntctd->ntcd", blocks).reshape(-1, num, num)
+
+
+def _precise(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return float32 in place of half precision, in which sums of many terms stop growing."""
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
+def _zeros(fn: Callable, mean: Float[Array, "*shape"]) -> PyTree:
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(fn, mean))
