@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from laplace_kit import tree
-from laplace_kit.approx.full import FullStructure
-from laplace_kit.approx.named import named_operator, named_structure
+from laplace_kit.approx.full import Full, FullStructure
 from laplace_kit.approx.update import Expansion, updated
 from laplace_kit.curv.mode import examine_mode
 from laplace_kit.curv.operator import check_outputs
@@ -33,7 +32,8 @@ def update(la: "Laplace", data: Any, *, key: PRNGKeyArray | None = None) -> "Lap
     data
         The new data, as for `fit`.
     key
-        For the curvature `"mc_fisher"`.
+        For the structure, and for the labels of `"mc_fisher"` in place of the key that `fit` was
+        given: with that one, new examples equal to old ones get the same labels.
 
     Returns
     -------
@@ -52,22 +52,17 @@ def update(la: "Laplace", data: Any, *, key: PRNGKeyArray | None = None) -> "Lap
     catastrophic forgetting.
     """
     data, choice = as_data(data), la.choice
-    if choice.curvature == "mc_fisher" and key is None:
-        raise ValueError(
-            "Found no key, expected one for curvature='mc_fisher', which draws labels; pass "
-            "key=jax.random.key(0)."
-        )
     x, y = batch_spec(data)
     objective = la.objective.planned(x)
     check_outputs(objective, x, y)
     mode = examine_mode(objective, data)
-    structure = named_structure(named_operator(objective, data, choice, key), choice, key)
+    structure = choice.fit(objective, data, key)
     old = Expansion(la.log_likelihood, la.gradient, la.structure)
     new = Expansion(mode.log_likelihood, mode.gradient.astype(la.gradient.dtype), structure)
     found = updated(old, new, la.expand(la.prior_precision))
     if choice.form == "dual" and isinstance(found.expansion.structure, FullStructure):
         because = "all data together have more rows than there are parameters"
-        choice = dataclasses.replace(choice, form="primal", because=because)
+        choice = dataclasses.replace(choice, spec=Full("primal"), because=because)
     theta = tree.ravel(la.mode)
     moved = tree.replace(
         la,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from laplace_kit.eval.report.compare import Compared
 
 
-@pytree_dataclass(static=("coverage", "choice", "prediction", "num_data", "knows_noise", "plan"))
+@pytree_dataclass(static=("coverage", "prediction", "num_data", "knows_noise", "plan"))
 class Laplace:
     r"""A Gaussian over a model's parameters, $\mathcal N(\theta^*, T (H + d)^{-1})$; made by `fit`.
 
@@ -429,7 +429,7 @@ class Laplace:
             tuples, such as equinox modules, are stored by their paths: `load` wants others like
             them.
         """
-        storage.write(path, stored.fields(self), stored.CLASSES)
+        storage.write(path, stored.fields(self))
 
     # --- shared parts ---
 

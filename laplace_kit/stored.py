@@ -1,4 +1,4 @@
-"""What a saved posterior is made of: the classes that a file may name, and the fields it holds."""
+"""What a file holds of a posterior: its fields, and the classes among them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,19 +7,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jaxtyping import PyTree
 
-from laplace_kit.approx.choice import Choice
-from laplace_kit.approx.dense_block import DenseBlock
-from laplace_kit.approx.diagonal import DiagonalPosterior, DiagonalStructure
-from laplace_kit.approx.dual import DualPosterior, DualStructure
-from laplace_kit.approx.eigenblock import Eigenblock, PosteriorBlock
-from laplace_kit.approx.full import FullPosterior, FullStructure
-from laplace_kit.approx.kronecker import KroneckerPosterior, KroneckerStructure
-from laplace_kit.approx.low_rank import LowRankPosterior, LowRankStructure
 from laplace_kit.curv.capture.blocks import FactoredRows, LookupRows
 from laplace_kit.curv.capture.coverage import Coverage, LeafCoverage
 from laplace_kit.curv.capture.layout import Layout, Move, Slot
 from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.design import Design
+from laplace_kit.eval.link import LinkFunction
 from laplace_kit.eval.predictive import Prediction
 from laplace_kit.eval.tune import Tuning
 from laplace_kit.likelihood import (
@@ -34,28 +27,30 @@ from laplace_kit.likelihood import (
 )
 from laplace_kit.portable import Node, check_like, from_portable, to_portable
 from laplace_kit.selection import Selection
+from laplace_kit.storage import is_storable, storable
 from laplace_kit.tree import replace
 
 if TYPE_CHECKING:
     from laplace_kit.laplace import Laplace
 
-_LIKELIHOODS = (
+# Structures, posteriors and what they are asked for are registered where they are defined.
+for _cls in (
     *(Gaussian, MultivariateGaussian, HeteroscedasticGaussian),
     *(Categorical, Bernoulli, Poisson, Masked),
-)
-CLASSES = {
-    cls.__name__: cls
-    for cls in (
-        *_LIKELIHOODS,
-        *(FullStructure, DualStructure, DiagonalStructure, LowRankStructure, KroneckerStructure),
-        *(FullPosterior, DualPosterior, DiagonalPosterior, LowRankPosterior, KroneckerPosterior),
-        *(Eigenblock, PosteriorBlock, DenseBlock, Layout, Slot, Move),
-        *(Design, Rows, FactoredRows, LookupRows),
-        *(Selection, Node, Coverage, LeafCoverage, Choice, Prediction, Tuning),
-    )
-}
+    *(Layout, Slot, Move, Design, Rows, FactoredRows, LookupRows),
+    *(Selection, Node, Coverage, LeafCoverage, Prediction, Tuning),
+):
+    storable(_cls.__name__)(_cls)
 # Functions are not stored, and neither are data.
 _LEFT_OUT = ("model_fn", "examples", "plan")
+
+
+@storable("FunctionName")
+@dataclasses.dataclass(frozen=True)
+class FunctionName:
+    """What a file holds in place of a function: its name, for the message."""
+
+    name: str
 
 
 def stored_names(cls: type) -> set[str]:
@@ -64,14 +59,25 @@ def stored_names(cls: type) -> set[str]:
 
 
 def fields(la: "Laplace") -> dict[str, Any]:
-    """Return what a file holds of a posterior; a likelihood that is a function is `None`."""
+    """Return what a file holds of a posterior.
+
+    A likelihood that is a function, or of a class that is not registered, is `None`, and a link
+    that is a function is its name.
+    """
     found = {name: getattr(la, name) for name in stored_names(type(la))}
     kind, _ = unmasked(la.likelihood, (None,))
-    likelihood = la.likelihood if type(kind) in _LIKELIHOODS else None
-    return _map_params(to_portable, found) | {"likelihood": likelihood}
+    likelihood = la.likelihood if is_storable(type(kind)) else None
+    prediction = la.prediction
+    if callable(prediction.link):
+        name = getattr(prediction.link, "__name__", type(prediction.link).__name__)
+        prediction = replace(prediction, link=FunctionName(name))
+    changed = {"likelihood": likelihood, "prediction": prediction}
+    return _map_params(to_portable, found) | changed
 
 
-def restored(found: dict[str, Any], params: PyTree = None) -> dict[str, Any]:
+def restored(
+    found: dict[str, Any], params: PyTree = None, link: LinkFunction | None = None
+) -> dict[str, Any]:
     """Return the fields of a posterior from what a file holds of it.
 
     Parameters
@@ -80,12 +86,24 @@ def restored(found: dict[str, Any], params: PyTree = None) -> dict[str, Any]:
         What `fields` returned.
     params
         Parameters like those of `fit`, where these are more than dictionaries, lists and tuples.
+    link
+        The function that was the link, if it was one.
 
     Raises
     ------
     ValueError
-        If the parameters in the file need others like them and there are none, or differ.
+        If the parameters in the file need others like them and there are none, or differ; or if the
+        link was a function, and there is none.
     """
+    prediction = found["prediction"]
+    if isinstance(prediction.link, FunctionName):
+        if link is None:
+            raise ValueError(
+                f"Found a posterior whose link was the function {prediction.link.name!r}, expected "
+                "that function, as functions are not stored; pass lk.load(path, model_fn, "
+                f"link={prediction.link.name})."
+            )
+        found = found | {"prediction": replace(prediction, link=link)}
     whole = _map_params(lambda stored: from_portable(stored, params), found)
     if params is not None:
         check_like(jax.eval_shape(whole["selection"].insert, whole["mode"]), params)

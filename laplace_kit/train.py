@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from laplace_kit import storage, stored, tree
+from laplace_kit import storage, tree
+from laplace_kit.approx.names import StructureName
+from laplace_kit.approx.spec import StructureSpec
 from laplace_kit.curv.objective import Objective, chunk_loss
 from laplace_kit.data import Chunk, Data, InMemory, as_data, chunks
 from laplace_kit.errors import check_option
@@ -68,7 +70,7 @@ def train_with_evidence(
     key: PRNGKeyArray,
     optimizer: Any = None,
     train_batch_size: int | None = None,
-    structure: Literal["auto", "full", "ekfac", "kron", "low_rank", "diagonal"] = "auto",
+    structure: StructureName | StructureSpec = "auto",
     prior_precision: PyTree = 1.0,
     prior_mean: PyTree = None,
     per_leaf: bool = False,
@@ -421,7 +423,7 @@ def _check_checkpoint(checkpoint: str | os.PathLike | None, params: PyTree) -> N
             "that exists, expected the path of a file; make its directory first."
         )
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
-        storage.write(Path(directory) / "params", to_portable(params), stored.CLASSES)
+        storage.write(Path(directory) / "params", to_portable(params))
 
 
 def _finite(loss: float, epoch: int) -> float:

@@ -14,11 +14,11 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import tree
 from laplace_kit.approx.evidence import log_evidence, log_evidence_isotropic
-from laplace_kit.approx.named import named_operator, named_structure
 from laplace_kit.approx.prior import structure_for
 from laplace_kit.curv.mode import examine_mode, labelled
 from laplace_kit.data import InMemory
 from laplace_kit.errors import check_option
+from laplace_kit.eval.link import Link
 from laplace_kit.eval.predictive import Predictive, from_moments, predict
 from laplace_kit.eval.temperature import (
     isotropic_prior_terms,
@@ -54,7 +54,7 @@ class Request(NamedTuple):
     per_leaf: bool
     noise: str | None
     temperature: bool | None
-    link: str | None
+    link: Link | None
     num_folds: int
     bounds: tuple[float, float]
     key: PRNGKeyArray | None
@@ -117,7 +117,7 @@ def _by_folds(la: "Laplace", x: Any, y: Any, loss: Callable, request: Request) -
 
 def _by_link(
     la: "Laplace", x: Any, y: Any, loss: Callable, key: PRNGKeyArray | None
-) -> dict[str | None, float]:
+) -> dict[Link | None, float]:
     """Return the loss under the posterior's link, or under every one that is to be chosen from."""
     predictive = _predict(la, x, key)
     kind, _ = unmasked(la.likelihood, (None,))
@@ -214,8 +214,7 @@ def _of_folds(la: "Laplace", x: Any, y: Any, loss: Callable, request: Request) -
     for rest, (fold_x, fold_y) in split_folds(x, y, request.num_folds):
         others = InMemory(*rest)
         gradient = examine_mode(objective, others).gradient
-        operator = named_operator(objective, others, la.choice, request.key)
-        structure = named_structure(operator, la.choice, request.key)
+        structure = la.choice.fit(objective, others, request.key)
         folds.append(Fold(fold_x, fold_y, structure, gradient.astype(la.gradient.dtype)))
 
     def predict_fold(moved, posterior, inputs) -> Predictive:
@@ -339,7 +338,7 @@ def _residuals(la: "Laplace") -> Residuals:
 
 
 def _noise_power(la: "Laplace") -> int:
-    return 2 if la.choice.curvature == "empirical_fisher" else 1
+    return la.choice.curvature_spec.noise_power
 
 
 def _gaussian(la: "Laplace") -> Gaussian | MultivariateGaussian:

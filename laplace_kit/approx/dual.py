@@ -13,20 +13,25 @@ the error of c. What remains is the kernel's own rounding: data directions in wh
 some units in the last place of its largest eigenvalue cannot be told apart, as in any form.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, keep
+from laplace_kit.approx.spec import Sizes
 from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.design import Design, by_example, design_matrix
 from laplace_kit.curv.ggn import GaussNewtonOperator
+from laplace_kit.storage import storable
 from laplace_kit.tree import pytree_dataclass
 
 # A difference of so many units in the last place is known to three digits or more.
 _LOST = 1e4
 
 
+@storable("DualStructure")
 @pytree_dataclass()
 class DualStructure(Structure):
     r"""The curvature $\Phi^\top \Phi$, by its design matrix."""
@@ -65,6 +70,24 @@ def fit_dual(operator: GaussNewtonOperator) -> DualStructure:
     return DualStructure(design_matrix(operator))
 
 
+def dual_bytes(sizes: Sizes) -> int | float:
+    """Estimate the peak memory of the dual form.
+
+    The kernel, one layer's part with a rearrangement and a Cholesky factor; the design matrix with
+    the chunks it is joined from; a handful of vectors.
+    """
+    if sizes.num_rows is None:  # more than fit; see `Sizes`
+        return math.inf
+    design_entries = sizes.num_data * sizes.design_entries
+    num = 4 * sizes.num_rows**2 + 2 * design_entries + 6 * sizes.num_params
+    return num * sizes.itemsize
+
+
+def dual_work(sizes: Sizes) -> int:
+    """Return about how many operations the kernel and its factorisation take."""
+    return sizes.num_rows * sizes.num_data * sizes.design_entries + sizes.num_rows**3
+
+
 @jax.jit
 def _spectrum(design):
     num, size = design.shape
@@ -84,6 +107,7 @@ def _factor(
         return jnp.linalg.cholesky(matrix + jitter * jnp.diag(jnp.diagonal(matrix)))
 
 
+@storable("DualPosterior")
 @pytree_dataclass()
 class DualPosterior(Posterior):
     r"""The Gaussian of precision $\Phi^\top \Phi + d$, by $C$ with $C C^\top = I + K$.

@@ -13,12 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from laplace_kit.approx.choice import DEFAULT_RANK
 from laplace_kit.approx.diagonal import DiagonalStructure
 from laplace_kit.approx.dual import DualStructure
 from laplace_kit.approx.full import FullStructure
 from laplace_kit.approx.kronecker import Eigenblock, KroneckerStructure
-from laplace_kit.approx.low_rank import LowRankStructure
+from laplace_kit.approx.low_rank import DEFAULT_RANK, LowRankStructure
 from laplace_kit.approx.posterior import Posterior, Structure, factorise
 from laplace_kit.tree import pytree_dataclass, replace
 

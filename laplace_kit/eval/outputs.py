@@ -142,7 +142,7 @@ def from_gaussian(
     f_var: Float[Array, "N *event"],
     f_cov: Float[Array, "N C C"] | None,
     *,
-    link: str,
+    link: links.Link,
     key: PRNGKeyArray | None,
     num_samples: int,
 ) -> Predictive:

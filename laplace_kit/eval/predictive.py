@@ -38,7 +38,8 @@ class Prediction:
     """How predictions are made: one configuration that `tune` judges and `predict` uses.
 
     `method`, `link`, `covariance` and `num_samples` as `predict` takes them. A link of `None` is
-    left to `tune`, which chooses one by held-out data, and stands for `"probit"` until it has.
+    left to `tune`, which chooses one by held-out data, and stands for `"probit"` until it has. A
+    link that is a function is compared by identity: define it once.
 
     Raises
     ------
@@ -47,19 +48,19 @@ class Prediction:
     """
 
     method: Method = "linearized"
-    link: str | None = None
+    link: links.Link | None = None
     covariance: CovarianceForm = "auto"
     num_samples: int | None = None
 
     def __post_init__(self):
         check_option("method", self.method, METHODS)
         check_option("covariance", self.covariance, COVARIANCES)
-        check_option("link", self.named_link, links.LINKS)
+        links.check_link(self.named_link)
         if self.num_samples is not None:
             check_count("num_samples", self.num_samples, "draws", least=2)
 
     @property
-    def named_link(self) -> str:
+    def named_link(self) -> links.Link:
         """The link to predict with."""
         return "probit" if self.link is None else self.link
 
@@ -70,7 +71,7 @@ def predict(
     x: PyTree,
     *,
     method: Method = "linearized",
-    link: str = "probit",
+    link: links.Link = "probit",
     covariance: CovarianceForm = "auto",
     key: PRNGKeyArray | None = None,
     num_samples: int | None = None,
@@ -89,8 +90,12 @@ def predict(
     method
         `"linearized"`: the model's linearisation at the mode (Immer et al. 2021), or `"sampled"`.
     link
-        How class probabilities follow from a Gaussian over logits; see `laplace_kit.eval.link`.
-        Only for the linearised predictive: the sampled one averages probabilities.
+        How class probabilities follow from a Gaussian over logits: a name, or a function
+        `(mean, covariance) -> probabilities`. For several classes it takes the mean `(N, C)` and
+        the covariances `(N, C, C)`, or the variances `(N, C)` where `f_cov` is not held; for binary
+        outputs mean and variance of one shape. It is compiled: define it once, as another function
+        is another program. See `laplace_kit.eval.link`. Only for the linearised predictive: the
+        sampled one averages probabilities.
     covariance
         `"full"` output covariances, `"diagonal"` variances only, or `"auto"`: full where `f_cov`
         fits a share of the memory limit.
@@ -155,7 +160,7 @@ def from_moments(
     f_var: Array,
     f_cov: Array | None,
     *,
-    link: str,
+    link: links.Link,
     key: PRNGKeyArray | None,
     num_samples: int,
 ) -> Predictive:
