@@ -79,6 +79,10 @@ class DiagonalPosterior(Posterior):
     def scale_rmv(self, rows):
         return self.std * rows
 
+    @property
+    def num_projections(self):
+        return 1
+
     def output_covariance(self, rows):
         return rows.outer(self.std**2)
 

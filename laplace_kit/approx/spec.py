@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from functools import cached_property
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
@@ -24,38 +25,36 @@ from laplace_kit.data import Data, InMemory, read_batches
 from laplace_kit.memory import DEFAULT_LIMITS, readable
 
 
-def _unknown() -> None:
-    return None
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sizes:
     """What a structure's memory follows from.
 
-    `num_params` is P, `itemsize` the bytes of a number, `kronecker_entries` the number of entries
-    of all Kronecker factors, `num_columns` that of the columns of the curvature's factor in the
-    outputs of one example, `None` where it has no such factor. The other two are found when they
-    are first asked for: `num_data`, N, is `None` where it is not known or so large that a matrix of
-    so many rows exceeds the memory limit, and `design_entries` counts the numbers that one
-    example's rows hold in factors.
+    `num_params` is P, in leaves of `leaf_sizes` free parameters each, and `itemsize` the bytes of a
+    number. `kronecker_entries` counts the entries of all Kronecker factors, and `num_columns` the
+    columns of the curvature's factor in the outputs of one example; it is `None` where there is no
+    such factor. The others are counted, by `count_data` and `count_entries`, when they are first
+    asked for. `num_data`, N, is `None` where it is not known, or so large that a matrix of so many
+    rows exceeds the memory limit. `design_entries` counts the numbers that the rows of one example
+    hold in factors.
     """
 
     num_params: int
     itemsize: int
     kronecker_entries: int = 0
     num_columns: int | None = None
-    count_data: Callable[[], int | None] = _unknown
-    count_entries: Callable[[], int | None] = _unknown
+    leaf_sizes: tuple[int, ...] = ()
+    count_data: Callable[[], int | None] | None = None
+    count_entries: Callable[[], int] | None = None
 
     @cached_property
     def num_data(self) -> int | None:
         """The number of examples, N."""
-        return None if self.num_columns is None else self.count_data()
+        return None if None in (self.num_columns, self.count_data) else self.count_data()
 
     @cached_property
     def design_entries(self) -> int | None:
         """How many numbers the rows of one example hold in factors."""
-        return None if self.num_columns is None else self.count_entries()
+        return None if None in (self.num_columns, self.count_entries) else self.count_entries()
 
     @property
     def num_rows(self) -> int | None:
@@ -76,6 +75,7 @@ def sizes_of(objective: Objective, data: Data, num_columns: int | None) -> Sizes
         itemsize=itemsize,
         kronecker_entries=num_entries(objective.plan.layers),
         num_columns=num_columns,
+        leaf_sizes=tuple(map(jnp.size, jax.tree.leaves(objective.params))),
         count_data=count_data,
         count_entries=lambda: design.num_entries(objective, num_columns),
     )

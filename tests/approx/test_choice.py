@@ -90,7 +90,7 @@ def test_nothing_fits(spec):
 
 @pytest.mark.parametrize("num_data", [None, 20_000])
 def test_auto_does_not_wait_for_large_matrices_but_who_names_full_does(num_data):
-    sizes = Sizes(20_000, 4, 20_000, 1, lambda: num_data, lambda: 50)
+    sizes = Sizes(20_000, 4, 20_000, 1, (), lambda: num_data, lambda: 50)
     assert choose(lk.Auto(), 2**40, sizes) == lk.Kronecker()
     assert choose(lk.Full(), 2**40, sizes).form in ("primal", "dual")
 
@@ -125,7 +125,7 @@ def test_auto_says_what_it_takes_and_what_there_is():
     needed, there = memory.readable(NEEDED["full"]), memory.readable(limit)
     expected = f"exact, by its primal matrix of 1,000 rows, at about {needed} of {there}"
     assert because(lk.Auto(), SIZES, limit) == expected
-    dual = Sizes(500_000, 4, 20_000, 1, lambda: 200, lambda: 2000)
+    dual = Sizes(500_000, 4, 20_000, 1, (), lambda: 200, lambda: 2000)
     assert because(lk.Auto(), dual, 2**30).startswith("exact, by its dual matrix of 200 rows, at")
     found, full = because(lk.Auto(), SIZES, NEEDED["ekfac"]), memory.readable(NEEDED["full"])
     needed = memory.readable(NEEDED["ekfac"])
