@@ -51,7 +51,7 @@ def update(la: "Laplace", data: Any, *, key: PRNGKeyArray | None = None) -> "Lap
     Ritter, Botev and Barber (2018), Online structured Laplace approximations for overcoming
     catastrophic forgetting.
     """
-    data, choice = as_data(data), la.choice
+    data, choice = as_data(data), la.choice.with_key(key)
     x, y = batch_spec(data)
     objective = la.objective.planned(x)
     check_outputs(objective, x, y)

@@ -214,7 +214,7 @@ def _of_folds(la: "Laplace", x: Any, y: Any, loss: Callable, request: Request) -
     for rest, (fold_x, fold_y) in split_folds(x, y, request.num_folds):
         others = InMemory(*rest)
         gradient = examine_mode(objective, others).gradient
-        structure = la.choice.fit(objective, others, request.key)
+        structure = la.choice.with_key(request.key).fit(objective, others, request.key)
         folds.append(Fold(fold_x, fold_y, structure, gradient.astype(la.gradient.dtype)))
 
     def predict_fold(moved, posterior, inputs) -> Predictive:

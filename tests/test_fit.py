@@ -136,6 +136,71 @@ def test_an_indefinite_hessian_is_refused_with_its_eigenvalue(x64):
         assert "curvature='ggn'" in str(error.value)
 
 
+# --- names and objects ----------------------------------------------------------------------------
+
+NAMED = {
+    "auto": ({"structure": "auto"}, {"structure": lk.Auto()}),
+    "full": ({"structure": "full"}, {"structure": lk.Full()}),
+    "primal": ({"structure": "full"}, {"structure": lk.Full(form="primal")}),
+    "ekfac": (
+        {"structure": "ekfac", "weight_sharing": "reduce"},
+        {"structure": lk.Kronecker(weight_sharing="reduce")},
+    ),
+    "kron": ({"structure": "kron"}, {"structure": lk.Kronecker(corrected=False)}),
+    "low_rank": (
+        {"structure": "low_rank", "rank": 4, "key": jax.random.key(2)},
+        {"structure": lk.LowRank(rank=4), "key": jax.random.key(2)},
+    ),
+    "diagonal": ({"structure": "diagonal"}, {"structure": lk.Diagonal()}),
+    "ggn": ({"curvature": "ggn"}, {"curvature": lk.GGN()}),
+    "hessian": ({"curvature": "hessian"}, {"curvature": lk.Hessian()}),
+    "empirical_fisher": (
+        {"curvature": "empirical_fisher"},
+        {"curvature": lk.EmpiricalFisher()},
+    ),
+    "mc_fisher": (
+        {"curvature": "mc_fisher", "num_samples": 2, "key": jax.random.key(2)},
+        {"curvature": lk.MonteCarloFisher(jax.random.key(2), num_samples=2)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_an_object_is_its_name(name):
+    """On a sequence, so that the sharing of its weights shows."""
+    problem = twins.problem("several_axes")
+    options = {"structure": "diagonal", "prior_precision": 200.0}
+    named, made = (fit(problem, **options | own) for own in NAMED[name])
+    assert jax.tree.structure(named) == jax.tree.structure(made)
+    jax.tree.map(np.testing.assert_array_equal, named.structure, made.structure)
+    assert named.choice.spec == made.choice.spec
+    assert named.choice.curvature_spec == made.choice.curvature_spec
+
+
+def test_two_keys_are_for_labels_and_for_the_structure(x64):
+    """The key of the curvature draws the labels; that of `fit` is left to Lanczos."""
+    labels = lk.MonteCarloFisher(jax.random.key(2))
+    first, second = (
+        fit(mlp(), structure=lk.LowRank(3), curvature=labels, key=key, prior_precision=9.0)
+        for key in (None, jax.random.key(5))
+    )
+    twins.assert_close(first.structure.values, second.structure.values, rtol=1e-8)
+
+
+def test_a_posterior_with_a_key_passes_through_a_compiled_function():
+    problem = mlp("float32")
+    la, other = (
+        fit(problem, structure="diagonal", curvature=lk.MonteCarloFisher(jax.random.key(seed)))
+        for seed in (0, 1)
+    )
+    compiled = jax.jit(lambda la: la.with_prior(2.0).posterior.variance())
+    twins.assert_close(compiled(la), la.with_prior(2.0).posterior.variance(), dtype="float32")
+    other.posterior.variance(), la.with_prior(2.0)
+    with twins.compilations() as names:
+        compiled(other)
+    assert not names
+
+
 # --- subsets and frozen leaves --------------------------------------------------------------------
 
 OUT = {"hidden": [{"bias": False, "kernel": False}], "out": {"bias": True, "kernel": True}}

@@ -217,6 +217,12 @@ class Choice:
         """The number of one example's outputs."""
         return math.prod(self.event)
 
+    def with_key(self, key: PRNGKeyArray | None) -> "Choice":
+        """Return the same with another key of the curvature, where it has one; `None` keeps it."""
+        if key is None:
+            return self
+        return dataclasses.replace(self, curvature_spec=self.curvature_spec.with_key(key))
+
     def fit(self, objective: Objective, data: Data, key: PRNGKeyArray | None = None) -> Structure:
         """Return the chosen structure, fitted to the chosen curvature of some data.
 
@@ -226,16 +232,14 @@ class Choice:
             The model at its mode, planned, with its likelihood, and the data to sum over, which
             have been checked.
         key
-            For the structure, and in place of the curvature's own where it has one; `None` keeps
-            that.
+            For the structure; the curvature has its own.
 
         Raises
         ------
         TypeError, ValueError
-            If the curvature's operator is none, or has another shape.
+            If the curvature makes no operator, or one of another shape.
         """
-        curvature = self.curvature_spec if key is None else self.curvature_spec.with_key(key)
-        return self.spec.fit(operator_of(curvature, objective, data), key)
+        return self.spec.fit(operator_of(self.curvature_spec, objective, data), key)
 
 
 def operator_of(curvature: CurvatureSpec, objective: Objective, data: Data) -> SelfAdjointOperator:

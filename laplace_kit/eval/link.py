@@ -41,7 +41,7 @@ LINKS = get_args(LinkName)
 
 
 def class_probabilities(
-    link: Link,
+    link: str | LinkFunction,
     f_mean: ArrayLike,
     covariance: ArrayLike,
     *,
@@ -64,7 +64,7 @@ def class_probabilities(
 
 
 def class_logits(
-    link: Link,
+    link: str | LinkFunction,
     f_mean: ArrayLike,
     covariance: ArrayLike,
     *,
@@ -109,7 +109,7 @@ def class_logits(
 
 
 def bernoulli_probabilities(
-    link: Link,
+    link: str | LinkFunction,
     f_mean: ArrayLike,
     f_var: ArrayLike,
     *,
@@ -132,7 +132,7 @@ def bernoulli_probabilities(
 
 
 def bernoulli_logits(
-    link: Link,
+    link: str | LinkFunction,
     f_mean: ArrayLike,
     f_var: ArrayLike,
     *,

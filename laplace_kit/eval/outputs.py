@@ -142,7 +142,7 @@ def from_gaussian(
     f_var: Float[Array, "N *event"],
     f_cov: Float[Array, "N C C"] | None,
     *,
-    link: links.Link,
+    link: str | links.LinkFunction,
     key: PRNGKeyArray | None,
     num_samples: int,
 ) -> Predictive:

@@ -48,7 +48,7 @@ class Prediction:
     """
 
     method: Method = "linearized"
-    link: links.Link | None = None
+    link: str | links.LinkFunction | None = None
     covariance: CovarianceForm = "auto"
     num_samples: int | None = None
 
@@ -60,7 +60,7 @@ class Prediction:
             check_count("num_samples", self.num_samples, "draws", least=2)
 
     @property
-    def named_link(self) -> links.Link:
+    def named_link(self) -> str | links.LinkFunction:
         """The link to predict with."""
         return "probit" if self.link is None else self.link
 
@@ -71,7 +71,7 @@ def predict(
     x: PyTree,
     *,
     method: Method = "linearized",
-    link: links.Link = "probit",
+    link: str | links.LinkFunction = "probit",
     covariance: CovarianceForm = "auto",
     key: PRNGKeyArray | None = None,
     num_samples: int | None = None,
@@ -160,7 +160,7 @@ def from_moments(
     f_var: Array,
     f_cov: Array | None,
     *,
-    link: links.Link,
+    link: str | links.LinkFunction,
     key: PRNGKeyArray | None,
     num_samples: int,
 ) -> Predictive:

@@ -175,7 +175,7 @@ def test_a_choice_is_fitted_again_with_its_own_key_or_another():
         operator = lk.curv.MonteCarloFisherOperator(
             *problem.args, key=kind.key if key is None else key, num_samples=2
         )
-        found = choice.fit(objective, data, key)
+        found = choice.with_key(key).fit(objective, data)
         np.testing.assert_array_equal(found.diagonal, operator.diagonal())
 
 
