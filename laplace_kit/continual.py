@@ -1,4 +1,4 @@
-"""`update`: an old posterior and new data make a new posterior, without the old data."""
+"""Update a posterior with new data, without the old data."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any

@@ -94,7 +94,7 @@ def fit(
         see `laplace_kit.approx.subset`. The others are frozen, and what depends on them alone is
         computed once.
     rank
-        Only for `"low_rank"`, also where `"auto"` takes it; 50, or P if that is less, by default.
+        Only for `"low_rank"`, also where `"auto"` takes it; 50 by default, or P if smaller.
     weight_sharing
         Only for `"kron"` and `"ekfac"`; see `lk.Kronecker`.
     key
@@ -132,7 +132,7 @@ def fit(
     limits = Limits(batch_size, memory_limit)
     model_fn = as_pytree_function(model_fn)
     data = as_data(data, progress=progress)
-    of_outputs = as_likelihood(likelihood)
+    observed_by = as_likelihood(likelihood)
     prior, num_asked = None, None
     if not _is_last_layer(subset):  # wrong options are refused before the model is traced
         free, selection = select(params, subset)
@@ -140,7 +140,7 @@ def fit(
         prior = _prior(prior_precision, prior_mean, free, selection)
         if rank is not None:
             check_rank(rank, num_asked)
-    model = _Model(model_fn, params, of_outputs, data, limits)
+    model = _Model(model_fn, params, observed_by, data, limits)
     plan = _plan(model, subset, asked, kind)
     objective, selection = plan.objective, plan.selection
     free = objective.params
@@ -174,7 +174,7 @@ def fit(
         model_fn=model_fn,
         mode=free,
         selection=selection,
-        likelihood=of_outputs,
+        likelihood=observed_by,
         structure=fitted,
         posterior=posterior,
         prior_precision=jax.tree.map(jnp.asarray, prior_precision),
@@ -336,7 +336,7 @@ def _sized(
 
 @contextlib.contextmanager
 def _stages(progress: bool) -> Iterator[Callable[[str], None]]:
-    """Give a function that names the stage that begins, on a bar if that is wanted."""
+    """Yield a function that announces each stage, on a progress bar if one is wanted."""
     if not progress:
         yield lambda stage: None
         return

@@ -26,8 +26,8 @@ from laplace_kit.data import Data
 from laplace_kit.memory import Limits, readable
 from laplace_kit.storage import storable
 
-# On two cores, all eigenvalues of a matrix with so many rows take five seconds, and of one twice as
-# large forty: `Auto` takes the full structure up to here, whoever asks for it also beyond.
+# On two cores, all eigenvalues of a matrix of this many rows take five seconds, and of one twice as
+# large forty. `Auto` takes the full structure only up to here; `Full` itself has no such limit.
 _ROWS_WORTH_WAITING = 5000
 
 

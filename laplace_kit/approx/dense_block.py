@@ -70,7 +70,7 @@ class DenseBlock:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of the covariance."""
+        """The dtype of the covariance."""
         return self.root.dtype
 
     @property

@@ -9,7 +9,7 @@ $A = d^{-1/2} (I + B^\top M B)$ with $M = -C^{-\top} (C + I)^{-1}$; see `low_ran
 An output with row $v = J d^{-1/2}$ has the variance $|v|^2 - |C^{-1} B v|^2$, in which rounding
 leaves an error of some ten units in the last place of the prior's $|v|^2$. Where that would show it
 is $|v - B^\top c|^2 + |c|^2$ with $c = (I + K)^{-1} B v$, never negative, and of second order in
-the error of c. What remains is the kernel's own rounding: data directions in which K is less than
+the error of c. What remains is the kernel's own rounding: data directions in which K is below
 some units in the last place of its largest eigenvalue cannot be told apart, as in any form.
 """
 
@@ -27,7 +27,7 @@ from laplace_kit.curv.ggn import GaussNewtonOperator
 from laplace_kit.storage import storable
 from laplace_kit.tree import pytree_dataclass
 
-# A difference of so many units in the last place is known to three digits or more.
+# A difference of this many units in the last place is known to three digits or more.
 _LOST = 1e4
 
 
@@ -196,24 +196,24 @@ class DualPosterior(Posterior):
     def _by_residuals(self, rows: Rows, learned: Float[Array, "B R M"]) -> Float[Array, "B R R"]:
         r"""Return $Z Z^\top + c c^\top$ of every example, one at a time."""
 
-        def of_example(of_one):
-            residual, c = self._residual(*of_one)
+        def for_example(args):
+            residual, c = self._residual(*args)
             return residual @ residual.T + c @ c.T
 
-        return jax.lax.map(of_example, (rows, learned))
+        return jax.lax.map(for_example, (rows, learned))
 
     def _cross_by_residuals(self, rows, other, learned, others) -> Float[Array, "B R D S"]:
         r"""Return $Z Z'^\top + c c'^\top$ for all pairs; $Z'$ need not be multiplied out for it."""
         c_other = self._solve(others.reshape(-1, others.shape[-1]), trans=1).reshape(others.shape)
 
-        def of_example(of_one):
-            residual, c = self._residual(*of_one)
+        def for_example(args):
+            residual, c = self._residual(*args)
             weighed = residual * self._prior_std
             matrices = [layout.to_matrix(weighed.T) for layout in other.layouts]
             rest = c - self.design.project(weighed)
             return other.project(matrices) + jnp.einsum("dsk,rk->dsr", c_other, rest)
 
-        return jnp.moveaxis(jax.lax.map(of_example, (rows, learned)), 3, 1)
+        return jnp.moveaxis(jax.lax.map(for_example, (rows, learned)), 3, 1)
 
     def _residual(
         self, row: Rows, learned: Float[Array, "R M"]
@@ -246,5 +246,5 @@ class DualPosterior(Posterior):
 
 
 def _keep_digits(difference: Array, prior: Array) -> Array:
-    """Tell whether differences from the prior's variances are known to a part in a thousand."""
+    """Return whether differences from the prior's variances are known to a part in a thousand."""
     return jnp.all(difference >= _LOST * jnp.finfo(prior.dtype).eps * prior)

@@ -59,7 +59,7 @@ class Eigenblock:
         return self.left is None and self.right is None
 
     def represents(self, precision: np.ndarray) -> bool:
-        """Tell whether a prior precision is diagonal in the eigenbasis, but for the bias's part."""
+        """Return whether a prior precision is diagonal in the eigenbasis, up to the bias's part."""
         parts = ((slot.read(precision), axes) for slot, axes in self._mixed_axes)
         return all(np.all(v.max(axis=axes) == v.min(axis=axes)) for v, axes in parts)
 
@@ -183,7 +183,7 @@ class PosteriorBlock:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of the covariance."""
+        """The dtype of the covariance."""
         return self.std.dtype
 
     @property

@@ -22,7 +22,7 @@ from laplace_kit.storage import storable
 from laplace_kit.tree import pytree_dataclass, replace
 
 Form = Literal["auto", "primal", "dual"]
-# With so few parameters the matrix itself costs next to nothing, and rounding harms it less.
+# With so few parameters the matrix itself costs next to nothing, and its rounding error is smaller.
 _ALWAYS_PRIMAL = 2000
 
 
@@ -77,7 +77,7 @@ class Full(StructureSpec):
     form
         `"primal"`, by the matrix of P rows; `"dual"`, by a kernel of M rows, one for each example
         and column of the curvature's factor (`num_outputs` of the GGN), which the Hessian does not
-        have; `"auto"`, of those that fit the memory limit the one of less work.
+        have; `"auto"`, the cheaper of those that fit the memory limit.
     max_rows
         Do without forms whose matrix has more rows; `None` for any number.
 

@@ -25,7 +25,7 @@ from laplace_kit.storage import storable
 from laplace_kit.tree import pytree_dataclass, replace
 
 DEFAULT_RANK = 50
-# With more parameters than so many times the rank, rows lie mostly outside of the eigenvectors.
+# With more parameters than this many times the rank, rows lie mostly outside of the eigenvectors.
 _DIRECTIONS_THAT_MATTER = 32
 
 
@@ -89,7 +89,7 @@ class LowRank(StructureSpec):
     Parameters
     ----------
     rank
-        How many, at most P; `None` for 50, or P if that is less.
+        How many, at most P; `None` for 50, or P if smaller.
 
     Raises
     ------

@@ -71,11 +71,11 @@ class Posterior(abc.ABC):
         """Return the marginal variances, the diagonal of the covariance."""
         size = min(self.size, _UNITS_AT_A_TIME)
 
-        def of_unit(index: Int[Array, ""]) -> Float[Array, ""]:
+        def squared_norm(index: Int[Array, ""]) -> Float[Array, ""]:
             return jnp.sum(self.scale_rmv(jax.nn.one_hot(index, self.size, dtype=self.dtype)) ** 2)
 
         with jax.default_matmul_precision("highest"):
-            return jax.lax.map(of_unit, jnp.arange(self.size), batch_size=size)
+            return jax.lax.map(squared_norm, jnp.arange(self.size), batch_size=size)
 
     @property
     @abc.abstractmethod
@@ -99,7 +99,7 @@ class Posterior(abc.ABC):
             return root @ root.T
 
     def is_finite(self) -> bool:
-        """Tell, outside of transformations, whether the factorisation succeeded."""
+        """Return whether the factorisation succeeded; only outside of transformations."""
         return bool(_all_finite(self))
 
 

@@ -33,9 +33,9 @@ class Sizes:
     number. `kronecker_entries` counts the entries of all Kronecker factors, and `num_columns` the
     columns of the curvature's factor in the outputs of one example; it is `None` where there is no
     such factor. The others are counted, by `count_data` and `count_entries`, when they are first
-    asked for. `num_data`, N, is `None` where it is not known, or so large that a matrix of so many
-    rows exceeds the memory limit. `design_entries` counts the numbers that the rows of one example
-    hold in factors.
+    asked for. `num_data`, N, is `None` where it is not known, or so large that a matrix with that
+    many rows exceeds the memory limit. `design_entries` counts the numbers that the rows of one
+    example hold in factors.
     """
 
     num_params: int

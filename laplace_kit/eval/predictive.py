@@ -133,21 +133,21 @@ def predict(
             "between inputs is known; for the other take la.sample_functions(key, n, "
             "method='sampled')."
         )
-    of_moments = partial(
+    make_predictive = partial(
         from_moments, objective.likelihood, link=link, key=key, num_samples=num_samples or 1000
     )
     if joint:
         x = checked_inputs(x)
         mean, joint_cov = joint_moments(objective, posterior, x)
         moments = (mean, *marginal_moments(mean, joint_cov))
-        predictive = of_moments(*moments)
+        predictive = make_predictive(*moments)
         return tree.replace(predictive, joint_cov=joint_cov)
     x, num = filled_inputs(x)
     objective = objective.planned(x)
     full = _wants_full(covariance, num, objective.plan.output, objective.limits.budget)
     if method == "linearized":
         moments = linearized_moments(objective, posterior, x, full=full)
-        return of_moments(*first_rows(moments, num))
+        return make_predictive(*first_rows(moments, num))
     args = objective, posterior, jax.random.split(key, num_samples or 100)
     size = chunk_of_map(_sampled_outputs, args, x, objective.limits)
     samples = map_over(_sampled_outputs, args, x, size)
