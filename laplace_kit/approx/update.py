@@ -145,9 +145,9 @@ def combine(old: Structure, new: Structure) -> Structure:
     no more than the parameters; otherwise, or to be added to a full matrix, they are multiplied
     out. For low rank the leading eigenpairs of the sum are kept, as many as the larger one has, and
     at least 50; their `residuals` are bounds on $\|(H_1 + H_2) u - s u\|$, with what both had left
-    out. The sum of two Kronecker structures is an EKFAC one: its basis is that of the sum's partial traces
-    over inputs and over outputs, known exactly, and its values the sum's diagonal in that basis,
-    the best in the Frobenius norm.
+    out. The sum of two Kronecker structures is an EKFAC one: its basis is that of the sum's partial
+    traces over inputs and over outputs, known exactly, and its values the sum's diagonal in that
+    basis, the best in the Frobenius norm.
 
     Parameters
     ----------
