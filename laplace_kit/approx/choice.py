@@ -164,11 +164,7 @@ def _from_parts(parts: dict[str, Any]) -> "Choice":
     )
 
 
-@storable(
-    "Choice",
-    write=lambda choice: {f.name: getattr(choice, f.name) for f in dataclasses.fields(choice)},
-    read=_from_parts,
-)
+@storable("Choice", read=_from_parts)
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("curvature_spec",),
