@@ -24,8 +24,18 @@ from laplace_kit.likelihood import NegativeBinomial as NegativeBinomial
 from laplace_kit.likelihood import Ordinal as Ordinal
 from laplace_kit.likelihood import Poisson as Poisson
 from laplace_kit.likelihood import StudentT as StudentT
+from laplace_kit.storage import storable as storable
 
 if TYPE_CHECKING:
+    from laplace_kit.approx.choice import Auto as Auto
+    from laplace_kit.approx.diagonal import Diagonal as Diagonal
+    from laplace_kit.approx.full import Full as Full
+    from laplace_kit.approx.kronecker import Kronecker as Kronecker
+    from laplace_kit.approx.low_rank import LowRank as LowRank
+    from laplace_kit.curv.fisher import EmpiricalFisher as EmpiricalFisher
+    from laplace_kit.curv.fisher import MonteCarloFisher as MonteCarloFisher
+    from laplace_kit.curv.ggn import GGN as GGN
+    from laplace_kit.curv.hessian import Hessian as Hessian
     from laplace_kit.train import train_with_evidence as train_with_evidence
 
 __version__ = "0.1.0"

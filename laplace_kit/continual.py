@@ -1,4 +1,4 @@
-"""`update`: an old posterior and new data make a new posterior, without the old data."""
+"""Update a posterior with new data, without the old data."""
 
 import dataclasses
 from typing import Any
@@ -6,8 +6,7 @@ from typing import Any
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import tree
-from laplace_kit.approx.full import FullStructure
-from laplace_kit.approx.named import named_operator, named_structure
+from laplace_kit.approx.full import Full, FullStructure
 from laplace_kit.approx.update import Expansion, updated
 from laplace_kit.curv.mode import examine_mode
 from laplace_kit.curv.objective import Objective
@@ -41,7 +40,8 @@ def updated_by(
     expansion, precision, record
         Of the old data about that mode, the prior precision `(P,)`, and what was chosen for them.
     key
-        For the curvature `"mc_fisher"`.
+        For the structure, and for the labels of `"mc_fisher"` in place of the key that `fit` was
+        given: with that one, new examples equal to old ones get the same labels.
 
     Returns
     -------
@@ -59,23 +59,18 @@ def updated_by(
     Ritter, Botev and Barber (2018), Online structured Laplace approximations for overcoming
     catastrophic forgetting.
     """
-    data, choice = as_data(data), record.choice
-    if choice.curvature == "mc_fisher" and key is None:
-        raise ValueError(
-            "Found no key, expected one for curvature='mc_fisher', which draws labels; pass "
-            "key=jax.random.key(0)."
-        )
+    data, choice = as_data(data), record.choice.with_key(key)
     x, y = batch_spec(data)
     objective = objective.planned(x)
     check_outputs(objective, x, y)
     mode = examine_mode(objective, data)
-    structure = named_structure(named_operator(objective, data, choice, key), choice, key)
+    structure = choice.fit(objective, data, key)
     gradient = mode.gradient.astype(expansion.gradient.dtype)
     new = Expansion(mode.log_likelihood, gradient, structure, mode.num_data)
     found = updated(expansion, new, precision)
     if choice.form == "dual" and isinstance(found.expansion.structure, FullStructure):
         because = "all data together have more rows than there are parameters"
-        choice = dataclasses.replace(choice, form="primal", because=because)
+        choice = dataclasses.replace(choice, spec=Full("primal"), because=because)
     theta = tree.ravel(objective.params)
     moved = tree.unravel((theta + found.step).astype(theta.dtype), objective.params)
     old = record.examples

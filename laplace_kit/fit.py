@@ -11,36 +11,28 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from laplace_kit import storage, stored, tree
-from laplace_kit.approx.choice import (
-    DEFAULT_RANK,
-    STRUCTURES,
-    Choice,
-    Chosen,
-    Sizes,
-    choose_structure,
-)
-from laplace_kit.approx.named import (
-    CURVATURE_HINTS,
-    CURVATURES,
-    STRUCTURE_HINTS,
-    named_operator,
-    named_structure,
+from laplace_kit.approx.choice import Auto, Choice, Chosen, choose_structure
+from laplace_kit.approx.names import (
+    CurvatureName,
+    StructureName,
+    as_curvature,
+    as_structure,
 )
 from laplace_kit.approx.posterior import factorise
 from laplace_kit.approx.prior import Prior, expand_precision
+from laplace_kit.approx.spec import Sizes, StructureSpec, sizes_of
 from laplace_kit.approx.subset import last_layer
 from laplace_kit.approx.update import Expansion
-from laplace_kit.curv import design
 from laplace_kit.curv.capture.coverage import coverage_of
-from laplace_kit.curv.kronecker import WEIGHT_SHARING, num_entries
 from laplace_kit.curv.matrix_free.ritz import check_rank
 from laplace_kit.curv.mode import check_inputs, examine_mode
 from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.curv.operator import check_outputs
+from laplace_kit.curv.spec import CurvatureSpec
 from laplace_kit.curv.split import with_features
 from laplace_kit.curv.trained_model import TrainedModel
-from laplace_kit.data import NUM_EXAMPLES, Data, InMemory, as_data, batch_spec, with_weights
-from laplace_kit.errors import check_option
+from laplace_kit.data import NUM_EXAMPLES, Data, as_data, batch_spec, with_weights
+from laplace_kit.eval.link import LinkFunction
 from laplace_kit.eval.predictive import Prediction
 from laplace_kit.examples import first_examples
 from laplace_kit.independence import check_independence
@@ -58,15 +50,15 @@ def fit(
     data: Any,
     *,
     likelihood: Likelihood | str,
-    structure: Literal["auto", "full", "ekfac", "kron", "low_rank", "diagonal"] = "auto",
-    curvature: Literal["ggn", "hessian", "empirical_fisher", "mc_fisher"] = "ggn",
+    structure: StructureName | StructureSpec = "auto",
+    curvature: CurvatureName | CurvatureSpec = "ggn",
     prior_precision: PyTree = 1.0,
     prior_mean: PyTree = None,
     subset: Subset = None,
     rank: int | None = None,
-    weight_sharing: Literal["expand", "reduce"] = "expand",
+    weight_sharing: Literal["expand", "reduce"] | None = None,
     key: PRNGKeyArray | None = None,
-    num_samples: int = 1,
+    num_samples: int | None = None,
     weights: Any = None,
     batch_size: int | None = None,
     memory_limit: int | None = None,
@@ -87,12 +79,16 @@ def fit(
         A likelihood object, or `"gaussian"`, `"heteroscedastic_gaussian"`, `"categorical"`,
         `"bernoulli"`, `"poisson"`.
     structure
-        Of the curvature: `"full"`; `"ekfac"` or `"kron"`, Kronecker-factored by layer (not of the
-        Hessian); `"low_rank"`; `"diagonal"`; or `"auto"`, the first of these that fits the memory
-        limit, of the last layer where neither of the first three fits all parameters; `la.choice`
-        says what and why.
+        How the curvature is approximated, by name or as an object with options: `"full"` or
+        `lk.Full()`; `"ekfac"` or `"kron"`, Kronecker-factored by layer (not of the Hessian), or
+        `lk.Kronecker()`; `"low_rank"` or `lk.LowRank()`; `"diagonal"` or `lk.Diagonal()`; an object
+        of a `StructureSpec` of your own. `"auto"` or `lk.Auto()` takes the richest that fits the
+        memory limit, falling back to the last layer if neither full nor EKFAC fits all parameters;
+        `la.choice` holds what was chosen and why.
     curvature
-        `"ggn"`, `"hessian"`, `"empirical_fisher"`, or `"mc_fisher"`, which needs a key.
+        `"ggn"` or `lk.GGN()`, `"hessian"` or `lk.Hessian()`, `"empirical_fisher"` or
+        `lk.EmpiricalFisher()`, `"mc_fisher"` or `lk.MonteCarloFisher(key)`, or an object of a
+        `CurvatureSpec` of your own.
     prior_precision
         $d > 0$: a scalar, a pytree prefix of the parameters, or one value per parameter.
     prior_mean
@@ -103,15 +99,13 @@ def fit(
         see `laplace_kit.approx.subset`. The others are frozen, and what depends on them alone is
         computed once.
     rank
-        Of `"low_rank"`; 50, or P if that is less, by default.
+        Only for `"low_rank"`, also where `"auto"` takes it; 50 by default, or P if smaller.
     weight_sharing
-        Of `"kron"` and `"ekfac"`, where an example uses a weight at several positions; see
-        `laplace_kit.curv.kronecker_factors`.
+        Only for `"kron"` and `"ekfac"`; see `lk.Kronecker`.
     key
-        For `"mc_fisher"`, and, if given, for the start vector of Lanczos.
+        For `"mc_fisher"`, and, if given, for structures that draw: the start vector of Lanczos.
     num_samples
-        Of `"mc_fisher"`: labels drawn for each example. For models of very many outputs it is a
-        cheap stand-in for the GGN, which it equals in expectation over labels.
+        Only for `"mc_fisher"`; see `lk.MonteCarloFisher`.
     weights
         How often each example counts, `(N,)`: finite numbers of at least zero. A weight k is k
         copies of the example in every sum, a weight of zero its absence, and `la.num_data` the
@@ -142,19 +136,12 @@ def fit(
     MacKay (1992), A practical Bayesian framework for backpropagation networks. Daxberger et al.
     (2021), Laplace redux: effortless Bayesian deep learning.
     """
-    check_option("curvature", curvature, CURVATURES, CURVATURE_HINTS)
-    check_option("structure", structure, ("auto", *STRUCTURES), STRUCTURE_HINTS)
-    check_option("weight_sharing", weight_sharing, WEIGHT_SHARING)
+    asked = as_structure(structure, rank=rank, weight_sharing=weight_sharing)
+    kind = as_curvature(curvature, key=key, num_samples=num_samples)
     limits = Limits(batch_size, memory_limit)
-    if curvature == "mc_fisher" and key is None:
-        raise ValueError(
-            "Found no key, expected one for curvature='mc_fisher', which draws labels; pass "
-            "key=jax.random.key(0)."
-        )
     model_fn = as_pytree_function(model_fn)
     data = with_weights(as_data(data, progress=progress), weights)
-    of_outputs = as_likelihood(likelihood)
-    ask = _Asked(structure, curvature, rank, num_samples, limits)
+    observed_by = as_likelihood(likelihood)
     prior, num_asked = None, None
     if not _is_last_layer(subset):  # wrong options are refused before the model is traced
         free, selection = select(params, subset)
@@ -162,10 +149,11 @@ def fit(
         prior = _prior(prior_precision, prior_mean, free, selection)
         if rank is not None:
             check_rank(rank, num_asked)
-    plan = _plan(model_fn, params, of_outputs, subset, data, ask)
-    objective, selection, sizes = plan.objective, plan.selection, plan.sizes
+    model = _Model(model_fn, params, observed_by, data, limits)
+    plan = _plan(model, subset, asked, kind)
+    objective, selection = plan.objective, plan.selection
     free = objective.params
-    if num_asked != sizes.num_params:  # the last layer, which "auto" takes by itself, too
+    if num_asked != tree.size(free):  # the last layer, which "auto" takes by itself, too
         prior = _prior(prior_precision, prior_mean, free, selection)
     precision, mean = prior
     dtype = precision.dtype
@@ -178,32 +166,24 @@ def fit(
         mode = examine_mode(cached, features)
         examples = first_examples(data, NUM_EXAMPLES)
         check_independence(model_fn, params, examples.x, limits)
-        chosen = plan.chosen
-        if not isinstance(data, InMemory):  # only now the examples are counted
-            sizes = _with_rows(sizes, mode.num_examples, objective, ask)
-            chosen = choose_structure(structure, curvature, sizes, limits.budget)
         choice = Choice(
-            structure=chosen.structure,
-            form=chosen.form,
-            curvature=curvature,
+            spec=plan.chosen.spec,
+            curvature_spec=kind,
             subset=plan.subset,
-            rank=sizes.rank,
-            weight_sharing=weight_sharing,
-            num_samples=num_samples,
             batch_size=batch_size,
             memory_limit=memory_limit,
             event=objective.plan.output.shape,
-            because=chosen.because + plan.why,
+            because=plan.chosen.because + plan.why,
         )
-        enter(f"fitting the {choice.structure} {curvature}")
-        fitted = named_structure(named_operator(cached, features, choice, key), choice, key)
+        enter(f"fitting the {choice.structure} {choice.curvature}")
+        fitted = choice.fit(cached, features, key)
         enter("factorising the posterior")
         posterior, jitter = factorise(fitted, precision)
     given = jax.tree.map(jnp.asarray, prior_precision)
     gradient, coverage = mode.gradient.astype(dtype), coverage_of(objective.plan.layers)
     return Laplace(
         model=TrainedModel(model_fn, free, selection, objective.plan),
-        likelihood=of_outputs,
+        likelihood=observed_by,
         expansion=Expansion(mode.log_likelihood, gradient, fitted, mode.num_data),
         prior=Prior(mean, given, temperature=jnp.ones((), dtype)),
         posterior=posterior,
@@ -218,6 +198,7 @@ def load(
     *,
     params: PyTree = None,
     likelihood: Likelihood | None = None,
+    link: LinkFunction | None = None,
 ) -> Laplace:
     """Read a posterior that `Laplace.save` wrote.
 
@@ -233,7 +214,11 @@ def load(
         such as modules of equinox, `NamedTuple`s or a `FrozenDict`, as no class is stored; the
         whole module will do, too.
     likelihood
-        Needed where it was `FromLoss`, which is a function too; otherwise it is in the file.
+        Needed where it was `FromLoss`, which is a function too, or of a class of your own that is
+        not registered by `lk.storable`; otherwise it is in the file.
+    link
+        Needed where `with_prediction` was given a function for the link; otherwise it is in the
+        file.
 
     Returns
     -------
@@ -245,16 +230,17 @@ def load(
     OSError
         If the file cannot be opened, as where there is none (`FileNotFoundError`).
     ValueError
-        If the file is damaged, foreign or of a later version, lacks a likelihood, or holds other
-        parameters than `params`.
+        If the file is damaged, foreign or of a later version, lacks a likelihood or a link, holds
+        other parameters than `params`, or an object of a class that is not registered: import the
+        module that defines a structure of your own before its file is read.
     """
-    fields = storage.read(path, stored.CLASSES)
-    if not stored.is_posterior(fields):
+    found = storage.read(path)
+    if not stored.is_posterior(found):
         raise ValueError(
             f"Found {os.fspath(path)!r}, which holds something other than a posterior; expected a "
             "file written by la.save(path)."
         )
-    fields = stored.restored(fields, params)
+    fields = stored.restored(found, params, link)
     fields["likelihood"] = likelihood or fields["likelihood"]
     if fields["likelihood"] is None:
         raise ValueError(
@@ -278,13 +264,13 @@ def _prior(precision: PyTree, mean: PyTree, free: PyTree, selection: Selection):
     return precision, mean
 
 
-class _Asked(NamedTuple):
-    """The options that decide on the structure."""
+class _Model(NamedTuple):
+    """What `fit` was given, apart from what it is asked to do with it."""
 
-    structure: str
-    curvature: str
-    rank: int | None
-    num_samples: int
+    model_fn: Callable
+    params: PyTree
+    likelihood: Likelihood
+    data: Data
     limits: Limits
 
 
@@ -297,66 +283,58 @@ class _Plan(NamedTuple):
     objective: Objective
     selection: Selection
     subset: str
-    sizes: Sizes
     chosen: Chosen
     why: str = ""
 
 
-def _plan(model_fn, params, likelihood, subset, data: Data, ask: _Asked) -> _Plan:
-    """Choose subset and structure: for `"auto"` the last layer where no richer one fits all."""
-    x, y = batch_spec(data)
-    words = "a subset"
+def _plan(model: _Model, subset: Subset, asked: StructureSpec, curvature: CurvatureSpec) -> _Plan:
+    """Choose subset and structure: for `Auto` the last layer where no richer one fits all."""
+    x, _ = batch_spec(model.data)
+    words, limit = "a subset", model.limits.budget
     if _is_last_layer(subset):
-        subset, words = last_layer(model_fn, params, x), "the last layer"
-    objective, selection = restrict(model_fn, params, likelihood, subset, ask.limits)
-    objective = objective.planned(x)
-    if tree.size(objective.params) == sum(map(jnp.size, filter(can_vary, jax.tree.leaves(params)))):
+        subset, words = last_layer(model.model_fn, model.params, x), "the last layer"
+    objective, selection, sizes = _sized(model, subset, curvature)
+    if sizes.num_params == sum(map(jnp.size, filter(can_vary, jax.tree.leaves(model.params)))):
         words = "all of them"
-    check_outputs(objective, x, y)
-    sizes = _sizes(objective, ask)
-    if isinstance(data, InMemory):
-        sizes = _with_rows(sizes, data.num_examples, objective, ask)
-    chosen = choose_structure(ask.structure, ask.curvature, sizes, ask.limits.budget)
-    poor = chosen.structure in ("low_rank", "diagonal") and ask.curvature != "hessian"
-    if ask.structure == "auto" and subset is None and poor:
-        try:
-            mask = last_layer(model_fn, params, x)
-        except ValueError:  # there is none, and all parameters it is
-            return _Plan(objective, selection, words, sizes, chosen)
-        last = _plan(model_fn, params, likelihood, mask, data, ask)
-        if last.chosen.structure not in ("low_rank", "diagonal"):
-            why = f"; of all {sizes.num_params:,} parameters only {chosen.structure} fits"
-            return last._replace(subset="the last layer", why=why)
-    return _Plan(objective, selection, words, sizes, chosen)
+    chosen = choose_structure(asked, curvature, sizes, limit)
+    plan = _Plan(objective, selection, words, chosen)
+    may_be_last = isinstance(asked, Auto) and subset is None and sizes.num_columns is not None
+    if not may_be_last or asked.has_rich(sizes, limit):
+        return plan
+    try:
+        mask = last_layer(model.model_fn, model.params, x)
+    except ValueError:  # there is none, and all parameters it is
+        return plan
+    objective, selection, fewer = _sized(model, mask, curvature)
+    rich = asked.with_candidates_only()
+    if not rich.has_rich(fewer, limit):
+        return plan
+    why = f"; of all {sizes.num_params:,} parameters only {chosen.spec.name} fits"
+    chosen = choose_structure(rich, curvature, fewer, limit)
+    return _Plan(objective, selection, "the last layer", chosen, why)
 
 
 def _is_last_layer(subset: Subset) -> bool:
     return isinstance(subset, str) and subset == "last_layer"
 
 
-def _sizes(objective: Objective, ask: _Asked) -> Sizes:
-    num_params = tree.size(objective.params)
-    rank = min(DEFAULT_RANK, num_params) if ask.rank is None else check_rank(ask.rank, num_params)
-    itemsize = jnp.promote_types(tree.dtype(objective.params), jnp.float32).itemsize
-    return Sizes(num_params, rank, num_entries(objective.plan.layers), itemsize)
-
-
-def _with_rows(sizes: Sizes, num_data: int, objective: Objective, ask: _Asked) -> Sizes:
-    """Add what the dual form of the full structure takes; the Hessian has none."""
-    columns = {
-        "ggn": objective.plan.num_outputs,
-        "empirical_fisher": 1,
-        "mc_fisher": ask.num_samples,
-    }.get(ask.curvature)
-    if columns is None or ask.structure not in ("auto", "full"):
-        return sizes
-    entries = num_data * design.num_entries(objective, columns)
-    return sizes._replace(num_rows=num_data * columns, design_entries=entries)
+def _sized(
+    model: _Model, subset: Subset, curvature: CurvatureSpec
+) -> tuple[Objective, Selection, Sizes]:
+    """Return the planned model of a subset, and the sizes that its structure is chosen by."""
+    x, y = batch_spec(model.data)
+    objective, selection = restrict(
+        model.model_fn, model.params, model.likelihood, subset, model.limits
+    )
+    objective = objective.planned(x)
+    check_outputs(objective, x, y)
+    columns = curvature.num_columns(objective.plan.output.shape)
+    return objective, selection, sizes_of(objective, model.data, columns)
 
 
 @contextlib.contextmanager
 def _stages(progress: bool) -> Iterator[Callable[[str], None]]:
-    """Give a function that names the stage that begins, on a bar if that is wanted."""
+    """Yield a function that announces each stage, on a progress bar if one is wanted."""
     if not progress:
         yield lambda stage: None
         return

@@ -437,7 +437,7 @@ class Laplace:
             The file; replaced if it exists. Parameters that are more than dictionaries, lists and
             tuples, such as equinox modules, are stored by their paths: `load` needs some like them.
         """
-        storage.write(path, stored.fields(**vars(self)), stored.CLASSES)
+        storage.write(path, stored.fields(**vars(self)))
 
     def expand(self, prior_precision: PyTree) -> Float[Array, " P"]:
         """Return one prior precision for each free parameter, from any form that `fit` takes."""

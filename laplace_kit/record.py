@@ -9,7 +9,7 @@ from laplace_kit.tree import pytree_dataclass
 from laplace_kit.tune.result import Tuning
 
 
-@pytree_dataclass(static=("choice", "coverage"))
+@pytree_dataclass(static=("coverage",))
 class Record:
     """What `fit` and `tune` chose, and what they kept.
 

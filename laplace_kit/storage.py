@@ -1,8 +1,9 @@
 """Files of arrays plus versioned JSON, never pickle: what is loaded is data, not code.
 
 A file is a NumPy `.npz` archive whose entry `header` is a JSON text that describes a tree of
-dictionaries, lists, tuples and dataclasses; its leaves are numbers, strings and the archive's other
-entries. Only the classes that the caller names are ever built.
+dictionaries, lists, tuples and objects; its leaves are numbers, strings and the archive's other
+entries. A file names the class of an object by the name under which `storable` registered it, and
+only registered classes are ever built: no name from a file is imported.
 """
 
 import dataclasses
@@ -11,21 +12,23 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-FORMAT, VERSION = "laplace_kit", 1
-_MISSING = dataclasses.MISSING
+FORMAT, VERSION = "laplace_kit", 2
 
 _ZIP_MAGIC = b"PK\x03\x04"
-# By the identity of what is stored, its name and its values: what appears twice is stored once.
-_Arrays = dict[int, tuple[str, np.ndarray]]
+_T = TypeVar("_T")
+# By the identity of an array, its name, its values, and the array itself, so that no other array,
+# such as a temporary one of `write`, gets its identity: what appears twice is stored once.
+_Arrays = dict[int, tuple[str, np.ndarray, Any]]
 # What reading a damaged archive may raise; `RuntimeError` stands for entries that seem encrypted,
 # compressed by unknown methods, or nested without end.
 _DAMAGE = (
@@ -34,18 +37,109 @@ _DAMAGE = (
 )
 
 
-def write(path: str | os.PathLike, value: PyTree, classes: Mapping[str, type]) -> None:
+class _Stored(NamedTuple):
+    """A class in files: its name there, and the way from an object to its parts and back."""
+
+    cls: type
+    name: str
+    write: Callable[[Any], dict[str, Any]]
+    read: Callable[[dict[str, Any]], Any]
+
+
+_BY_NAME: dict[str, _Stored] = {}
+_BY_CLASS: dict[type, _Stored] = {}
+
+
+def storable(
+    name: str,
+    *,
+    write: Callable[[Any], dict[str, Any]] | None = None,
+    read: Callable[[dict[str, Any]], Any] | None = None,
+) -> Callable[[type[_T]], type[_T]]:
+    """Register a class for files: `Laplace.save` then writes its objects and `load` builds them.
+
+    Decorate the class where it is defined. A file holds the name, so that the module of the class
+    must have been imported before the file is read.
+
+    Parameters
+    ----------
+    name
+        The name in files, `"project.Class"` by convention; keep it when the class is renamed.
+    write
+        From an object to a dictionary of its parts: arrays, numbers, strings, nested dictionaries,
+        lists, tuples and objects of other registered classes. `None`: the fields of the dataclass.
+    read
+        From such a dictionary, with JAX arrays, to the object; give it together with `write`.
+        `None`: the fields are set as they are, without `__init__`.
+
+    Returns
+    -------
+    decorator
+        Returns the class that it is given.
+
+    Raises
+    ------
+    TypeError
+        If the class is no dataclass and has no `write` and `read` of its own.
+    ValueError
+        If another class has this name.
+    """
+
+    def register(cls: type[_T]) -> type[_T]:
+        if (write is None or read is None) and not dataclasses.is_dataclass(cls):
+            raise TypeError(
+                f"Found {cls.__name__}, which is no dataclass, expected one, or both `write` and "
+                "`read` for its parts; put @storable above the decorator of the dataclass."
+            )
+        known = _BY_NAME.get(name)
+        if known is not None and _origin(known.cls) != _origin(cls):
+            raise ValueError(
+                f"Found the name {name!r}, under which {'.'.join(_origin(known.cls))} is stored, "
+                f"expected another name for {'.'.join(_origin(cls))}; put your project in front, "
+                f"as in 'my_project.{cls.__name__}'."
+            )
+        entry = _Stored(cls, name, write or _fields, read or partial(_from_fields, cls))
+        _BY_NAME[name] = _BY_CLASS[cls] = entry
+        return cls
+
+    return register
+
+
+def is_storable(cls: type) -> bool:
+    """Return whether objects of a class can be part of a file."""
+    return cls in _BY_CLASS
+
+
+def _origin(cls: type) -> tuple[str, str]:
+    """Return where a class is defined: a cell or a module that runs again defines the same."""
+    return cls.__module__, cls.__qualname__
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _from_fields(cls: type, parts: dict[str, Any]) -> Any:
+    known = {field.name: field.default for field in dataclasses.fields(cls)}
+    absent = {name: known[name] for name in known.keys() - parts.keys()}
+    if parts.keys() - known.keys() or dataclasses.MISSING in absent.values():
+        raise ValueError(f"{cls.__name__} has the fields {sorted(parts)}")
+    value = object.__new__(cls)  # the fields were validated before they were saved
+    for name, part in (parts | absent).items():  # a field younger than the file has its default
+        object.__setattr__(value, name, part)
+    return value
+
+
+def write(path: str | os.PathLike, value: PyTree) -> None:
     """Write a tree to a file, whole or not at all.
 
     Parameters
     ----------
     path
-        Where to; an existing file is replaced.
+        The file; an existing one is replaced.
     value
         Nested dictionaries (string or integer keys), lists, tuples, arrays, numbers, strings,
-        `None` and dataclasses of `classes`.
-    classes
-        By the name under which they are stored.
+        `None` and objects of classes that `storable` has registered.
 
     Raises
     ------
@@ -53,40 +147,44 @@ def write(path: str | os.PathLike, value: PyTree, classes: Mapping[str, type]) -
         If the tree holds anything else.
     """
     arrays: _Arrays = {}
-    names = {cls: name for name, cls in classes.items()}
-    tree = _encode(value, names, arrays)
+    tree = _encode(value, arrays)
     header = {"format": FORMAT, "version": VERSION, "tree": tree}
     path = Path(path)
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
     unfinished = path.with_name(path.name + ".part")
     try:
         with unfinished.open("wb") as file:
-            np.savez(file, header=text, **dict(arrays.values()))
+            np.savez(file, header=text, **{name: array for name, array, _ in arrays.values()})
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def read(path: str | os.PathLike, classes: Mapping[str, type]) -> PyTree:
+def read(path: str | os.PathLike) -> PyTree:
     """Read a tree that `write` wrote.
 
     Parameters
     ----------
     path
         The file.
-    classes
-        The dataclasses that may be built, by name.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is damaged, foreign, or of a later version.
+        If the file is damaged, foreign, or of a later version, or holds an object of a class that
+        is not registered.
     """
     with Path(path).open("rb") as file:
         try:
-            return _read(file, classes)
+            return _read(file)
+        except _UnknownClass as error:
+            raise ValueError(
+                f"Found an object of the class {error.name!r} in {os.fspath(path)!r}, which no "
+                "class is registered for, expected one of this package or of your own; import "
+                f"the module that defines it with @lk.storable({error.name!r}), then load again."
+            ) from None
         except _DAMAGE as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ValueError(
@@ -96,7 +194,13 @@ def read(path: str | os.PathLike, classes: Mapping[str, type]) -> PyTree:
             ) from error
 
 
-def _read(file: BinaryIO, classes: Mapping[str, type]) -> PyTree:
+class _UnknownClass(Exception):
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.name = name
+
+
+def _read(file: BinaryIO) -> PyTree:
     if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
         raise ValueError("it is no archive of arrays")
     file.seek(0)
@@ -112,45 +216,44 @@ def _read(file: BinaryIO, classes: Mapping[str, type]) -> PyTree:
             array, kind = archive[name], jnp.dtype(dtype)
             return jnp.asarray(array if array.dtype == kind else array.view(kind))
 
-        return _decode(header["tree"], classes, load)
+        return _decode(header["tree"], load)
 
 
-def _encode(value: Any, names: Mapping[type, str], arrays: _Arrays) -> Any:
+def _encode(value: Any, arrays: _Arrays) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         return _encode_array(value, arrays)
-    if type(value) in names:
-        fields = {
-            field.name: _encode(getattr(value, field.name), names, arrays)
-            for field in dataclasses.fields(value)
-        }
-        return {"kind": "object", "class": names[type(value)], "fields": fields}
+    if type(value) in _BY_CLASS:
+        stored = _BY_CLASS[type(value)]
+        parts = {name: _encode(part, arrays) for name, part in stored.write(value).items()}
+        return {"kind": "object", "class": stored.name, "fields": parts}
     if type(value) is dict and all(isinstance(key, str | int) for key in value):
-        items = [[key, _encode(child, names, arrays)] for key, child in value.items()]
+        items = [[key, _encode(child, arrays)] for key, child in value.items()]
         return {"kind": "dict", "items": items}
     if type(value) in (list, tuple):
-        children = [_encode(child, names, arrays) for child in value]
+        children = [_encode(child, arrays) for child in value]
         return {"kind": type(value).__name__, "children": children}
     raise TypeError(
         f"Found {type(value).__name__} in what is to be saved, expected dictionaries with keys "
-        "that are strings or integers, lists, tuples, arrays and numbers; replace it by these."
+        "that are strings or integers, lists, tuples, arrays, numbers, and objects of registered "
+        "classes; replace it by these, or register a class of your own with @lk.storable(name)."
     )
 
 
 def _encode_array(value, arrays):
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         words = np.asarray(jax.random.key_data(value))
-        name, _ = arrays.setdefault(id(value), (f"array{len(arrays)}", words))
+        name, _, _ = arrays.setdefault(id(value), (f"array{len(arrays)}", words, value))
         return {"kind": "key", "name": name, "implementation": str(jax.random.key_impl(value))}
     array = np.asarray(value)
     if array.dtype.kind == "V":  # bfloat16 and its like, which NumPy's format does not know
         array = array.view(f"u{array.dtype.itemsize}")
-    name, _ = arrays.setdefault(id(value), (f"array{len(arrays)}", array))
+    name, _, _ = arrays.setdefault(id(value), (f"array{len(arrays)}", array, value))
     return {"kind": "array", "name": name, "dtype": str(value.dtype)}
 
 
-def _decode(node: Any, classes: Mapping[str, type], load: Callable[[str, str], Array]) -> Any:
+def _decode(node: Any, load: Callable[[str, str], Array]) -> Any:
     if not isinstance(node, dict):
         return node
     kind = node["kind"]
@@ -159,18 +262,11 @@ def _decode(node: Any, classes: Mapping[str, type], load: Callable[[str, str], A
     if kind == "key":
         return jax.random.wrap_key_data(load(node["name"], "uint32"), impl=node["implementation"])
     if kind == "dict":
-        return {key: _decode(child, classes, load) for key, child in node["items"]}
+        return {key: _decode(child, load) for key, child in node["items"]}
     if kind in ("list", "tuple"):
-        children = [_decode(child, classes, load) for child in node["children"]]
+        children = [_decode(child, load) for child in node["children"]]
         return children if kind == "list" else tuple(children)
-    cls = classes[node["class"]]
-    obj = object.__new__(cls)  # the fields were validated before they were saved
-    known = {field.name: field.default for field in dataclasses.fields(cls)}
-    absent = {name: known[name] for name in known.keys() - node["fields"].keys()}
-    if node["fields"].keys() - known.keys() or dataclasses.MISSING in absent.values():
-        raise ValueError(f"{node['class']} has the fields {sorted(node['fields'])}")
-    for name, child in node["fields"].items():
-        object.__setattr__(obj, name, _decode(child, classes, load))
-    for name, default in absent.items():  # fields that are younger than the file
-        object.__setattr__(obj, name, default)
-    return obj
+    if node["class"] not in _BY_NAME:
+        raise _UnknownClass(node["class"])
+    parts = {name: _decode(child, load) for name, child in node["fields"].items()}
+    return _BY_NAME[node["class"]].read(parts)

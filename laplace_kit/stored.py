@@ -1,5 +1,6 @@
-"""What a saved posterior is made of: the classes that a file may name, and the fields it holds."""
+"""What a file holds of a posterior: its fields, and the classes among them."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,14 +8,6 @@ import jax
 from jax.tree_util import Partial
 from jaxtyping import PyTree
 
-from laplace_kit.approx.choice import Choice
-from laplace_kit.approx.dense_block import DenseBlock
-from laplace_kit.approx.diagonal import DiagonalPosterior, DiagonalStructure
-from laplace_kit.approx.dual import DualPosterior, DualStructure
-from laplace_kit.approx.eigenblock import Eigenblock, PosteriorBlock
-from laplace_kit.approx.full import FullPosterior, FullStructure
-from laplace_kit.approx.kronecker import KroneckerPosterior, KroneckerStructure
-from laplace_kit.approx.low_rank import LowRankPosterior, LowRankStructure
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.approx.prior import Prior
 from laplace_kit.approx.update import Expansion
@@ -24,25 +17,23 @@ from laplace_kit.curv.capture.layout import Layout, Move, Slot
 from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.design import Design
 from laplace_kit.curv.trained_model import TrainedModel
+from laplace_kit.eval.link import LinkFunction
 from laplace_kit.eval.predictive import Prediction
 from laplace_kit.likelihood import BUILT_IN, Likelihood, without_mask
 from laplace_kit.portable import Node, check_like, from_portable, to_portable
 from laplace_kit.record import Record
 from laplace_kit.selection import Selection
+from laplace_kit.storage import is_storable, storable
 from laplace_kit.tree import replace
 from laplace_kit.tune.result import Tuning
 
-CLASSES = {
-    cls.__name__: cls
-    for cls in (
-        *BUILT_IN,
-        *(FullStructure, DualStructure, DiagonalStructure, LowRankStructure, KroneckerStructure),
-        *(FullPosterior, DualPosterior, DiagonalPosterior, LowRankPosterior, KroneckerPosterior),
-        *(Eigenblock, PosteriorBlock, DenseBlock, Layout, Slot, Move),
-        *(Design, Rows, FactoredRows, LookupRows),
-        *(Selection, Node, Coverage, LeafCoverage, Choice, Prediction, Tuning),
-    )
-}
+# Structures, posteriors and what they are asked for are registered where they are defined.
+for _cls in (
+    *BUILT_IN,
+    *(Layout, Slot, Move, Design, Rows, FactoredRows, LookupRows),
+    *(Selection, Node, Coverage, LeafCoverage, Prediction, Tuning),
+):
+    storable(_cls.__name__)(_cls)
 NAMES = frozenset(
     (
         *("mode", "selection", "likelihood", "structure", "log_likelihood", "gradient", "num_data"),
@@ -52,6 +43,14 @@ NAMES = frozenset(
 )
 # Earlier files say apart from the likelihood whether its noise is known.
 _KNOWS_NOISE = "knows_noise"
+
+
+@storable("FunctionName")
+@dataclasses.dataclass(frozen=True)
+class FunctionName:
+    """What a file holds in place of a function: its name, for the message."""
+
+    name: str
 
 
 def is_posterior(found: Any) -> bool:
@@ -70,12 +69,16 @@ def fields(
 ) -> dict[str, Any]:
     """Return what a file holds of the parts of a posterior, by `NAMES`.
 
-    Functions are not stored, `None` in place of a likelihood that is one; nor are data.
+    A likelihood that is a function, or of a class that is not registered, is `None`, and a link
+    that is a function is its name. Data are not stored.
     """
+    if callable(prediction.link):
+        name = getattr(prediction.link, "__name__", type(prediction.link).__name__)
+        prediction = replace(prediction, link=FunctionName(name))
     found = {
         "mode": model.mode,
         "selection": model.selection,
-        "likelihood": likelihood if type(without_mask(likelihood)) in BUILT_IN else None,
+        "likelihood": likelihood if is_storable(type(without_mask(likelihood))) else None,
         "structure": expansion.structure,
         "log_likelihood": expansion.log_likelihood,
         "gradient": expansion.gradient,
@@ -108,7 +111,9 @@ def parts(found: dict[str, Any], model_fn: Partial) -> dict[str, Any]:
     }
 
 
-def restored(found: dict[str, Any], params: PyTree = None) -> dict[str, Any]:
+def restored(
+    found: dict[str, Any], params: PyTree = None, link: LinkFunction | None = None
+) -> dict[str, Any]:
     """Return the fields of a posterior from what a file holds of it.
 
     Parameters
@@ -117,12 +122,24 @@ def restored(found: dict[str, Any], params: PyTree = None) -> dict[str, Any]:
         What `fields` returned.
     params
         Parameters like those of `fit`, where these are more than dictionaries, lists and tuples.
+    link
+        The function that was the link, if it was one.
 
     Raises
     ------
     ValueError
-        If the parameters in the file need others like them and there are none, or differ.
+        If the parameters in the file need others like them and there are none, or differ; or if the
+        link was a function, and there is none.
     """
+    prediction = found["prediction"]
+    if isinstance(prediction.link, FunctionName):
+        if link is None:
+            raise ValueError(
+                f"Found a posterior whose link was the function {prediction.link.name!r}, expected "
+                "that function, as functions are not stored; pass lk.load(path, model_fn, "
+                f"link={prediction.link.name})."
+            )
+        found = found | {"prediction": replace(prediction, link=link)}
     whole = _map_params(lambda stored: from_portable(stored, params), found)
     if not whole.pop(_KNOWS_NOISE, True):
         whole["likelihood"] = replace(whole["likelihood"], known=False)

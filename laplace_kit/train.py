@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from laplace_kit import storage, stored, tree
+from laplace_kit import storage, tree
+from laplace_kit.approx.names import StructureName
+from laplace_kit.approx.spec import StructureSpec
 from laplace_kit.curv.objective import Objective, chunk_loss
 from laplace_kit.data import Chunk, Data, InMemory, as_data, chunks, whole
 from laplace_kit.errors import check_option
@@ -34,7 +36,7 @@ _WITH_NOISE = Gaussian | MultivariateGaussian
 
 @pytree_dataclass()
 class TrainingHistory:
-    """What happened on the way: E epochs of training, and R refits of the posterior.
+    """What happened in training: E epochs of training, and R refits of the posterior.
 
     `loss` `(E,)` is the training objective per example, averaged over each epoch while the
     parameters moved. Refit r came after `epoch[r]` epochs; there the evidence was largest, with the
@@ -51,7 +53,7 @@ class TrainingHistory:
 
 @pytree_dataclass(static=("stopped_early",))
 class EvidenceTraining:
-    """The posterior of the largest evidence, the way to it, and whether patience ended it."""
+    """The posterior with the largest evidence, the history, and whether training stopped early."""
 
     la: Laplace
     history: TrainingHistory
@@ -68,7 +70,7 @@ def train_with_evidence(
     key: PRNGKeyArray,
     optimizer: Any = None,
     train_batch_size: int | None = None,
-    structure: Literal["auto", "full", "ekfac", "kron", "low_rank", "diagonal"] = "auto",
+    structure: StructureName | StructureSpec = "auto",
     prior_precision: PyTree = 1.0,
     prior_mean: PyTree = None,
     per_leaf: bool = False,
@@ -90,9 +92,8 @@ def train_with_evidence(
 
     Every `refit_every` epochs the posterior is fitted at the current parameters, and the prior
     precision d, and the noise, that maximise its evidence take the place of the old ones. At fixed
-    parameters the evidence is concave in their logarithms, so that each refit finds the maximum at
-    once instead of a few gradient steps towards it; what is returned is the refit of the largest
-    evidence.
+    parameters the evidence is concave in their logarithms, so that each refit reaches the maximum
+    instead of taking a few gradient steps towards it. The refit of largest evidence is returned.
 
     Parameters
     ----------
@@ -101,7 +102,7 @@ def train_with_evidence(
     params
         Where training starts, a pytree. Leaves that are not floating point are frozen.
     data
-        The training data: `(x, y)` in memory, shuffled anew for every epoch, or a re-iterable of
+        The training data: `(x, y)` in memory, reshuffled for every epoch, or a re-iterable of
         such pairs, whose batches are the minibatches, in the order in which they come; with weights
         `(x, y, weights)`.
     likelihood
@@ -248,7 +249,7 @@ def _history(losses: list[float], refits: list[_Refit]) -> TrainingHistory:
 
 
 def _repeat_warnings(chosen: _Refit, num_refits: int) -> None:
-    """Give the warnings of the refit that is returned; those of the others are of no use."""
+    """Repeat the warnings of the refit that is returned, and drop those of the others."""
     for text, category in dict.fromkeys((str(w.message), w.category) for w in chosen.caught):
         where = f"At epoch {chosen.epoch}, of the largest evidence in {num_refits} refits: "
         warnings.warn(where + text, category, stacklevel=3)
@@ -256,7 +257,7 @@ def _repeat_warnings(chosen: _Refit, num_refits: int) -> None:
 
 @contextlib.contextmanager
 def _bar(num_epochs: int, progress: bool) -> Iterator[tuple[Iterable[int], Callable]]:
-    """Give the epochs, and a function that shows numbers next to the bar if there is one."""
+    """Yield the epochs, and a function that shows numbers next to the bar if there is one."""
     epochs = range(1, num_epochs + 1)
     if not progress:
         yield epochs, lambda *, loss, evidence: None
@@ -386,7 +387,7 @@ def _noise_to_learn(noise: str | None, likelihood: Likelihood | str) -> str:
 
 
 def _with_array_noise(likelihood: Likelihood | str, params: PyTree) -> Likelihood:
-    """Give a noise that is a Python number a dtype, which it will have when it has been learned."""
+    """Convert a noise that is a Python number to the dtype that it has once it is learned."""
     likelihood = as_likelihood(likelihood)
     if not isinstance(likelihood, _WITH_NOISE):
         return likelihood
@@ -429,7 +430,7 @@ def _check_checkpoint(checkpoint: str | os.PathLike | None, params: PyTree) -> N
             "that exists, expected the path of a file; make its directory first."
         )
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
-        storage.write(Path(directory) / "params", to_portable(params), stored.CLASSES)
+        storage.write(Path(directory) / "params", to_portable(params))
 
 
 def _finite(loss: float, epoch: int) -> float:

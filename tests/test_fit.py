@@ -12,7 +12,7 @@ from exact import KINDS
 from jax.flatten_util import ravel_pytree
 
 import laplace_kit as lk
-from laplace_kit.approx.choice import Sizes, structure_bytes
+from laplace_kit.approx.spec import Sizes
 from laplace_kit.eval.predictive import Prediction
 
 N = 7
@@ -134,6 +134,71 @@ def test_an_indefinite_hessian_is_refused_with_its_eigenvalue(x64):
         assert f"most negative eigenvalue is {lowest:.4g}" in str(error.value)
         assert f"raise prior_precision above {-lowest:.4g}" in str(error.value)
         assert "curvature='ggn'" in str(error.value)
+
+
+# --- names and objects ----------------------------------------------------------------------------
+
+NAMED = {
+    "auto": ({"structure": "auto"}, {"structure": lk.Auto()}),
+    "full": ({"structure": "full"}, {"structure": lk.Full()}),
+    "primal": ({"structure": "full"}, {"structure": lk.Full(form="primal")}),
+    "ekfac": (
+        {"structure": "ekfac", "weight_sharing": "reduce"},
+        {"structure": lk.Kronecker(weight_sharing="reduce")},
+    ),
+    "kron": ({"structure": "kron"}, {"structure": lk.Kronecker(corrected=False)}),
+    "low_rank": (
+        {"structure": "low_rank", "rank": 4, "key": jax.random.key(2)},
+        {"structure": lk.LowRank(rank=4), "key": jax.random.key(2)},
+    ),
+    "diagonal": ({"structure": "diagonal"}, {"structure": lk.Diagonal()}),
+    "ggn": ({"curvature": "ggn"}, {"curvature": lk.GGN()}),
+    "hessian": ({"curvature": "hessian"}, {"curvature": lk.Hessian()}),
+    "empirical_fisher": (
+        {"curvature": "empirical_fisher"},
+        {"curvature": lk.EmpiricalFisher()},
+    ),
+    "mc_fisher": (
+        {"curvature": "mc_fisher", "num_samples": 2, "key": jax.random.key(2)},
+        {"curvature": lk.MonteCarloFisher(jax.random.key(2), num_samples=2)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_an_object_is_its_name(name):
+    """On a sequence, so that the sharing of its weights shows."""
+    problem = twins.problem("several_axes")
+    options = {"structure": "diagonal", "prior_precision": 200.0}
+    named, made = (fit(problem, **options | own) for own in NAMED[name])
+    assert jax.tree.structure(named) == jax.tree.structure(made)
+    jax.tree.map(np.testing.assert_array_equal, named.structure, made.structure)
+    assert named.choice.spec == made.choice.spec
+    assert named.choice.curvature_spec == made.choice.curvature_spec
+
+
+def test_two_keys_are_for_labels_and_for_the_structure(x64):
+    """The key of the curvature draws the labels; that of `fit` is left to Lanczos."""
+    labels = lk.MonteCarloFisher(jax.random.key(2))
+    first, second = (
+        fit(mlp(), structure=lk.LowRank(3), curvature=labels, key=key, prior_precision=9.0)
+        for key in (None, jax.random.key(5))
+    )
+    twins.assert_close(first.structure.values, second.structure.values, rtol=1e-8)
+
+
+def test_a_posterior_with_a_key_passes_through_a_compiled_function():
+    problem = mlp("float32")
+    la, other = (
+        fit(problem, structure="diagonal", curvature=lk.MonteCarloFisher(jax.random.key(seed)))
+        for seed in (0, 1)
+    )
+    compiled = jax.jit(lambda la: la.with_prior(2.0).posterior.variance())
+    twins.assert_close(compiled(la), la.with_prior(2.0).posterior.variance(), dtype="float32")
+    other.posterior.variance(), la.with_prior(2.0)
+    with twins.compilations() as names:
+        compiled(other)
+    assert not names
 
 
 # --- subsets and frozen leaves --------------------------------------------------------------------
@@ -274,7 +339,8 @@ def test_empty_leaves_are_frozen(x64):
 )
 def test_auto_takes_the_richest_that_fits_the_memory(kind, name):
     factors = 4**2 + 4**2 + 5**2 + 3**2
-    limit = structure_bytes(kind, Sizes(31, 1, factors, 4))
+    spec = {"full": lk.Full("primal"), "ekfac": lk.Kronecker(), "diagonal": lk.Diagonal()}[kind]
+    limit = spec.bytes(Sizes(31, 4, factors, 3))
     limit = max(limit, 1100)  # one example's rows in one direction
     everything = {"hidden": True, "out": True}  # as it is asked for, "auto" keeps to it
     la = fit(mlp("float32"), structure="auto", rank=1, memory_limit=limit, subset=everything)
@@ -309,9 +375,9 @@ FULL, DUAL, EKFAC = 12 * 179**2, 290_000, 4 * (4 * (41**2 + 4**2 + 5**2 + 3**2) 
 @pytest.mark.parametrize(
     ("limit", "structure", "form", "because"),
     [
-        (FULL, "full", "primal", r"exact, and its primal matrix of 179 rows takes about"),
-        (DUAL, "full", "dual", r"exact, and its dual matrix of 120 rows takes about"),
-        (EKFAC, "ekfac", None, r"the richest that takes about .* matrix having 120 rows"),
+        (FULL, "full", "primal", r"exact, by its primal matrix of 179 rows, at about"),
+        (DUAL, "full", "dual", r"exact, by its dual matrix of 120 rows, at about"),
+        (EKFAC, "ekfac", None, r"the richest that fits, at about .*; full would need about"),
     ],
 )
 def test_auto_goes_by_the_memory_limit_and_says_why(limit, structure, form, because):
@@ -324,13 +390,13 @@ def test_auto_goes_by_the_memory_limit_and_says_why(limit, structure, form, beca
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_auto_takes_the_last_layer_where_nothing_rich_fits_all(stream):
-    """As if it had been asked for; the examples of a stream are counted later."""
+    """As if it had been asked for."""
     problem = wide()
     data = twins.batches(problem.x, problem.y, 20, 20) if stream else None
     la = fit(problem, data, structure="auto", memory_limit=EKFAC - 1)
     assert (la.choice.structure, la.choice.form) == ("full", "primal")
     assert la.choice.subset == "the last layer"
-    reason = r"exact, and its primal matrix of 15 rows takes about 2\.637 KiB of 31\.24 KiB"
+    reason = r"exact, by its primal matrix of 15 rows, at about 2\.637 KiB of 31\.24 KiB"
     assert re.fullmatch(f"{reason}; of all 179 parameters only diagonal fits", la.choice.because)
     asked = fit(problem, data, subset="last_layer", memory_limit=EKFAC - 1)
     assert asked.choice.because.startswith("it was asked for")
@@ -355,7 +421,7 @@ def test_auto_takes_what_fits_of_all_parameters_where_there_is_no_last_layer():
         {"weight": weight},
         (problem.x, problem.x),
         likelihood="gaussian",
-        memory_limit=structure_bytes("diagonal", Sizes(1600, 50, 0, 4)),
+        memory_limit=lk.Diagonal().bytes(Sizes(1600, 4)),
     )
     assert (la.choice.structure, la.choice.subset) == ("diagonal", "all of them")
 
@@ -367,9 +433,7 @@ def test_a_structure_that_cannot_fit_names_the_estimate_and_what_would():
     with pytest.raises(ValueError, match=message) as error:
         fit(wide(num=50), rank=2, memory_limit=200_000)
     assert "memory limit of 195.3 KiB" in str(error.value)
-    fitting = " or ".join(
-        f"structure={name!r}" for name in ("ekfac", "kron", "low_rank", "diagonal")
-    )
+    fitting = " or ".join(f"structure={name!r}" for name in ("ekfac", "low_rank", "diagonal"))
     assert f"what would fit: {fitting}" in str(error.value)
 
 

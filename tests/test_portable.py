@@ -12,7 +12,7 @@ from flax import struct
 from flax.core import FrozenDict
 
 import laplace_kit as lk
-from laplace_kit import storage, stored
+from laplace_kit import storage
 from laplace_kit.portable import Node, check_like, from_portable, to_portable
 from laplace_kit.tree import replace
 
@@ -190,8 +190,8 @@ def test_what_is_plain_stays_plain():
 
 def test_dictionaries_whose_keys_are_no_strings(tmp_path):
     like = {(0, "a"): BIAS, (1, "b"): 2 * BIAS}
-    storage.write(tmp_path / "file", to_portable(like), stored.CLASSES)
-    found = from_portable(storage.read(tmp_path / "file", stored.CLASSES), like)
+    storage.write(tmp_path / "file", to_portable(like))
+    found = from_portable(storage.read(tmp_path / "file"), like)
     assert list(found) == list(like)
     jax.tree.map(np.testing.assert_array_equal, found, like)
 

@@ -1,5 +1,6 @@
 """Files hold every bit of a posterior; a damaged or foreign one is refused, and nothing is run."""
 
+import dataclasses
 import json
 import zipfile
 
@@ -95,10 +96,10 @@ def test_every_kind_of_field(options, tmp_path):
 
 def test_an_array_that_appears_twice_is_stored_once_and_is_one_again(tmp_path):
     array = jnp.arange(5, dtype=jnp.bfloat16)
-    storage.write(tmp_path / "twice", {"first": array, "second": (array, array + 1)}, {})
+    storage.write(tmp_path / "twice", {"first": array, "second": (array, array + 1)})
     with zipfile.ZipFile(tmp_path / "twice") as archive:
         assert len(archive.namelist()) == 3  # with the header
-    found = storage.read(tmp_path / "twice", {})
+    found = storage.read(tmp_path / "twice")
     assert found["second"][0] is found["first"]
     assert found["first"].dtype == jnp.bfloat16
     assert found["second"][1].tolist() == [1, 2, 3, 4, 5]
@@ -113,8 +114,8 @@ def test_integer_leaves_and_other_likelihoods(tmp_path):
 
 def test_random_keys_among_frozen_leaves(tmp_path):
     keys = {"plain": jax.random.key(3), "other": jax.random.split(jax.random.key(4, impl="rbg"))}
-    storage.write(tmp_path / "keys", keys, {})
-    again = storage.read(tmp_path / "keys", {})
+    storage.write(tmp_path / "keys", keys)
+    again = storage.read(tmp_path / "keys")
     for name, key in keys.items():
         assert again[name].dtype == key.dtype
         drawn = (jax.random.bits(k) if k.ndim == 0 else jax.vmap(jax.random.bits)(k)
@@ -154,9 +155,71 @@ def test_a_failure_while_saving_leaves_the_old_file(tmp_path):
     posterior().save(path)
     before = path.read_bytes()
     with pytest.raises(TypeError, match=r"Found set in what is to be saved, expected dictionaries"):
-        storage.write(path, {"a": {1, 2}}, {})
+        storage.write(path, {"a": {1, 2}})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+# --- classes of one's own -------------------------------------------------------------------------
+
+
+@storage.storable(
+    "tests.Symmetric",
+    write=lambda value: {"lower": value.matrix[np.tril_indices(len(value.matrix))]},
+    read=lambda parts: Symmetric.from_lower(parts["lower"]),
+)
+class Symmetric:
+    """No dataclass: a matrix of which a file holds one half."""
+
+    def __init__(self, matrix):
+        self.matrix = matrix
+
+    @classmethod
+    def from_lower(cls, lower):
+        num = int((2 * len(lower) + 0.25) ** 0.5)
+        matrix = np.zeros((num, num), lower.dtype)
+        matrix[np.tril_indices(num)] = lower
+        return cls(matrix + np.tril(matrix, -1).T)
+
+
+def test_a_class_with_a_format_of_its_own(tmp_path):
+    matrix = np.arange(9.0, dtype=np.float32).reshape(3, 3)
+    matrices = [Symmetric(matrix + matrix.T), Symmetric(np.ones((2, 2), np.float32))]
+    storage.write(tmp_path / "file", {"a": matrices})
+    with zipfile.ZipFile(tmp_path / "file") as file:
+        entries = [np.load(file.open(name)) for name in file.namelist() if "array" in name]
+    assert sorted(entry.shape for entry in entries) == [(3,), (6,)]
+    for found, expected in zip(storage.read(tmp_path / "file")["a"], matrices, strict=True):
+        assert type(found) is Symmetric
+        np.testing.assert_array_equal(found.matrix, expected.matrix)
+
+
+def test_a_name_stands_for_one_class_which_may_be_defined_again():
+    def define():
+        @storage.storable("tests.Again")
+        @dataclasses.dataclass
+        class Again:
+            value: int
+
+        return Again
+
+    assert storage.is_storable(define())
+    newest = define()  # as where a cell of a notebook runs again
+    assert storage.is_storable(newest)
+    with pytest.raises(ValueError, match=r"the name 'tests\.Again', under which .*Again is stored"):
+        storage.storable("tests.Again")(Other)
+    with pytest.raises(ValueError, match=r"the name 'Gaussian'.*'my_project.Other'"):
+        storage.storable("Gaussian")(Other)
+
+
+@dataclasses.dataclass
+class Other:
+    value: int
+
+
+def test_what_is_no_dataclass_needs_both_ways():
+    with pytest.raises(TypeError, match="which is no dataclass, expected one, or both"):
+        storage.storable("tests.Set", write=list)(set)
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -227,8 +290,7 @@ def load_arrays(arrays: dict, directory):
         ({"header": np.frombuffer(b"[" * 10**5, np.uint8)}, "recursion"),
         ({"header": np.array([{"a": 1}], object)}, "Object arrays cannot be loaded"),
         (archive(None, format="other"), "its format is 'other'"),
-        (archive(None, version=2), "its version is 2, newer than 1"),
-        (archive({"kind": "object", "class": "Popen", "fields": {}}), "Popen"),
+        (archive(None, version=3), "its version is 3, newer than 2"),
         (archive({"kind": "object", "class": "Gaussian", "fields": {"std": 1}}), "fields"),
         (archive({"kind": "array", "name": "array0", "dtype": "float32"}), "array0"),
         (archive({"kind": "dict", "items": [[[1], 2]]}), "unhashable"),
@@ -238,6 +300,15 @@ def test_foreign_archives(arrays, reason, tmp_path):
     with pytest.raises(ValueError, match=REFUSED) as error:
         load_arrays(arrays, tmp_path)
     assert reason in str(error.value)
+
+
+def test_an_object_of_a_class_that_is_not_registered_names_it_and_imports_nothing(tmp_path):
+    for name in ("Popen", "subprocess.Popen", "my_project.Blocks"):
+        with pytest.raises(
+            ValueError, match=f"class '{name}' in .*which no class.*import"
+        ) as error:
+            load_arrays(archive({"kind": "object", "class": name, "fields": {}}), tmp_path)
+        assert f"@lk.storable('{name}')" in str(error.value)
 
 
 def test_a_pickle_is_never_opened(tmp_path):

@@ -14,11 +14,15 @@ import twins
 import laplace_kit as lk
 from laplace_kit import stored
 from laplace_kit.approx.posterior import Posterior, Structure
+from laplace_kit.approx.spec import StructureSpec
+from laplace_kit.curv.spec import CurvatureSpec
 from laplace_kit.eval.predictive import Prediction
 from laplace_kit.likelihood import Factorized, Likelihood, MultivariateGaussian
-from laplace_kit.tree import replace
+from laplace_kit.storage import is_storable, storable
+from laplace_kit.tree import pytree_dataclass, replace
 
 N = 6
+FILES = Path(__file__).parent / "files"
 
 
 def linear(params, x):
@@ -144,6 +148,61 @@ def test_a_likelihood_that_is_a_function_is_left_out(tmp_path):
     assert_same(again(la, tmp_path, likelihood=likelihood), la)
 
 
+@storable("tests.Scaled")
+@pytree_dataclass(static=("scale",))
+class Scaled(lk.Likelihood):
+    """A Gaussian's loss, many times."""
+
+    scale: float
+
+    def negative_log_prob(self, f, y):
+        return 0.5 * self.scale * jnp.sum((f - y) ** 2)
+
+    def hessian_mv(self, f, y, u):
+        return self.scale * u
+
+    def hessian_sqrt_mv(self, f, y, w):
+        return self.scale**0.5 * w
+
+    def sample(self, key, f):
+        return f + jax.random.normal(key, f.shape, f.dtype) / self.scale**0.5
+
+    def check_shapes(self, outputs, targets):
+        assert outputs == targets.shape
+
+    def is_valid(self, f, y):
+        return jnp.isfinite(y).all()
+
+    @property
+    def support(self):
+        return "finite numbers"
+
+
+def test_a_likelihood_of_ones_own_that_is_registered(tmp_path):
+    la = lk.fit(linear, parameters(), data("real"), likelihood=Scaled(4.0), structure="diagonal")
+    loaded = again(la, tmp_path)
+    assert loaded.likelihood.scale == 4.0
+    assert_same(loaded, la)
+
+
+# --- links ----------------------------------------------------------------------------------------
+
+
+def softmax_of_mean(mean, covariance):
+    return jax.nn.softmax(mean)
+
+
+def test_a_link_that_is_a_function_is_given_again(tmp_path):
+    la = lk.fit(linear, parameters(), data(), likelihood="categorical", structure="diagonal")
+    la = la.with_prediction(link=softmax_of_mean, covariance="diagonal")
+    with pytest.raises(ValueError, match="whose link was the function 'softmax_of_mean', expected"):
+        again(la, tmp_path)
+    loaded = again(la, tmp_path, link=softmax_of_mean)
+    assert_same(loaded, la)
+    assert loaded.prediction == la.prediction
+    np.testing.assert_array_equal(loaded.predict(data()[0]).probs, la.predict(data()[0]).probs)
+
+
 # --- what was done to it --------------------------------------------------------------------------
 
 
@@ -197,6 +256,47 @@ def test_what_was_loaded_goes_on_working(tmp_path):
         loaded.tune(temperature=True, bounds=(1e-6, 1e6))
 
 
+# --- files of version 1, which named a structure and a curvature with all options flat ----------
+
+VERSION_1 = {  # what they predict for the first class of `data()`, with the link "mean_field_2"
+    "auto": (
+        lk.Full("primal"),
+        lk.GGN(),
+        [0.1486208, 0.8308024, 0.5887849, 0.6197298, 0.1890908, 0.4061920],
+    ),
+    "ekfac": (
+        lk.Kronecker(weight_sharing="reduce"),
+        lk.GGN(),
+        [0.1424400, 0.8573284, 0.5857361, 0.6130719, 0.1825576, 0.4106767],
+    ),
+    "diagonal_hessian": (
+        lk.Diagonal(),
+        lk.Hessian(),
+        [0.1515227, 0.8266333, 0.5794956, 0.6049979, 0.1818766, 0.4148105],
+    ),
+    "low_rank_mc_fisher": (
+        lk.LowRank(3),
+        lk.MonteCarloFisher(None, 2),
+        [0.1672040, 0.7875267, 0.5830727, 0.6108172, 0.2097026, 0.4108789],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VERSION_1)
+def test_files_of_version_1(name, tmp_path):
+    spec, curvature, expected = VERSION_1[name]
+    la, (x, y) = lk.load(FILES / f"version_1_{name}.npz", linear), data()
+    assert (la.choice.spec, la.choice.curvature_spec) == (spec, curvature)
+    assert la.choice.batch_size == (4 if name == "auto" else None)
+    probs = la.predict(x, link="mean_field_2").probs
+    np.testing.assert_allclose(probs[:, 0], expected, rtol=1e-5)
+    assert_same(again(la, tmp_path), la)
+    if name == "low_rank_mc_fisher":
+        with pytest.raises(ValueError, match="no key, expected one for curvature='mc_fisher'"):
+            la.update((x, y))
+        la.update((x, y), key=jax.random.key(0))
+
+
 # --- what a file holds ----------------------------------------------------------------------------
 
 
@@ -222,7 +322,8 @@ def subclasses(cls: type) -> set[type]:
 def test_every_structure_posterior_and_likelihood_may_be_stored():
     expected = subclasses(Structure) | subclasses(Posterior) | subclasses(Likelihood)
     assert len(expected) > 15
-    missing = expected - set(stored.CLASSES.values()) - {lk.FromLoss, Factorized}
+    expected |= subclasses(StructureSpec) | subclasses(CurvatureSpec)
+    missing = {cls for cls in expected if not is_storable(cls)} - {lk.FromLoss, Factorized}
     assert not missing
 
 

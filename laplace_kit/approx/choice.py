@@ -1,52 +1,207 @@
-"""Which structure fits the memory limit, and what each needs.
-
-The full curvature has two forms. The primal one is the matrix itself, of P rows; the dual one has a
-kernel of M rows, one for each column of the curvature's factor of each example, and the design
-matrix in factors. Both are exact. Where both fit, the one with less work is taken.
-"""
+"""The choice of a structure: the one asked for if it fits the memory limit, or the richest."""
 
 import dataclasses
 import math
-from typing import NamedTuple
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, NamedTuple
 
+import jax
+from jaxtyping import PRNGKeyArray
+
+from laplace_kit import tree
+from laplace_kit.approx.diagonal import Diagonal
+from laplace_kit.approx.full import Full
+from laplace_kit.approx.kronecker import Kronecker
+from laplace_kit.approx.low_rank import LowRank
+from laplace_kit.approx.posterior import Structure
+from laplace_kit.approx.spec import Sizes, StructureSpec, first_that_fits, settled
+from laplace_kit.curv.fisher import EmpiricalFisher, MonteCarloFisher
+from laplace_kit.curv.ggn import GGN, GaussNewtonOperator
+from laplace_kit.curv.hessian import Hessian
+from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.curv.objective import Objective
+from laplace_kit.curv.spec import CurvatureSpec
+from laplace_kit.data import Data
 from laplace_kit.memory import Limits, readable
+from laplace_kit.storage import storable
 
-# Richest first.
-STRUCTURES = ("full", "ekfac", "kron", "low_rank", "diagonal")
-KRONECKER = ("ekfac", "kron")
-DEFAULT_RANK = 50
-
-# On two cores, all eigenvalues of a matrix with so many rows take five seconds, and of one twice as
-# large forty: "auto" takes the full structure up to here, whoever asks for it also beyond.
+# On two cores, all eigenvalues of a matrix of this many rows take five seconds, and of one twice as
+# large forty. `Auto` takes the full structure only up to here; `Full` itself has no such limit.
 _ROWS_WORTH_WAITING = 5000
 
 
-# With so few parameters the matrix itself costs next to nothing, and rounding harms it less.
-_ALWAYS_PRIMAL = 2000
+@storable("Auto")
+@dataclasses.dataclass(frozen=True)
+class Auto(StructureSpec):
+    """The richest structure that fits the memory limit as `structure=`; `"auto"` for short.
+
+    Parameters
+    ----------
+    candidates
+        The structures to try, the richest first. The default is the full one where its matrix has
+        at most 5,000 rows, then EKFAC.
+    otherwise
+        What to try where none of them fits, after the last layer alone: `fit` takes that with one
+        of the candidates if it can, unless it was told which parameters are random, or the
+        curvature has no factors in the outputs, as the Hessian has none.
+    """
+
+    candidates: tuple[StructureSpec, ...] = (Full(max_rows=_ROWS_WORTH_WAITING), Kronecker())
+    otherwise: tuple[StructureSpec, ...] = (LowRank(), Diagonal())
+
+    @property
+    def name(self):
+        return "auto"
+
+    def forms(self, sizes):
+        return _forms_of((*self.candidates, *self.otherwise), sizes)
+
+    def has_rich(self, sizes: Sizes, limit: int) -> bool:
+        """Return whether one of the candidates fits a limit in bytes."""
+        return first_that_fits(_forms_of(self.candidates, sizes), sizes, limit) is not None
+
+    def with_candidates_only(self) -> "Auto":
+        """Return the same without what is tried otherwise."""
+        return dataclasses.replace(self, otherwise=())
+
+    def bytes(self, sizes):
+        """Estimate it: what the smallest of them needs."""
+        return min((form.bytes(sizes) for form in self.forms(sizes)), default=math.inf)
+
+    def fit(self, operator, key=None):
+        return settled(self, operator).fit(operator, key)
 
 
+def _forms_of(specs: Iterable[StructureSpec], sizes: Sizes) -> Iterable[StructureSpec]:
+    return (form for spec in specs for form in spec.forms(sizes))
+
+
+class Chosen(NamedTuple):
+    """A structure with all options settled, and the reason in words."""
+
+    spec: StructureSpec
+    because: str
+
+
+def choose_structure(
+    spec: StructureSpec, curvature: CurvatureSpec, sizes: Sizes, limit: int
+) -> Chosen:
+    """Return the first form of a structure that fits the memory limit, in bytes.
+
+    Raises
+    ------
+    ValueError
+        If the curvature has no such structure, or it exceeds the memory limit: the message holds
+        the estimate and what would fit.
+    """
+    found = first_that_fits(spec.forms(sizes), sizes, limit)
+    if found is None:
+        _refuse(spec, curvature, sizes, limit)
+    remark = found.remark(sizes)
+    if not isinstance(spec, Auto):
+        return Chosen(found, f"it was asked for; {remark}" if remark else "it was asked for")
+    needed = f"at about {readable(found.bytes(sizes))} of {readable(limit)}"
+    because = f"{remark or 'the richest that fits'}, {needed}"
+    richest = spec.candidates[0]
+    if found.name != richest.name:
+        first = next(iter(richest.forms(sizes)), None)
+        if first is not None:
+            because += f"; {richest.name} would need about {readable(first.bytes(sizes))}"
+        elif richest.remark(sizes):
+            because += f"; {richest.name} {richest.remark(sizes)}"
+    return Chosen(found, because)
+
+
+def _refuse(spec: StructureSpec, curvature: CurvatureSpec, sizes: Sizes, limit: int) -> None:
+    forms = Auto((Full(), Kronecker())).forms(sizes)
+    fitting = [form.name for form in forms if form.bytes(sizes) <= limit]
+    remedy = " or ".join(f"structure={name!r}" for name in dict.fromkeys(fitting))
+    own = list(spec.forms(sizes))
+    if not own:
+        raise ValueError(
+            f"Found structure={spec.name!r} with curvature={curvature.name!r}, which has no such "
+            "structure, expected 'ggn', 'empirical_fisher' or 'mc_fisher', which have factors in "
+            "the outputs" + (f"; this curvature comes as {remedy}." if remedy else ".")
+        )
+    needed = min(form.bytes(sizes) for form in own)
+    raise ValueError(
+        f"Found structure={spec.name!r} for P={sizes.num_params} parameters, which needs "
+        + (f"about {readable(needed)}" if math.isfinite(needed) else "more than can be counted")
+        + f", expected at most the memory limit of {readable(limit)}; "
+        + (f"what would fit: {remedy}. Or " if remedy else "")
+        + "raise memory_limit=, or select fewer parameters with subset=."
+    )
+
+
+# --- what was chosen ------------------------------------------------------------------------------
+
+
+def _from_parts(parts: dict[str, Any]) -> "Choice":
+    """Read a choice, also one of version 1, which held names and flat options."""
+    if "spec" in parts:
+        return Choice(**parts)
+    form, corrected = parts["form"], parts["structure"] == "ekfac"
+    kronecker = Kronecker(corrected, parts["weight_sharing"])
+    specs = {
+        "full": Full(form or "primal"),
+        "ekfac": kronecker,
+        "kron": kronecker,
+        "low_rank": LowRank(parts["rank"]),
+        "diagonal": Diagonal(),
+    }
+    curvatures = {
+        "ggn": GGN(),
+        "hessian": Hessian(),
+        "empirical_fisher": EmpiricalFisher(),
+        "mc_fisher": MonteCarloFisher(None, parts["num_samples"]),  # its key was not stored
+    }
+    kept = ("subset", "batch_size", "memory_limit", "event", "because")
+    return Choice(
+        spec=specs[parts["structure"]],
+        curvature_spec=curvatures[parts["curvature"]],
+        **{name: parts[name] for name in kept},
+    )
+
+
+@storable("Choice", read=_from_parts)
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("curvature_spec",),
+    meta_fields=("spec", "subset", "batch_size", "memory_limit", "event", "because"),
+)
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """What `fit` chose, and why.
 
-    `structure` is one of `STRUCTURES`; `form` `"primal"` or `"dual"` for the full one; `subset`
-    says in words which parameters are random; `rank` and `weight_sharing` belong to the structures
-    that have them, `num_samples` to `curvature="mc_fisher"`. `batch_size` and `memory_limit` are
-    `None` where they follow from the device's memory. `event` is the shape of one example's
-    outputs. `because` is the reason, in words.
+    `spec` is the structure and `curvature_spec` the curvature, with all options settled; `subset`
+    says in words which parameters are random. `batch_size` and `memory_limit` are `None` where they
+    follow from the device's memory. `event` is the shape of one example's outputs. `because` is the
+    reason for the structure, in words.
     """
 
-    structure: str
-    form: str | None
-    curvature: str
+    spec: StructureSpec
+    curvature_spec: CurvatureSpec
     subset: str
-    rank: int
-    weight_sharing: str
-    num_samples: int
     batch_size: int | None
     memory_limit: int | None
     event: tuple[int, ...]
     because: str
+
+    @property
+    def structure(self) -> str:
+        """The structure's name, such as `"ekfac"`."""
+        return self.spec.name
+
+    @property
+    def form(self) -> str | None:
+        """`"primal"` or `"dual"` for the full structure, otherwise `None`."""
+        return self.spec.form if isinstance(self.spec, Full) else None
+
+    @property
+    def curvature(self) -> str:
+        """The curvature's name, such as `"ggn"`."""
+        return self.curvature_spec.name
 
     @property
     def limits(self) -> Limits:
@@ -58,124 +213,52 @@ class Choice:
         """The number of one example's outputs."""
         return math.prod(self.event)
 
+    def with_key(self, key: PRNGKeyArray | None) -> "Choice":
+        """Return the same with another key of the curvature, where it has one; `None` keeps it."""
+        if key is None:
+            return self
+        return dataclasses.replace(self, curvature_spec=self.curvature_spec.with_key(key))
 
-class Sizes(NamedTuple):
-    """Numbers of values: parameters, rank, entries of all Kronecker factors; and bytes of each.
+    def fit(self, objective: Objective, data: Data, key: PRNGKeyArray | None = None) -> Structure:
+        """Return the chosen structure, fitted to the chosen curvature of some data.
 
-    For the dual form besides M, the number of examples times that of the factor's columns, and the
-    entries of the design matrix's factors, examples times `laplace_kit.curv.design.num_entries`;
-    `None` for the Hessian, which has no such form, or where they are not known.
-    """
+        Parameters
+        ----------
+        objective, data
+            The model at its mode, planned, with its likelihood, and the data to sum over, which
+            have been checked.
+        key
+            For the structure; the curvature has its own.
 
-    num_params: int
-    rank: int
-    kronecker_entries: int
-    itemsize: int
-    num_rows: int | None = None
-    design_entries: int | None = None
-
-
-def structure_bytes(structure: str, sizes: Sizes) -> int:
-    """Estimate the peak memory of fitting a structure and making its posterior, in bytes.
-
-    Full: the matrix, one chunk's contribution and a Cholesky factor; `"dual"`, its other form:
-    the kernel, one layer's part with a rearrangement, a Cholesky factor, and the design matrix with
-    the chunks it is joined from. Low rank: the Krylov basis of `2 rank + 10` vectors, the
-    eigenvectors and their images. Kronecker: the factors, one chunk's contribution, eigenvectors
-    and work of the decomposition. Diagonal: a handful of vectors.
-    """
-    num, kronecker = sizes.num_params, 4 * sizes.kronecker_entries + 6 * sizes.num_params
-    num_values = {
-        "full": 3 * num**2,
-        "dual": 4 * (sizes.num_rows or 0) ** 2 + 2 * (sizes.design_entries or 0) + 6 * num,
-        "ekfac": kronecker,
-        "kron": kronecker,
-        "low_rank": (5 * sizes.rank + 10) * num,
-        "diagonal": 6 * num,
-    }
-    return num_values[structure] * sizes.itemsize
+        Raises
+        ------
+        TypeError, ValueError
+            If the curvature makes no operator, or one of another shape.
+        """
+        return self.spec.fit(operator_of(self.curvature_spec, objective, data), key)
 
 
-class Chosen(NamedTuple):
-    """A structure, its form if it is full, and the reason in words."""
-
-    structure: str
-    form: str | None
-    because: str
-
-
-def choose_structure(structure: str, curvature: str, sizes: Sizes, limit: int) -> Chosen:
-    """Return the structure to fit: the named one if it fits, or for `"auto"` the richest that does.
-
-    For the full structure its form is `"primal"` or `"dual"`: of those that fit, the one of less
-    work. For `"auto"` its matrix, of P or of M rows, may have at most 5,000 of them. The memory
-    limit is in bytes.
+def operator_of(curvature: CurvatureSpec, objective: Objective, data: Data) -> SelfAdjointOperator:
+    """Return the operator that a curvature makes, after checking that it is one.
 
     Raises
     ------
-    ValueError
-        If the curvature has no such structure, or the structure exceeds the memory limit: the
-        message holds the estimate and what would fit.
+    TypeError, ValueError
+        If it is no operator of the kind that was promised, or has another shape than `(P, P)`.
     """
-    if structure in KRONECKER and curvature == "hessian":
-        raise ValueError(
-            f"Found structure={structure!r} with curvature='hessian', expected 'ggn', "
-            "'empirical_fisher' or 'mc_fisher', whose layers have Kronecker factors; the Hessian "
-            "comes as structure='full', 'low_rank' or 'diagonal'."
+    operator, num = curvature.operator(objective, data), tree.size(objective.params)
+    has_factors = curvature.num_columns(objective.plan.output.shape) is not None
+    expected = GaussNewtonOperator if has_factors else SelfAdjointOperator
+    if not isinstance(operator, expected):
+        raise TypeError(
+            f"Found curvature={curvature.name!r}, which made a {type(operator).__name__}, expected "
+            f"a {expected.__name__}; return an operator of laplace_kit.curv"
+            + (", or None from num_columns." if has_factors else ".")
         )
-    forms = _forms_of_full(curvature, sizes)
-    full = [form for form in forms if structure_bytes(form, sizes) <= limit]
-    quick = [form for form in full if forms[form] <= _ROWS_WORTH_WAITING]
-    others = [
-        name
-        for name in STRUCTURES[1:]
-        if structure_bytes(name, sizes) <= limit
-        and not (name in KRONECKER and curvature == "hessian")
-    ]
-    if structure == "auto" and (quick or others or full):
-        return _described((quick + others + full)[0], forms, sizes, limit)
-    if structure == "full" and full:
-        return _asked(full[0], forms)
-    if structure in others:
-        return _asked(structure, forms)
-    smallest = {"auto": "diagonal", "full": min(forms, key=lambda f: structure_bytes(f, sizes))}
-    needed = readable(structure_bytes(smallest.get(structure, structure), sizes))
-    fitting = ["full"] * bool(full) + others
-    remedy = " or ".join(f"structure={name!r}" for name in fitting)
-    raise ValueError(
-        f"Found structure={structure!r} for P={sizes.num_params} parameters, which needs about "
-        f"{needed}, expected at most the memory limit of {readable(limit)}; "
-        + (f"what would fit: {remedy}. Or " if remedy else "")
-        + "raise memory_limit=, or select fewer parameters with subset=."
-    )
-
-
-def _asked(name: str, forms: dict[str, int]) -> Chosen:
-    if name not in forms:
-        return Chosen(name, None, "it was asked for")
-    form = "dual" if name == "dual" else "primal"
-    return Chosen("full", form, f"it was asked for; its {form} form takes {forms[name]:,} rows")
-
-
-def _described(name: str, forms: dict[str, int], sizes: Sizes, limit: int) -> Chosen:
-    """Say why `"auto"` came to a structure."""
-    needed = readable(structure_bytes(name, sizes))
-    takes = f"takes about {needed} of {readable(limit)}"
-    if name in forms:
-        form = "dual" if name == "dual" else "primal"
-        because = f"exact, and its {form} matrix of {forms[name]:,} rows {takes}"
-        return Chosen("full", form, because)
-    rows = min(forms.values())
-    because = f"the richest that {takes}, a full matrix having {rows:,} rows"
-    return Chosen(name, None, because)
-
-
-def _forms_of_full(curvature: str, sizes: Sizes) -> dict[str, int]:
-    """Return the forms of the full structure and their matrices' rows, that of less work first."""
-    num, rows, entries = sizes.num_params, sizes.num_rows, sizes.design_entries
-    if curvature == "hessian" or rows is None or entries is None:
-        return {"full": num}
-    primal, dual = rows * num**2 + num**3, rows * entries + rows**3
-    primal = 0 if num <= _ALWAYS_PRIMAL else primal
-    forms = {"full": num, "dual": rows}
-    return forms if primal <= dual else dict(reversed(forms.items()))
+    if operator.shape != (num, num):
+        raise ValueError(
+            f"Found curvature={curvature.name!r}, which made an operator of shape "
+            f"{operator.shape}, expected {(num, num)}, that of the free parameters; make it of "
+            "objective.model_fn and objective.params."
+        )
+    return operator

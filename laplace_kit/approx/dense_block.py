@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from laplace_kit.curv.capture.blocks import Block
 from laplace_kit.curv.capture.layout import Layout
+from laplace_kit.storage import storable
 from laplace_kit.tree import pytree_dataclass
 
 # Entries of a layer's matrices, those of 5,000 parameters that are all coupled: 100 MB in float32,
@@ -59,6 +60,7 @@ def dense_precision(
     return DensePrecision(factor, layout)
 
 
+@storable("DenseBlock")
 @pytree_dataclass(static=("layout",))
 class DenseBlock:
     r"""One layer's covariance $A A^\top$, by its root `(M, n, n)` in the order of its matrices."""
@@ -68,7 +70,7 @@ class DenseBlock:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of the covariance."""
+        """The dtype of the covariance."""
         return self.root.dtype
 
     @property

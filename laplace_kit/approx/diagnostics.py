@@ -49,9 +49,9 @@ def diagnose(
     structure, posterior
         The curvature, and the Gaussian made of it with this prior.
     gradient
-        Of the summed loss at the mode, `(P,)`.
+        The gradient of the summed loss at the mode, `(P,)`.
     precision, deviation
-        The prior precision $d$, and the mode less the prior mean, `(P,)` each.
+        The prior precision $d$, and the mode minus the prior mean, `(P,)` each.
     jitter
         The share by which the diagonal was raised.
     temperature

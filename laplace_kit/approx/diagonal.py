@@ -1,14 +1,19 @@
 """The diagonal posterior: independent parameters."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from laplace_kit.approx.posterior import Posterior, Structure, spectrum_of
-from laplace_kit.curv.operator import CurvatureOperator
+from laplace_kit.approx.spec import StructureSpec
+from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.storage import storable
 from laplace_kit.tree import pytree_dataclass
 
 
+@storable("DiagonalStructure")
 @pytree_dataclass()
 class DiagonalStructure(Structure):
     """The curvature's exact diagonal."""
@@ -31,11 +36,29 @@ class DiagonalStructure(Structure):
         return spectrum_of((self.diagonal,))
 
 
-def fit_diagonal(operator: CurvatureOperator) -> DiagonalStructure:
+@storable("Diagonal")
+@dataclasses.dataclass(frozen=True)
+class Diagonal(StructureSpec):
+    """The curvature's exact diagonal as `structure=`; `"diagonal"` for short."""
+
+    @property
+    def name(self):
+        return "diagonal"
+
+    def bytes(self, sizes):
+        """Estimate it: a handful of vectors."""
+        return 6 * sizes.num_params * sizes.itemsize
+
+    def fit(self, operator, key=None):
+        return fit_diagonal(operator)
+
+
+def fit_diagonal(operator: SelfAdjointOperator) -> DiagonalStructure:
     """Return the exact diagonal of an operator; see its `diagonal` for the cost."""
     return DiagonalStructure(operator.diagonal())
 
 
+@storable("DiagonalPosterior")
 @pytree_dataclass()
 class DiagonalPosterior(Posterior):
     """Standard deviations, `(P,)`."""
@@ -55,6 +78,10 @@ class DiagonalPosterior(Posterior):
 
     def scale_rmv(self, rows):
         return self.std * rows
+
+    @property
+    def num_projections(self):
+        return 1
 
     def output_covariance(self, rows):
         return rows.outer(self.std**2)

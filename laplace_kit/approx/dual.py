@@ -9,24 +9,29 @@ $A = d^{-1/2} (I + B^\top M B)$ with $M = -C^{-\top} (C + I)^{-1}$; see `low_ran
 An output with row $v = J d^{-1/2}$ has the variance $|v|^2 - |C^{-1} B v|^2$, in which rounding
 leaves an error of some ten units in the last place of the prior's $|v|^2$. Where that would show it
 is $|v - B^\top c|^2 + |c|^2$ with $c = (I + K)^{-1} B v$, never negative, and of second order in
-the error of c. What remains is the kernel's own rounding: data directions in which K is less than
+the error of c. What remains is the kernel's own rounding: data directions in which K is below
 some units in the last place of its largest eigenvalue cannot be told apart, as in any form.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, keep
+from laplace_kit.approx.spec import Sizes
 from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.design import Design, by_example, design_matrix
 from laplace_kit.curv.ggn import GaussNewtonOperator
+from laplace_kit.storage import storable
 from laplace_kit.tree import pytree_dataclass
 
-# A difference of so many units in the last place is known to three digits or more.
+# A difference of this many units in the last place is known to three digits or more.
 _LOST = 1e4
 
 
+@storable("DualStructure")
 @pytree_dataclass()
 class DualStructure(Structure):
     r"""The curvature $\Phi^\top \Phi$, by its design matrix."""
@@ -65,6 +70,24 @@ def fit_dual(operator: GaussNewtonOperator) -> DualStructure:
     return DualStructure(design_matrix(operator))
 
 
+def dual_bytes(sizes: Sizes) -> int | float:
+    """Estimate the peak memory of the dual form.
+
+    The kernel, one layer's part with a rearrangement and a Cholesky factor; the design matrix with
+    the chunks it is joined from; a handful of vectors.
+    """
+    if sizes.num_rows is None:  # more than fit; see `Sizes`
+        return math.inf
+    design_entries = sizes.num_data * sizes.design_entries
+    num = 4 * sizes.num_rows**2 + 2 * design_entries + 6 * sizes.num_params
+    return num * sizes.itemsize
+
+
+def dual_work(sizes: Sizes) -> int:
+    """Return about how many operations the kernel and its factorisation take."""
+    return sizes.num_rows * sizes.num_data * sizes.design_entries + sizes.num_rows**3
+
+
 @jax.jit
 def _spectrum(design):
     num, size = design.shape
@@ -84,6 +107,7 @@ def _factor(
         return jnp.linalg.cholesky(matrix + jitter * jnp.diag(jnp.diagonal(matrix)))
 
 
+@storable("DualPosterior")
 @pytree_dataclass()
 class DualPosterior(Posterior):
     r"""The Gaussian of precision $\Phi^\top \Phi + d$, by $C$ with $C C^\top = I + K$.
@@ -175,24 +199,24 @@ class DualPosterior(Posterior):
     def _by_residuals(self, rows: Rows, learned: Float[Array, "B R M"]) -> Float[Array, "B R R"]:
         r"""Return $Z Z^\top + c c^\top$ of every example, one at a time."""
 
-        def of_example(of_one):
-            residual, c = self._residual(*of_one)
+        def for_example(args):
+            residual, c = self._residual(*args)
             return residual @ residual.T + c @ c.T
 
-        return jax.lax.map(of_example, (rows, learned))
+        return jax.lax.map(for_example, (rows, learned))
 
     def _cross_by_residuals(self, rows, other, learned, others) -> Float[Array, "B R D S"]:
         r"""Return $Z Z'^\top + c c'^\top$ for all pairs; $Z'$ need not be multiplied out for it."""
         c_other = self._solve(others.reshape(-1, others.shape[-1]), trans=1).reshape(others.shape)
 
-        def of_example(of_one):
-            residual, c = self._residual(*of_one)
+        def for_example(args):
+            residual, c = self._residual(*args)
             weighed = residual * self._prior_std
             matrices = [layout.to_matrix(weighed.T) for layout in other.layouts]
             rest = c - self.design.project(weighed)
             return other.project(matrices) + jnp.einsum("dsk,rk->dsr", c_other, rest)
 
-        return jnp.moveaxis(jax.lax.map(of_example, (rows, learned)), 3, 1)
+        return jnp.moveaxis(jax.lax.map(for_example, (rows, learned)), 3, 1)
 
     def _residual(
         self, row: Rows, learned: Float[Array, "R M"]
@@ -225,5 +249,5 @@ class DualPosterior(Posterior):
 
 
 def _keep_digits(difference: Array, prior: Array) -> Array:
-    """Tell whether differences from the prior's variances are known to a part in a thousand."""
+    """Return whether differences from the prior's variances are known to a part in a thousand."""
     return jnp.all(difference >= _LOST * jnp.finfo(prior.dtype).eps * prior)

@@ -19,9 +19,11 @@ from laplace_kit.approx.dense_block import MOST_ENTRIES
 from laplace_kit.curv.capture.blocks import Block
 from laplace_kit.curv.capture.layout import Layout, Slot
 from laplace_kit.curv.eigenbasis import from_basis, to_basis
+from laplace_kit.storage import storable
 from laplace_kit.tree import pytree_dataclass
 
 
+@storable("Eigenblock")
 @pytree_dataclass(static=("layout",))
 class Eigenblock:
     """One layer's curvature: eigenvalues, in bases of inputs and outputs (`None`: as they are)."""
@@ -57,7 +59,7 @@ class Eigenblock:
         return self.left is None and self.right is None
 
     def represents(self, precision: np.ndarray) -> bool:
-        """Tell whether a prior precision is diagonal in the eigenbasis, but for the bias's part."""
+        """Return whether a prior precision is diagonal in the eigenbasis, up to the bias's part."""
         parts = ((slot.read(precision), axes) for slot, axes in self._mixed_axes)
         return all(np.all(v.max(axis=axes) == v.min(axis=axes)) for v, axes in parts)
 
@@ -162,6 +164,7 @@ class EigenPrecision(NamedTuple):
         return PosteriorBlock(left, right, std, direction, gain, root_gain, layout)
 
 
+@storable("PosteriorBlock")
 @pytree_dataclass(static=("layout",))
 class PosteriorBlock:
     r"""One layer's covariance, $Q\, (C^{-1} + \gamma w w^\top)\, Q^\top$ for each output direction.
@@ -180,7 +183,7 @@ class PosteriorBlock:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of the covariance."""
+        """The dtype of the covariance."""
         return self.std.dtype
 
     @property

@@ -1,16 +1,32 @@
-r"""The full posterior: the dense `(P, P)` curvature, one Cholesky factor for each prior."""
+r"""The full posterior: the dense `(P, P)` curvature, one Cholesky factor for each prior.
 
+`Full` takes it in this form, the primal one, or in the dual form of `dual.py`, whose matrix has M
+rows: one for each column of the curvature's factor in the outputs of each example. Both are exact.
+"""
+
+import dataclasses
+import math
 from functools import partial
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from laplace_kit.approx.dual import dual_bytes, dual_work, fit_dual
 from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, keep, without_rounding
-from laplace_kit.curv.operator import CurvatureOperator
+from laplace_kit.approx.spec import Sizes, StructureSpec, settled
+from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.errors import check_option
+from laplace_kit.storage import storable
 from laplace_kit.tree import pytree_dataclass, replace
 
+Form = Literal["auto", "primal", "dual"]
+# With so few parameters the matrix itself costs next to nothing, and its rounding error is smaller.
+_ALWAYS_PRIMAL = 2000
 
+
+@storable("FullStructure")
 @pytree_dataclass()
 class FullStructure(Structure):
     """The curvature as a dense symmetric matrix."""
@@ -51,7 +67,83 @@ def _spectrum(matrix: Float[Array, "P P"]) -> Spectrum:
     return Spectrum(values, values[0], len(values))
 
 
-def fit_full(operator: CurvatureOperator) -> FullStructure:
+@storable("Full")
+@dataclasses.dataclass(frozen=True)
+class Full(StructureSpec):
+    """The full curvature as `structure=`; `"full"` for short.
+
+    Parameters
+    ----------
+    form
+        `"primal"`, by the matrix of P rows; `"dual"`, by a kernel of M rows, one for each example
+        and column of the curvature's factor (`num_outputs` of the GGN), which the Hessian does not
+        have; `"auto"`, the cheaper of those that fit the memory limit.
+    max_rows
+        Do without forms whose matrix has more rows; `None` for any number.
+
+    Raises
+    ------
+    ValueError
+        If the form is unknown.
+    """
+
+    form: Form = "auto"
+    max_rows: int | None = None
+
+    def __post_init__(self):
+        check_option("form", self.form, get_args(Form))
+
+    @property
+    def name(self):
+        return "full"
+
+    def forms(self, sizes):
+        most = math.inf if self.max_rows is None else self.max_rows
+        return (form for form in self._by_work(sizes) if form.rows(sizes) <= most)
+
+    def _by_work(self, sizes):
+        primal, dual = Full("primal"), Full("dual")
+        if self.form == "primal" or sizes.num_columns is None:
+            yield from () if self.form == "dual" else (primal,)
+        elif self.form == "dual":
+            yield dual
+        elif sizes.num_params <= _ALWAYS_PRIMAL:
+            yield primal  # if it fits, the examples of a stream need not be counted
+            yield from () if sizes.num_rows is None else (dual,)
+        elif sizes.num_rows is None:
+            yield primal
+        else:
+            rows, num = sizes.num_rows, sizes.num_params
+            is_less = rows * num**2 + num**3 <= dual_work(sizes)
+            yield from (primal, dual) if is_less else (dual, primal)
+
+    def rows(self, sizes: Sizes) -> int | float:
+        """Return the number of rows of the matrix to factorise, infinity where they are too many.
+
+        That is of the dual form over a stream, whose examples are counted only as far as they fit.
+        """
+        if self.form != "dual":
+            return sizes.num_params
+        return math.inf if sizes.num_rows is None else sizes.num_rows
+
+    def remark(self, sizes):
+        if self.form == "auto":
+            return "" if self.max_rows is None else f"would have more than {self.max_rows:,} rows"
+        return f"exact, by its {self.form} matrix of {self.rows(sizes):,} rows"
+
+    def bytes(self, sizes):
+        """Estimate it: primal the matrix, one chunk's contribution and a Cholesky factor."""
+        if self.form == "dual":
+            return dual_bytes(sizes)
+        return 3 * sizes.num_params**2 * sizes.itemsize
+
+    def fit(self, operator, key=None):
+        if self.form == "auto":
+            return settled(self, operator).fit(operator)
+        return fit_dual(operator) if self.form == "dual" else fit_full(operator)
+
+
+def fit_full(operator: SelfAdjointOperator) -> FullStructure:
     """Return the dense curvature of an operator; see its `to_dense` for the cost."""
     return FullStructure(operator.to_dense())
 
@@ -69,6 +161,7 @@ def _add_to_diagonal(matrix, values):
     return matrix.at[index, index].add(values)
 
 
+@storable("FullPosterior")
 @pytree_dataclass()
 class FullPosterior(Posterior):
     r"""$L L^\top = H + d$, so the covariance's root is $A = L^{-\top}$.

@@ -5,6 +5,7 @@ within it. EKFAC replaces the eigenvalues $\lambda_A \otimes \lambda_B$ of K-FAC
 exact diagonal in the same basis.
 """
 
+import dataclasses
 from typing import Literal
 
 import jax
@@ -15,14 +16,18 @@ from jaxtyping import Array, Float
 from laplace_kit.approx.dense_block import DenseBlock, DensePrecision, dense_precision
 from laplace_kit.approx.eigenblock import Eigenblock, EigenPrecision, PosteriorBlock
 from laplace_kit.approx.posterior import Posterior, Structure, spectrum_of
+from laplace_kit.approx.spec import StructureSpec
 from laplace_kit.curv.capture.layout import Layout, to_flat
 from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.eigenbasis import eigenbasis
 from laplace_kit.curv.ggn import GaussNewtonOperator
-from laplace_kit.curv.kronecker import kronecker_factors, second_moments
+from laplace_kit.curv.kronecker import WEIGHT_SHARING, kronecker_factors, second_moments
+from laplace_kit.errors import check_option
+from laplace_kit.storage import storable
 from laplace_kit.tree import is_concrete, pytree_dataclass, replace
 
 
+@storable("KroneckerStructure")
 @pytree_dataclass(static=("corrected", "dense"))
 class KroneckerStructure(Structure):
     """The curvature of every layer in its eigenbasis, none between layers; EKFAC if `corrected`.
@@ -124,6 +129,47 @@ def _eigenblocks(factors):
     return tuple(blocks)
 
 
+@storable("Kronecker")
+@dataclasses.dataclass(frozen=True)
+class Kronecker(StructureSpec):
+    """Kronecker-factored curvature by layer as `structure=`, of the GGN and of Fisher matrices.
+
+    Parameters
+    ----------
+    corrected
+        EKFAC, with exact second moments in the eigenbasis, `"ekfac"` for short; `False` for K-FAC,
+        `"kron"`.
+    weight_sharing
+        `"expand"` or `"reduce"`, where an example uses a weight at several positions; see
+        `laplace_kit.curv.kronecker_factors`.
+
+    Raises
+    ------
+    ValueError
+        If `weight_sharing` is unknown.
+    """
+
+    corrected: bool = True
+    weight_sharing: Literal["expand", "reduce"] = "expand"
+
+    def __post_init__(self):
+        check_option("weight_sharing", self.weight_sharing, WEIGHT_SHARING)
+
+    @property
+    def name(self):
+        return "ekfac" if self.corrected else "kron"
+
+    def forms(self, sizes):
+        return () if sizes.num_columns is None else (self,)
+
+    def bytes(self, sizes):
+        """Estimate it: factors, one chunk's contribution, eigenvectors, and the work for them."""
+        return (4 * sizes.kronecker_entries + 6 * sizes.num_params) * sizes.itemsize
+
+    def fit(self, operator, key=None):
+        return fit_kronecker(operator, corrected=self.corrected, weight_sharing=self.weight_sharing)
+
+
 def fit_kronecker(
     operator: GaussNewtonOperator,
     *,
@@ -156,6 +202,7 @@ def fit_kronecker(
     return KroneckerStructure(blocks, corrected)
 
 
+@storable("KroneckerPosterior")
 @pytree_dataclass()
 class KroneckerPosterior(Posterior):
     """Independent layers, each with a covariance in its eigenbasis or a dense one."""

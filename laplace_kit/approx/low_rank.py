@@ -7,6 +7,7 @@ has the root $A = d^{-1/2} (I + B^\top M B)$ with $M = -C^{-\top} (C + I)^{-1}$,
 $M + M^\top + M B B^\top M^\top = -(C C^\top)^{-1}$, as Woodbury's formula wants it.
 """
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -14,15 +15,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, keep, without_rounding
+from laplace_kit.approx.spec import StructureSpec
+from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.matrix_free.lanczos import leading_eigenpairs
-from laplace_kit.curv.operator import CurvatureOperator
+from laplace_kit.curv.matrix_free.ritz import check_rank
 from laplace_kit.curv.rounding import rounding
+from laplace_kit.errors import check_count
+from laplace_kit.storage import storable
 from laplace_kit.tree import pytree_dataclass, replace
 
-# With more parameters than so many times the rank, rows lie mostly outside of the eigenvectors.
+DEFAULT_RANK = 50
+# With more parameters than this many times the rank, rows lie mostly outside of the eigenvectors.
 _DIRECTIONS_THAT_MATTER = 32
 
 
+@storable("LowRankStructure")
 @pytree_dataclass()
 class LowRankStructure(Structure):
     r"""Leading eigenvalues `(R,)`, at least zero, and eigenvectors as orthonormal rows `(R, P)`.
@@ -74,8 +81,51 @@ class LowRankStructure(Structure):
             return rows, jnp.linalg.cholesky(matrix + jitter * jnp.diag(jnp.diagonal(matrix)))
 
 
+@storable("LowRank")
+@dataclasses.dataclass(frozen=True)
+class LowRank(StructureSpec):
+    """The leading eigenpairs of the curvature as `structure=`; `"low_rank"` for short.
+
+    Parameters
+    ----------
+    rank
+        How many, at most P; `None` for 50, or P if smaller.
+
+    Raises
+    ------
+    ValueError
+        If the rank is not positive; in `fit`, if it exceeds P.
+    """
+
+    rank: int | None = None
+
+    def __post_init__(self):
+        if self.rank is not None:
+            check_count("rank", self.rank, "eigenpairs")
+
+    @property
+    def name(self):
+        return "low_rank"
+
+    def forms(self, sizes):
+        return (LowRank(self._rank_among(sizes.num_params)),)
+
+    def bytes(self, sizes):
+        """Estimate it: the Krylov basis of `2 rank + 10` vectors, eigenvectors, their images."""
+        num_vectors = 5 * self._rank_among(sizes.num_params) + 10
+        return num_vectors * sizes.num_params * sizes.itemsize
+
+    def fit(self, operator, key=None):
+        return fit_low_rank(operator, self._rank_among(operator.shape[0]), key=key)
+
+    def _rank_among(self, num_params: int) -> int:
+        if self.rank is None:
+            return min(DEFAULT_RANK, num_params)
+        return check_rank(self.rank, num_params)
+
+
 def fit_low_rank(
-    operator: CurvatureOperator, rank: int, *, key: PRNGKeyArray | None = None
+    operator: SelfAdjointOperator, rank: int, *, key: PRNGKeyArray | None = None
 ) -> LowRankStructure:
     """Return the leading eigenpairs of an operator; see `leading_eigenpairs` for the cost."""
     pairs, smallest = leading_eigenpairs(operator, rank, key=key)
@@ -99,6 +149,7 @@ def _lay_out(posterior, layouts):
     return tuple(layout.to_matrix(learned) for layout in layouts)
 
 
+@storable("LowRankPosterior")
 @pytree_dataclass()
 class LowRankPosterior(Posterior):
     r"""$A = d^{-1/2} (I + B^\top M B)$, with $A A^\top = d^{-1/2} (I - |C^{-1} B|^2) d^{-1/2}$.

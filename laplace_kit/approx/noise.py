@@ -110,7 +110,7 @@ def with_scaled_noise(
     factor
         Positive.
     power
-        The power of $1/s^2$ that the curvature goes with; see `noise_power`.
+        The power of $1/s^2$ that the curvature goes with: `noise_power` of its spec.
     """
     kind = unmasked_gaussian(likelihood)
     factor = jnp.asarray(factor, expansion.log_likelihood.dtype)
@@ -125,11 +125,6 @@ def with_scaled_noise(
         log_likelihood=expansion.log_likelihood + gained,
         gradient=expansion.gradient / factor**2,
     )
-
-
-def noise_power(curvature: str) -> int:
-    """Return the power of $1/s^2$ that a curvature goes with: the empirical Fisher's is squared."""
-    return 2 if curvature == "empirical_fisher" else 1
 
 
 def unmasked_gaussian(likelihood: Likelihood) -> GAUSSIANS:

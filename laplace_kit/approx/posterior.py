@@ -14,7 +14,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
 from laplace_kit import tree
 from laplace_kit.curv.capture.layout import Layout
@@ -22,9 +22,16 @@ from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.errors import check_count
 from laplace_kit.tree import is_concrete, pytree_dataclass
 
+# Unit vectors whose images are held together.
+_UNITS_AT_A_TIME = 64
+
 
 class Posterior(abc.ABC):
-    """A zero-mean Gaussian over flat parameters."""
+    """A zero-mean Gaussian over flat parameters, a pytree.
+
+    Its root, `scale_mv` and `scale_rmv`, and `size` and `dtype` are all that it needs. What else
+    there is follows from these with rows multiplied out, for a subclass to do better.
+    """
 
     @abc.abstractmethod
     def scale_mv(self, eps: Float[Array, "*batch P"]) -> Float[Array, "*batch P"]:
@@ -34,13 +41,16 @@ class Posterior(abc.ABC):
     def scale_rmv(self, rows: Float[Array, "*batch P"]) -> Float[Array, "*batch P"]:
         r"""Return $A^\top r$ along the last axis, so that $r^\top \Sigma r = \|A^\top r\|^2$."""
 
-    @abc.abstractmethod
     def output_covariance(self, rows: Rows) -> Float[Array, "B R R"]:
         r"""Return $J_n \Sigma J_n^\top$ for Jacobian rows held in factors; see `for_prediction`."""
+        with jax.default_matmul_precision("highest"):
+            rooted = self.scale_rmv(rows.to_dense())
+            return jnp.einsum("brp,bsp->brs", rooted, rooted)
 
-    @abc.abstractmethod
     def output_variance(self, rows: Rows) -> Float[Array, "B R"]:
         """Return the diagonals of `output_covariance` alone, at least zero."""
+        with jax.default_matmul_precision("highest"):
+            return jnp.sum(self.scale_rmv(rows.to_dense()) ** 2, axis=-1)
 
     def cross_covariance(self, rows: Rows, other: Rows) -> Float[Array, "B R D S"]:
         r"""Return $J_n \Sigma J_m'^\top$ for all pairs of two batches of rows of the same model."""
@@ -50,16 +60,22 @@ class Posterior(abc.ABC):
 
     @property
     def num_projections(self) -> int:
-        """How many vectors a row is projected on for its output covariance; tells memory."""
-        return 1
+        """How many numbers a row becomes for its covariance: P where it is multiplied out."""
+        return self.size
 
     def for_prediction(self, layouts: tuple[Layout, ...]) -> "Posterior":
         """Return the posterior with what many predictions share, laid out by the model's layers."""
         return self
 
-    @abc.abstractmethod
     def variance(self) -> Float[Array, " P"]:
         """Return the marginal variances, the diagonal of the covariance."""
+        size = min(self.size, _UNITS_AT_A_TIME)
+
+        def squared_norm(index: Int[Array, ""]) -> Float[Array, ""]:
+            return jnp.sum(self.scale_rmv(jax.nn.one_hot(index, self.size, dtype=self.dtype)) ** 2)
+
+        with jax.default_matmul_precision("highest"):
+            return jax.lax.map(squared_norm, jnp.arange(self.size), batch_size=size)
 
     @property
     @abc.abstractmethod
@@ -69,7 +85,7 @@ class Posterior(abc.ABC):
     @property
     @abc.abstractmethod
     def dtype(self) -> jnp.dtype:
-        """Of the flat vectors."""
+        """The dtype of flat vectors."""
 
     def sample(self, key: PRNGKeyArray, num_samples: int) -> Float[Array, "K P"]:
         """Return draws from the Gaussian, `(K, P)`; a `ValueError` if K is not positive."""
@@ -84,7 +100,7 @@ class Posterior(abc.ABC):
             return root @ root.T
 
     def is_finite(self) -> bool:
-        """Tell, outside of transformations, whether the factorisation succeeded."""
+        """Return whether the factorisation succeeded; only outside of transformations."""
         return bool(_all_finite(self))
 
 
@@ -115,7 +131,7 @@ class Structure(abc.ABC):
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The display name."""
         return type(self).__name__.removesuffix("Structure")
 
     @abc.abstractmethod

@@ -152,8 +152,8 @@ def largest_variance(
 ) -> Int[np.ndarray, " K"]:
     r"""Choose the parameters of largest marginal posterior variance, $\Sigma_{ii}$.
 
-    Of all subnetworks of a size, this one has the posterior closest to that over all parameters, in
-    Wasserstein distance and as far as these are uncorrelated.
+    Among all subnetworks of a size, this one has the posterior closest to that over all parameters,
+    in Wasserstein distance and as far as these are uncorrelated.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-r"""Continual learning: an old posterior meets new data, without the old data.
+r"""Update a posterior with new data, without the old data (continual learning).
 
 The log-likelihood of the old data is known by its expansion about the old mode $\theta_1$: its
 value, its gradient and its curvature $H_1$. With the same of the new data, measured at the same
@@ -13,12 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from laplace_kit.approx.choice import DEFAULT_RANK
 from laplace_kit.approx.diagonal import DiagonalStructure
 from laplace_kit.approx.dual import DualStructure
 from laplace_kit.approx.full import FullStructure
 from laplace_kit.approx.kronecker import Eigenblock, KroneckerStructure
-from laplace_kit.approx.low_rank import LowRankStructure
+from laplace_kit.approx.low_rank import DEFAULT_RANK, LowRankStructure
 from laplace_kit.approx.posterior import Posterior, Structure, factorise
 from laplace_kit.tree import pytree_dataclass, replace
 
@@ -94,9 +93,9 @@ def updated(old: Expansion, new: Expansion, precision: Float[Array, " P"]) -> Up
     Parameters
     ----------
     old
-        Of the data that the posterior was fitted to, about its mode.
+        The expansion of the data that the posterior was fitted to, about its mode.
     new
-        Of the new data, about the same parameters, in a structure of the same kind.
+        That of the new data, about the same parameters, in a structure of the same kind.
     precision
         The prior precision $d$, `(P,)`, counted once.
 
@@ -123,14 +122,14 @@ def updated(old: Expansion, new: Expansion, precision: Float[Array, " P"]) -> Up
 
 
 def newton_step(posterior: Posterior, gradient: Float[Array, " P"]) -> Float[Array, " P"]:
-    r"""Return $-\Sigma g$, the way from the mode to that of the posterior with one more term.
+    r"""Return $-\Sigma g$, the step from the mode to that of the posterior with one more term.
 
     Parameters
     ----------
     posterior
-        Of all terms, the new one's curvature included.
+        The posterior of all terms, including the new one's curvature.
     gradient
-        Of the new term, `(P,)`.
+        The gradient of the new term, `(P,)`.
 
     Returns
     -------
@@ -146,13 +145,13 @@ def newton_step(posterior: Posterior, gradient: Float[Array, " P"]) -> Float[Arr
 def combine(old: Structure, new: Structure) -> Structure:
     r"""Return $H_1 + H_2$ in the structure that both have.
 
-    Full and diagonal curvatures add up exactly. Duals put their rows together as long as these are
-    no more than the parameters, and are multiplied out else or to meet a full matrix. Of two of low
-    rank the leading eigenpairs of the sum are kept, as many as the larger one has, or 50 if that is
-    more; their `residuals` are bounds on $\|(H_1 + H_2) u - s u\|$, with what both had left out. Of
-    two Kronecker structures the sum is an EKFAC one: its basis is that of the sum's partial traces
-    over inputs and over outputs, known exactly, and its values the sum's diagonal in that basis,
-    the best in the Frobenius norm.
+    Full and diagonal curvatures add up exactly. Duals concatenate their rows as long as these are
+    no more than the parameters; otherwise, or to be added to a full matrix, they are multiplied
+    out. For low rank the leading eigenpairs of the sum are kept, as many as the larger one has, and
+    at least 50; their `residuals` are bounds on $\|(H_1 + H_2) u - s u\|$, with what both had left
+    out. The sum of two Kronecker structures is an EKFAC one: its basis is that of the sum's partial
+    traces over inputs and over outputs, known exactly, and its values the sum's diagonal in that
+    basis, the best in the Frobenius norm.
 
     Parameters
     ----------

@@ -20,12 +20,17 @@ if TYPE_CHECKING:
     from laplace_kit.curv.finite_difference import (
         finite_difference_hvp_with_error as finite_difference_hvp_with_error,
     )
+    from laplace_kit.curv.fisher import EmpiricalFisher as EmpiricalFisher
     from laplace_kit.curv.fisher import EmpiricalFisherOperator as EmpiricalFisherOperator
+    from laplace_kit.curv.fisher import MonteCarloFisher as MonteCarloFisher
     from laplace_kit.curv.fisher import MonteCarloFisherOperator as MonteCarloFisherOperator
     from laplace_kit.curv.fisher import empirical_fisher_mv as empirical_fisher_mv
     from laplace_kit.curv.fisher import mc_fisher_mv as mc_fisher_mv
+    from laplace_kit.curv.ggn import GGN as GGN
+    from laplace_kit.curv.ggn import GaussNewtonOperator as GaussNewtonOperator
     from laplace_kit.curv.ggn import GGNOperator as GGNOperator
     from laplace_kit.curv.ggn import ggn_mv as ggn_mv
+    from laplace_kit.curv.hessian import Hessian as Hessian
     from laplace_kit.curv.hessian import HessianOperator as HessianOperator
     from laplace_kit.curv.hessian import hessian_mv as hessian_mv
     from laplace_kit.curv.hessian import hvp as hvp
@@ -65,12 +70,14 @@ if TYPE_CHECKING:
     from laplace_kit.curv.matrix_free.solve import NotConvergedWarning as NotConvergedWarning
     from laplace_kit.curv.matrix_free.solve import Solution as Solution
     from laplace_kit.curv.matrix_free.solve import solve as solve
+    from laplace_kit.curv.operator import CurvatureOperator as CurvatureOperator
     from laplace_kit.curv.partition import BlockDiagonalOperator as BlockDiagonalOperator
     from laplace_kit.curv.partition import block_diagonal as block_diagonal
     from laplace_kit.curv.per_example import (
         per_example_gradient_norms as per_example_gradient_norms,
     )
     from laplace_kit.curv.per_example import per_example_gradients as per_example_gradients
+    from laplace_kit.curv.spec import CurvatureSpec as CurvatureSpec
     from laplace_kit.curv.statistics import LayerStatistics as LayerStatistics
     from laplace_kit.curv.statistics import layer_statistics as layer_statistics
 

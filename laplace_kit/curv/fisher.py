@@ -5,6 +5,7 @@ gradients of the loss in the outputs, at the observed label or at labels drawn f
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,11 @@ from jaxtyping import Array, ArrayLike, Float, Num, PRNGKeyArray, PyTree
 
 from laplace_kit.curv.fingerprint import fingerprint
 from laplace_kit.curv.ggn import GaussNewtonOperator
-from laplace_kit.curv.operator import STATIC
+from laplace_kit.curv.operator import STATIC, unchecked
+from laplace_kit.curv.spec import CurvatureSpec
 from laplace_kit.data import as_data
 from laplace_kit.errors import check_count
+from laplace_kit.storage import storable
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -53,6 +56,25 @@ class EmpiricalFisherOperator(GaussNewtonOperator):
 
     def output_mv(self, f, chunk, u):
         return _apply_factor(self.output_factor(f, chunk, jnp.arange(1)), u)
+
+
+@storable("EmpiricalFisher")
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class EmpiricalFisher(CurvatureSpec):
+    """The empirical Fisher matrix as `curvature=`; `"empirical_fisher"` for short."""
+
+    noise_power = 2
+
+    @property
+    def name(self):
+        return "empirical_fisher"
+
+    def operator(self, objective, data):
+        return unchecked(EmpiricalFisherOperator, objective, data, {})
+
+    def num_columns(self, event):
+        return 1
 
 
 @pytree_dataclass(static=(*STATIC, "num_samples"))
@@ -116,6 +138,58 @@ class MonteCarloFisherOperator(GaussNewtonOperator):
 
     def output_mv(self, f, chunk, u):
         return _apply_factor(self.output_factor(f, chunk, jnp.arange(self.num_samples)), u)
+
+
+@storable("MonteCarloFisher")
+@partial(jax.tree_util.register_dataclass, data_fields=("key",), meta_fields=("num_samples",))
+@dataclasses.dataclass(frozen=True)
+class MonteCarloFisher(CurvatureSpec):
+    """The Fisher matrix with sampled labels as `curvature=`; `"mc_fisher"` for short.
+
+    Parameters
+    ----------
+    key
+        For the labels, which depend on it and on the values of each example. `None` only in
+        posteriors from files that do not hold it.
+    num_samples
+        The number of labels for each example. For models of very many outputs a few are a cheap
+        stand-in for the GGN, which the matrix equals in expectation over labels.
+
+    Raises
+    ------
+    ValueError
+        If `num_samples` is not positive.
+    """
+
+    key: PRNGKeyArray | None = dataclasses.field(repr=False)
+    num_samples: int = 1
+
+    def __post_init__(self):
+        check_count("num_samples", self.num_samples, "labels to draw for each example")
+
+    @property
+    def name(self):
+        return "mc_fisher"
+
+    def operator(self, objective, data):
+        check_has_key(self.key)
+        own = {"key": self.key, "num_samples": self.num_samples}
+        return unchecked(MonteCarloFisherOperator, objective, data, own)
+
+    def num_columns(self, event):
+        return self.num_samples
+
+    def with_key(self, key):
+        return dataclasses.replace(self, key=key)
+
+
+def check_has_key(key: PRNGKeyArray | None) -> None:
+    """Raise a `ValueError` where there is no key to draw labels by."""
+    if key is None:
+        raise ValueError(
+            "Found no key, expected one for curvature='mc_fisher', which draws labels; pass "
+            "key=jax.random.key(0), or curvature=lk.MonteCarloFisher(jax.random.key(0))."
+        )
 
 
 def empirical_fisher_mv(

@@ -6,6 +6,7 @@ written once, here.
 """
 
 import abc
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -30,11 +31,13 @@ from laplace_kit.curv.capture.layout import to_flat
 from laplace_kit.curv.capture.rows import Rows, assemble
 from laplace_kit.curv.linear import known_nonnegative
 from laplace_kit.curv.objective import per_example, per_example_factor
-from laplace_kit.curv.operator import STATIC, CurvatureOperator
+from laplace_kit.curv.operator import STATIC, CurvatureOperator, unchecked
+from laplace_kit.curv.spec import CurvatureSpec
 from laplace_kit.data import Chunk, as_data
 from laplace_kit.derivatives import linearize
 from laplace_kit.likelihood import FromLoss
 from laplace_kit.memory import evenly
+from laplace_kit.storage import storable
 from laplace_kit.tree import pytree_dataclass
 
 # Columns of a head to multiply at a time: with many examples each, their sums stay in the caches.
@@ -347,6 +350,23 @@ class GGNOperator(GaussNewtonOperator):
 
     def output_mv(self, f, chunk, u):
         return jax.vmap(self.likelihood.hessian_mv)(f, chunk.y, u)
+
+
+@storable("GGN")
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class GGN(CurvatureSpec):
+    """The generalised Gauss-Newton matrix as `curvature=`; `"ggn"` for short."""
+
+    @property
+    def name(self):
+        return "ggn"
+
+    def operator(self, objective, data):
+        return unchecked(GGNOperator, objective, data, {})
+
+    def num_columns(self, event):
+        return math.prod(event)
 
 
 def ggn_mv(

@@ -1,5 +1,6 @@
 r"""Hessian products: of any scalar function, and of the summed negative log-likelihood."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -7,10 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike, Num, PyTree
 
 from laplace_kit.curv.objective import chunk_loss
-from laplace_kit.curv.operator import STATIC, CurvatureOperator, by_unit_vectors
+from laplace_kit.curv.operator import STATIC, CurvatureOperator, by_unit_vectors, unchecked
+from laplace_kit.curv.spec import CurvatureSpec
 from laplace_kit.curv.vector import read_vectors
 from laplace_kit.data import as_data
 from laplace_kit.derivatives import linearize_gradient
+from laplace_kit.storage import storable
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -75,6 +78,20 @@ class HessianOperator(CurvatureOperator):
         """Return the matrix, `(P, P)`, symmetrised, from products with unit vectors in blocks."""
         matrix = by_unit_vectors(self, lambda units, products: products)
         return 0.5 * (matrix + matrix.T)
+
+
+@storable("Hessian")
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Hessian(CurvatureSpec):
+    """The Hessian as `curvature=`; `"hessian"` for short."""
+
+    @property
+    def name(self):
+        return "hessian"
+
+    def operator(self, objective, data):
+        return unchecked(HessianOperator, objective, data, {})
 
 
 def hessian_mv(

@@ -13,13 +13,16 @@ independent. All of them equal the softmax of the mean where the covariance is z
 | `mean_field_2` | everything | changes nothing | $O(C^2)$ |
 | `monte_carlo` | everything | changes nothing | $O(C^3 + \mathtt{num\_samples}\, C^2)$ |
 
+A link of the user's own is any such function, `(f_mean, covariance) -> probabilities`, wherever a
+name is taken; see `class_logits` and `bernoulli_logits` for the shapes.
+
 `bernoulli_probabilities` gives the same for binary outputs. Every link ends in a softmax, or in a
 sigmoid: `class_logits` and `bernoulli_logits` return what it is taken of, from which log
 probabilities follow exactly where the probabilities round to zero or one. Every function compiles,
 differentiates and accepts numpy arrays; half precision is computed and returned in float32.
 """
 
-import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import jax
@@ -27,24 +30,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from laplace_kit.errors import check_option
+from laplace_kit.eval import closed_form
 from laplace_kit.eval import monte_carlo as draws
 
-Link = Literal["probit", "bridge", "mean_field_1", "mean_field_2", "monte_carlo"]
-LINKS = get_args(Link)
-
-# The logistic function is nearest to the normal CDF of a variance 8 / pi (MacKay, 1992).
-_PROBIT_SCALE = math.pi / 8
+LinkName = Literal["probit", "bridge", "mean_field_1", "mean_field_2", "monte_carlo"]
+# From the mean and the covariance of the outputs to probabilities.
+LinkFunction = Callable[[Array, Array], Array]
+Link = LinkName | LinkFunction
+LINKS = get_args(LinkName)
 
 
 def class_probabilities(
-    link: str,
+    link: str | LinkFunction,
     f_mean: ArrayLike,
     covariance: ArrayLike,
     *,
     key: PRNGKeyArray | None = None,
     num_samples: int = 1000,
 ) -> Float[Array, "N C"]:
-    r"""Approximate $\mathbb{E}[\mathrm{softmax}(f)]$ under $\mathcal{N}(m, S)$ by the named link.
+    r"""Approximate $\mathbb{E}[\mathrm{softmax}(f)]$ under $\mathcal{N}(m, S)$ by a link.
 
     Parameters
     ----------
@@ -60,19 +64,21 @@ def class_probabilities(
 
 
 def class_logits(
-    link: str,
+    link: str | LinkFunction,
     f_mean: ArrayLike,
     covariance: ArrayLike,
     *,
     key: PRNGKeyArray | None = None,
     num_samples: int = 1000,
 ) -> Float[Array, "N C"]:
-    r"""Return logits whose softmax is what the named link makes of $\mathcal{N}(m, S)$.
+    r"""Return logits whose softmax is what a link makes of $\mathcal{N}(m, S)$.
 
     Parameters
     ----------
     link
-        One of `LINKS`.
+        One of `LINKS`, or a function of JAX arrays that takes the mean `(N, C)` and the variances
+        `(N, C)` or covariances `(N, C, C)` and returns probabilities `(N, C)`, at least zero; rows
+        that do not sum to one are normalised.
     f_mean
         Mean of the logits, `(N, C)` with `C >= 2`.
     covariance
@@ -85,30 +91,32 @@ def class_logits(
     Returns
     -------
     Array
-        Logits `(N, C)`, known up to a constant for each row; those of `"monte_carlo"` are the
-        logarithms of the averaged probabilities.
+        Logits `(N, C)`, known up to a constant for each row; those of `"monte_carlo"` and of a
+        function are the logarithms of the probabilities.
 
     Raises
     ------
     ValueError
         If the link is unknown, the shapes do not go together, or `"monte_carlo"` has no key.
     """
-    check_option("link", link, LINKS)
+    check_link(link)
     mean, cov = _checked(f_mean, covariance)
+    if callable(link):
+        return jnp.log(_probabilities(link, mean, cov))
     if link == "monte_carlo":
         return draws.average_softmax(mean, cov, _required(key), num_samples)
-    return _CLOSED_FORM[link](mean, cov)
+    return closed_form.LOGITS[link](mean, cov)
 
 
 def bernoulli_probabilities(
-    link: str,
+    link: str | LinkFunction,
     f_mean: ArrayLike,
     f_var: ArrayLike,
     *,
     key: PRNGKeyArray | None = None,
     num_samples: int = 1000,
 ) -> Float[Array, "*shape"]:
-    r"""Approximate $\mathbb{E}[\sigma(f)]$ under $\mathcal{N}(m, v)$ elementwise by the named link.
+    r"""Approximate $\mathbb{E}[\sigma(f)]$ under $\mathcal{N}(m, v)$ elementwise by a link.
 
     Parameters
     ----------
@@ -124,14 +132,14 @@ def bernoulli_probabilities(
 
 
 def bernoulli_logits(
-    link: str,
+    link: str | LinkFunction,
     f_mean: ArrayLike,
     f_var: ArrayLike,
     *,
     key: PRNGKeyArray | None = None,
     num_samples: int = 1000,
 ) -> Float[Array, "*shape"]:
-    r"""Return logits whose sigmoid is what the named link makes of $\mathcal{N}(m, v)$.
+    r"""Return logits whose sigmoid is what a link makes of $\mathcal{N}(m, v)$.
 
     A logit $f$ stands for the two classes' logits $(0, f)$. `"probit"` and both mean-field links
     then coincide: $m / \sqrt{1 + \pi v / 8}$. `"bridge"` places the pair at $(-f/2, f/2)$, where
@@ -141,7 +149,8 @@ def bernoulli_logits(
     Parameters
     ----------
     link
-        One of `LINKS`.
+        One of `LINKS`, or a function of JAX arrays that takes mean and variance of one shape,
+        whatever it is, and returns $p(y = 1)$ of that shape, between zero and one.
     f_mean, f_var
         Mean and variance of the logits, of the same shape, whatever it is.
     key
@@ -159,7 +168,7 @@ def bernoulli_logits(
     ValueError
         If the link is unknown, the shapes differ, or `"monte_carlo"` has no key.
     """
-    check_option("link", link, LINKS)
+    check_link(link)
     mean, var = _as_floating(f_mean, f_var)
     if var.shape != mean.shape:
         raise ValueError(
@@ -167,11 +176,14 @@ def bernoulli_logits(
             "shape; of covariances (N, C, C) pass the diagonals, one variance per logit."
         )
     var = jnp.maximum(var, 0)
+    if callable(link):
+        probs = _probabilities(link, mean, var)
+        return jnp.log(probs) - jnp.log1p(-probs)
     if link == "bridge":
         return mean
     if link == "monte_carlo":
         return draws.average_sigmoid(mean, jnp.sqrt(var), _required(key), num_samples)
-    return mean / jnp.sqrt(1 + _PROBIT_SCALE * var)
+    return mean / jnp.sqrt(1 + closed_form.PROBIT_SCALE * var)
 
 
 def probit(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"]:
@@ -199,7 +211,7 @@ def probit(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"]:
     MacKay (1992), "The evidence framework applied to classification networks"; Kristiadi, Hein and
     Hennig (2020), "Being Bayesian, even just a bit, fixes overconfidence in ReLU networks".
     """
-    return jax.nn.softmax(_probit(*_checked(f_mean, covariance)))
+    return jax.nn.softmax(closed_form.probit_logits(*_checked(f_mean, covariance)))
 
 
 def bridge(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"]:
@@ -234,7 +246,7 @@ def bridge(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"]:
     Hobbhahn, Kristiadi and Hennig (2022), "Fast predictive uncertainty for classification with
     Bayesian deep networks"; MacKay (1998), "Choice of basis for Laplace approximation".
     """
-    return jax.nn.softmax(_bridge(*_checked(f_mean, covariance)))
+    return jax.nn.softmax(closed_form.bridge_logits(*_checked(f_mean, covariance)))
 
 
 def mean_field_1(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"]:
@@ -261,7 +273,7 @@ def mean_field_1(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"
     Lu, Ie and Sha (2020), "Mean-field approximation to Gaussian-softmax integral with application
     to uncertainty estimation".
     """
-    return jax.nn.softmax(_mean_field_1(*_checked(f_mean, covariance)))
+    return jax.nn.softmax(closed_form.mean_field_1_logits(*_checked(f_mean, covariance)))
 
 
 def mean_field_2(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"]:
@@ -287,7 +299,7 @@ def mean_field_2(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"
     ----------
     Lu, Ie and Sha (2020), as for `mean_field_1`.
     """
-    return jax.nn.softmax(_mean_field(*_checked(f_mean, covariance)))
+    return jax.nn.softmax(closed_form.mean_field_2_logits(*_checked(f_mean, covariance)))
 
 
 def monte_carlo(
@@ -323,80 +335,25 @@ def monte_carlo(
     return jax.nn.softmax(draws.average_softmax(*_checked(f_mean, covariance), key, num_samples))
 
 
-# --- formulas, of the logits -----------------------------------------------------------------
-
-
-def _variances(cov: Float[Array, "N C"] | Float[Array, "N C C"]) -> Float[Array, "N C"]:
-    """Return the variances; those that rounding has made negative are zero."""
-    return jnp.maximum(cov if cov.ndim == 2 else jnp.diagonal(cov, axis1=1, axis2=2), 0)
-
-
-@jax.jit
-def _probit(
-    mean: Float[Array, "N C"], cov: Float[Array, "N C"] | Float[Array, "N C C"]
-) -> Float[Array, "N C"]:
-    return mean / jnp.sqrt(1 + _PROBIT_SCALE * _variances(cov))
-
-
-@jax.jit
-@jax.vmap
-def _bridge(
-    mean: Float[Array, " C"], cov: Float[Array, " C"] | Float[Array, "C C"]
-) -> Float[Array, " C"]:
-    num_classes = mean.shape[0]
-    tiny = jnp.finfo(mean.dtype).tiny
-    rounding = num_classes * jnp.finfo(mean.dtype).eps
-
-    var, row_sums = (cov, cov) if cov.ndim == 1 else (jnp.diagonal(cov), cov.sum(axis=1))
-    # The scale of S does not count: divided out, it neither over- nor underflows.
-    scale = jnp.max(var)
-    certain = scale < tiny
-    divisor = jnp.where(certain, 1, scale)
-    var, row_sums = var / divisor, row_sums / divisor
-    total = row_sums.sum()
-
-    sum_is_certain = total <= rounding
-    gain = jnp.where(
-        sum_is_certain, 1 / num_classes, row_sums / jnp.where(sum_is_certain, 1, total)
-    )
-    mean = mean - gain * mean.sum()
-    # Where the difference is mere rounding, replace it by a bound of its size: it is a divisor.
-    var = jnp.maximum(var - gain * row_sums, jnp.maximum(rounding * var, tiny))
-
-    log_constant = math.log1p(-2 / num_classes) if num_classes > 2 else -math.inf
-    log_exponential = mean + jax.nn.logsumexp(-mean) - 2 * math.log(num_classes)
-    log_alpha = jnp.logaddexp(log_constant, log_exponential) - jnp.log(var)
-    return jnp.where(certain, mean, log_alpha)
-
-
-@jax.jit
-@jax.vmap
-def _mean_field(
-    mean: Float[Array, " C"], cov: Float[Array, " C"] | Float[Array, "C C"]
-) -> Float[Array, " C"]:
-    full = jnp.diag(cov) if cov.ndim == 1 else cov
-    var = jnp.diagonal(full)
-    gap = mean[None, :] - mean[:, None]
-    gap_var = jnp.maximum(var[None, :] + var[:, None] - 2 * full, 0)  # rounding may be below 0
-    scaled = gap / jnp.sqrt(1 + _PROBIT_SCALE * gap_var)
-    return -jax.nn.logsumexp(scaled, axis=1)
-
-
-def _mean_field_1(
-    mean: Float[Array, "N C"], cov: Float[Array, "N C"] | Float[Array, "N C C"]
-) -> Float[Array, "N C"]:
-    return _mean_field(mean, _variances(cov))
-
-
-_CLOSED_FORM = {
-    "probit": _probit,
-    "bridge": _bridge,
-    "mean_field_1": _mean_field_1,
-    "mean_field_2": _mean_field,
-}
-
-
 # --- checks ----------------------------------------------------------------------------------
+
+
+def check_link(link: object) -> None:
+    """Raise a `ValueError` where a link is neither a function nor a name that is known."""
+    if not callable(link):
+        check_option("link", link, (*LINKS, "a function (mean, covariance) -> probabilities"))
+
+
+def _probabilities(link: LinkFunction, mean: Array, covariance: Array) -> Float[Array, "..."]:
+    """Return what a function makes of the moments, after checking its shape."""
+    probs = jnp.asarray(link(mean, covariance))
+    if probs.shape != mean.shape or not jnp.issubdtype(probs.dtype, jnp.floating):
+        raise ValueError(
+            f"Found a link that returned {probs.dtype} of shape {probs.shape} for a mean of shape "
+            f"{mean.shape} and a covariance of shape {covariance.shape}, expected floating-point "
+            f"probabilities of shape {mean.shape}."
+        )
+    return probs.astype(mean.dtype)
 
 
 def _as_floating(*arrays: ArrayLike) -> list[Float[Array, "..."]]:

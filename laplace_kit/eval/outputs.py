@@ -190,7 +190,7 @@ def from_gaussian(
     f_var: Float[Array, "N *event"],
     f_cov: Float[Array, "N C C"] | None,
     *,
-    link: str,
+    link: str | links.LinkFunction,
     key: PRNGKeyArray | None,
     num_samples: int,
 ) -> Predictive:

@@ -38,7 +38,8 @@ class Prediction:
     """How predictions are made: one configuration that `tune` judges and `predict` uses.
 
     `method`, `link`, `covariance` and `num_samples` as `predict` takes them. A link of `None` is
-    left to `tune`, which chooses one by held-out data, and stands for `"probit"` until it has.
+    left to `tune`, which chooses one by held-out data, and stands for `"probit"` until it has. A
+    link that is a function is compared by identity: define it once.
 
     Raises
     ------
@@ -47,21 +48,21 @@ class Prediction:
     """
 
     method: Method = "linearized"
-    link: str | None = None
+    link: str | links.LinkFunction | None = None
     covariance: CovarianceForm = "auto"
     num_samples: int | None = None
 
     def __post_init__(self):
         check_option("method", self.method, METHODS)
         check_option("covariance", self.covariance, COVARIANCES)
-        check_option("link", self.named_link, links.LINKS)
+        links.check_link(self.named_link)
         if self.num_samples is not None:
             check_count("num_samples", self.num_samples, "draws", least=2)
 
     def changed(
         self,
         method: Method | Literal["auto"] | None = None,
-        link: str | None = None,
+        link: links.Link | None = None,
         covariance: CovarianceForm | None = None,
         num_samples: int | Literal["auto"] | None = None,
     ) -> "Prediction":
@@ -75,7 +76,7 @@ class Prediction:
         return dataclasses.replace(self, **changes)
 
     @property
-    def named_link(self) -> str:
+    def named_link(self) -> str | links.LinkFunction:
         """The link to predict with."""
         return "probit" if self.link is None else self.link
 
@@ -86,7 +87,7 @@ def predict(
     x: PyTree,
     *,
     method: Method = "linearized",
-    link: str = "probit",
+    link: str | links.LinkFunction = "probit",
     covariance: CovarianceForm = "auto",
     key: PRNGKeyArray | None = None,
     num_samples: int | None = None,
@@ -105,8 +106,12 @@ def predict(
     method
         `"linearized"`: the model's linearisation at the mode (Immer et al. 2021), or `"sampled"`.
     link
-        How class probabilities follow from a Gaussian over logits; see `laplace_kit.eval.link`.
-        Only for the linearised predictive: the sampled one averages probabilities.
+        How class probabilities follow from a Gaussian over logits: a name, or a function
+        `(mean, covariance) -> probabilities`. For several classes it takes the mean `(N, C)` and
+        the covariances `(N, C, C)`, or the variances `(N, C)` where `f_cov` is not held; for binary
+        outputs mean and variance of one shape. It is compiled: define it once, as another function
+        is another program. See `laplace_kit.eval.link`. Only for the linearised predictive: the
+        sampled one averages probabilities.
     covariance
         `"full"` output covariances, `"diagonal"` variances only, or `"auto"`: full where `f_cov`
         fits a share of the memory limit.
@@ -144,21 +149,21 @@ def predict(
             "between inputs is known; for the other take la.sample_functions(key, n, "
             "method='sampled')."
         )
-    of_moments = partial(
+    make_predictive = partial(
         from_moments, objective.likelihood, link=link, key=key, num_samples=num_samples or 1000
     )
     if joint:
         x = checked_inputs(x)
         mean, joint_cov = joint_moments(objective, posterior, x)
         moments = (mean, *marginal_moments(mean, joint_cov))
-        predictive = of_moments(*moments)
+        predictive = make_predictive(*moments)
         return with_joint_covariance(predictive, joint_cov)
     x, num = filled_inputs(x)
     objective = objective.planned(x)
     full = _wants_full(covariance, num, objective.plan.output, objective.limits.budget)
     if method == "linearized":
         moments = linearized_moments(objective, posterior, x, full=full)
-        return of_moments(*first_rows(moments, num))
+        return make_predictive(*first_rows(moments, num))
     args = objective, posterior, jax.random.split(key, num_samples or 100)
     size = chunk_of_map(_sampled_outputs, args, x, objective.limits)
     samples = map_over(_sampled_outputs, args, x, size)
@@ -171,7 +176,7 @@ def from_moments(
     f_var: Array,
     f_cov: Array | None,
     *,
-    link: str,
+    link: str | links.LinkFunction,
     key: PRNGKeyArray | None,
     num_samples: int,
 ) -> Predictive:

@@ -7,6 +7,7 @@ from jaxtyping import PRNGKeyArray
 from laplace_kit.approx.noise import GAUSSIANS, unmasked_gaussian
 from laplace_kit.curv.mode import labelled
 from laplace_kit.errors import check_option, warn
+from laplace_kit.eval.link import Link
 from laplace_kit.likelihood import Gaussian, Likelihood, without_mask
 from laplace_kit.tune.criteria import Loss
 from laplace_kit.tune.folds import cross_validated
@@ -30,7 +31,7 @@ def tuned(
     per_leaf: bool = False,
     noise: str | None = None,
     temperature: bool | None = None,
-    link: str | None = None,
+    link: Link | None = None,
     num_folds: int = 5,
     bounds: tuple[float, float] = (1e-4, 1e6),
     key: PRNGKeyArray | None = None,

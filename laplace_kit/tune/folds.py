@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import tree
-from laplace_kit.approx.named import named_operator, named_structure
 from laplace_kit.approx.posterior import Posterior, Structure, factorise
 from laplace_kit.approx.prior import expand_precision
 from laplace_kit.approx.update import newton_step
@@ -101,13 +100,12 @@ def _mean_loss(
 ) -> Callable[..., float]:
     """Fit every fold's complement and return the loss by prior precision and temperature."""
     x, y, weights = examples
-    objective, choice, folds = la.objective.planned(x), la.record.choice, []
+    objective, choice, folds = la.objective.planned(x), la.record.choice.with_key(key), []
     dtype = la.expansion.gradient.dtype
     for (rest_x, rest), (fold_x, fold) in split_folds(x, (y, weights), num_folds):
         others = InMemory(rest_x, rest[0], weights=rest[1])
         gradient = examine_mode(objective, others).gradient
-        operator = named_operator(objective, others, choice, key)
-        structure = named_structure(operator, choice, key)
+        structure = choice.fit(objective, others, key)
         folds.append(Fold(fold_x, *fold, structure, gradient.astype(dtype)))
     model = la.model
 

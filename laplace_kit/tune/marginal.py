@@ -1,6 +1,5 @@
 """The prior precision, and the noise, by the evidence."""
 
-from laplace_kit.approx.noise import noise_power
 from laplace_kit.tune.fixed_point import maximise_evidence
 from laplace_kit.tune.noise import scaled, telling_residuals
 from laplace_kit.tune.posterior import PosteriorT, as_tuned, untempered
@@ -58,7 +57,7 @@ def evidence(
         per_leaf=per_leaf,
         bounds=bounds,
         residuals=telling_residuals(la) if noise else None,
-        noise_power=noise_power(la.record.choice.curvature),
+        noise_power=la.record.choice.curvature_spec.noise_power,
         jitter=la.record.jitter,
     )
     la = untempered(scaled(la, found.noise_scale) if noise else la)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from laplace_kit import tree
-from laplace_kit.approx.noise import Residuals, noise_power, residuals_of, with_scaled_noise
+from laplace_kit.approx.noise import Residuals, residuals_of, with_scaled_noise
 from laplace_kit.tune.posterior import PosteriorT
 
 
@@ -50,7 +50,7 @@ def scaled(la: PosteriorT, factor: jax.Array) -> PosteriorT:
     likelihood, expansion = with_scaled_noise(
         *(la.likelihood, la.expansion, factor),
         event=choice.event,
-        power=noise_power(choice.curvature),
+        power=choice.curvature_spec.noise_power,
     )
     return tree.replace(la, likelihood=likelihood, expansion=expansion)
 

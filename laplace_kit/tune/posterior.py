@@ -11,6 +11,7 @@ from laplace_kit.approx.prior import Prior
 from laplace_kit.approx.update import Expansion
 from laplace_kit.curv.objective import Objective
 from laplace_kit.curv.trained_model import TrainedModel
+from laplace_kit.eval.link import Link
 from laplace_kit.eval.outputs import Predictive
 from laplace_kit.eval.predictive import Prediction
 from laplace_kit.likelihood import Likelihood
@@ -42,7 +43,7 @@ class Tunable(Protocol):
     def with_temperature(self: _Self, temperature: float | Float[Array, ""]) -> _Self:
         """Return the posterior at another temperature."""
 
-    def with_prediction(self: _Self, *, link: str | None = None) -> _Self:
+    def with_prediction(self: _Self, *, link: Link | None = None) -> _Self:
         """Return the posterior with another link for its predictions."""
 
     def refactorised(self: _Self) -> _Self:

@@ -6,6 +6,7 @@ from typing import Any
 from jaxtyping import PRNGKeyArray
 
 from laplace_kit.curv.mode import labelled
+from laplace_kit.eval.link import Link
 from laplace_kit.eval.predictive import from_moments
 from laplace_kit.examples import Examples
 from laplace_kit.targets import ClassTargets
@@ -77,7 +78,7 @@ def held_out(
 
 def _by_link(
     la: PosteriorT, examples: Examples, score: Loss, key: PRNGKeyArray | None
-) -> dict[str | None, float]:
+) -> dict[Link | None, float]:
     """Return the loss under the posterior's link, or under each of those to choose from."""
     x, y, weights = examples
     predictive = la.predict(x, key=key)

@@ -8,9 +8,11 @@ import pytest
 import twins
 from jax.flatten_util import ravel_pytree
 
+import laplace_kit as lk
 from laplace_kit import curv
 from laplace_kit.approx.low_rank import LowRankStructure, fit_low_rank
 from laplace_kit.approx.posterior import factorise
+from laplace_kit.approx.spec import Sizes
 from laplace_kit.eval.predictive import predict
 from laplace_kit.likelihood import Gaussian
 
@@ -204,3 +206,23 @@ def test_a_model_in_lower_precision_is_positive_semidefinite_up_to_its_rounding(
     assert structure.residuals.max() < 2 * eps * expected[0]
     posterior, _ = factorise(structure, jnp.ones(120))
     assert posterior.is_finite()
+
+
+# --- as `structure=` ------------------------------------------------------------------------------
+
+
+def test_the_rank_is_fifty_or_what_there_is():
+    for num_params, rank in ((31, 31), (1000, 50)):
+        assert lk.LowRank().forms(Sizes(num_params, 4)) == (lk.LowRank(rank),)
+        assert lk.LowRank().bytes(Sizes(num_params, 4)) == 4 * num_params * (5 * rank + 10)
+    assert lk.LowRank(7).forms(Sizes(31, 4)) == (lk.LowRank(7),)
+    with pytest.raises(ValueError, match="rank=32, expected a number from 1 to P=31"):
+        lk.LowRank(32).forms(Sizes(31, 4))
+    with pytest.raises(ValueError, match="rank=0, expected a whole number of eigenpairs"):
+        lk.LowRank(0)
+
+
+def test_the_object_fits_an_operator():
+    operator, key = curv.GGNOperator(*twins.problem("mlp").args), jax.random.key(0)
+    found, expected = lk.LowRank(4).fit(operator, key), fit_low_rank(operator, 4, key=key)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)

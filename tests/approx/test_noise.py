@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+import laplace_kit as lk
 from laplace_kit.approx import DiagonalStructure, Expansion
-from laplace_kit.approx.noise import noise_factor, noise_power, residuals_of, with_scaled_noise
+from laplace_kit.approx.noise import noise_factor, residuals_of, with_scaled_noise
 from laplace_kit.likelihood import Categorical, Gaussian, Masked, MultivariateGaussian
 
 RESIDUALS = np.random.default_rng(0).normal(size=(7, 2))
@@ -45,12 +46,12 @@ def test_scaled_noise_is_that_of_another_likelihood(known, x64):
 
 
 def test_an_empirical_fisher_matrix_goes_with_the_square(x64):
-    power = noise_power("empirical_fisher")
+    power = lk.EmpiricalFisher().noise_power
     _, found = with_scaled_noise(
         Gaussian(STDS), expansion(), jnp.asarray(3.0), event=(2,), power=power
     )
     np.testing.assert_allclose(found.structure.diagonal, expansion().structure.diagonal / 3**4)
-    assert noise_power("ggn") == 1
+    assert lk.GGN().noise_power == 1
 
 
 def test_a_factor_is_one_for_all_outputs():

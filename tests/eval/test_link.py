@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import special
 
 from laplace_kit.eval import link as lk
 
@@ -330,6 +331,64 @@ def test_bernoulli_without_variance_is_the_sigmoid(name):
     mean = np.linspace(-5, 5, 6, dtype="float32").reshape(3, 2)
     probs = lk.bernoulli_probabilities(name, mean, np.zeros_like(mean), key=KEY, num_samples=3)
     np.testing.assert_allclose(probs, 1 / (1 + np.exp(-mean)), atol=1e-6)
+
+
+# --- functions of one's own -----------------------------------------------------------------------
+
+
+def test_a_function_is_called_with_the_moments_and_gives_the_probabilities():
+    mean, cov = gaussian(dtype="float32")
+    seen = []
+
+    def halved(m, s):
+        seen.append((m.shape, s.shape))
+        return jax.nn.softmax(m / 2)
+
+    expected = special.softmax(mean / 2, axis=1)
+    for spread in (cov, variances(cov)):
+        found = lk.class_probabilities(halved, mean, spread)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        logits = lk.class_logits(halved, mean, spread)
+        np.testing.assert_allclose(logits, np.log(expected), rtol=1e-4, atol=1e-6)
+    assert seen == [((6, 4), (6, 4, 4))] * 2 + [((6, 4), (6, 4))] * 2
+
+
+@pytest.mark.parametrize("name", ["probit", "bridge", "mean_field_1", "mean_field_2"])
+def test_a_built_in_link_as_a_function_is_that_link(name):
+    mean, cov = gaussian(dtype="float32")
+    found = lk.class_probabilities(getattr(lk, name), mean, cov)
+    np.testing.assert_allclose(found, lk.class_probabilities(name, mean, cov), rtol=1e-5)
+
+
+def test_rows_that_do_not_sum_to_one_are_normalised_and_zeros_stay():
+    mean, cov = gaussian(dtype="float32")
+    weights = np.array([1.0, 2.0, 0.0, 5.0], np.float32)
+    found = lk.class_probabilities(lambda m, s: jnp.broadcast_to(weights, m.shape), mean, cov)
+    np.testing.assert_allclose(found, np.tile(weights / 8, (6, 1)), rtol=1e-6)
+
+
+def test_a_function_of_binary_outputs():
+    mean = np.linspace(-3, 3, 6, dtype="float32").reshape(3, 2)
+    var = np.full_like(mean, 4.0)
+    expected = special.expit(mean / np.sqrt(1 + np.pi / 8 * 4))
+
+    def probit(m, v):
+        assert m.shape == v.shape == (3, 2)
+        return jax.nn.sigmoid(m / jnp.sqrt(1 + jnp.pi / 8 * v))
+
+    np.testing.assert_allclose(lk.bernoulli_probabilities(probit, mean, var), expected, rtol=1e-5)
+    found = lk.bernoulli_logits(probit, mean, var)
+    np.testing.assert_allclose(found, special.logit(expected), rtol=1e-4, atol=1e-6)
+
+
+def test_functions_that_return_something_else():
+    mean, cov = gaussian(dtype="float32")
+    with pytest.raises(ValueError, match=r"float32 of shape \(6,\) for a mean of shape \(6, 4\)"):
+        lk.class_probabilities(lambda m, s: m.sum(axis=1), mean, cov)
+    with pytest.raises(ValueError, match=r"link that returned int32.*expected floating-point"):
+        lk.class_probabilities(lambda m, s: m.astype(int), mean, cov)
+    with pytest.raises(ValueError, match=r"link=3, expected one of .*a function \(mean, covar"):
+        lk.check_link(3)
 
 
 # --- errors ----------------------------------------------------------------------------------

@@ -109,6 +109,44 @@ def test_class_probabilities_by_every_link(link, x64):
     assert without.probs.shape == (N, K)
 
 
+def scaled_softmax(mean, covariance):
+    """A link of one's own: the probit for a covariance that may be full or diagonal."""
+    var = covariance if covariance.ndim == 2 else jnp.diagonal(covariance, axis1=1, axis2=2)
+    return jax.nn.softmax(mean / jnp.sqrt(1 + jnp.pi / 8 * var))
+
+
+def test_a_link_of_ones_own_everywhere(tmp_path, x64):
+    """It is the probit, so that all must be as with that."""
+    problem = twins.problem("mlp", "float64")
+    data = problem.x, problem.y
+    la = exact.fitted("diagonal", "float64")
+    twins.assert_close(
+        la.predict(problem.x, link=scaled_softmax).probs, la.predict(problem.x, link="probit").probs
+    )
+    own, probit = (la.with_prediction(link=link) for link in (scaled_softmax, "probit"))
+    for covariance in ("full", "diagonal"):
+        found = own.predict(problem.x, covariance=covariance).probs
+        twins.assert_close(found, probit.predict(problem.x).probs)
+    twins.assert_close(own.predict(problem.x, joint=True).probs, found)
+    found, expected = own.evaluate(data), probit.evaluate(data)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-9)
+    others = problem.x, (problem.y + (np.arange(7) < 3)) % 3
+    options = {"data": others, "bounds": (1e-4, 1e6)}
+    tuned, expected = own.tune(**options), probit.tune(**options)
+    assert tuned.prediction.link is scaled_softmax
+    assert la.tune(link=scaled_softmax, **options).prediction.link is scaled_softmax
+    np.testing.assert_allclose(tuned.prior_precision, expected.prior_precision, rtol=1e-6)
+    found, expected = own.report(data, tmp_path / "a"), probit.report(data, tmp_path / "b")
+    assert found.metrics.keys() == expected.metrics.keys()
+    others = problem.x + 1
+    with twins.compilations() as names:
+        la.predict(others, link=scaled_softmax)
+    assert not names
+    with pytest.raises(ValueError, match=r"link that returned float64 of shape \(7,\) for a mean"):
+        la.predict(others, link=lambda mean, covariance: mean[:, 0])
+
+
 def test_categorical_outputs_with_a_position_axis(x64):
     """Outputs (N, T, C): one joint covariance, and probabilities from each position's block."""
     params = jnp.asarray(np.random.default_rng(4).normal(size=(3, 2, 3)))

@@ -1,0 +1,166 @@
+"""What `structure=` takes: an object that says what a structure needs, and fits it to a curvature.
+
+`Full`, `Kronecker`, `LowRank` and `Diagonal` stand next to the structures that they make, and
+`Auto`, which chooses among them, in `choice.py`.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Iterable
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from laplace_kit import tree
+from laplace_kit.approx.posterior import Structure
+from laplace_kit.curv import design
+from laplace_kit.curv.ggn import GaussNewtonOperator
+from laplace_kit.curv.kronecker import num_entries
+from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.curv.objective import Objective
+from laplace_kit.curv.operator import CurvatureOperator
+from laplace_kit.data import Data, InMemory, read_batches
+from laplace_kit.memory import DEFAULT_LIMITS, readable
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sizes:
+    """What a structure's memory follows from.
+
+    `num_params` is P, in leaves of `leaf_sizes` free parameters each, and `itemsize` the bytes of a
+    number. `kronecker_entries` counts the entries of all Kronecker factors, and `num_columns` the
+    columns of the curvature's factor in the outputs of one example; it is `None` where there is no
+    such factor. The others are counted, by `count_data` and `count_entries`, when they are first
+    asked for. `num_data`, N, is `None` where it is not known, or so large that a matrix with that
+    many rows exceeds the memory limit. `design_entries` counts the numbers that the rows of one
+    example hold in factors.
+    """
+
+    num_params: int
+    itemsize: int
+    kronecker_entries: int = 0
+    num_columns: int | None = None
+    leaf_sizes: tuple[int, ...] = ()
+    count_data: Callable[[], int | None] | None = None
+    count_entries: Callable[[], int] | None = None
+
+    @cached_property
+    def num_data(self) -> int | None:
+        """The number of examples, N."""
+        return None if None in (self.num_columns, self.count_data) else self.count_data()
+
+    @cached_property
+    def design_entries(self) -> int | None:
+        """How many numbers the rows of one example hold in factors."""
+        return None if None in (self.num_columns, self.count_entries) else self.count_entries()
+
+    @property
+    def num_rows(self) -> int | None:
+        """M, the number of rows of the design matrix: one for each example and column."""
+        return None if self.num_data is None else self.num_data * self.num_columns
+
+
+def sizes_of(objective: Objective, data: Data, num_columns: int | None) -> Sizes:
+    """Return the sizes of a planned model with the curvature of its data."""
+    itemsize = jnp.promote_types(tree.dtype(objective.params), jnp.float32).itemsize
+
+    def count_data() -> int | None:
+        most = objective.limits.budget // itemsize
+        return _count(data, int(most**0.5) // max(num_columns, 1))
+
+    return Sizes(
+        num_params=tree.size(objective.params),
+        itemsize=itemsize,
+        kronecker_entries=num_entries(objective.plan.layers),
+        num_columns=num_columns,
+        leaf_sizes=tuple(map(jnp.size, jax.tree.leaves(objective.params))),
+        count_data=count_data,
+        count_entries=lambda: design.num_entries(objective, num_columns),
+    )
+
+
+def _count(data: Data, most: int) -> int | None:
+    """Count the examples; over a stream only as far as `most`, and `None` where there are more."""
+    if isinstance(data, InMemory):
+        return data.num_examples
+    total = 0
+    for batch in read_batches(tree.replace(data, progress=False)):
+        total += batch.num_examples
+        if total > most:
+            return None
+    return total
+
+
+class StructureSpec(abc.ABC):
+    """A structure that `fit` can be asked for; an object of a subclass is one with its options.
+
+    A subclass is a frozen dataclass whose options are numbers, strings, tuples and the like, so
+    that it can be compared and hashed: it is part of the compiled program.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name in messages and in `la.choice`."""
+        return type(self).__name__
+
+    def forms(self, sizes: Sizes) -> Iterable["StructureSpec"]:
+        """Return the forms with all options settled, the best first.
+
+        The first that fits the memory limit is fitted. There are none where the curvature has no
+        such structure.
+        """
+        return (self,)
+
+    def remark(self, sizes: Sizes) -> str:
+        """Return what the reason for a choice should mention, or nothing."""
+        return ""
+
+    @abc.abstractmethod
+    def bytes(self, sizes: Sizes) -> int | float:
+        """Estimate the peak memory of fitting the structure and making its posterior, in bytes."""
+
+    @abc.abstractmethod
+    def fit(self, operator: SelfAdjointOperator, key: PRNGKeyArray | None = None) -> Structure:
+        """Return the structure, fitted to a curvature operator.
+
+        Parameters
+        ----------
+        operator
+            The curvature $H$ of the summed loss, `(P, P)`.
+        key
+            The one that `lk.fit` was given, `None` if there was none.
+        """
+
+
+def first_that_fits(
+    forms: Iterable[StructureSpec], sizes: Sizes, limit: int
+) -> StructureSpec | None:
+    """Return the first form whose estimate is within a limit in bytes, or `None`."""
+    return next((form for form in forms if form.bytes(sizes) <= limit), None)
+
+
+def settled(spec: StructureSpec, operator: SelfAdjointOperator) -> StructureSpec:
+    """Return the form of a structure that suits an operator, whose own limits bound the memory.
+
+    Raises
+    ------
+    ValueError
+        If there is none: the operator has no such structure, or it exceeds the memory limit.
+    """
+    itemsize = jnp.promote_types(operator.dtype, jnp.float32).itemsize
+    sizes, limits = Sizes(operator.shape[0], itemsize), DEFAULT_LIMITS  # composed of others
+    if isinstance(operator, CurvatureOperator):
+        event, limits = operator.plan.output.shape, operator.limits
+        is_gauss_newton = isinstance(operator, GaussNewtonOperator)
+        columns = operator.num_columns(event) if is_gauss_newton else None
+        sizes = sizes_of(operator.objective, operator.data, columns)
+    found = first_that_fits(spec.forms(sizes), sizes, limits.budget)
+    if found is None:
+        raise ValueError(
+            f"Found {spec} for a {type(operator).__name__} of shape {operator.shape}, expected a "
+            "structure that it has and that fits the memory limit of "
+            f"{readable(limits.budget)}; raise memory_limit=, or take another one."
+        )
+    return found
