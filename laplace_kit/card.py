@@ -55,10 +55,10 @@ def for_report(la: "Laplace") -> "PosteriorCard":
 
     precision = tree.unravel(la.expand(la.prior_precision), la.mode)
     layers = tuple(
-        (leaf.path, str(leaf.shape), leaf.kind, leaf.road, _range(of_leaf))
+        (leaf.path, str(leaf.shape), leaf.kind, leaf.method, _range(of_leaf))
         for leaf, of_leaf in zip(la.coverage, jax.tree.leaves(precision), strict=True)
     )
-    columns = ("parameter", "shape", "kind", "road", "prior precision")
+    columns = ("parameter", "shape", "kind", "method", "prior precision")
     stated = {name: text for name, text in facts(la).items() if name != "beware"}
     return PosteriorCard(stated, columns, layers, tuple(warnings(la)))
 
