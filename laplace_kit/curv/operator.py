@@ -237,7 +237,7 @@ def by_unit_vectors(operator: CurvatureOperator, fn: Callable) -> Array:
     row_bytes = 2 * operator.plan.example_bytes + 3 * num * dtype.itemsize
     block = min(num, max(operator.limits.budget // row_bytes, 1))
 
-    def of_block(i: Array) -> Array:
+    def block_rows(i: Array) -> Array:
         units = jax.nn.one_hot(i * block + jnp.arange(block), num, dtype=dtype)
         vs = tree.unravel(units, operator.objective.params)
         products = operator.sum_over(_chunk_matmat, vs, num_vectors=block)
@@ -245,9 +245,9 @@ def by_unit_vectors(operator: CurvatureOperator, fn: Callable) -> Array:
 
     blocks = jnp.arange(-(-num // block))
     if tree.is_concrete(operator):
-        rows = jnp.concatenate([of_block(i) for i in blocks])
+        rows = jnp.concatenate([block_rows(i) for i in blocks])
     else:
-        rows = jnp.concatenate(jax.lax.map(of_block, blocks))
+        rows = jnp.concatenate(jax.lax.map(block_rows, blocks))
     return rows[:num]
 
 

@@ -37,7 +37,7 @@ class Held(NamedTuple):
 
 
 def rows_cost(
-    objective: Objective, of_block: Callable | None = None, *, of_outputs: bool = False
+    objective: Objective, block_work: Callable | None = None, *, of_outputs: bool = False
 ) -> Cost:
     """Estimate the bytes of the rows of one example, and of the work done with them.
 
@@ -45,7 +45,7 @@ def rows_cost(
     ----------
     objective
         The model, planned.
-    of_block
+    block_work
         Maps a block of one direction to the additional bytes `(once, for each direction)` of the
         work with it; only the most expensive block counts, as blocks are processed one by one.
     of_outputs
@@ -65,7 +65,7 @@ def rows_cost(
         _bytes(jax.tree.leaves(block)[0]) if layer.product else gradient
         for layer, block, gradient in zip(found.layers, blocks, direction, strict=True)
     ]
-    work = [of_block(block) if of_block else (0, 0) for block in blocks]
+    work = [block_work(block) if block_work else (0, 0) for block in blocks]
     totals = [sum(parts) + sum(more) for *parts, more in zip(once, direction, work, strict=True)]
     worst = totals.index(max(totals))
     leaves = (leaf for leaf in found.leaves if leaf.layer == worst)
@@ -79,19 +79,19 @@ def rows_cost(
     )
 
 
-def pair_bytes(objective: Objective, of_block: Callable) -> int:
+def pair_bytes(objective: Objective, block_work: Callable) -> int:
     """Estimate the bytes of a pair of inputs with all outputs of both: the kernel and the work.
 
     Parameters
     ----------
     objective
         The model, planned.
-    of_block
+    block_work
         As in `rows_cost`.
     """
     plan = objective.plan
     blocks = _blocks_of_one.eval_shape(objective, plan.one)
-    work = max(of_block(block)[1] for block in blocks)
+    work = max(block_work(block)[1] for block in blocks)
     return (work + plan.num_outputs * max(plan.output.dtype.itemsize, 4)) * plan.num_outputs
 
 

@@ -82,8 +82,8 @@ class Rows:
         r"""Return $\sum_n \sum_r c_{nrk} J_{nr}$ over all rows: the transpose of `project`."""
         return to_flat(self.layouts, [block.combine(coefficients) for block in self.blocks])
 
-    def _sum(self, of_block: Callable[[Block], Array]) -> Array:
-        return sum(of_block(block) for block in self.blocks)
+    def _sum(self, fn: Callable[[Block], Array]) -> Array:
+        return sum(fn(block) for block in self.blocks)
 
 
 @partial(jax.jit, static_argnames="layouts")

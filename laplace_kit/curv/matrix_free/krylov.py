@@ -51,7 +51,7 @@ def conjugate_gradients(
     x0: Float[Array, "K P"] | None,
     tolerance: Float[ArrayLike, ""],
     max_iterations: Int[ArrayLike, ""],
-) -> tuple[Float[Array, "K P"], Report]:
+) -> tuple[Float[Array, "K P"], Convergence]:
     r"""Solve $A x = b$ for a positive definite matrix.
 
     If rounding spoils the recurrence, it is restarted from the solution found so far.
@@ -140,7 +140,7 @@ def neumann_series(
     tolerance: Float[ArrayLike, ""],
     max_iterations: Int[ArrayLike, ""],
     step: Num[ArrayLike, ""] | None = None,
-) -> tuple[Float[Array, "K P"], Report]:
+) -> tuple[Float[Array, "K P"], Convergence]:
     r"""Solve $A x = b$ by $x = \eta \sum_k (I - \eta M A)^k M b$, for a positive definite matrix.
 
     It is linear in `b` for a given number of terms, unlike conjugate gradients, and slower.
@@ -203,7 +203,7 @@ def lsmr(
     x0: Float[Array, "K P"] | None,
     tolerance: Float[ArrayLike, ""],
     max_iterations: Int[ArrayLike, ""],
-) -> tuple[Float[Array, "K P"], Report]:
+) -> tuple[Float[Array, "K P"], Convergence]:
     r"""Solve $A x = b$ for a self-adjoint matrix, indefinite or singular; by matfree.
 
     The systems are solved as one of $K P$ unknowns, whose matrix has the same eigenvalues, so that
