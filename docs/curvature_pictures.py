@@ -172,7 +172,7 @@ def jacobian(page):
 
 def kernel(page):
     figure, (ax,) = panels(2.6, height=2.4)
-    draw_matrix(ax, page.of_first_logit, "kernel of the first logit", layers=False)
+    draw_matrix(ax, page.first_logit, "kernel of the first logit", layers=False)
     return figure
 
 

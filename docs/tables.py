@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from laplace_kit.curv import coverage
-from laplace_kit.curv.capture.coverage import ROADS
+from laplace_kit.curv.capture.coverage import METHODS
 from laplace_kit.curv.capture.layers import KINDS
 
 PAGE = Path(__file__).parent / "layer_capture.md"
@@ -40,7 +40,7 @@ def coverage_of(code, shape):
 
 
 def tables() -> str:
-    lines = ["| kind | how the parameter enters | for example `w` in | road |"]
+    lines = ["| kind | how the parameter enters | for example `w` in | method |"]
     lines.append("| --- | --- | --- | --- |")
     for kind in KINDS:
         described = set()
@@ -48,9 +48,9 @@ def tables() -> str:
             found = coverage_of(code, shape)
             description = "" if found.kind in described else KINDS[found.kind]
             described.add(found.kind)
-            lines.append(f"| {found.kind} | {description} | `{code}` | {found.road} |")
-    lines += ["", "| road | what is kept of each example |", "| --- | --- |"]
-    lines += [f"| {road} | {description} |" for road, description in ROADS.items()]
+            lines.append(f"| {found.kind} | {description} | `{code}` | {found.method} |")
+    lines += ["", "| method | what is kept of each example |", "| --- | --- |"]
+    lines += [f"| {method} | {description} |" for method, description in METHODS.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,6 @@
-"""What users hold numbers in, read as arrays: NumPy, torch, pandas, lists and mappings of those.
+"""Conversion of users' data to arrays: NumPy, torch, pandas, lists and mappings of those.
 
-No library besides NumPy and JAX is imported: others are known by what their objects can do.
+No library besides NumPy and JAX is imported: others are recognised by their objects' attributes.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,10 +16,10 @@ _NUMBERS = (Number, np.bool_)
 
 
 def as_array(values: Any, name: str = "values") -> Array:
-    """Return array-likes as a JAX array with memory of its own.
+    """Return array-likes as a JAX array with its own memory.
 
-    A loader may fill its buffer anew while the device still reads, hence the copy; `device_put`
-    needs no program for each shape as `jnp.asarray` does.
+    They are copied, as a loader may refill its buffer while the device still reads it;
+    `device_put` compiles no program for each shape, unlike `jnp.asarray`.
 
     Parameters
     ----------
@@ -31,19 +31,19 @@ def as_array(values: Any, name: str = "values") -> Array:
 
 
 def read_array(values: Any, name: str = "values") -> np.ndarray | Array:
-    """Return array-likes as the array they are: JAX's own on its device, all others on the host.
+    """Return array-likes as an array: JAX's own on its device, all others on the host.
 
     Parameters
     ----------
     values
         An array, a number, a torch tensor on any device, a DataFrame or Series, or nested lists.
     name
-        What they are, in the plural, for messages.
+        What the values are, in the plural, for messages.
 
     Returns
     -------
     array
-        In its own dtype, float64 included; of bfloat16 tensors in bfloat16.
+        In its own dtype, including float64, and bfloat16 for bfloat16 tensors.
 
     Raises
     ------
@@ -58,12 +58,12 @@ def read_array(values: Any, name: str = "values") -> np.ndarray | Array:
         raise TypeError(
             f"Found {name} as a sparse {type(values).__name__} of shape {tuple(values.shape)}, "
             "expected a dense array; call its .toarray(), .todense() or .to_dense(), batch by "
-            "batch where all do not fit."
+            "batch if all do not fit."
         )
     if np.ma.isMaskedArray(values) and np.ma.count_masked(values):
         raise ValueError(
             f"Found {name} as a masked array with {np.ma.count_masked(values)} entries missing, "
-            "expected all of them; of targets pass (y.filled(0), ~np.ma.getmaskarray(y)) to "
+            "expected all of them; for targets pass (y.filled(0), ~np.ma.getmaskarray(y)) to "
             "lk.Masked(likelihood)."
         )
     try:
@@ -74,7 +74,7 @@ def read_array(values: Any, name: str = "values") -> np.ndarray | Array:
             "expected an array; make one, with rows of one length, by np.stack or np.asarray."
         ) from error
     if array.dtype == object and all(isinstance(entry, _NUMBERS) for entry in array.flat):
-        array = np.array(array.tolist())  # a DataFrame of floats and booleans, for one
+        array = np.array(array.tolist())  # such as a DataFrame of floats and booleans
     if not jax.dtypes.issubdtype(array.dtype, np.number) and array.dtype != bool:
         raise TypeError(_not_numbers(values, array, name))
     return array
@@ -86,10 +86,10 @@ def as_arrays(values: PyTree, name: str = "values") -> PyTree:
     Parameters
     ----------
     values
-        Nested mappings, tuples and lists of what `read_array` takes. A mapping that is no pytree,
-        such as a `UserDict` (a tokenizer's `BatchEncoding`), becomes a dictionary.
+        Nested mappings, tuples and lists of values that `read_array` takes. A mapping that is not a
+        pytree, such as a `UserDict` (a tokenizer's `BatchEncoding`), becomes a dictionary.
     name
-        What they are, for messages.
+        What the values are, for messages.
     """
     return _map_arrays(lambda leaf: as_array(leaf, name), values)
 
@@ -123,9 +123,9 @@ def _map_arrays(fn: Callable[[Any], Any], values: PyTree) -> PyTree:
 
 
 def _from_torch(tensor: Any) -> np.ndarray:
-    """Return a tensor's values: detached, from any device, and in dtypes that NumPy lacks too."""
+    """Return a tensor's values: detached, from any device, also in dtypes that NumPy lacks."""
     name = str(tensor.dtype).rpartition(".")[2]
-    if name == "bfloat16" or name.startswith("float8"):  # exactly a float32 each
+    if name == "bfloat16" or name.startswith("float8"):  # float32 represents these exactly
         return np.asarray(tensor.detach().float().cpu()).astype(jnp.dtype(name))
     return np.asarray(tensor.detach().cpu())
 
@@ -137,7 +137,7 @@ def _is_sparse(values: Any) -> bool:
     return hasattr(type(values), "todense")
 
 
-# --- what is no number ----------------------------------------------------------------------------
+# --- values that are not numbers ------------------------------------------------------------------
 
 _TEXT = (
     "number labels by y = np.unique(y, return_inverse=True)[1], and encode or leave out other text"

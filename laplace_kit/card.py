@@ -50,10 +50,10 @@ class Card(NamedTuple):
 
         precision = tree.unravel(prior.vector(model), model.mode)
         layers = tuple(
-            (leaf.path, str(leaf.shape), leaf.kind, leaf.road, _range(of_leaf))
+            (leaf.path, str(leaf.shape), leaf.kind, leaf.method, _range(of_leaf))
             for leaf, of_leaf in zip(coverage, jax.tree.leaves(precision), strict=True)
         )
-        columns = ("parameter", "shape", "kind", "road", "prior precision")
+        columns = ("parameter", "shape", "kind", "method", "prior precision")
         return PosteriorCard(self.facts, columns, layers, tuple(self.warnings))
 
 

@@ -1,4 +1,4 @@
-"""How many examples a step may hold at a time, counted in the program of the step itself."""
+"""Chunk sizes: the number of examples a step may hold, from the memory its program needs."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,17 +14,17 @@ from laplace_kit.memory import Limits, held_bytes
 def chunk_of_sum(
     fn: Callable, args: PyTree, data: Data, limits: Limits, num_vectors: int = 1
 ) -> int:
-    """Return how many examples to hold at a time in `sum_over(fn, args, data, size)`.
+    """Return the number of examples to hold at a time in `sum_over(fn, args, data, size)`.
 
     Parameters
     ----------
     fn, args, data
-        As `laplace_kit.data.sum_over` takes them. The step is traced for all data, or a batch, and
-        for a single example too if these do not fit: no arithmetic is done.
+        As for `laplace_kit.data.sum_over`. The step is traced for all data, or a batch, and also
+        for a single example if these do not fit: no arithmetic is done.
     limits
-        What bounds the memory.
+        Bounds of the memory.
     num_vectors
-        How many vectors share a pass through the model.
+        The number of vectors that share a pass through the model.
     """
     num = data.num_first
     if limits.batch_size:
@@ -38,14 +38,14 @@ def chunk_of_sum(
 
 
 def chunk_of_map(fn: Callable, args: PyTree, x: PyTree, limits: Limits) -> int:
-    """Return how many inputs to hold at a time in `map_over(fn, args, x, size)`.
+    """Return the number of inputs to hold at a time in `map_over(fn, args, x, size)`.
 
     Parameters
     ----------
     fn, args, x
-        As `laplace_kit.data.map_over` takes them; traced as in `chunk_of_sum`.
+        As for `laplace_kit.data.map_over`; traced as in `chunk_of_sum`.
     limits
-        What bounds the memory.
+        Bounds of the memory.
     """
     step = Step(fn, args, x)
     if limits.batch_size:
@@ -56,14 +56,14 @@ def chunk_of_map(fn: Callable, args: PyTree, x: PyTree, limits: Limits) -> int:
 
 
 class Count(NamedTuple):
-    """The bytes of the values that a step computes, with its examples, and of its result."""
+    """The bytes of a step's values, including its examples, and of its result."""
 
     bytes: int
     result_bytes: int
 
 
 class Step(NamedTuple):
-    """What is done with one chunk: a function `(args, chunk)`, and arrays or their shapes."""
+    """The computation for one chunk: a function `(args, chunk)`, and arrays or their shapes."""
 
     fn: Callable
     args: PyTree
@@ -76,12 +76,12 @@ class Step(NamedTuple):
 
     @property
     def example_bytes(self) -> int:
-        """How many bytes one more example adds."""
+        """The bytes that one more example adds."""
         num = max(self.num, 2)
         return max((self.count(num).bytes - self.count(1).bytes) // (num - 1), 1)
 
     def count(self, num: int) -> Count:
-        """Trace the step for a number of examples; JAX keeps the trace."""
+        """Return the bytes of a step with `num` examples; JAX caches the trace."""
         chunk = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct((num, *a.shape[1:]), a.dtype), self.chunk
         )
@@ -94,5 +94,5 @@ class Step(NamedTuple):
 
 
 def _shapes(arrays: PyTree) -> PyTree:
-    """Return arrays by shape and dtype, as JAX knows them while it traces."""
+    """Return the shapes and dtypes of arrays, as JAX traces them."""
     return jax.eval_shape(lambda arrays: arrays, arrays)

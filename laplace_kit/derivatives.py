@@ -1,8 +1,8 @@
-r"""Derivatives of a function in both directions, also where it has a rule for one of them alone.
+r"""Derivatives of a function in both directions, also if it has only a reverse-mode rule.
 
-A function with a `jax.custom_vjp` rule has no forward mode of its own. Its $J v$ is the derivative
-in $u$ of $J^\top u$, transposed, which the rule itself is differentiated for; its Hessian is taken
-in reverse over reverse.
+A function with a `jax.custom_vjp` rule has no forward mode. Its $J v$ is the derivative in $u$ of
+$J^\top u$, transposed, for which the rule itself is differentiated; its Hessian is computed by
+reverse over reverse.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from laplace_kit.program import has_operation
 from laplace_kit.xla_cpu import adapted
 
-# What JAX puts in place of tangents that a function with a rule for reverse mode alone cannot have.
+# The primitive that JAX puts in place of the tangents of a function with only a reverse-mode rule.
 _MISSING_TANGENT = "custom_lin"
 
 
@@ -33,15 +33,15 @@ def linearize(fn: Callable[[PyTree], PyTree], at: PyTree) -> Linearized:
     Parameters
     ----------
     fn
-        From pytrees to pytrees of floating-point arrays.
+        A function from pytrees to pytrees of floating-point arrays.
     at
         The point.
 
     Returns
     -------
     linearized
-        Cost: one evaluation; then $J v$ and $J^\top u$ cost about one each. Where reverse mode is
-        all that `fn` has, $J v$ costs about two; the rule for it is differentiated at zero.
+        Cost: one evaluation; then $J v$ and $J^\top u$ cost about one each. If `fn` has only
+        reverse mode, $J v$ costs about two; the rule is differentiated at zero.
 
     References
     ----------
@@ -76,7 +76,7 @@ def linearize_gradient(gradient: Callable[[PyTree], PyTree], at: PyTree) -> Call
     Returns
     -------
     product
-        Forward over reverse; or reverse over reverse, where reverse mode is all there is.
+        By forward over reverse, or reverse over reverse if there is only reverse mode.
     """
     push_forward = jax.linearize(gradient, at)[1]
     if not has_operation(push_forward, at, name=_MISSING_TANGENT):

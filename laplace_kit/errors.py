@@ -1,4 +1,4 @@
-"""Words for wrong input: every message names what was found, what was expected and the remedy."""
+"""Error messages for invalid arguments; they state what was found and expected, and the remedy."""
 
 import difflib
 import inspect
@@ -11,19 +11,18 @@ _NO_HINTS: Mapping[str, str] = {}
 def check_option(
     name: str, found: object, options: Iterable[str], hints: Mapping[str, str] = _NO_HINTS
 ) -> str:
-    """Return `found` if it is one of `options`, else say which option is nearest.
+    """Return `found` if it is one of `options`; otherwise raise, naming the nearest option.
 
     Parameters
     ----------
     name
         The argument's name, for the message.
     found
-        What the caller passed.
+        The caller's argument.
     options
-        The names that are known.
+        The known names.
     hints
-        Other words that people know these by, in lower case with underscores, and what to say to
-        each: a sentence.
+        A sentence for each of other common names of the options, in lower case with underscores.
 
     Raises
     ------
@@ -41,21 +40,16 @@ def check_option(
 
 
 def check_count(name: str, found: object, of: str, *, least: int = 1) -> None:
-    """Refuse what is no whole number, or too small a one.
+    """Raise a `ValueError` unless `found` is a whole number, and at least `least`.
 
     Parameters
     ----------
     name, found
-        The argument's name, and what the caller passed.
+        The argument's name and value.
     of
         What is counted, in the plural.
     least
-        The smallest number that makes sense.
-
-    Raises
-    ------
-    ValueError
-        If this is no such number.
+        The smallest allowed number.
     """
     if not hasattr(type(found), "__index__") or found < least:
         raise ValueError(

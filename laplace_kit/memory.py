@@ -1,4 +1,4 @@
-"""How much memory an operation may take, and how many examples that lets it hold at a time."""
+"""Memory limits of operations, and the number of examples that fit in them."""
 
 import dataclasses
 import math
@@ -14,37 +14,38 @@ from jaxtyping import PyTree
 from laplace_kit.tree import as_pytree_function
 from laplace_kit.xla_cpu import is_meant_for_cpu
 
-_SHARE = 4  # an operation may take one part in so many of the device's memory
-# On a CPU, arrays that leave the caches cost more to touch than to compute.
+_SHARE = 4  # an operation may take this fraction, 1 / _SHARE, of the device's memory
+# On a CPU, arrays that leave the caches cost more to read than to compute.
 _CACHED = 12 * 1024**2
-# An allocator gives larger blocks back to the system, which clears every page of them for the next
-# call. glibc keeps blocks of 32 MiB at most; of all intermediate values, as they are counted here,
-# XLA holds a third at a time. Chunks that are cut from the data have a slice of them besides, and
-# are as fast with half as many examples.
+# An allocator returns larger blocks to the system, which clears every page of them for the next
+# call. glibc keeps blocks of up to 32 MiB; XLA holds a third of all intermediate values, as they
+# are counted here, at a time. Chunks that are cut from the data also hold a slice of them, and are
+# as fast with half the examples.
 _RECYCLED = 80 * 1024**2
-# A chunk of so many times the bytes it is added to spends little of its time on adding.
+# A chunk with this many times the bytes of the sum spends little of its time on adding.
 _CHUNK_TO_SUM = 8
-# Where examples use a weight once each, adding two gradients takes as long as some ten of them.
+# If each example uses a weight once, adding two gradients takes as long as about ten examples.
 _EXAMPLES_WORTH_A_SUM = 512
-# So many do best in a chunk whose values fill the caches anyway. With K vectors every example takes
-# K times the cache, and what a chunk costs by itself stays: the optimum falls as the root of K. No
-# power of two, as arrays of such sizes compete for the same sets of a cache.
+# The best number of examples in a chunk whose values fill the caches in any case. With K vectors
+# every example takes K times the cache, while the fixed cost of a chunk stays: the optimum falls as
+# the square root of K. It is not a power of two, as arrays of such sizes compete for the same sets
+# of a cache.
 _EXAMPLES_WORTH_A_CHUNK = 25
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What bounds the memory of every operation on a model.
+    """Bounds of the memory of every operation on a model.
 
-    `batch_size` is the number of examples held at a time, at most; `None` to choose it. `memory` is
-    in bytes; `None` for a quarter of that of the first device (of the host's, where the device does
-    not tell). It is a share of the total and not of what is free, so that two runs choose the same
-    shapes and compile the same programs.
+    `batch_size` is the number of examples held at a time, at most; `None` chooses it. `memory` is
+    in bytes; `None` takes a quarter of the first device's (of the host's, if the device does not
+    report its own). It is a share of the total and not of the free memory, so that two runs choose
+    the same shapes and compile the same programs.
 
     Raises
     ------
     ValueError
-        If one of them is neither `None` nor positive, or the number is not whole.
+        If one of them is neither `None` nor positive, or `batch_size` is not whole.
     """
 
     batch_size: int | None = None
@@ -65,7 +66,7 @@ class Limits:
 
     @property
     def reused(self) -> int:
-        """The bytes of a step's values whose memory one call hands on to the next."""
+        """The bytes of a step's values whose buffers successive calls can reuse."""
         return min(self.budget, _RECYCLED) if is_meant_for_cpu() else self.budget
 
     @property
@@ -79,18 +80,18 @@ class Limits:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _SHARE
 
     def working_set(self, sum_bytes: int = 0) -> int:
-        """Return the bytes to hold at a time where smaller chunks cost little else: on a CPU, few.
+        """Return the bytes of a chunk if small chunks cost little: on a CPU, what fits the caches.
 
         Parameters
         ----------
         sum_bytes
-            What each chunk is added to.
+            The size of the sum to which each chunk is added.
         """
         limit = self.budget
         return min(limit, max(_CACHED, _CHUNK_TO_SUM * sum_bytes)) if is_meant_for_cpu() else limit
 
     def chunk_size(self, bytes_per_example: int) -> int:
-        """Return how many examples of a size to hold at a time: as many as fit, at least one."""
+        """Return the number of examples that fit in memory, at least one."""
         return self.batch_size or max(self.budget // max(bytes_per_example, 1), 1)
 
     def summed_chunk(
@@ -100,22 +101,22 @@ class Limits:
         sum_bytes: int = 0,
         num_vectors: int = 1,
     ) -> int:
-        """Return how many examples to hold at a time in a sum over data: at least one.
+        """Return the number of examples to hold at a time in a sum over data, at least one.
 
-        On a CPU, enough that the allocator can reuse their buffers: all of them where these fit,
-        otherwise half as many as fit; elsewhere as many as the budget allows. They are cut as
-        evenly as can be.
+        On a CPU, enough that the allocator can reuse their buffers: all of them if they fit in 80
+        MiB, otherwise half as many as fit; elsewhere as many as the budget allows. Chunks are as
+        even as possible.
 
         Parameters
         ----------
         num_examples
-            How many there are.
+            The number of all examples.
         bytes_per_example
             All intermediate values of one example, as `activation_bytes` counts them.
         sum_bytes
-            What each chunk is added to.
+            The size of the sum to which each chunk is added.
         num_vectors
-            How many vectors share a pass through the model.
+            The number of vectors that share a pass through the model.
         """
         if self.batch_size:
             return self.batch_size
@@ -133,12 +134,12 @@ DEFAULT_LIMITS = Limits()
 
 
 def evenly(num_examples: int, size: int) -> int:
-    """Return the smallest chunk that cuts examples in as many as one of this size does."""
+    """Return the smallest chunk size that gives as many chunks as `size` does."""
     return -(-num_examples // -(-num_examples // size))
 
 
 def readable(num_bytes: int | float) -> str:
-    """Write a number of bytes as people do, as in `1.5 GiB`."""
+    """Return a number of bytes as text with a unit, as in `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if num_bytes < 1024:
             return f"{num_bytes:.4g} {unit}"
@@ -147,16 +148,10 @@ def readable(num_bytes: int | float) -> str:
 
 
 def apply_model(model_fn: Partial, params: PyTree, x: PyTree) -> PyTree:
-    """Call a model, and name the shape of the examples where it refuses them.
-
-    Raises
-    ------
-    ValueError
-        If the model refuses the inputs.
-    """
+    """Call a model; if it refuses the examples, raise a `ValueError` that names their shape."""
     try:
         return model_fn(params, x)
-    except jax.errors.ConcretizationTypeError:  # about the model, and at length
+    except jax.errors.ConcretizationTypeError:  # JAX's message explains the fault in the model
         raise
     except (TypeError, ValueError) as error:
         shapes = ", ".join(f"{leaf.shape[1:]} {leaf.dtype}" for leaf in jax.tree.leaves(x))
@@ -170,11 +165,11 @@ def apply_model(model_fn: Partial, params: PyTree, x: PyTree) -> PyTree:
 
 @jax.jit
 def _call(fn: Partial, *args: PyTree) -> PyTree:
-    return fn(*args)  # of one jitted function JAX keeps the traces
+    return fn(*args)  # JAX caches the traces of one jitted function
 
 
 def activation_bytes(model_fn: Callable, params: PyTree, x: PyTree) -> int:
-    """Bound the bytes of all intermediate values that one more example adds to a forward pass.
+    """Return a bound on the bytes of intermediate values one more example adds to a forward pass.
 
     Traces the model abstractly for one and for two examples and compares the sizes of everything
     the two programs compute; no arithmetic is done.
@@ -200,9 +195,9 @@ def activation_bytes(model_fn: Callable, params: PyTree, x: PyTree) -> int:
 
 
 def intermediate_bytes(jaxpr: Jaxpr) -> int:
-    """Return the bytes of all values that a program computes, in all turns of its loops too.
+    """Return the bytes of all values that a program computes, in all iterations of its loops.
 
-    As many as derivatives of it may keep.
+    Derivatives of it may keep as many.
     """
     num = 0
     for equation in jaxpr.eqns:
@@ -215,7 +210,7 @@ def intermediate_bytes(jaxpr: Jaxpr) -> int:
 def held_bytes(jaxpr: Jaxpr) -> int:
     """Return the bytes of all values that a program computes and may hold at once.
 
-    Those of one turn of a loop and of its results, and of one of several branches.
+    A loop counts with one iteration and its results, branches with the largest one.
     """
     num = 0
     for equation in jaxpr.eqns:

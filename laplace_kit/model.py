@@ -1,8 +1,8 @@
 """Adapters: from a trained module of flax.nnx, flax.linen or equinox to `(model_fn, params)`.
 
-Only parameters become parameters. Batch statistics, random states and other arrays are frozen:
-they ride along in `model_fn`, a `jax.tree_util.Partial`, as leaves and not as constants of the
-compiled program. Modules are put in evaluation mode without being changed.
+Only the module's parameters become `params`. Batch statistics, random states and other arrays are
+frozen: they are leaves of `model_fn`, a `jax.tree_util.Partial`, and not constants of the compiled
+program. Modules are put in evaluation mode without being changed.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 
 ModelAndParams = tuple[jax.tree_util.Partial, PyTree]
 
-# How a module becomes a function, by the package and the name of a class that it inherits from.
+# How to turn a module into a function, by the package and the name of a class it inherits from.
 _REMEDIES = {
     ("flax.nnx", "Module"): "pass what model_fn, params = lk.model.from_nnx(module) gives",
     ("flax.linen", "Module"): (
@@ -32,13 +32,13 @@ _REMEDIES = {
 
 
 def check_model(model_fn: Any) -> None:
-    """Raise a `TypeError` where this is no function of parameters and a batch of inputs.
+    """Raise a `TypeError` if `model_fn` is not a function of parameters and a batch of inputs.
 
     Parameters
     ----------
     model_fn
-        What was passed for one. A module of a neural-network library is refused with the adapter
-        that makes a function of it, and so is a function of other arguments.
+        The user's argument. For a module of a neural-network library, the message names the adapter
+        that turns it into a function.
     """
     module = _library_module(model_fn)
     if module or not callable(model_fn):
@@ -48,7 +48,7 @@ def check_model(model_fn: Any) -> None:
         )
     try:
         signature = inspect.signature(model_fn)
-    except ValueError:  # some callables of C have none
+    except ValueError:  # some callables written in C have none
         return
     try:
         signature.bind(None, None)
@@ -62,7 +62,7 @@ def check_model(model_fn: Any) -> None:
 
 
 def _library_module(model: Any) -> str:
-    """Return how a module of a known library becomes a function, and nothing for anything else."""
+    """Return how to turn a module of a known library into a function, `""` for anything else."""
     for cls in type(model).__mro__:
         for (package, name), remedy in _REMEDIES.items():
             if cls.__name__ == name and f"{cls.__module__}.".startswith(f"{package}."):
@@ -77,13 +77,7 @@ def _holds_arrays(model: Any) -> bool:
 
 
 def check_one_output(outputs: Any) -> None:
-    """Raise a `ValueError` where a model's outputs are not one array with a leading axis.
-
-    Parameters
-    ----------
-    outputs
-        What the model returned, or its shapes.
-    """
+    """Raise a `ValueError` if a model's outputs, or their shapes, are not one `(N, *event)`."""
     if getattr(outputs, "shape", ()):
         return
     leaves, _ = jax.tree_util.tree_flatten_with_path(outputs)
@@ -107,8 +101,8 @@ def from_nnx(module: Any) -> ModelAndParams:
     Parameters
     ----------
     module
-        Called with a batch as its only argument. Dropout and BatchNorm are set to evaluation mode
-        on a copy; running statistics and random states are frozen.
+        A module called with a batch as its only argument. A copy of it is set to evaluation mode
+        (dropout, batch norm); running statistics and random states are frozen.
 
     Returns
     -------
@@ -138,8 +132,8 @@ def from_nnx(module: Any) -> ModelAndParams:
 def _call_nnx(structure, frozen, params, x):
     from flax import nnx
 
-    # A copy: a module that counts or draws while it is called may not change what another trace
-    # made, as a scan within `nnx.RNN` would.
+    # A copy, as a module that changes its state when called must not change arrays of another
+    # trace, as a scan within `nnx.RNN` would.
     return nnx.merge(structure, nnx.State(params), frozen, copy=True)(x)
 
 
@@ -153,7 +147,7 @@ def from_linen(
     module
         The module; `module.apply` is called without random states and with nothing mutable.
     variables
-        What `module.init` returned: the collection `"params"` becomes the parameters, every other
+        The result of `module.init`: the collection `"params"` becomes the parameters, every other
         one (such as `"batch_stats"`) is frozen.
     arguments
         Keyword arguments of `__call__`. By default the usual names of the mode are set to
@@ -210,11 +204,11 @@ def from_equinox(module: Any, state: Any = None) -> ModelAndParams:
     Parameters
     ----------
     module
-        A callable `eqx.Module`; its inexact arrays are the parameters, all else is frozen. It is
-        put in inference mode on a copy and vmapped over examples.
+        A callable `eqx.Module`; its inexact arrays are the parameters, all else is frozen. A copy
+        is put in inference mode and vmapped over examples.
     state
-        The `eqx.nn.State` of a stateful module, such as one with BatchNorm, as training left it.
-        The module is called as `module(x, state)`, and the state that it returns is left out.
+        The `eqx.nn.State` of a stateful module, such as one with BatchNorm, after training. The
+        module is called as `module(x, state)`, and the state that it returns is dropped.
 
     Returns
     -------
@@ -224,15 +218,15 @@ def from_equinox(module: Any, state: Any = None) -> ModelAndParams:
     Raises
     ------
     TypeError
-        If `module` is not an `eqx.Module` that can be called, or a stateful one comes without its
-        state.
+        If `module` is not an `eqx.Module` that can be called, or a stateful one is passed without
+        its state.
     """
     import equinox as eqx
 
     if not isinstance(module, eqx.Module) or not callable(module):
         raise TypeError(
             f"Found {type(module).__name__}, expected an equinox.Module that can be called; a "
-            "stateful one takes its state besides, from_equinox(model, state); for flax.nnx use "
+            "stateful one also takes its state, from_equinox(model, state); for flax.nnx use "
             "from_nnx(module), for flax.linen from_linen(module, variables)."
         )
 
@@ -266,10 +260,10 @@ class _EquinoxCall:
         frozen, state = eqx.combine(arrays, jax.tree.unflatten(treedef, leaves))
         module = eqx.combine(params, frozen)
 
-        def of_one(x_n):
+        def single(x_n):
             return module(x_n) if state is None else module(x_n, state)[0]
 
-        return jax.vmap(of_one)(x)
+        return jax.vmap(single)(x)
 
     def __eq__(self, other):
         return isinstance(other, _EquinoxCall) and self._key == other._key
@@ -279,7 +273,7 @@ class _EquinoxCall:
 
 
 def batched(fn: Callable[[PyTree, PyTree], Any]) -> Callable[[PyTree, PyTree], Any]:
-    """Turn a model of single examples `(params, x_n) -> (*event,)` into one of batches."""
+    """Return a model of batches from one of single examples `(params, x_n) -> (*event,)`."""
     return jax.vmap(fn, in_axes=(None, 0))
 
 

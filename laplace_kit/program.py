@@ -1,8 +1,8 @@
-"""Programs as JAX traces them: searched, rewritten, flattened to steps, and run step by step.
+"""Programs traced by JAX: search, rewrite, flatten to steps, and run step by step.
 
-What JAX leaves to readers of a jaxpr is known here alone: what an operation is bound with, which
-parameter of a call holds its program, which operations mean something in their place alone, and how
-a scan counts its operands.
+All knowledge of jaxprs that depends on JAX's internals is in this file: the parameters an operation
+is bound with, which parameter of a call holds its program, which operations cannot be moved out of
+their context, and how a scan counts its operands.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _CALLS = {
     "checkpoint": "jaxpr",
     "remat2": "jaxpr",
 }
-# Operations whose programs mean something in their place alone, by names of axes or references.
+# Operations whose programs depend on their context, by names of axes or references.
 _KEPT_WHOLE = ("shard_map", "pallas_call")
 
 Operand = int | Var | Literal
@@ -41,10 +41,10 @@ Rules = Mapping[str, Callable[..., Array]]
 
 
 class Step(NamedTuple):
-    """One operation; operands and results are names of values, numbers or variables, or literals.
+    """One operation; operands and results are values, by number or variable, or literals.
 
-    `context` are the settings that it was traced under, as `JaxprEqn.ctx` holds them. A step
-    without any is applied under the settings of the place.
+    `context` are the settings it was traced under, as in `JaxprEqn.ctx`. A step without any is
+    applied under the current settings.
     """
 
     primitive: Primitive
@@ -67,20 +67,20 @@ def run(
     rules: Rules | None = None,
     probes: Mapping[int, Array | Callable[[Callable], Array]] | None = None,
 ) -> Callable[[Operand], Any]:
-    """Apply steps in order and return what gives each of the values.
+    """Apply steps in order and return a function that reads each of the values.
 
     Parameters
     ----------
     steps
-        Operations whose operands are known when their turn comes.
+        Operations, each after those that compute its operands.
     values
-        What is known at first, by name.
+        The initial values, by name.
     rules
-        By a primitive's name, a function `(step, *operands) -> result` in its place, also in the
-        programs that steps hold.
+        For a primitive's name, a function `(step, *operands) -> result` to use in its place, also
+        in the programs that steps hold.
     probes
-        By the number of a step, what is added to its result for the steps that follow: an array, or
-        a function of what gives the values so far.
+        For the index of a step, a term added to its result for the steps that follow: an array, or
+        a function of `read`, which reads the values so far.
     """
     values = dict(values)
 
@@ -105,7 +105,7 @@ def run(
 
 
 def has_operation(fn: Callable[..., PyTree], *args: PyTree, name: str) -> bool:
-    """Return whether a function has an operation of some name, within its loops and calls too.
+    """Return whether a function has an operation of a given name, also in its loops and calls.
 
     Parameters
     ----------
@@ -119,26 +119,27 @@ def has_operation(fn: Callable[..., PyTree], *args: PyTree, name: str) -> bool:
 
 
 def rewritten(fn: Callable[..., PyTree], rules: Rules) -> Callable[..., PyTree]:
-    """Return a function whose operations of some names are others.
+    """Return a function with some of its operations replaced, by name.
 
     Parameters
     ----------
     fn
-        A function of pytrees of arrays, to be called inside of `jit`. Derivative rules of functions
-        in it stay in force. What is mapped over shards, and a choice by platform, stay as they are.
+        A function of pytrees of arrays, to be called inside `jit`. Derivative rules of functions in
+        it stay in force. Programs mapped over shards and choices by platform are not rewritten.
     rules
-        As `run` takes them.
+        As for `run`.
 
     Returns
     -------
     fn
-        Traced once; then its operations, or others, join the program around it one by one.
+        It is traced once; then its operations, or their replacements, are added one by one to the
+        program around it.
     """
 
     def apply(*args: PyTree) -> PyTree:
         closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
-        is_concerned = _is_concerned(closed.jaxpr, rules)
-        program = partial(_replay, rules, closed) if is_concerned else jaxpr_as_fun(closed)
+        applies = _has_matches(closed.jaxpr, rules)
+        program = partial(_replay, rules, closed) if applies else jaxpr_as_fun(closed)
         outputs = program(*jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
@@ -146,7 +147,7 @@ def rewritten(fn: Callable[..., PyTree], rules: Rules) -> Callable[..., PyTree]:
 
 
 def _replay(rules: Rules, closed: ClosedJaxpr, *args: ArrayLike) -> list[ArrayLike]:
-    """Return the outputs of a program by rules."""
+    """Return the outputs of a program, with rules in place of some operations."""
     jaxpr = closed.jaxpr
     values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     values.update(zip(jaxpr.invars, args, strict=True))
@@ -157,28 +158,28 @@ def _replay(rules: Rules, closed: ClosedJaxpr, *args: ArrayLike) -> list[ArrayLi
 def _rewritten_within(step: Step, rules: Rules) -> Step:
     """Return a step with the programs in its parameters rewritten."""
 
-    def of_part(part: Any) -> Any:
-        if not (_is_program(part) and _is_concerned(getattr(part, "jaxpr", part), rules)):
+    def rewrite(part: Any) -> Any:
+        if not (_is_program(part) and _has_matches(getattr(part, "jaxpr", part), rules)):
             return part
         if isinstance(part, ClosedJaxpr):
             return jax.make_jaxpr(partial(_replay, rules, part))(*part.in_avals)
-        return of_part(ClosedJaxpr(part, ())).jaxpr  # as `checkpoint` holds it
+        return rewrite(ClosedJaxpr(part, ())).jaxpr  # as `checkpoint` holds it
 
-    def of_value(value: Any) -> Any:
+    def rewrite_all(value: Any) -> Any:
         holds_any = any(map(_is_program, jax.tree.leaves(value)))
-        return jax.tree.map(of_part, value) if holds_any else value
+        return jax.tree.map(rewrite, value) if holds_any else value
 
     if not _may_enter(step.primitive, step.params):
         return step
-    return step._replace(params={name: of_value(value) for name, value in step.params.items()})
+    return step._replace(params={name: rewrite_all(value) for name, value in step.params.items()})
 
 
-def _is_concerned(jaxpr: Jaxpr, rules: Rules) -> bool:
+def _has_matches(jaxpr: Jaxpr, rules: Rules) -> bool:
     """Return whether a rule applies in a program, or in one within it."""
     return any(
         equation.primitive.name in rules
         or any(
-            _is_program(inner) and _is_concerned(inner, rules)
+            _is_program(inner) and _has_matches(inner, rules)
             for inner in jaxprs_in_params(equation.params)
         )
         for equation in jaxpr.eqns
@@ -192,7 +193,7 @@ def _may_enter(primitive: Primitive, params: Mapping[str, Any]) -> bool:
 
 
 def _is_program(part: Any) -> bool:
-    """Return whether this is a program of arrays; others read and write what their caller holds."""
+    """Return whether this is a program of arrays, and not one that reads and writes references."""
     return isinstance(part, ClosedJaxpr | Jaxpr) and all(
         isinstance(variable.aval, jax.core.ShapedArray)
         for variable in getattr(part, "jaxpr", part).invars
@@ -213,8 +214,8 @@ def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
 class Program(NamedTuple):
     """Steps in order, and the numbers of the values that are arguments.
 
-    `frozen` are the arrays that the model itself holds, `leaves` its parameters, `inputs` the rest.
-    `avals` holds shape and dtype of every value by its number.
+    `frozen` are the arrays that the model holds, `leaves` its parameters, `inputs` the rest.
+    `avals` has the shape and dtype of every value by its number.
     """
 
     steps: tuple[Step, ...]
@@ -237,14 +238,14 @@ def evaluate(
     inputs: Sequence[Any],
     probes: Mapping[int, Array | Callable[[Callable], Array]] | None = None,
 ) -> Callable[[int | Literal], Any]:
-    """Run a program and return what gives each of its values.
+    """Run a program and return a function that reads each of its values.
 
     Parameters
     ----------
     frozen, leaves, inputs
         The values of the arguments.
     probes
-        As `run` takes them.
+        As for `run`.
     """
     values = dict(program.constants)
     values.update(zip(program.frozen, frozen, strict=True))
@@ -265,15 +266,15 @@ def reached_from(program: Program, sources: Iterable[int]) -> frozenset[int]:
 
 
 class Flattening:
-    """Collects steps while calls are inlined, giving every value a number of its own.
+    """Collects the steps of a program with its calls inlined; every value gets its own number.
 
-    Calls with a derivative rule of their own are left whole, so that the rule stays in force.
+    Calls with their own derivative rule are not inlined, so that the rule stays in force.
 
     Parameters
     ----------
     expand
-        `(flattening, equation, operands) -> results` of every operation that is no call: adds its
-        step, or others in its place.
+        `(flattening, equation, operands) -> results`, for every operation that is not a call: adds
+        its step, or others in its place.
     """
 
     def __init__(self, expand: "Callable[[Flattening, JaxprEqn, tuple], Sequence[int | Literal]]"):
@@ -318,9 +319,9 @@ class Flattening:
 
 
 def scan_sizes(params: Mapping[str, Any]) -> tuple[int, int]:
-    """Return how many of a scan's operands are constants, and how many are carried on.
+    """Return the numbers of a scan's constants and of its carried operands.
 
-    Numbers up to JAX 0.10; in later versions the lengths of the first two of three groups.
+    These are parameters up to JAX 0.10, and the lengths of the first two of three groups later.
     """
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]

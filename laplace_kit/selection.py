@@ -1,7 +1,7 @@
-"""Which parameters are random: selected by path, by mask or by number; the others are frozen.
+"""Selection of the random parameters by path, by mask or by index; the others are frozen.
 
 Leaves that are not floating point, or empty, are always frozen: they belong to the model, never to
-a vector of the library. Complex ones are frozen only where `subset` leaves them out.
+a vector of the library. Complex leaves must be frozen, by leaving them out of `subset`.
 """
 
 import dataclasses
@@ -16,13 +16,13 @@ from laplace_kit import tree
 from laplace_kit.arrays import as_array
 from laplace_kit.tree import paths, pytree_dataclass
 
-# None for all; a predicate on the leaf's path; booleans or numbers of parameters, as in `select`.
+# None for all; a predicate on the leaf's path; booleans or indices of parameters, as in `select`.
 Subset = None | Callable[[str], bool] | PyTree
 
 
 @pytree_dataclass()
 class Selection:
-    """Which entries of a parameter tree are free, and the values of those that are not.
+    """The free entries of a parameter tree, and the values of the frozen ones.
 
     `frozen` is shaped like the parameters, with `None` where a whole leaf is free; `indices` has an
     index array where only some entries of a leaf are free, and `None` elsewhere.
@@ -32,7 +32,7 @@ class Selection:
     indices: PyTree
 
     def insert(self, free: PyTree) -> PyTree:
-        """Put free values into the frozen ones: the inverse of selecting; differentiable."""
+        """Return all parameters, from free values and the frozen ones; differentiable."""
 
         def put(value, frozen, index):
             if value is None:
@@ -62,7 +62,7 @@ class Selection:
         """Expand values to one per free parameter, from a prefix of all or of the free ones."""
         one = jax.tree_util.treedef_is_leaf(jax.tree.structure(values))
         if not (one or not jax.tree.leaves(self.frozen) or _is_prefix(values, free)):
-            full = jax.eval_shape(self.insert, free)  # shapes alone: nothing as large as what rests
+            full = jax.eval_shape(self.insert, free)  # only shapes: frozen leaves may be large
             values = self.take(tree.values_per_leaf(values, full, name=name))
         return tree.broadcast(values, free, name=name)
 
@@ -78,9 +78,9 @@ def _is_prefix(values: PyTree, like: PyTree) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """A predicate: the path of a leaf has one of these names among its components.
+    """A predicate that is true for paths with one of these names among their components.
 
-    A name of several components, such as `"layers/0"`, matches them in a row. `select` refuses a
+    A name of several components, such as `"layers/0"`, matches consecutive ones. `select` refuses a
     name that no path has.
     """
 
@@ -101,12 +101,12 @@ def select(params: PyTree, subset: Subset = None) -> tuple[PyTree, Selection]:
     ----------
     params
         A pytree of arrays. Leaves that are not floating point, or empty, are always frozen; complex
-        ones have to be, by `subset`.
+        ones must be left out of `subset`.
     subset
         `None` (all); a predicate on the leaf's path such as `lambda path: "head" in path`; a pytree
         prefix of booleans, one per leaf or group, or an array of the leaf's shape; or one flat
         array over the floating-point leaves in `ravel_pytree` order: booleans `(P,)`, or the
-        numbers from 0 to P - 1 of the parameters to choose, `(k,)`, in any order.
+        indices of the selected parameters, from 0 to P - 1, `(k,)`, in any order.
 
     Returns
     -------
@@ -114,13 +114,13 @@ def select(params: PyTree, subset: Subset = None) -> tuple[PyTree, Selection]:
         `params` with `None` for frozen leaves and `(k,)` arrays for partly free ones, whose entries
         keep their order.
     selection
-        What puts them back, by `selection.insert(free)`.
+        The rest; `selection.insert(free)` returns all parameters.
 
     Raises
     ------
     TypeError, ValueError
-        If `subset` is none of these, names the same parameter twice or one that does not exist, or
-        selects nothing or complex numbers; if a leaf is no array of numbers.
+        If `subset` is none of these, selects a parameter twice or one that does not exist, or
+        selects nothing or complex numbers; if a leaf is not an array of numbers.
     """
     _check_arrays(params)
     leaves, structure = jax.tree.flatten(params)
@@ -193,7 +193,7 @@ def _check_real(params: PyTree, masks: list[np.ndarray]) -> None:
 
 
 def _leaf_masks(params: PyTree, subset: Subset) -> list[np.ndarray]:
-    """Return for every leaf a boolean, or an array of them of the leaf's shape."""
+    """Return for every leaf a boolean, or booleans of the leaf's shape."""
     if subset is None:
         return [np.asarray(True)] * len(jax.tree.leaves(params))
     if isinstance(subset, str):
@@ -205,12 +205,12 @@ def _leaf_masks(params: PyTree, subset: Subset) -> list[np.ndarray]:
     if callable(subset) and not _is_mask(subset):
         return _masks_by_path(params, subset)
     if _is_flat(params, subset):
-        return _masks_by_number(params, np.asarray(subset))
+        return _masks_by_index(params, np.asarray(subset))
     return _masks_by_prefix(params, subset)
 
 
 def _is_mask(subset: PyTree) -> bool:
-    """Return whether all leaves are booleans, as in a mask like a module, which can be called."""
+    """Return whether all leaves are booleans, also of a callable pytree such as a module."""
     leaves = jax.tree.leaves(subset)
     return bool(leaves) and all(
         isinstance(leaf, bool | np.bool_) or np.dtype(bool) == getattr(leaf, "dtype", None)
@@ -234,14 +234,14 @@ def _masks_by_path(params: PyTree, predicate: Callable[[str], bool]) -> list[np.
 
 
 def _is_flat(params: PyTree, subset: PyTree) -> bool:
-    """Return whether this is one array over all parameters: numbers, or booleans `(P,)`."""
+    """Return whether this is one array over all parameters: indices, or booleans `(P,)`."""
     if not isinstance(subset, Array | np.ndarray) or subset.ndim != 1:
         return False
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
     return subset.dtype != bool or set(shapes) != {subset.shape} or len(shapes) == 1
 
 
-def _masks_by_number(params: PyTree, subset: np.ndarray) -> list[np.ndarray]:
+def _masks_by_index(params: PyTree, subset: np.ndarray) -> list[np.ndarray]:
     leaves = jax.tree.leaves(params)
     sizes = [jnp.size(leaf) if can_vary(leaf) else 0 for leaf in leaves]
     num = sum(sizes)
@@ -253,7 +253,7 @@ def _masks_by_number(params: PyTree, subset: np.ndarray) -> list[np.ndarray]:
             )
         flat = subset
     else:
-        _check_numbers(subset, num)
+        _check_indices(subset, num)
         flat = np.zeros(num, bool)
         flat[subset] = True
     starts = np.cumsum([0, *sizes])
@@ -263,7 +263,7 @@ def _masks_by_number(params: PyTree, subset: np.ndarray) -> list[np.ndarray]:
     ]
 
 
-def _check_numbers(numbers: np.ndarray, num_params: int) -> None:
+def _check_indices(numbers: np.ndarray, num_params: int) -> None:
     expected = (
         f"expected the numbers of different parameters, whole and from 0 to {num_params - 1}, in "
         "the flat order of the floating-point leaves"

@@ -1,11 +1,11 @@
-"""Iterables of batches: which can be iterated again, compared by identity, and with a bar."""
+"""Iterables of batches: checks that they can be iterated again, identity, and a progress bar."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
 class ByIdentity:
-    """Any iterable, hashable by identity: lists are not, and compare by content."""
+    """An iterable, hashable and compared by identity, unlike lists."""
 
     def __init__(self, iterable: Iterable):
         self.iterable = iterable
@@ -35,19 +35,14 @@ def iterator_of(data: Any) -> Iterator:
 
 
 def check_restarts(data: Iterable, iterator: Iterator) -> None:
-    """Refuse data whose next pass would go on where this one, `iterator`, ends.
+    """Raise a `TypeError` for data whose next pass would continue where `iterator` ends.
 
-    So does every iterator, an object whose `__iter__` returns the same one each time, and a loader
-    of a data set like that. Whatever else shares its source is found by a second pass alone.
-
-    Raises
-    ------
-    TypeError
-        With the remedy.
+    These are iterators, objects whose `__iter__` returns the same iterator each time, and loaders
+    of such a data set. Other shared sources are found only by a second pass.
     """
-    source = getattr(data, "dataset", None)  # of a torch loader
-    shared = isinstance(data, Iterator) or _goes_on(data, iterator)
-    if shared or (isinstance(source, Iterable) and _goes_on(source, iter(source))):
+    source = getattr(data, "dataset", None)  # a torch loader has one
+    shared = isinstance(data, Iterator) or _continues(data, iterator)
+    if shared or (isinstance(source, Iterable) and _continues(source, iter(source))):
         raise TypeError(
             f"Found a one-shot iterator ({type(data).__name__}) as data, expected a pair (x, y) or "
             "something that can be iterated again and again, as several passes are made; wrap it "
@@ -55,18 +50,18 @@ def check_restarts(data: Iterable, iterator: Iterator) -> None:
         )
 
 
-def _goes_on(data: Iterable, iterator: Iterator) -> bool:
-    """Return whether `iter` gives the same iterator again, and that one has no reset.
+def _continues(data: Iterable, iterator: Iterator) -> bool:
+    """Return whether `iter` returns the same iterator again without resetting it.
 
-    Generators and other iterators of Python's own have none; that of a torch loader with persistent
-    workers is reset by `iter`.
+    Generators and Python's built-in iterators are not reset; that of a torch loader with persistent
+    workers is.
     """
     has_no_reset = type(iterator).__module__ in ("builtins", "itertools")
     return has_no_reset and iter(data) is iterator
 
 
 def with_bar(batches: Iterable) -> Iterable:
-    """Show how many batches have passed."""
+    """Return the batches with a progress bar."""
     from tqdm.auto import tqdm
 
     return tqdm(batches, desc="batches", leave=False)

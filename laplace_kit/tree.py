@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 @dataclass_transform(frozen_default=True)
 def pytree_dataclass(*, static: tuple[str, ...] = ()) -> Callable[[type[_T]], type[_T]]:
-    """Make a class a frozen dataclass and a pytree whose `static` fields are structure.
+    """Return a class decorator for frozen dataclasses that are pytrees, with `static` fields.
 
     Unlike `jax.tree_util.register_dataclass`, rebuilding from leaves bypasses `__init__`, so that
     validation and conversion in `__post_init__` run when a user constructs the object and not
@@ -30,7 +30,7 @@ def pytree_dataclass(*, static: tuple[str, ...] = ()) -> Callable[[type[_T]], ty
     Parameters
     ----------
     static
-        Names of the fields that are hashable structure; every other field holds leaves.
+        Names of the fields that are hashable structure; all other fields hold leaves.
     """
 
     def register(cls: type[_T]) -> type[_T]:
@@ -73,7 +73,7 @@ def as_pytree_function(fn: Callable) -> jax.tree_util.Partial:
     Raises
     ------
     TypeError
-        If it is no function of two arguments, `(params, x)`; see `laplace_kit.model.check_model`.
+        If it is not a function of `(params, x)`; see `laplace_kit.model.check_model`.
     """
     if isinstance(fn, jax.tree_util.Partial):
         return fn
@@ -82,12 +82,12 @@ def as_pytree_function(fn: Callable) -> jax.tree_util.Partial:
 
 
 def is_concrete(tree: PyTree) -> bool:
-    """Tell whether no leaf is a tracer, so that values can be looked at."""
+    """Return whether no leaf is a tracer, so that values can be read."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def is_scalar(tree: PyTree) -> bool:
-    """Tell whether this is one number, not a pytree or an array of several."""
+    """Return whether this is one number, and not a pytree or an array of several."""
     return jax.tree_util.treedef_is_leaf(jax.tree.structure(tree)) and jnp.ndim(tree) == 0
 
 
@@ -97,30 +97,30 @@ def paths(tree: PyTree) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
 
 
-# --- leaves in common ------------------------------------------------------------------------
+# --- shared leaves ---------------------------------------------------------------------------
 
 
-def apart(value: PyTree, owner: PyTree) -> jax.tree_util.Partial:
-    """Return a pytree without the leaves of another: called with that, it is whole again.
+def without_shared_leaves(value: PyTree, owner: PyTree) -> jax.tree_util.Partial:
+    """Return `value` minus the leaves it shares with `owner`, as a function that puts them back.
 
-    What is returned from `jit` is copied, be it an argument; what is left out is not.
+    `jit` copies what it returns, even arguments; leaves that are not returned are not copied.
 
     Parameters
     ----------
     value
-        The pytree, made from `owner`.
+        A pytree, made from `owner`.
     owner
-        Whose leaves, where they are in `value` as they are, need not be kept twice.
+        The pytree whose leaves need not be kept twice; the function is called with it.
     """
     leaves, structure = jax.tree.flatten(value)
     places = {id(leaf): place for place, leaf in enumerate(jax.tree.leaves(owner))}
     sources = tuple(places.get(id(leaf)) for leaf in leaves)
     own = [leaf for leaf, place in zip(leaves, sources, strict=True) if place is None]
-    return jax.tree_util.Partial(_Whole(structure, sources), own)
+    return jax.tree_util.Partial(_WithSharedLeaves(structure, sources), own)
 
 
-class _Whole(NamedTuple):
-    """How a pytree is put together: which leaf of its owner each of its own is, or `None`."""
+class _WithSharedLeaves(NamedTuple):
+    """The structure of a pytree, and for each leaf the index of the owner's leaf, or `None`."""
 
     structure: jax.tree_util.PyTreeDef
     sources: tuple[int | None, ...]
@@ -135,7 +135,7 @@ class _Whole(NamedTuple):
 
 
 def size(tree: PyTree) -> int:
-    """Count the entries of all leaves."""
+    """Return the number of entries of all leaves."""
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
@@ -151,7 +151,7 @@ def dtype(tree: PyTree) -> jnp.dtype:
 
 @partial(jax.jit, static_argnames="num_leading", inline=True)
 def ravel(tree: PyTree, *, num_leading: int = 0) -> Float[Array, "*batch P"]:
-    """Concatenate all leaves, after `num_leading` axes in common, to vectors of a common dtype."""
+    """Return all leaves, after `num_leading` common axes, concatenated to flat vectors."""
     common, leaves = dtype(tree), jax.tree.leaves(tree)
     shapes = [jnp.shape(leaf) for leaf in leaves]
     flat = [
@@ -162,14 +162,14 @@ def ravel(tree: PyTree, *, num_leading: int = 0) -> Float[Array, "*batch P"]:
 
 
 def unravel(flat: Float[Array, "*batch P"], like: PyTree) -> PyTree:
-    """Cut the last axis of `flat` into leaves shaped and typed as those of `like`.
+    """Return a pytree with the structure, shapes and dtypes of `like` from flat vectors.
 
     Parameters
     ----------
     flat
         One vector `(P,)`, or several with leading axes `(..., P)`, which the leaves keep.
     like
-        The pytree whose structure, shapes and dtypes are wanted.
+        A pytree of arrays.
     """
     leaves, structure = jax.tree.flatten(like)
     kinds = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
@@ -190,9 +190,9 @@ def _cut(flat: Float[Array, "*batch P"], kinds: tuple) -> list[Array]:
 
 
 def broadcast(values: PyTree, like: PyTree, *, name: str) -> Float[Array, " P"]:
-    """Expand a scalar, a pytree prefix or a vector to one value per parameter, `(P,)`.
+    """Return one value per parameter, `(P,)`, from a scalar, a pytree prefix or a vector.
 
-    In the parameters' dtype, or float32 where that is less precise.
+    The dtype is the parameters', or float32 if that is less precise.
 
     Parameters
     ----------
@@ -244,7 +244,7 @@ _KINDS = (
 
 
 def values_per_leaf(values: PyTree, like: PyTree, *, name: str) -> PyTree:
-    """Repeat a pytree prefix for every leaf, as values of shape `()` or the leaf's own."""
+    """Return a pytree prefix repeated for every leaf, as values of shape `()` or the leaf's."""
     try:
         full = jax.tree.broadcast(values, like)
     except ValueError as error:

@@ -1,16 +1,16 @@
-"""What XLA compiles badly for a CPU, written otherwise in programs that are compiled for one.
+"""Rewrites of operations that XLA compiles badly for a CPU.
 
-The platform is known when a program is lowered and not when it is traced: it may be placed on
-another device than the default. So each operation concerned becomes a choice by platform; of it, a
-compiled program holds nothing but the branch that is taken.
+The platform is known when a program is lowered and not when it is traced, as it may be placed on
+another device than the default. Each rewritten operation is therefore a choice by platform; a
+compiled program contains only the branch taken.
 
-**Convolutions.** XLA brings the derivatives of a convolution into the one layout that it is fast
-for on a CPU, but leaves those in the body of a loop as they are, and these take ten times as long.
-So the transpositions are written out.
+**Convolutions.** XLA:CPU runs convolutions fast only in NHWC/HWIO layout. It converts the
+derivatives of convolutions to it, but not inside loops, where they take ten times as long. The
+transpositions are therefore written out.
 
-**Passes of tangents.** These have nothing but products and sums, which XLA makes one operation of,
-from the first layer to the last: it starts when all of the forward pass is known, and so waits for
-what only its last products need. Rounding in between keeps the products apart.
+**Tangent passes.** These contain only products and sums, which XLA:CPU fuses into one kernel, from
+the first layer to the last: it starts only once the whole forward pass is done, although only its
+last products need that. A rounding between the products prevents the fusion.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,14 +26,14 @@ from laplace_kit.program import Step, rewritten
 
 
 def adapted(fn: Callable[..., PyTree], *, is_linear: bool = False) -> Callable[..., PyTree]:
-    """Return the same function, as a CPU computes it fast where it runs on one.
+    """Return the same function, rewritten to be fast on a CPU.
 
     Parameters
     ----------
     fn
-        As `rewritten` takes it: what is looped over examples, or a pass of tangents.
+        As for `rewritten`: the body of a loop over examples, or a tangent pass.
     is_linear
-        Whether it is a pass of tangents, whose matrix products are then kept apart; otherwise its
+        Whether it is a tangent pass, whose matrix products are then not fused; otherwise its
         convolutions have channels last and kernels as (H, W, I, O).
 
     Returns
@@ -45,10 +45,10 @@ def adapted(fn: Callable[..., PyTree], *, is_linear: bool = False) -> Callable[.
 
 
 def is_meant_for_cpu(*args: PyTree) -> bool:
-    """Return whether a program with these arguments will run on a CPU, as far as that is known.
+    """Return whether a program with these arguments is expected to run on a CPU.
 
-    For what has to be chosen before anything is traced, as the sizes of chunks are. Arrays that are
-    committed to a device decide; else, as while tracing, JAX's default device.
+    For choices before tracing, such as chunk sizes. The device of committed arrays decides; without
+    any, and for tracers, JAX's default device.
     """
     arrays = (leaf for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array))
     for array in arrays:
@@ -66,7 +66,7 @@ def is_meant_for_cpu(*args: PyTree) -> bool:
 def _convolve(step: Step, lhs: Array, rhs: Array) -> Array:
     if _is_canonical(step):
         return step.apply(lhs, rhs)[0]
-    # Derivatives keep the operands alone: of two branches they would keep what each of them needs.
+    # Derivatives keep only the operands, and not the residuals of both branches.
     choose = partial(
         jax.lax.platform_dependent,
         cpu=partial(_convolve_channels_last, step),
@@ -103,19 +103,19 @@ def _canonical(ndim: int) -> jax.lax.ConvDimensionNumbers:
 
 
 def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:
-    """Return the axes in the order batch, places, channels, from batch, channels, places."""
+    """Return the axes in the order batch, space, channels, from batch, channels, space."""
     return (spec[0], *spec[2:], spec[1])
 
 
-# --- passes of tangents -------------------------------------------------------------------------
+# --- tangent passes -----------------------------------------------------------------------------
 
 
-def _multiply_apart(step: Step, *operands: Array) -> Array:
-    """Multiply, and round to the precision there is: to a compiler that is an operation more."""
+def _unfused_product(step: Step, *operands: Array) -> Array:
+    """Multiply, then round to the same precision, which changes nothing but prevents fusion."""
     (product,) = step.apply(*operands)
     if not jnp.issubdtype(product.dtype, jnp.floating):
         return product
-    return jax.lax.platform_dependent(product, cpu=_rounded, default=_as_it_is)
+    return jax.lax.platform_dependent(product, cpu=_rounded, default=_unchanged)
 
 
 def _rounded(product: Array) -> Array:
@@ -123,9 +123,9 @@ def _rounded(product: Array) -> Array:
     return jax.lax.reduce_precision(product, kind.nexp, kind.nmant)
 
 
-def _as_it_is(product: Array) -> Array:
+def _unchanged(product: Array) -> Array:
     return product
 
 
 _ANY = {"conv_general_dilated": _convolve}
-_LINEAR = {"dot_general": _multiply_apart}
+_LINEAR = {"dot_general": _unfused_product}

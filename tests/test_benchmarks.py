@@ -123,4 +123,4 @@ def test_networks_are_made_of_layers_that_are_captured(make, counts):
     found = coverage(workload.model_fn, workload.params, workload.x)
     assert Counter(leaf.kind for leaf in found) == counts
     weights = [leaf for leaf in found if leaf.kind in ("convolution", "dense", "embedding")]
-    assert {leaf.road for leaf in weights} <= {"factors", "lookup"}
+    assert {leaf.method for leaf in weights} <= {"factors", "lookup"}

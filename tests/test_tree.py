@@ -197,13 +197,13 @@ def test_broadcast_names_what_does_not_fit(values, words):
 # --- leaves in common -----------------------------------------------------------------------------
 
 
-def test_what_is_taken_apart_is_put_together_with_the_owner_s_own_leaves():
+def test_without_shared_leaves_puts_the_owner_s_leaves_back():
     owner = {"large": jnp.arange(3.0), "other": jnp.ones(2)}
 
     @jax.jit
     def rest_of(owner):
         value = {"kept": [owner["large"], owner["large"]], "new": owner["other"] + 1, "none": None}
-        return tree.apart(value, owner)
+        return tree.without_shared_leaves(value, owner)
 
     rest = rest_of(owner)
     assert len(jax.tree.leaves(rest)) == 1

@@ -244,13 +244,13 @@ def _all_finite(arrays):
 
 def _posterior(structure, precision, jitter=0.0):
     """Make the posterior, which shares with the structure what does not depend on the prior."""
-    rest, finite = _apart(structure, precision, jitter)
+    rest, finite = _without_shared_leaves(structure, precision, jitter)
     return rest(structure), finite
 
 
 @jax.jit
-def _apart(structure, precision, jitter):
-    rest = tree.apart(structure.posterior(precision, jitter), structure)
+def _without_shared_leaves(structure, precision, jitter):
+    rest = tree.without_shared_leaves(structure.posterior(precision, jitter), structure)
     return rest, _all_finite(rest)
 
 

@@ -1,9 +1,9 @@
 r"""The design matrix of the linearised model, $\Phi = S^\top J$ over all data, held in factors.
 
 Its row (n, r) is $\sqrt{w_n} J_n^\top s_{nr}$ with $S_n$ the curvature's factor in the outputs and
-$w_n$ the weight of an example, so that a Gauss-Newton matrix is $\Phi^\top \Phi$. Of N R rows with
-P entries each layer keeps inputs and gradients (see `blocks.py`), and products go over some
-examples at a time.
+$w_n$ the weight of an example, so that a Gauss-Newton matrix is $\Phi^\top \Phi$. In place of
+N R rows of P entries, each layer keeps inputs and gradients (see `blocks.py`), and products go over
+some examples at a time.
 """
 
 from functools import partial
@@ -42,7 +42,7 @@ class Design:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of the factors."""
+        """The dtype of the factors."""
         return self.rows.blocks[0].gradients.dtype
 
     def project(self, vectors: Float[Array, "K P"]) -> Float[Array, "K M"]:
@@ -68,9 +68,9 @@ class Design:
     def cross(self, rows: Rows, scale: Float[Array, " P"]) -> Float[Array, "B R M"]:
         r"""Return $J \operatorname{diag}(d) \Phi^\top$ for a batch of rows of the same model.
 
-        Where all entries of the scale that share a layer's input agree, as those of a prior
-        precision for each leaf do, a pair of examples takes $I + R^2 O$ operations a layer, else
-        $I O + R O + R^2 O$. Several positions count for as many inputs, or are multiplied out.
+        If all entries of the scale that share a layer's input agree, as with one prior precision
+        for each leaf, a pair of examples takes $I + R^2 O$ operations per layer, otherwise
+        $I O + R O + R^2 O$. T positions count as T inputs, or their rows are multiplied out.
         """
         total = jnp.zeros((), scale.dtype)
         for block, other in zip(by_example(rows).blocks, self.rows.blocks, strict=True):
@@ -105,7 +105,7 @@ class Design:
         return Limits(memory=self.memory_limit).working_set()
 
     def _examples(self, block: Block, num_vectors: int) -> int:
-        """Return how many examples to multiply at a time with so many vectors."""
+        """Return the number of examples to multiply at a time with `num_vectors` vectors."""
         columns, positions = block.gradients.shape[1:3]
         hidden = block.gradients[0, 0].size * num_vectors
         if positions > columns:  # multiplied out
@@ -119,13 +119,13 @@ def design_matrix(operator: GaussNewtonOperator) -> Design:
     Parameters
     ----------
     operator
-        Of the Gauss-Newton family, with data in memory or a stream, and R columns in its factor.
+        A Gauss-Newton operator over data in memory or a stream, with R columns in its factor.
 
     Returns
     -------
     design
-        In float32 or better. A layer used at T positions takes $T (I + R O)$ numbers an example, a
-        parameter that is in no product R times its size. Cost: one pass over the data with R
+        In float32 or better. A layer used at T positions takes $T (I + R O)$ numbers per example, a
+        parameter that enters no product R times its size. Cost: one pass over the data with R
         backward passes.
 
     Raises
@@ -147,14 +147,14 @@ def design_matrix(operator: GaussNewtonOperator) -> Design:
 
 
 def num_entries(objective: Objective, columns: int) -> int:
-    """Return how many numbers the design matrix's factors hold for one example.
+    """Return the number of entries that the design matrix's factors hold for one example.
 
     Parameters
     ----------
     objective
         The model, planned.
     columns
-        R, of the curvature's factor in the outputs.
+        R, the number of columns of the curvature's factor in the outputs.
     """
     leaves = jax.tree.leaves(_row_of_one.eval_shape(objective, objective.plan.one, columns))
     return sum(leaf.size for leaf in leaves)
@@ -224,7 +224,7 @@ def _cross(block, other, scale, room):
 
 @partial(_cross.defjvp, symbolic_zeros=True)
 def _cross_jvp(room, primals, tangents):
-    # Which way is cheaper hangs on values; derivatives are those of the way that is always right.
+    # Which branch is cheaper depends on values; derivatives are those of the general branch.
     block, other, scale = primals
     *of_rows, of_scale = jax.tree.map(_instantiate, tangents, is_leaf=_is_zero)
     change = _by_pairs(block, other, of_scale, room)
@@ -246,7 +246,7 @@ def _instantiate(tangent):
 
 
 def _gains_by_sharing(block: Block, other: Block) -> bool:
-    """Tell whether a scale that a layer's outputs share saves operations."""
+    """Return whether a scale that a layer's outputs share saves operations."""
     return (
         isinstance(block, FactoredRows)
         and block.layout.shape[1] > 1
@@ -255,7 +255,7 @@ def _gains_by_sharing(block: Block, other: Block) -> bool:
 
 
 class _Sizes(NamedTuple):
-    """How many examples to hold at a time on either side."""
+    """Numbers of examples held at a time on either side."""
 
     num: int
     num_other: int
@@ -269,7 +269,7 @@ def _by_pairs(block: Block, other: Block, scale: Array, room: int) -> Float[Arra
         return block.cross(other, scale)
     block, other = _in_chunks(block, sizes.num), _in_chunks(other, sizes.num_other)
 
-    # Its inputs are all that derivatives keep, not what is made of them for each pair.
+    # Derivatives keep only the inputs, and recompute the intermediates of each pair.
     @partial(jax.checkpoint, prevent_cse=False)
     def of_pair(pair):
         left = jax.tree.map(lambda leaf: leaf[pair[0]], block)
@@ -312,7 +312,7 @@ def _sizes(block: Block, other: Block, shares: bool, room: int) -> _Sizes:
 
 
 def _bytes(block: Block, other: Block, shares: bool) -> tuple[int, int]:
-    """Return what a pair of examples takes, and one example that is multiplied out."""
+    """Return the bytes of a pair of examples, and of one example that is multiplied out."""
     (columns, positions), (columns_other, positions_other) = (
         rows.gradients.shape[1:3] for rows in (block, other)
     )

@@ -1,4 +1,4 @@
-r"""The Kronecker eigenbasis of one layer: $Q = Q_A \otimes Q_B$, of its factors' eigenvectors.
+r"""The Kronecker eigenbasis of one layer, $Q = Q_A \otimes Q_B$: the eigenvectors of its factors.
 
 `left` is $Q_A$ `(G, I, I)` and `right` $Q_B$ `(G, O, O)`, with `None` for the identity.
 """
@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 def eigenbasis(
     factor: Float[Array, "G n *n"],
 ) -> tuple[Float[Array, "G n"], Float[Array, "G n n"] | None]:
-    """Return a factor's eigenvalues, at least zero, and its eigenvectors as columns.
+    """Return a factor's eigenvalues, clipped at zero, and its eigenvectors as columns.
 
-    There are none of a factor of one entry, or that is its own diagonal `(G, n)`.
+    The eigenvectors are `None` for a diagonal `(G, n)` and for factors with one entry.
     """
     if factor.ndim == 2:
         return factor, None

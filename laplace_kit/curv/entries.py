@@ -1,8 +1,8 @@
-r"""Models in which only some entries of a leaf are free, called without a change to the whole leaf.
+r"""Call a model in which only some entries of a leaf are free, without changing the whole leaf.
 
 Where a weight $W_0$ enters as $z_t = a_t W_0$ and its entries $(i_k, o_k)$ are free, with values
 $v_k$, the model is called with $W_0$ itself and $a_{t i_k} (v_k - v_{0k})$ is added to $z_{t o_k}$.
-So derivatives in $v$ never form a matrix, and copies of $v$ for every example copy nothing else.
+Derivatives in $v$ then never form a matrix, and a copy of $v$ per example copies nothing else.
 """
 
 import collections
@@ -40,9 +40,9 @@ def call_with_entries(model_fn: Partial, selection: Selection, free: PyTree, x: 
     Returns
     -------
     outputs
-        A partly free leaf that enters in products alone costs $T k$ more for each example, with T
-        positions and k free entries. One that enters in other ways, or is smaller than that, is put
-        together from its free and frozen entries, as `insert` does.
+        `(N, *event)`. A partly free leaf that enters only products costs $T k$ more for each
+        example, with T positions and k free entries. A leaf that enters in other ways, or is
+        smaller than that, is assembled from its free and frozen entries, as `insert` does.
     """
     values, structure = jax.tree.flatten(free, is_leaf=lambda value: value is None)
     frozen, indices = map(structure.flatten_up_to, (selection.frozen, selection.indices))
@@ -55,20 +55,23 @@ def call_with_entries(model_fn: Partial, selection: Selection, free: PyTree, x: 
     leaves, probes = [], {}
     for i, leaf, products in zip(partly, whole, _products(program), strict=True):
         index, value = indices[i], values[i]
-        if products is None or _gathered(program, products, index.size) > num_examples * leaf.size:
+        if (
+            products is None
+            or _num_gathered(program, products, index.size) > num_examples * leaf.size
+        ):
             leaves.append(jnp.ravel(leaf).at[index].set(value).reshape(leaf.shape))
             continue
         leaves.append(leaf)
         change = value - jnp.ravel(leaf)[index]
         for product in products:
-            place = _places(index, leaf.shape, product.moves)
-            probes[product.step] = partial(_added, program, product, place, change)
+            place = _moved_indices(index, leaf.shape, product.moves)
+            probes[product.step] = partial(_product_change, program, product, place, change)
     read = evaluate(program, jax.tree.leaves(held), leaves, jax.tree.leaves(x), probes)
     return jnp.asarray(read(program.output))
 
 
 class _Model(NamedTuple):
-    """A model as a function of its partly free leaves, which have these numbers; hashable."""
+    """A model as a function of its partly free leaves, given by their indices; hashable."""
 
     structure: PyTreeDef
     partly: tuple[int, ...]
@@ -81,9 +84,10 @@ class _Model(NamedTuple):
 
 
 def _products(program: Program) -> list[tuple[_Product, ...] | None]:
-    """Return the products that each leaf enters in; `None` where it enters in another way too.
+    """Return the products that each leaf enters; `None` where it also enters in another way.
 
-    A product of two leaves, or of a leaf with itself, is not linear in them: it is another way.
+    A product of two leaves, or of a leaf with itself, is not linear in them and counts as another
+    way.
     """
     uses = find_uses(program)
     times = collections.Counter(use.step for found in uses for use in found)
@@ -95,8 +99,8 @@ def _products(program: Program) -> list[tuple[_Product, ...] | None]:
     return products
 
 
-def _gathered(program: Program, products: tuple[_Product, ...], num_free: int) -> int:
-    """Count the entries that are gathered from the inputs of products, at all their positions."""
+def _num_gathered(program: Program, products: tuple[_Product, ...], num_free: int) -> int:
+    """Return the number of entries gathered from the inputs of products, at all positions."""
     total = 0
     for product in products:
         groups, width, out = product.shape
@@ -110,14 +114,14 @@ def _result(program: Program, product: _Product) -> jax.core.AbstractValue:
     return program.avals[program.steps[product.step].results[0]]
 
 
-def _added(
+def _product_change(
     program: Program,
     product: _Product,
     place: tuple[Int[Array, " k"], ...],
     change: Float[Array, " k"],
     read: Callable,
 ) -> Array:
-    """Return what a change of some of a weight's entries adds to its product."""
+    """Return the change of a weight's product that a change of some of its entries makes."""
     group, row, column = place
     inputs = product.inputs(jnp.asarray(read(product.input_value)))
     lookup = isinstance(product, Lookup)
@@ -129,10 +133,10 @@ def _added(
     return jax.linear_transpose(product.outputs, spec)(total)[0]
 
 
-def _places(
+def _moved_indices(
     index: Int[Array, " k"], shape: tuple[int, ...], moves: tuple[Move, ...]
 ) -> tuple[Int[Array, " k"], ...]:
-    """Return where moves bring the entries with these flat indices, axis by axis."""
+    """Return the indices along each axis, after the moves, of entries given by flat indices."""
     place = jnp.unravel_index(index, shape)
     for move in moves:
         if move.kind == "reshape":

@@ -1,4 +1,4 @@
-"""Operators handed to other libraries: SciPy's and lineax's own, on flat vectors."""
+"""Conversion of operators to those of SciPy and lineax, on flat vectors."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Linear(Protocol):
-    """What has products with flat vectors: one, and several along a leading axis."""
+    """A linear map with products with one flat vector, and with several along a leading axis."""
 
     shape: tuple[int, int]
     dtype: jnp.dtype
@@ -71,8 +71,8 @@ def to_lineax(
     if is_positive_semidefinite:
         tags.append(lineax.positive_semidefinite_tag)
     spec = jax.ShapeDtypeStruct(operator.shape[:1], operator.dtype)
-    # All arrays are leaves of `product` already: a conversion of closures would make a function
-    # that is new to every call, to be compiled anew by every solve.
+    # All arrays are leaves of `product` already: closure conversion would make a new function in
+    # every call, which every solve would compile again.
     product = Partial(_mv, jax.tree.map(jnp.asarray, operator))
     return lineax.FunctionLinearOperator(product, spec, tags, closure_convert=False)
 

@@ -1,8 +1,7 @@
-"""A number for every example, made of its own values, to fold into a random key.
+"""A hash of each example's values, to fold into a random key.
 
-What is drawn with that key follows the example wherever it comes: a loader may shuffle, and batches
-may be of any size. Examples that are equal in all of their values, to float32 precision, have the
-same number.
+Draws with that key depend on the example and not on its position: a loader may shuffle, and batches
+may have any size. Examples whose values are all equal, to float32 precision, have the same hash.
 """
 
 import jax
@@ -14,9 +13,9 @@ _GOLDEN = 0x9E3779B9
 
 
 def fingerprint(example: PyTree) -> UInt32[Array, ""]:
-    """Return 32 bits that depend on every entry of an example and on its place.
+    """Return a 32-bit hash of all entries of an example and their positions.
 
-    Two examples that differ have the same ones with a probability of one in four billion.
+    Two different examples have the same hash with a probability of one in four billion.
 
     Parameters
     ----------
@@ -27,11 +26,11 @@ def fingerprint(example: PyTree) -> UInt32[Array, ""]:
     Returns
     -------
     print
-        Cost: some ten operations on integers for every entry.
+        Cost: about ten integer operations per entry.
 
     References
     ----------
-    Appleby (2011), MurmurHash3: its mixing of one word, of which those of all places are added.
+    Appleby (2011), MurmurHash3: its finaliser, applied to each word; the results are added.
     """
     total, start = jnp.uint32(0), 0
     for leaf in jax.tree.leaves(example):
@@ -55,7 +54,7 @@ def _words(leaf: Array) -> UInt32[Array, " n"]:
 
 
 def _mixed(words: UInt32[Array, "*n"]) -> UInt32[Array, "*n"]:
-    """Return words each of whose bits depends on all bits of what they were; zero stays zero."""
+    """Mix the bits of each word by MurmurHash3's finaliser; zero stays zero."""
     words = (words ^ (words >> 16)) * jnp.uint32(0x85EBCA6B)
     words = (words ^ (words >> 13)) * jnp.uint32(0xC2B2AE35)
     return words ^ (words >> 16)

@@ -2,10 +2,10 @@ r"""Hessian products of functions without a second derivative, by central differ
 
 A difference over a step $h$ errs by truncation, $O(h^2)$, and by rounding, $O(\epsilon / h)$. Where
 the two balance depends on the function and on the direction: along a sharp eigenvector of a trained
-network at steps hundreds of times smaller than along random directions. So no formula in $\epsilon$
-alone chooses the step: a ladder of steps is tried, successive ones are extrapolated to $h = 0$, and
-what agrees best with its neighbours is taken. Extrapolation allows larger steps, and with them less
-rounding.
+network, at steps hundreds of times smaller than along random directions. No formula in $\epsilon$
+alone can choose the step, so a sequence of steps is tried, successive ones are extrapolated to
+$h = 0$, and the extrapolation that agrees best with its neighbours is taken. Extrapolation allows
+larger steps, and with them less rounding.
 """
 
 import math
@@ -22,7 +22,7 @@ from laplace_kit.curv.operator import STATIC, CurvatureOperator, by_unit_vectors
 from laplace_kit.curv.vector import read_vectors
 from laplace_kit.tree import pytree_dataclass
 
-# Steps between one half and 1/4374 of the parameters' size: both kinds of directions are served.
+# Steps between one half and 1/4374 of the parameters' size serve both kinds of directions.
 _NUM_STEPS, _RATIO, _LARGEST = 8, 3.0, 0.5
 _NUM_ORDERS = 4  # errors of order h^2, h^4, h^6 and h^8
 
@@ -50,7 +50,7 @@ def finite_difference_hvp(
     Parameters
     ----------
     fun
-        A differentiable scalar function $f$; no second derivative is asked of it.
+        A differentiable scalar function $f$; it need not have a second derivative.
     params
         A pytree of floating-point arrays.
     v
@@ -87,17 +87,17 @@ def finite_difference_hvp(
 def finite_difference_hvp_with_error(
     fun: Callable, params: PyTree, v: PyTree, *, damping: Num[ArrayLike, ""] = 0.0
 ) -> HessianProductEstimate:
-    r"""Return $(\nabla^2 f(\theta) + \gamma I) v$ from a ladder of differences, and its error.
+    r"""Return $(\nabla^2 f(\theta) + \gamma I) v$ from a sequence of differences, and its error.
 
     With $D_i$ the central difference at the step $h_i = h_0 / 3^i$, $i < 8$, where
     $h_0 = (1 + \|\theta\|_\infty) / (2 \|v\|_\infty)$, the extrapolations to $h = 0$ are
 
     $$T_{i0} = D_i, \qquad T_{ij} = T_{i,j-1} + \frac{T_{i,j-1} - T_{i-1,j-1}}{9^j - 1}.$$
 
-    The one that differs least from the two that it is made of is the product, and this difference
-    the estimate of its error. On trained networks it is close to the error: about $10^{-5}$ of the
-    product in float32 where the function is smooth, and some percent where it has kinks, as with
-    ReLU, whose Hessian is not the mean curvature that differences see.
+    The product is the extrapolation that differs least from the two it is computed from; this
+    difference is the estimate of its error. On trained networks it is close to the error: about
+    $10^{-5}$ of the product in float32 where the function is smooth, and a few percent where it has
+    kinks, as with ReLU, whose Hessian is not the mean curvature that differences see.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def finite_difference_hvp_with_error(
             change = (row[-1] - previous[order - 1]) / (_RATIO ** (2 * order) - 1)
             row.append(row[-1] + change)
             error = jnp.maximum(_norm(change), _norm(row[-1] - previous[order - 1]))
-            better = error < smallest  # never for NaN: of the first rows, or of steps too large
+            better = error < smallest  # never for NaN: the first rows, or steps that are too large
             best, smallest = jnp.where(better, row[-1], best), jnp.where(better, error, smallest)
         return (row, best, smallest), None
 
@@ -151,10 +151,10 @@ def _slope(
         return tree.ravel(moved), tree.ravel(jax.grad(fun)(moved))
 
     places, gradients = jax.lax.map(at, jnp.stack([step, -step]))
-    # Not 2 h: sums are rounded. What rounds to no way at all gives NaN, not a difference of zero.
+    # Not 2 h: sums are rounded. A step that rounds to zero gives NaN, not a difference of zero.
     squared = jnp.sum(direction**2)
-    way = jnp.sum((places[0] - places[1]) * direction) / squared
-    return (gradients[0] - gradients[1]) / jnp.where(squared > 0, way, 1)
+    distance = jnp.sum((places[0] - places[1]) * direction) / squared
+    return (gradients[0] - gradients[1]) / jnp.where(squared > 0, distance, 1)
 
 
 def _damped(product: Array, direction: Array, damping: Num[ArrayLike, ""]) -> Array:
@@ -171,8 +171,8 @@ def _norm(vector: Float[Array, " P"]) -> Float[Array, ""]:
 class FiniteDifferenceHessianOperator(CurvatureOperator):
     r"""The Hessian of the summed loss of a model without second derivatives; see `HessianOperator`.
 
-    Each chunk of data has its own ladder of steps, so that a product is linear in the vector up to
-    the error of the differences. It costs 16 gradients; the diagonal and the dense form cost P
+    Each chunk of data has its own sequence of steps, so that a product is linear in the vector up
+    to the error of the differences. It costs 16 gradients; the diagonal and the dense form cost P
     products.
 
     Parameters
@@ -205,6 +205,6 @@ class FiniteDifferenceHessianOperator(CurvatureOperator):
 
 
 @linearized.register
-def _of_differences(operator: FiniteDifferenceHessianOperator) -> FiniteDifferenceHessianOperator:
-    # Steps depend on the vector, so a product is no linear map whose residuals could be kept.
+def _not_linearized(operator: FiniteDifferenceHessianOperator) -> FiniteDifferenceHessianOperator:
+    # Steps depend on the vector, so a product is not a linear map whose residuals could be kept.
     return operator

@@ -1,6 +1,6 @@
 r"""Fisher matrices from gradients: the empirical one, and the Monte-Carlo one with sampled labels.
 
-Both are of the Gauss-Newton form $\sum_n J_n^\top S_n S_n^\top J_n$: the columns of $S_n$ are
+Both have the Gauss-Newton form $\sum_n J_n^\top S_n S_n^\top J_n$: the columns of $S_n$ are
 gradients of the loss in the outputs, at the observed label or at labels drawn from the model.
 """
 
@@ -83,10 +83,10 @@ class MonteCarloFisherOperator(GaussNewtonOperator):
 
     $g_{nm}$ is the gradient of example n at a label $\hat y_{nm} \sim p(y \mid f(x_n))$. Its
     expectation over labels is the Fisher matrix, the GGN for an exponential family in natural
-    parameters. The labels depend on the key and on the values of the example only, its target
-    included, never on its place among the others or in a chunk: one operator is one fixed matrix,
-    over a loader that shuffles too. Examples that are equal, input and target, get the same labels:
-    the expectation does not change, but their draws count as one, so that data of few distinct
+    parameters. The labels depend only on the key and on the values of the example, its target
+    included, and not on its position in the data or in a chunk: an operator is one fixed matrix,
+    even over a loader that shuffles. Examples with equal inputs and targets get the same labels:
+    the expectation does not change, but their draws count as one, so that data with few distinct
     examples need more labels for each. Where the observed label is missing, so is the drawn one.
 
     Parameters
@@ -94,7 +94,7 @@ class MonteCarloFisherOperator(GaussNewtonOperator):
     model_fn, params, data, likelihood, batch_size, scale, memory_limit
         As for `GGNOperator`.
     key
-        For the labels.
+        Random key for the labels.
     num_samples
         M, the number of labels for each example.
 

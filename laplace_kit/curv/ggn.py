@@ -82,7 +82,7 @@ class GaussNewtonOperator(CurvatureOperator):
     def diagonal(self):
         r"""Return $\sum_n \sum_r (J_n^\top s_{nr})^2$ exactly, `(P,)`, at R backward passes.
 
-        Where a head is all that is free, at R products with $L_n$ and no backward pass.
+        If only a head is free, at R products with $L_n$ and no backward pass.
 
         Raises
         ------
@@ -121,14 +121,14 @@ class GaussNewtonOperator(CurvatureOperator):
         *,
         sum_bytes: int,
     ) -> PyTree:
-        """Sum a function of rows over examples and directions, as many at a time as fit.
+        """Sum a function of rows over examples and directions, in chunks that fit in memory.
 
         Parameters
         ----------
         fn_of_width
-            From the number of directions at a time to the hashable function that `sum_over` sums.
+            Maps the number of directions at a time to the hashable function that `sum_over` sums.
         work
-            What it costs for one block; see `laplace_kit.curv.capture.cost.rows_cost`.
+            Its memory for one block; see `laplace_kit.curv.capture.cost.rows_cost`.
         args
             Further arrays.
         sum_bytes
@@ -141,7 +141,7 @@ class GaussNewtonOperator(CurvatureOperator):
     def sum_columns(self, fn_of_width: Callable[[int], Callable], args: PyTree = None) -> PyTree:
         """Sum a function of products with the columns of a head over examples; see `sum_rows`.
 
-        Few columns at a time and many examples: sums over examples are what these are for.
+        Few columns and many examples at a time, as the sums go over examples.
         """
         cost = rows_cost(self.objective, products_with_columns, of_outputs=True)
         num = self._num_columns
@@ -154,11 +154,11 @@ class GaussNewtonOperator(CurvatureOperator):
 
     @property
     def has_closed_head(self) -> bool:
-        r"""Whether a head is all that is free, and $S_n$ has as many columns as there are outputs.
+        r"""Whether only a head is free, and $S_n$ has one column for each output.
 
-        Rows are then $a_n \otimes M$ with one M for all examples, and what is summed over them
-        needs products $L_n u$ with the columns of M alone: $C^2$ operations for each example
-        where $S_n$ would take $C^3$.
+        Rows are then $a_n \otimes M$ with one M for all examples, and sums over them only need
+        products $L_n u$ with the columns of M: $C^2$ operations for each example where $S_n$ would
+        take $C^3$.
         """
         if sole_head(self.plan.layers) is None:
             return False
@@ -181,10 +181,9 @@ def sum_directions(
     Parameters
     ----------
     operator, captured, chunk
-        The factors $S_n$; the model, captured at the chunk; examples without weight count for
-        nothing.
+        The factors $S_n$; the model, captured at the chunk; examples without weight are ignored.
     num_directions
-        How many to hold at a time.
+        Number of directions held at a time.
     of_rows
         A sum over examples and directions of rows in float32 or better.
     """
@@ -224,15 +223,14 @@ def map_columns(
     Parameters
     ----------
     operator, captured, chunk
-        The curvatures $L_n$; the model, captured at the chunk; examples without weight count for
-        nothing.
+        The curvatures $L_n$; the model, captured at the chunk; examples without weight are ignored.
     num_columns
-        How many to hold at a time.
+        Number of vectors held at a time.
     columns
         The vectors $u$.
     of_products
-        From some vectors and their products, zero for examples without weight, to an array of as
-        many entries.
+        Maps some vectors and their products, zero for examples without weight, to an array with
+        one entry for each vector.
     """
     f, num = captured.outputs, columns.shape[1]
     # Where a loss is not convex in the outputs there is no root, and the result is to be NaN.
@@ -255,7 +253,7 @@ def map_columns(
 
 
 class SumOfHeadSquares(NamedTuple):
-    """What one chunk adds to the squares of a head's rows in given bases; hashable."""
+    """One chunk's sum of squares of a head's rows in given bases; hashable."""
 
     num_columns: int
 
@@ -281,7 +279,7 @@ def head_rows(operator: GaussNewtonOperator, captured: Capture) -> HeadRows:
 
 
 class _SumOfRows(NamedTuple):
-    """What one chunk adds to a sum over rows; hashable, so that it is compiled once."""
+    """One chunk's part of a sum over rows; hashable, so that it is compiled once."""
 
     of_rows: Callable[[Rows], PyTree]
     num_directions: int
@@ -298,8 +296,8 @@ class GGNOperator(GaussNewtonOperator):
 
     $L_n$ is the Hessian of $-\log p(y_n \mid f)$ in the outputs. For an exponential family in its
     natural parameters this is the Fisher matrix. A product costs one forward pass with its
-    tangent and one backward pass; two of these where a model has a rule for reverse mode alone
-    (`jax.custom_vjp`).
+    tangent and one backward pass; two backward passes where a model has a rule only for reverse
+    mode (`jax.custom_vjp`).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-r"""Hessian products: of any scalar function, and of the summed negative log-likelihood."""
+r"""Hessian products for any scalar function and for the summed negative log-likelihood."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from laplace_kit.tree import pytree_dataclass
 def hvp(fun: Callable, params: PyTree, v: PyTree) -> PyTree:
     r"""Return $\nabla^2 \mathrm{fun}(\theta) \, v$ exactly, forward over reverse.
 
-    In reverse over reverse where `fun` has a rule for reverse mode alone (`jax.custom_vjp`).
+    Reverse over reverse where `fun` has a rule only for reverse mode (`jax.custom_vjp`).
 
     Parameters
     ----------

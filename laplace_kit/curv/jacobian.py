@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 class JacobianOperator:
     r"""The Jacobian $J = \partial f(x_1), \dots, f(x_N) / \partial \theta$, `(N C, P)`; a pytree.
 
-    C outputs of each of N inputs are its rows, P free parameters its columns. A flat vector `(P,)`
-    goes to flat outputs `(N C,)`, a pytree like the parameters to outputs `(N, *event)`.
+    Its rows are the C outputs of each of N inputs, its columns the P free parameters. It maps a
+    flat vector `(P,)` to flat outputs `(N C,)`, and a pytree like the parameters to outputs
+    `(N, *event)`.
 
     Parameters
     ----------
@@ -65,7 +66,7 @@ class JacobianOperator:
     plan: Plan = dataclasses.field(init=False)
 
     def __post_init__(self, batch_size, memory_limit):
-        put = object.__setattr__  # frozen for everybody else
+        put = object.__setattr__  # the dataclass is frozen
         put(self, "limits", Limits(batch_size, memory_limit))
         put(self, "model_fn", as_pytree_function(self.model_fn))
         put(self, "x", _in_memory(self.x))
@@ -159,9 +160,9 @@ class JacobianOperator:
 class TransposedJacobianOperator:
     r"""The transposed Jacobian, $u \mapsto J^\top u$, `(P, N C)`; a pytree.
 
-    Flat outputs `(N C,)` go to a flat vector `(P,)`, outputs `(N, *event)` to a pytree like the
-    parameters, with zeros where a leaf is frozen. Where one output is all there is of each input,
-    so that both have the shape `(N,)`, vectors are flat.
+    It maps flat outputs `(N C,)` to a flat vector `(P,)`, and outputs `(N, *event)` to a pytree
+    like the parameters, with zeros where a leaf is frozen. If each input has one scalar output, so
+    that both have the shape `(N,)`, the answer is flat.
 
     Parameters
     ----------

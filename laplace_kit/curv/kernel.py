@@ -38,7 +38,7 @@ def neural_tangent_kernel(
     params
         A pytree; leaves that are not floating point are frozen.
     x, other
-        Inputs with leading axes N and M; by default the second are the first.
+        Inputs with leading axes N and M; by default `other` is `x`.
     variance
         $D$: a scalar, a pytree prefix of the parameters, or one value per parameter.
     batch_size
@@ -51,7 +51,7 @@ def neural_tangent_kernel(
     kernel
         `(N, C, M, C)` over flattened outputs, in float32 or better. Cost: $C$ backward passes for
         each input of `x`, and for each input of `other` in every chunk of `x`; then for each pair
-        of inputs and each layer $I + C^2 O$ operations where `variance` is a scalar, else
+        of inputs and each layer $I + C^2 O$ operations if `variance` is a scalar, otherwise
         $I O + C^2 O$.
 
     Raises
@@ -78,21 +78,21 @@ def neural_tangent_kernel(
 
 
 def _batch_size(objective: Objective) -> int:
-    """Choose B so that the rows of two times B inputs, and what pairs of them take, fit."""
+    """Return the largest B for which the rows of 2 B inputs and the kernel of their pairs fit."""
     limits, num_outputs = objective.limits, objective.plan.num_outputs
     cost = rows_cost(objective, multiplied_out)
-    pairs = pair_bytes(objective, _pairs)
+    pairs = pair_bytes(objective, _kernel_bytes)
     check_fits(cost, num_outputs, limits.budget)
-    room, one = limits.working_set(), cost.once + num_outputs * cost.direction
-    return max(min(room // (2 * one), math.isqrt(room // pairs)), 1)
+    available, one = limits.working_set(), cost.once + num_outputs * cost.direction
+    return max(min(available // (2 * one), math.isqrt(available // pairs)), 1)
 
 
-def _pairs(block: Block) -> tuple[int, int]:
+def _kernel_bytes(block: Block) -> tuple[int, int]:
     return 0, block.gradients.shape[-1] * block.gradients.dtype.itemsize
 
 
 class _KernelRows(NamedTuple):
-    """The kernel of a chunk of inputs with all others, some at a time; hashable."""
+    """The kernel between a chunk of inputs and all others, chunk by chunk; hashable."""
 
     batch_size: int
 

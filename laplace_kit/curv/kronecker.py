@@ -1,9 +1,9 @@
-r"""Kronecker-factored curvature: K-FAC factors of every layer, and second moments in a basis.
+r"""Kronecker-factored curvature: the K-FAC factors of each layer, and second moments in a basis.
 
 For a layer with inputs $a_{nt}$ at T positions (a 1 appended where it has a bias) and output
 gradients $g_{nrt}$ of the columns r of $S_n$, K-FAC is
-$\frac1{N T} \sum_{nt} a a^\top \otimes \sum_{nrt} g g^\top$. Parameters in no product are layers of
-one input that is always one, so that their block is exact.
+$\frac1{N T} \sum_{nt} a a^\top \otimes \sum_{nrt} g g^\top$. A parameter that enters no product is
+a layer with the constant input 1, so that its block is exact.
 """
 
 from functools import partial
@@ -32,7 +32,7 @@ from laplace_kit.errors import check_option
 from laplace_kit.tree import pytree_dataclass
 
 WEIGHT_SHARING = ("expand", "reduce")
-# A parameter in no product has a block of its own; a larger one keeps its diagonal alone.
+# A parameter that enters no product has a block of its own; a larger one only its diagonal.
 LARGEST_EXACT_BLOCK = 1024
 
 
@@ -40,8 +40,9 @@ LARGEST_EXACT_BLOCK = 1024
 class KroneckerFactors:
     r"""One layer's curvature, $A_g \otimes B_g$ for each group of its matrices `(G, I, O)`.
 
-    `inputs` is $A$ `(G, I, I)`, or its diagonal `(G, I)`, which for a lookup is all of it;
-    `gradients` is $B$ `(G, O, O)`, or its diagonal `(G, O)` for a large parameter in no product.
+    `inputs` is $A$ `(G, I, I)`, or its diagonal `(G, I)` for a lookup, whose $A$ is diagonal;
+    `gradients` is $B$ `(G, O, O)`, or its diagonal `(G, O)` for a large parameter that enters no
+    product.
     """
 
     inputs: Float[Array, "G I *I"]
@@ -67,7 +68,7 @@ def kronecker_factors(
     operator
         A GGN, or an empirical or Monte-Carlo Fisher operator.
     weight_sharing
-        What to do at the T positions of an example that share a weight, as in convolutions and
+        How to treat the T positions of an example that share a weight, as in convolutions and
         sequences. `"expand"` counts each as an example of its own,
         $\frac1{N T} \sum_{nt} a a^\top \otimes \sum_{nrt} g g^\top$; `"reduce"` takes
         $\bar a_n = \frac1T \sum_t a_{nt}$ and $\bar g_{nr} = \sum_t g_{nrt}$ first. Lookups in a
@@ -78,7 +79,7 @@ def kronecker_factors(
     factors
         For each layer of the model. Cost: one forward pass, R backward passes without those of the
         weights, and $N T (I^2 + R O^2)$ operations for each layer; $N (I^2 + O^2)$ and no backward
-        pass where a head is all that is free (see `heads.py`).
+        pass if only a head is free (see `heads.py`).
 
     Raises
     ------
@@ -92,10 +93,10 @@ def kronecker_factors(
     network architectures.
     """
     check_option("weight_sharing", weight_sharing, WEIGHT_SHARING)
-    if operator.has_closed_head:  # the one position is shared with none
+    if operator.has_closed_head:  # it has one position, so no weight is shared
         return _normalised(operator.sum_columns(_SumOfHeadFactors))
     sum_bytes = 4 * num_entries(operator.plan.layers)
-    sums = operator.sum_rows(partial(_SumOfFactors, weight_sharing), _nothing, sum_bytes=sum_bytes)
+    sums = operator.sum_rows(partial(_SumOfFactors, weight_sharing), _no_work, sum_bytes=sum_bytes)
     return _normalised(sums)
 
 
@@ -108,7 +109,7 @@ def _normalised(sums):
 def second_moments(
     operator: GaussNewtonOperator, bases: tuple[tuple[Array | None, Array | None], ...]
 ) -> tuple[Float[Array, "_ _ _"], ...]:
-    r"""Return $\sum_{nr} (Q_A^\top J_{nr} Q_B)^2$ for every layer: the curvature's diagonal there.
+    r"""Return $\sum_{nr} (Q_A^\top J_{nr} Q_B)^2$, the curvature's diagonal in a basis, per layer.
 
     Parameters
     ----------
@@ -129,11 +130,11 @@ def second_moments(
     """
     if operator.has_closed_head:
         return operator.sum_columns(SumOfHeadSquares, bases)
-    return operator.sum_rows(_SumOfMoments, _rotated, bases, sum_bytes=4 * operator.shape[0])
+    return operator.sum_rows(_SumOfMoments, _rotated_bytes, bases, sum_bytes=4 * operator.shape[0])
 
 
 def num_entries(layers: Layers) -> int:
-    """Count the entries of the factors of all layers."""
+    """Return the number of entries of the factors of all layers."""
     return sum(_num_entries(layer) for layer in layers.layers)
 
 
@@ -144,11 +145,11 @@ def _num_entries(layer: Layer) -> int:
     return groups * (inputs + (out if lone else out**2))
 
 
-def _nothing(block: Block) -> tuple[int, int]:
+def _no_work(block: Block) -> tuple[int, int]:
     return 0, 0
 
 
-def _rotated(block: Block) -> tuple[int, int]:
+def _rotated_bytes(block: Block) -> tuple[int, int]:
     once, direction = multiplied_out(block)
     inputs = jax.tree.leaves(block)[0]
     itemsize = block.gradients.dtype.itemsize
@@ -156,7 +157,7 @@ def _rotated(block: Block) -> tuple[int, int]:
 
 
 class _SumOfFactors(NamedTuple):
-    """What one chunk adds to the factors, and the number of its examples; hashable."""
+    """One chunk's part of the factors, and the number of its examples; hashable."""
 
     weight_sharing: str
     num_directions: int
@@ -166,19 +167,19 @@ class _SumOfFactors(NamedTuple):
         captured = capture(operator.objective, chunk.x)
         dtype = jnp.promote_types(operator.dtype, jnp.float32)
         gradients = sum_directions(
-            operator, captured, chunk, self.num_directions, self._sum_of_gradients
+            operator, captured, chunk, self.num_directions, self._gradient_factors
         )
         factors = []
         for a, g, layout in zip(captured.inputs, gradients, captured.layouts, strict=True):
             if self.weight_sharing == "reduce" and not jnp.issubdtype(a.dtype, jnp.integer):
                 a = a.astype(dtype).mean(axis=1, keepdims=True)
-            factors.append(KroneckerFactors(_of_inputs(a, chunk, layout, dtype), g, layout))
+            factors.append(KroneckerFactors(_input_factor(a, chunk, layout, dtype), g, layout))
         return tuple(factors), chunk.weight.sum()
 
-    def _sum_of_gradients(self, rows: Rows) -> PyTree:
-        return tuple(self._of_gradients(block) for block in rows.blocks)
+    def _gradient_factors(self, rows: Rows) -> PyTree:
+        return tuple(self._gradient_factor(block) for block in rows.blocks)
 
-    def _of_gradients(self, block: Block) -> Float[Array, "G O *O"]:
+    def _gradient_factor(self, block: Block) -> Float[Array, "G O *O"]:
         g = block.gradients
         if isinstance(block, LookupRows):
             g = g[:, :, :, None]
@@ -190,7 +191,7 @@ class _SumOfFactors(NamedTuple):
         return jnp.einsum("brtgo,brtgp->gop", g, g)
 
 
-def _of_inputs(a: Array, chunk: Chunk, layout: Layout, dtype: jnp.dtype) -> Array:
+def _input_factor(a: Array, chunk: Chunk, layout: Layout, dtype: jnp.dtype) -> Array:
     r"""Return the weighted sum of $a a^\top$ over examples, and its mean over positions."""
     weight = chunk.weight.astype(dtype)
     if jnp.issubdtype(a.dtype, jnp.integer):
@@ -203,7 +204,7 @@ def _of_inputs(a: Array, chunk: Chunk, layout: Layout, dtype: jnp.dtype) -> Arra
 
 
 class _SumOfHeadFactors(NamedTuple):
-    """What one chunk adds to the factors of a head, and the number of its examples; hashable."""
+    """One chunk's part of a head's factors, and the number of its examples; hashable."""
 
     num_columns: int
 
@@ -217,7 +218,7 @@ class _SumOfHeadFactors(NamedTuple):
             operator, captured, chunk, self.num_columns, columns, _sum_of_products
         )
         g = (products * rows.factors)[:, jnp.argsort(rows.places)]  # back from outputs to values
-        a = _of_inputs(rows.inputs, chunk, rows.layout, g.dtype)
+        a = _input_factor(rows.inputs, chunk, rows.layout, g.dtype)
         return (KroneckerFactors(a, g[None], rows.layout),), chunk.weight.sum()
 
 
@@ -228,7 +229,7 @@ def _sum_of_products(
 
 
 class _SumOfMoments(NamedTuple):
-    """What one chunk adds to the second moments in given bases; hashable."""
+    """One chunk's part of the second moments in given bases; hashable."""
 
     num_directions: int
 

@@ -60,21 +60,21 @@ def loss_along(
         leading axis K. `random_directions`, or the leading eigenvectors of an operator, such as
         `eigenpairs(operator, 2, key=key).vectors`.
     coordinates
-        Where to look in each direction, `(G,)`, or one such array for each; zero is $\theta$.
+        Grid points along every direction, `(G,)`, or one such array for each; zero is $\theta$.
     batch_size, memory_limit
-        What bounds the memory, as for `GGNOperator`.
+        Bounds of the memory, as for `GGNOperator`.
 
     Returns
     -------
     landscape
-        Losses `(G, ...)` with one axis for each direction. Cost: as many forward passes as the grid
-        has points, in one program and one pass over the data.
+        Losses `(G, ...)` with one axis for each direction. Cost: one forward pass for each point of
+        the grid, in one program and one pass over the data.
 
     Raises
     ------
     TypeError, ValueError
         If data, outputs, targets and likelihood do not go together, the directions are neither
-        form of K vectors, or there are not as many arrays of coordinates.
+        form of K vectors, or the number of arrays of coordinates is not K.
 
     References
     ----------
@@ -137,13 +137,13 @@ def _read_coordinates(coordinates, num: int, dtype: jnp.dtype) -> tuple[Array, .
 def random_directions(
     model_fn: Callable, params: PyTree, x: PyTree, *, key: PRNGKeyArray, num: int = 2
 ) -> Float[Array, "K P"]:
-    r"""Return Gaussian directions whose filters are as long as the parameters' own.
+    r"""Return Gaussian directions, filter-normalised to the norms of the parameters' filters.
 
-    A filter is what makes one output of a layer: a column of its weight matrix, or the kernel of
-    one output channel, with its bias. Layer capture finds them for any model. A parameter in no
-    matrix product, such as a scale, is one filter. So a coordinate means a relative change of
-    every filter, and networks that compute the same with other scales look alike. Directions
-    without normalisation are `jax.random.normal(key, (num, P))`.
+    A filter is the weights of one output of a layer: a column of its weight matrix, or the kernel
+    of one output channel, with its bias. Layer capture finds them for any model. A parameter that
+    enters no matrix product, such as a scale, is one filter. A coordinate is then a relative change
+    of every filter, and networks that compute the same function with other scales look alike.
+    Directions without normalisation are `jax.random.normal(key, (num, P))`.
 
     Parameters
     ----------
@@ -175,14 +175,14 @@ def random_directions(
     theta = tree.ravel(objective.params)
     drawn = jax.random.normal(key, (num, len(theta)), theta.dtype)
     found = objective.plan.layers
-    scaled = [_as_long_as(layer, theta, drawn) for layer in found.layers]
+    scaled = [_filter_normalised(layer, theta, drawn) for layer in found.layers]
     return to_flat(found.layouts, scaled).T
 
 
-def _as_long_as(
+def _filter_normalised(
     layer: Layer, theta: Float[Array, " P"], drawn: Float[Array, "K P"]
 ) -> Float[Array, "G I O K"]:
-    """Return a layer's part of what was drawn, its filters scaled to the length of the layer's."""
+    """Return a layer's part of the draws, its filters scaled to the norms of the parameters'."""
     axes = (0, 1, 2) if layer.product is None else 1
     weights, directions = (layer.layout.to_matrix(flat) for flat in (theta[:, None], drawn.T))
     wanted, found = (

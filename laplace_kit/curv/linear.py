@@ -1,8 +1,8 @@
-r"""Self-adjoint matrices known by their products, and their lazy algebra.
+r"""Self-adjoint linear operators and their lazy algebra.
 
-Nothing is computed before a product is asked for; that of a sum costs those of its terms. Sums,
-multiples and damped matrices are pytrees whose coefficients are leaves: to be passed to compiled
-functions, mapped over by `jax.vmap`, and differentiated in coefficients and parameters alike.
+Nothing is computed until a product is; a product with a sum costs one with each term. Sums,
+multiples and damped matrices are pytrees whose coefficients are leaves: they can be passed to
+compiled functions, mapped over by `jax.vmap`, and differentiated in coefficients and parameters.
 """
 
 import abc
@@ -27,23 +27,22 @@ if TYPE_CHECKING:
 
 
 class SelfAdjointOperator(abc.ABC):
-    r"""A self-adjoint `(P, P)` matrix over the free parameters, known by its products; a pytree.
+    r"""A self-adjoint `(P, P)` matrix over the free parameters, given by products; a pytree.
 
     A vector is a pytree like the parameters or a flat `(P,)` array; the answer has its form.
 
-    Operators add up and scale lazily, to operators whose products are sums of their terms':
-    `a + b`, `a - b`, `2.0 * a`, `a / 2.0`, `-a`. What is added and is no operator is a damping,
-    $H + \mathrm{diag}(\delta)$ in any form of a prior precision: `a + 0.1` damps the diagonal only,
-    unlike the sum of an array and a number.
+    Sums and multiples of operators are lazy: `a + b`, `a - b`, `2.0 * a`, `a / 2.0`, `-a`. Anything
+    else that is added is a damping, $H + \mathrm{diag}(\delta)$ in any form of a prior precision:
+    `a + 0.1` damps only the diagonal, unlike the sum of an array and a number.
 
     Attributes
     ----------
     params
-        The parameters that vectors are like, with whatever leaves are frozen.
+        The parameters whose structure vectors have, frozen leaves included.
     """
 
     params: PyTree
-    # NumPy arrays leave `W @ op` and `2.0 * op` to the operator, rather than loop over entries.
+    # NumPy arrays then leave `W @ op` and `2.0 * op` to the operator, and do not loop over entries.
     __array_ufunc__ = None
 
     @property
@@ -63,7 +62,7 @@ class SelfAdjointOperator(abc.ABC):
 
     @property
     def is_positive_semidefinite(self) -> bool:
-        """Whether no eigenvalue is known to be negative; not known inside JAX transformations."""
+        """Whether all eigenvalues are known to be at least zero; not for traced coefficients."""
         return False
 
     @abc.abstractmethod
@@ -143,14 +142,14 @@ class SelfAdjointOperator(abc.ABC):
     # --- exports ----------------------------------------------------------------------------------
 
     def to_scipy(self) -> "LinearOperator":
-        """Return a SciPy `LinearOperator` on flat NumPy vectors, for `eigsh` and its like."""
+        """Return a SciPy `LinearOperator` on flat NumPy vectors, for `eigsh` and others."""
         return to_scipy(self, self)
 
     def to_lineax(self) -> "lineax.FunctionLinearOperator":
-        """Return a lineax operator on flat vectors, with the tags that its solvers ask for.
+        """Return a lineax operator on flat vectors, with the tags that its solvers need.
 
-        It is symmetric, and positive semi-definite where `is_positive_semidefinite` says so. That
-        looks at values, hence export before `jax.jit` and pass the result in; or add the tag by
+        It is tagged symmetric, and positive semi-definite if `is_positive_semidefinite`. As this
+        depends on values, export outside `jax.jit` and pass the result in, or add the tag by
         `lineax.TaggedLinearOperator`.
 
         Returns
@@ -173,13 +172,13 @@ class SelfAdjointOperator(abc.ABC):
 
 
 class WrappedOperator(SelfAdjointOperator):
-    """A matrix made of that of an `operator`, over the same parameters."""
+    """A matrix derived from that of an `operator`, over the same parameters."""
 
     operator: SelfAdjointOperator
 
     @property
     def params(self) -> PyTree:
-        """The parameters that vectors are like."""
+        """The parameters whose structure vectors have."""
         return self.operator.params
 
     @property
@@ -199,7 +198,7 @@ class WrappedOperator(SelfAdjointOperator):
 
     @property
     def is_positive_semidefinite(self) -> bool:
-        """Whether no eigenvalue is known to be negative."""
+        """Whether all eigenvalues are known to be at least zero."""
         return self.operator.is_positive_semidefinite
 
 
@@ -213,7 +212,7 @@ class SumOperator(SelfAdjointOperator):
     Parameters
     ----------
     terms
-        One operator or more. A product costs one with each: a pass over the data of each.
+        One operator or more. A product costs one with each term, and so a pass over its data.
 
     Raises
     ------
@@ -236,7 +235,7 @@ class SumOperator(SelfAdjointOperator):
 
     @property
     def params(self) -> PyTree:
-        """The parameters that vectors are like: those of the first term."""
+        """The parameters whose structure vectors have: those of the first term."""
         return self.terms[0].params
 
     @property
@@ -386,7 +385,7 @@ def _expand(damping, params):
 _compiled_expand = jax.jit(_expand, inline=True)
 
 
-# Each is one program where products have been computed one by one, as on the host.
+# Each is one program when called outside a compiled one, as for data that are streamed.
 @partial(jax.jit, inline=True)
 def _add(*products: PyTree) -> PyTree:
     return jax.tree.map(lambda first, *others: sum(others, first), *products)
@@ -412,7 +411,7 @@ def _times_damping(damping: PyTree, params: PyTree, v: PyTree, leading: tuple) -
 
 
 def known_nonnegative(values: PyTree) -> bool:
-    """Tell whether every number is nonnegative and can be looked at, outside of transformations."""
+    """Return whether all values are known (not traced) and nonnegative."""
     if not tree.is_concrete(values):
         return False
     return all(np.all(np.asarray(leaf) >= 0) for leaf in jax.tree.leaves(values))

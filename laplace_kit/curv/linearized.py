@@ -1,8 +1,8 @@
 r"""Curvature linearised once, so that every product with the same data reuses the forward pass.
 
-A product $H v$ is linear in $v$: what of it does not depend on $v$, the activations, the softmax,
-drawn labels, is computed here and kept in arrays. What remains to be computed for each vector are
-tangents and cotangents.
+A product $H v$ is linear in $v$: everything in it that does not depend on $v$ (activations, the
+softmax, drawn labels) is computed here once and kept. Each product then computes only tangents and
+cotangents.
 """
 
 import dataclasses
@@ -28,10 +28,10 @@ from laplace_kit.tree import pytree_dataclass
 
 @pytree_dataclass()
 class LinearizedOperator(WrappedOperator):
-    """The same matrix as `operator`, with all that its products have in common computed.
+    """The same matrix as `operator`, with the residuals of its linearisation kept.
 
-    Made by `linearized`. `product`, called with the operator, is the linear map of flat vectors; as
-    a pytree, the arrays that it reads and that `operator` does not hold already: the residuals.
+    Made by `linearized`. `product`, called with the operator, is the linear map on flat vectors;
+    its leaves are the residuals: the arrays it reads that `operator` does not already hold.
     """
 
     operator: CurvatureOperator
@@ -52,8 +52,8 @@ class LinearizedOperator(WrappedOperator):
     def matmat(self, vs: PyTree) -> PyTree:
         """Return the products with K vectors; see `CurvatureOperator.matmat`.
 
-        With the forward pass made anew: of several products it is a small part, and small chunks,
-        through which all vectors go together, save more than it costs.
+        The forward pass is repeated: it is a small part of several products, and small chunks,
+        which all vectors pass together, save more than it costs.
         """
         return self.operator.matmat(vs)
 
@@ -70,25 +70,24 @@ class LinearizedOperator(WrappedOperator):
 def linearized(operator: SelfAdjointOperator) -> SelfAdjointOperator:
     r"""Return the same matrix, with the forward pass made once and kept for all products.
 
-    $H v = \sum_n J_n^\top L_n J_n v$ is taken apart, by partial evaluation, into what is known
-    before $v$ is, the residuals of $J_n$ and $L_n$ (of the linearised gradient, for a Hessian), and
-    the linear map that remains. Residuals of all examples are kept, so they make one chunk unless
-    a `batch_size` was given or the memory limit is lower.
+    Partial evaluation splits $H v = \sum_n J_n^\top L_n J_n v$ into the residuals of $J_n$ and
+    $L_n$ (for a Hessian, of the linearised gradient), which do not depend on $v$, and a linear map.
+    Residuals of all examples are kept, so they make one chunk unless a `batch_size` was given or
+    the memory limit is lower.
 
     Parameters
     ----------
     operator
-        A curvature operator, or a sum, multiple or damped form of such: their parts are linearised.
+        A curvature operator, or a sum, multiple or damped form of some: their parts are linearised.
 
     Returns
     -------
     operator
         A `LinearizedOperator`, to be passed through `jit` like any other; a second one for new
-        values of the same shapes compiles nothing. The operator itself, as it is, where the data
-        are a stream, where the residuals exceed its memory limit, and where it is of any other
-        kind. Residuals are counted exactly, from shapes: about the activations of all examples, for
-        a Hessian some three times as much. Cost: one forward pass, and for a Hessian one backward
-        pass.
+        values of the same shapes compiles nothing. The operator is returned unchanged if the data
+        are a stream, if the residuals exceed its memory limit, and if it is of any other kind.
+        Residuals are counted exactly, from shapes: about the activations of all examples, for a
+        Hessian about three times that. Cost: one forward pass, and for a Hessian one backward pass.
 
     References
     ----------
@@ -98,7 +97,7 @@ def linearized(operator: SelfAdjointOperator) -> SelfAdjointOperator:
 
 
 @linearized.register
-def _of_curvature(operator: CurvatureOperator) -> CurvatureOperator | LinearizedOperator:
+def _linearized_curvature(operator: CurvatureOperator) -> CurvatureOperator | LinearizedOperator:
     if not operator.in_memory:
         return operator
     num_bytes = tree.num_bytes(_linearize.eval_shape(operator))
@@ -108,7 +107,9 @@ def _of_curvature(operator: CurvatureOperator) -> CurvatureOperator | Linearized
 
 
 @linearized.register
-def _of_composed(operator: SumOperator | ScaledOperator | DampedOperator) -> SelfAdjointOperator:
+def _linearized_parts(
+    operator: SumOperator | ScaledOperator | DampedOperator,
+) -> SelfAdjointOperator:
     def is_part(node):
         return isinstance(node, SelfAdjointOperator) and node is not operator
 
@@ -120,11 +121,11 @@ def _of_composed(operator: SumOperator | ScaledOperator | DampedOperator) -> Sel
 @jax.jit
 def _linearize(operator):
     zeros = jnp.zeros(operator.shape[0], operator.dtype)
-    # Of several chunks, every product would copy each one's residuals out of those of all.
+    # With several chunks, every product would copy each one's residuals out of those of all.
     largest = dataclasses.replace(operator.limits, batch_size=operator.largest_chunk_size())
     operator = tree.replace(operator, limits=largest)
-    # Parameters and inputs are among what the product reads: no copy is made of them.
-    return tree.apart(jax.linearize(operator.mv, zeros)[1], operator)
+    # The product reads parameters and inputs too: they are not copied.
+    return tree.without_shared_leaves(jax.linearize(operator.mv, zeros)[1], operator)
 
 
 @jax.jit

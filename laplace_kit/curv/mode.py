@@ -1,4 +1,4 @@
-"""One pass over the data at the mode: log-likelihood, gradient, count, and what is not finite."""
+"""One pass over the data at the mode: log-likelihood, gradient, count, and checks of all values."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -40,14 +40,14 @@ class Mode:
 
 
 def examine_mode(objective: Objective, data: Data) -> Mode:
-    """Evaluate the objective at its parameters and refuse what is not finite or not valid.
+    """Evaluate the objective at its parameters; refuse values that are not finite or not valid.
 
     Parameters
     ----------
     objective
         The model, planned, its free parameters and the likelihood.
     data
-        In memory or a stream. In features only NaN is wrong.
+        In memory or a stream. Features may be infinite, but not NaN.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def examine_mode(objective: Objective, data: Data) -> Mode:
 
 
 class _Statistics(NamedTuple):
-    """Sums over a chunk: loss, its gradient, weights, examples that count, and what is faulty."""
+    """Sums over a chunk: loss, gradient, weights, examples that count, bad ones, bad parameters."""
 
     loss: Float[Array, ""]
     gradient: PyTree
@@ -111,7 +111,7 @@ def labelled(objective: Objective, data: Any) -> Examples:
     Raises
     ------
     TypeError, ValueError
-        If shapes or values do not.
+        If shapes or values do not suit the model.
     """
     examples = gather(data)
     x, y, _ = examples
@@ -129,16 +129,17 @@ def check_values(
     Parameters
     ----------
     likelihood
-        Whose targets they are. What a `FromLoss` takes depends on the outputs: not looked at.
+        The likelihood of the targets. Those of a `FromLoss` are not checked, as which ones are
+        valid depends on the outputs.
     outputs
         Shape and dtype of the model's outputs, `(N, *event)`.
     x, y
-        Inputs and targets; inside of JAX transformations their values cannot be looked at.
+        Inputs and targets; traced values are not checked.
 
     Raises
     ------
     ValueError
-        Naming the first offending example.
+        If a value is bad; the message names the first such example.
     """
     if not tree.is_concrete((x, y)):
         return
@@ -183,7 +184,7 @@ _DROP = "clean or drop these examples, and check"
 
 
 def _descriptions(likelihood: Likelihood) -> tuple[str, str]:
-    """Return what can be wrong with targets: they are not finite, or not valid."""
+    """Return descriptions of targets that are not finite, and of targets that are not valid."""
     expected = "finite numbers"
     if isinstance(likelihood, Masked):
         expected += " wherever the mask is one"
@@ -198,7 +199,7 @@ def _descriptions(likelihood: Likelihood) -> tuple[str, str]:
 def _of_target(
     likelihood: Likelihood, event: tuple[int, ...], what: str, y: PyTree, all_y: PyTree, row: int
 ) -> tuple[str, str]:
-    """Return words for a target out of range, if it is one number, and for its remedy if known."""
+    """Describe a target out of range, if it is one number, and its remedy, if there is one."""
     _, out_of_range = _descriptions(likelihood)
     if what != out_of_range:
         return "", ""
@@ -225,7 +226,7 @@ def _chunk_statistics(args, chunk):
 
 
 def _faults(likelihood, f, of_features, x, y) -> dict[str, Array]:
-    """Return, for each thing that can be wrong, which examples of a chunk it is wrong for."""
+    """Return, for each kind of fault, which examples of a chunk have it."""
     seen = jax.vmap(partial(targets_seen, likelihood))(f, y)
     valid = jax.vmap(likelihood.is_valid)(f, y)
     not_finite, out_of_range = _descriptions(likelihood)
@@ -251,7 +252,7 @@ def _finite_rows(values: PyTree, *, or_infinite: bool = False) -> Array:
 
 
 def _describe_first_bad(objective, of_features, data, batch_size) -> str:
-    """Find the first offending example on the host; only ever run to write a message."""
+    """Describe the first bad example, found on the host; run only to write a message."""
     for number, batch in enumerate(read_batches(data)):
         num = batch.num_examples
         for start in range(0, num, batch_size or num):

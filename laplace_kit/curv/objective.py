@@ -21,8 +21,8 @@ class Objective:
     """A model as a function of its free parameters only, and the likelihood of its outputs.
 
     `model_fn` is a `jax.tree_util.Partial`, so that frozen arrays are leaves and not constants. The
-    likelihood is `None` where it plays no part. `plan` is what is known of the model, `None` before
-    inputs have been seen; `limits` bound the memory of all that is done with it.
+    likelihood is `None` where it plays no part. `plan` is the traced model, `None` until the shapes
+    of inputs are known; `limits` bound the memory of every computation with the objective.
     """
 
     model_fn: Partial
@@ -48,7 +48,7 @@ class Objective:
         return replace(self, plan=make_plan(self.model_fn, self.params, x))
 
     def with_model(self, model_fn: Partial) -> "Objective":
-        """Return the objective of another model of the same parameters, not planned yet."""
+        """Return the objective of another model with the same parameters, not planned yet."""
         return replace(self, model_fn=model_fn, plan=None)
 
     def within(self, batch_size: int | None = None, memory: int | None = None) -> "Objective":
@@ -75,9 +75,9 @@ def restrict(
     params, subset
         As in `laplace_kit.selection.select`; leaves that are not floating point are frozen.
     likelihood
-        What the outputs mean; `None` where it plays no part.
+        The distribution of the targets given the outputs; `None` where it plays no part.
     limits
-        What bounds the memory.
+        Bounds of the memory.
     """
     free, selection = select(params, subset)
     model_fn = of_free_params(model_fn, selection)
@@ -111,21 +111,21 @@ def example_losses(likelihood: Likelihood, f: Float[Array, "B *event"], y: PyTre
 
 
 def chunk_loss(objective: Objective, params: PyTree, chunk: Chunk) -> Float[Array, ""]:
-    """Return the weighted sum of one chunk's losses, of outputs in float32 or better."""
+    """Return the weighted sum of one chunk's losses, computed in float32 or better."""
     return loss_of_outputs(objective.likelihood, objective.model_fn(params, chunk.x), chunk)
 
 
 def loss_of_outputs(
     likelihood: Likelihood, f: Float[Array, "B *event"], chunk: Chunk
 ) -> Float[Array, ""]:
-    """Return the same where the outputs are known."""
+    """Return the weighted sum of one chunk's losses, given its outputs."""
     f = f.astype(jnp.promote_types(f.dtype, jnp.float32))
     losses = example_losses(likelihood, f, chunk.y)
     return jnp.vdot(chunk.weight.astype(losses.dtype), losses)
 
 
 def per_example(values: Float[Array, "B ..."], weight: Float[Array, " B"]) -> Float[Array, "B ..."]:
-    """Weigh values along their leading axis, keeping their dtype."""
+    """Multiply values by weights along their leading axis, keeping their dtype."""
     return values * weight.astype(values.dtype).reshape(-1, *(1,) * (values.ndim - 1))
 
 

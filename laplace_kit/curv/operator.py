@@ -29,8 +29,8 @@ STATIC = ("limits", "plan")
 class CurvatureOperator(SelfAdjointOperator):
     """A self-adjoint `(P, P)` curvature matrix of the summed loss, as a pytree.
 
-    Final subclasses say what one chunk of examples contributes; this class has their fields, which
-    `GGNOperator` describes, reads vectors and sums over the data. A scale of `None` is one.
+    Final subclasses define the contribution of one chunk of examples; this class has their fields
+    (see `GGNOperator`), reads vectors and sums over the data. A scale of `None` is one.
     """
 
     model_fn: Callable
@@ -44,7 +44,7 @@ class CurvatureOperator(SelfAdjointOperator):
     plan: Plan = dataclasses.field(init=False)
 
     def __post_init__(self, batch_size, memory_limit):
-        put = object.__setattr__  # frozen for everybody else
+        put = object.__setattr__  # the dataclass is frozen
         put(self, "limits", Limits(batch_size, memory_limit))
         put(self, "model_fn", as_pytree_function(self.model_fn))
         put(self, "likelihood", as_likelihood(self.likelihood))
@@ -143,7 +143,7 @@ class CurvatureOperator(SelfAdjointOperator):
         args
             Further arrays.
         num_vectors
-            How many vectors an example pushes through the linearised model.
+            The number of vectors pushed through the linearised model for each example.
         batch_size
             The number of examples in a chunk; by default the operator's own, or what memory allows.
         """
@@ -153,7 +153,7 @@ class CurvatureOperator(SelfAdjointOperator):
         return total if self.scale is None else _scaled(total, self.scale)
 
     def largest_chunk_size(self) -> int:
-        """Return how many examples the memory limit lets a product with one vector hold."""
+        """Return the number of examples a product with one vector can hold in the memory limit."""
         x, y = batch_spec(self.data)
         weight = jax.ShapeDtypeStruct((self.data.num_first,), jnp.float32)
         step = tree.replace(self, data=None), self.objective.params
@@ -173,7 +173,7 @@ def unchecked(
     objective, data
         All parameters are free; the scale is one.
     own
-        The fields that the subclass has besides.
+        The further fields of the subclass.
     """
     operator = object.__new__(kind)
     fields = {
@@ -229,15 +229,15 @@ def _chunk_matmat(operator_and_vectors, chunk):
 def by_unit_vectors(operator: CurvatureOperator, fn: Callable) -> Array:
     """Return the rows of `fn(units, products)` for blocks of unit vectors: P products in all.
 
-    The memory limit bounds a block. A transformation gets a compiled loop; otherwise the host
-    loops, as a stream of batches needs.
+    The memory limit bounds a block. The loop is compiled inside a JAX transformation; otherwise the
+    host loops, as a stream of batches needs.
     """
     num, dtype = operator.shape[0], operator.dtype
-    # A tangent and a cotangent of one example, the unit vectors, their products and what is added.
+    # A tangent and a cotangent of one example, the unit vectors, their products and their sum.
     row_bytes = 2 * operator.plan.example_bytes + 3 * num * dtype.itemsize
     block = min(num, max(operator.limits.budget // row_bytes, 1))
 
-    def of_block(i: Array) -> Array:
+    def block_rows(i: Array) -> Array:
         units = jax.nn.one_hot(i * block + jnp.arange(block), num, dtype=dtype)
         vs = tree.unravel(units, operator.objective.params)
         products = operator.sum_over(_chunk_matmat, vs, num_vectors=block)
@@ -245,14 +245,14 @@ def by_unit_vectors(operator: CurvatureOperator, fn: Callable) -> Array:
 
     blocks = jnp.arange(-(-num // block))
     if tree.is_concrete(operator):
-        rows = jnp.concatenate([of_block(i) for i in blocks])
+        rows = jnp.concatenate([block_rows(i) for i in blocks])
     else:
-        rows = jnp.concatenate(jax.lax.map(of_block, blocks))
+        rows = jnp.concatenate(jax.lax.map(block_rows, blocks))
     return rows[:num]
 
 
 def check_outputs(objective: Objective, x: PyTree, y: PyTree) -> jax.ShapeDtypeStruct:
-    """Raise where the outputs of a planned model and targets do not go together.
+    """Check that the outputs of a planned model and the targets go together.
 
     Returns
     -------
@@ -262,7 +262,7 @@ def check_outputs(objective: Objective, x: PyTree, y: PyTree) -> jax.ShapeDtypeS
     Raises
     ------
     ValueError
-        If the outputs do not suit the targets, or are no floating-point numbers.
+        If the outputs do not suit the targets, or are not floating-point numbers.
     """
     outputs = objective.plan.outputs(x)
     check_targets(objective.likelihood, outputs, y)
@@ -271,7 +271,7 @@ def check_outputs(objective: Objective, x: PyTree, y: PyTree) -> jax.ShapeDtypeS
 
 
 def check_differentiable(outputs: jax.ShapeDtypeStruct) -> None:
-    """Raise a `ValueError` where outputs are not floating-point numbers."""
+    """Raise a `ValueError` if outputs are not floating-point numbers."""
     if not jnp.issubdtype(outputs.dtype, jnp.floating):
         raise ValueError(
             f"Found outputs of dtype {outputs.dtype}, expected floating-point numbers that can be "

@@ -1,6 +1,6 @@
-r"""Block-diagonal curvature: of a matrix only the blocks of some groups of parameters.
+r"""Block-diagonal curvature, with one block for each group of parameters.
 
-Groups consist of whole leaves: each by itself, those of a layer together, or as they are named.
+Groups consist of whole leaves: each by itself, those of a layer together, or groups by name.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,22 +33,22 @@ Groups = Mapping[str, Callable[[str], bool] | str | Sequence[str]]
 def block_diagonal(
     operator: SelfAdjointOperator, by: Literal["leaf", "layer"] | Groups = "leaf"
 ) -> "BlockDiagonalOperator":
-    r"""Return the operator without its entries between parameters of different groups.
+    r"""Return the operator with entries between parameters of different groups set to zero.
 
     Parameters
     ----------
     operator
-        A curvature operator, or what is composed of them.
+        A curvature operator, or one composed of them.
     by
-        `"leaf"`: each leaf by itself. `"layer"`: a weight together with the bias that is added to
-        its product alone, as layer capture finds them, named by the weight's path; other leaves by
+        `"leaf"`: each leaf by itself. `"layer"`: a weight together with the bias that is added only
+        to its product, as layer capture finds them, named by the weight's path; other leaves by
         themselves. Or groups by name, each a predicate on the leaf's path, or names of layers or
-        leaves as they stand in paths: `{"body": ["hidden/0", "hidden/1"], "head": "out"}`.
+        leaves as they appear in paths: `{"body": ["hidden/0", "hidden/1"], "head": "out"}`.
 
     Returns
     -------
     operator
-        Of the same shape.
+        Block-diagonal, of the same shape.
 
     Raises
     ------
@@ -70,9 +70,9 @@ class BlockDiagonalOperator(WrappedOperator):
 
     A product is one pass over the data of each curvature operator inside. It linearises the model
     once in each chunk, and for each block goes through the model from the block to its outputs and
-    back: for a network of a few layers some 1.1 to 1.4 products of the whole matrix by layer. The
-    program grows with the number of blocks. The diagonal is that of the matrix; the dense form
-    costs those of the blocks.
+    back: for a network of a few layers, with a block per layer, it costs about 1.1 to 1.4 products
+    of the whole matrix. The program grows with the number of blocks. The diagonal is that of the
+    matrix; the dense form costs those of the blocks.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class BlockDiagonalOperator(WrappedOperator):
     blocks
         The names of the K blocks.
     groups
-        For each leaf of free parameters, the number of its block.
+        For each leaf of free parameters, the index of its block.
     """
 
     operator: SelfAdjointOperator
@@ -120,7 +120,7 @@ class BlockDiagonalOperator(WrappedOperator):
         return submatrix(self.operator, self.numbers(name))
 
     def numbers(self, name: str) -> np.ndarray:
-        """Return which flat parameters a block consists of, in ascending order.
+        """Return the indices of a block's parameters in flat order, ascending.
 
         Raises
         ------
@@ -133,10 +133,10 @@ class BlockDiagonalOperator(WrappedOperator):
 
 
 @submatrix.register
-def _of_blocks(operator: BlockDiagonalOperator, subset: Subset) -> BlockDiagonalOperator:
+def _block_submatrix(operator: BlockDiagonalOperator, subset: Subset) -> BlockDiagonalOperator:
     part = submatrix(operator.operator, subset)
-    of_leaf = dict(zip(tree.paths(select(operator.params)[0]), operator.groups, strict=True))
-    kept = [of_leaf[path] for path in tree.paths(part.params)]
+    groups = dict(zip(tree.paths(select(operator.params)[0]), operator.groups, strict=True))
+    kept = [groups[path] for path in tree.paths(part.params)]
     left = sorted(set(kept))
     blocks = tuple(operator.blocks[block] for block in left)
     return BlockDiagonalOperator(part, blocks, tuple(map(left.index, kept)))
@@ -170,7 +170,7 @@ def _named(names: str | Sequence[str]) -> Named:
 
 
 def _layers(operator: SelfAdjointOperator) -> list[str]:
-    """Return for each leaf the path of its layer's weight, in the first model there is."""
+    """Return for each leaf the path of its layer's weight, in the operator's first model."""
     parts = jax.tree.leaves(operator, is_leaf=_is_curvature)
     model = next(filter(_is_curvature, parts), None)
     if model is None:
@@ -208,9 +208,9 @@ _compiled_mv, _compiled_matmat = jax.jit(_mv), jax.jit(_matmat)
 
 
 def _terms(blocks: BlockDiagonalOperator) -> SelfAdjointOperator:
-    """Return the same matrix as sums and multiples of block-diagonal terms, where it is composed.
+    """Return a composed matrix as sums and multiples of block-diagonal terms.
 
-    A damping has no entries outside of the blocks.
+    A damping has no entries outside the blocks.
     """
     operator = blocks.operator
     if isinstance(operator, SumOperator):
@@ -239,20 +239,20 @@ def _by_matmat(operator: SelfAdjointOperator, groups: tuple[int, ...], vs: PyTre
     flat = tree.ravel(spread, num_leading=2)
     products = operator.matmat(flat.reshape(-1, flat.shape[-1])).reshape(flat.shape)
     like = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in leaves]
-    of_leaf = tree.unravel(products, like)
-    kept = [product[group] for product, group in zip(of_leaf, groups, strict=True)]
+    unraveled = tree.unravel(products, like)
+    kept = [product[group] for product, group in zip(unraveled, groups, strict=True)]
     return jax.tree.unflatten(structure, kept)
 
 
 def _by_chunk(operator: CurvatureOperator, groups: tuple[int, ...], vs: PyTree) -> PyTree:
     """Multiply block by block in each chunk, with one linearisation and one product's memory."""
     num = len(jax.tree.leaves(vs)[0])
-    sums = operator.sum_over(_OfChunk(groups), vs, num_vectors=num)
+    sums = operator.sum_over(_ChunkProducts(groups), vs, num_vectors=num)
     return jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), sums, vs)
 
 
-class _OfChunk(NamedTuple):
-    """What one chunk adds to the products; hashable, so that it is compiled once."""
+class _ChunkProducts(NamedTuple):
+    """One chunk's part of the products; hashable, so that it is compiled once."""
 
     groups: tuple[int, ...]
 
@@ -268,6 +268,6 @@ class _OfChunk(NamedTuple):
                 leaf if kept else jnp.zeros_like(leaf)
                 for leaf, kept in zip(leaves, inside, strict=True)
             ]
-            of_block = jax.tree.leaves(products(jax.tree.unflatten(structure, only)))
-            found |= {i: of_block[i] for i, kept in enumerate(inside) if kept}
+            product = jax.tree.leaves(products(jax.tree.unflatten(structure, only)))
+            found |= {i: product[i] for i, kept in enumerate(inside) if kept}
         return jax.tree.unflatten(structure, [found[i] for i in range(len(leaves))])

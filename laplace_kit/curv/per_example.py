@@ -49,7 +49,7 @@ def per_example_gradients(
     Returns
     -------
     gradients
-        N times the size of the parameters. Cost: one forward and one backward pass.
+        Its size is N times that of the parameters. Cost: one forward and one backward pass.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def per_example_gradient_norms(
     -------
     norms
         In float32 or better. Cost: one forward and one backward pass, and for each layer
-        $T^2 (I + O)$ operations, or $T I O$ where that is less to hold.
+        $T^2 (I + O)$ operations, or $T I O$ where that takes less memory.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""What follows from a model's structure and the shapes of its inputs alone, found once.
+"""The plan of a model: all that follows from its structure and the shapes of its inputs.
 
-A plan holds no arrays. It is structure, compared by what it was made from, so that programs
+A plan holds no arrays. It is static and compared by what it was made from, so that programs
 compiled for one model serve the next of the same shapes.
 """
 
@@ -27,7 +27,7 @@ class _Shapes(NamedTuple):
 
     @classmethod
     def of(cls, values: PyTree) -> "_Shapes":
-        """Keep shapes and dtypes alone."""
+        """Return the structure, shapes and dtypes of a pytree of arrays."""
         leaves, structure = jax.tree.flatten(values)
         return cls(structure, tuple(map(_spec, leaves)))
 
@@ -38,7 +38,7 @@ class _Shapes(NamedTuple):
 
 
 class _Key(NamedTuple):
-    """What a plan is made from: the model and its parameters, an input, and JAX's settings."""
+    """The key of a plan: shapes of the model and its parameters and of an input, JAX's settings."""
 
     model: _Shapes
     one: _Shapes
@@ -56,8 +56,8 @@ class Plan:
     key: _Key
     output: jax.ShapeDtypeStruct
     example_bytes: int
-    holds_tracers: bool  # which the model closes over, inside of a transformation
-    code: int  # the hash, which every call of a compiled function asks for
+    holds_tracers: bool  # whether the model closes over tracers, inside a transformation
+    code: int  # the hash, which every call of a compiled function needs
 
     def suits(self, x: PyTree) -> bool:
         """Return whether this is the plan for inputs, or shapes of inputs, with a leading axis."""
@@ -119,7 +119,7 @@ def make_plan(model_fn: Partial, params: PyTree, x: PyTree) -> Plan:
 
 @functools.lru_cache(maxsize=64)
 def _make_plan(key: _Key) -> Plan:
-    """Do so once for each model, by structure, shapes and settings, as `jax.jit` does."""
+    """Return the plan of a key, cached by structure, shapes and settings as in `jax.jit`."""
     (model_fn, params), one = key.model.tree, key.one.tree
     # A function made here, so that JAX keeps no trace in which the model closes over tracers.
     trace = jax.make_jaxpr(lambda *args: apply_model(*args), return_shape=True)
@@ -148,11 +148,11 @@ _cached_layers = functools.lru_cache(maxsize=64)(_find_layers)
 
 
 def _refuse_single_example(model_fn: Partial, params: PyTree, x: PyTree) -> None:
-    """Raise a `ValueError` where the model takes batches of what `x` is one of."""
+    """Raise a `ValueError` if the model accepts a batch of inputs of which `x` is a single one."""
     several = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), x)
     try:
         outputs = jax.eval_shape(apply_model, model_fn, params, several)
-    except ValueError:  # which is what `apply_model` makes of the model's own
+    except ValueError:  # `apply_model` turns the model's own errors into this
         return
     if hasattr(outputs, "shape") and outputs.shape[:1] == (2,):
         shapes = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(x))

@@ -1,7 +1,7 @@
-"""Pictures of curvature: plain functions that draw on the `Axes` they are given and return it.
+"""Plots of curvature: plain functions that draw on a given `Axes` and return it.
 
-Colours are those of Okabe and Ito, and the map of colours is cividis: colour-blind readers tell
-them apart. The figure is the caller's: no function here makes one or touches pyplot and its state.
+Colours are those of Okabe and Ito, and the colour map is cividis, both safe for colour-blind
+readers. The figure is the caller's: no function here makes one or touches pyplot's state.
 """
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#767676"
 
 _NUM_LEVELS = 15
-_DECADES = 6  # of a density below its peak; less is broadening
+_DECADES = 6  # shown of a density below its peak; lower values are only broadening
 
 
 @runtime_checkable
@@ -50,22 +50,22 @@ def loss_curve(
     ax
         Where to draw.
     landscape
-        Of one direction.
+        A landscape along one direction.
     curvature
-        $v^\top H v$, to draw $\mathcal L(\theta) + \frac12 t^2 v^\top H v$: what a Laplace
-        approximation takes the loss for. $\mathcal L(\theta)$ is read off the curve.
+        $v^\top H v$, to draw $\mathcal L(\theta) + \frac12 t^2 v^\top H v$, the quadratic that a
+        Laplace approximation puts in place of the loss. $\mathcal L(\theta)$ is read off the curve.
     label
         The name of the curve in the legend.
 
     Returns
     -------
     Axes
-        `ax`; its lines are the loss and the parabola, as far as one is wanted.
+        `ax`; its lines are the loss and, given a curvature, the parabola.
 
     Raises
     ------
     ValueError
-        If the landscape has not one direction.
+        If the landscape does not have exactly one direction.
     """
     (t,), losses = _read(landscape, 1)
     ax.plot(t, losses, color=BLUE, label=label)
@@ -88,7 +88,7 @@ def loss_surface(ax: "matplotlib.axes.Axes", landscape: Landscape) -> "matplotli
     ax
         Where to draw.
     landscape
-        Of two directions: the first runs to the right, the second upwards.
+        A landscape along two directions: the first runs to the right, the second upwards.
 
     Returns
     -------
@@ -98,7 +98,7 @@ def loss_surface(ax: "matplotlib.axes.Axes", landscape: Landscape) -> "matplotli
     Raises
     ------
     ValueError
-        If the landscape has not two directions, or no two losses that are finite and differ.
+        If the landscape does not have exactly two directions, or no two finite losses differ.
     """
     (s, t), losses = _read(landscape, 2)
     finite = losses[np.isfinite(losses)]
@@ -126,7 +126,7 @@ def spectral_density(ax: "matplotlib.axes.Axes", spectrum: Density) -> "matplotl
     ax
         Where to draw.
     spectrum
-        What `curv.spectral_density` returns, or anything with `grid` and `density`.
+        The result of `curv.spectral_density`, or anything with `grid` and `density`.
 
     Returns
     -------
@@ -145,10 +145,10 @@ def spectral_density(ax: "matplotlib.axes.Axes", spectrum: Density) -> "matplotl
 
 
 def eigenvalue_bars(ax: "matplotlib.axes.Axes", pairs: Eigenvalues) -> "matplotlib.axes.Axes":
-    """Draw eigenvalues as bars, in their order, and how far they may be off.
+    """Draw eigenvalues as bars, in the given order, with error bars.
 
-    Within the residual of each value there is an eigenvalue: that is the interval on its bar.
-    Negative eigenvalues are hatched, in another colour.
+    The error bar of a value is its residual: there is an eigenvalue within this distance. Negative
+    eigenvalues are hatched, in another colour.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def eigenvalue_bars(ax: "matplotlib.axes.Axes", pairs: Eigenvalues) -> "matplotl
 
 
 def _read(landscape: Landscape, num: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """Return coordinates and losses of a landscape that must have so many directions."""
+    """Return coordinates and losses of a landscape, which must have `num` directions."""
     if len(landscape.coordinates) != num:
         raise ValueError(
             f"Found a landscape of {len(landscape.coordinates)} directions, expected {num}; "

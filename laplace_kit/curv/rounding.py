@@ -1,4 +1,4 @@
-"""How finely products with an operator are rounded: as the coarsest numbers in its model are."""
+"""The rounding of products with an operator: that of the coarsest dtype in its model."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from laplace_kit.program import reached_from
 
 
 def rounding(operator: SelfAdjointOperator) -> float:
-    r"""Return $\epsilon$: products with unit vectors are rounded by less than $\epsilon \|H\|$.
+    r"""Return $\epsilon$ such that products with unit vectors err by less than $\epsilon \|H\|$.
 
     Parameters
     ----------
@@ -20,9 +20,9 @@ def rounding(operator: SelfAdjointOperator) -> float:
     Returns
     -------
     epsilon
-        That of the coarsest floating-point dtype among the vectors and the values in the model that
-        depend on free parameters: bfloat16's where a model in float32 computes in bfloat16 on the
-        way. Cost: the model is traced for one example, if that has not been done.
+        The machine epsilon of the coarsest floating-point dtype among the vectors and the values in
+        the model that depend on free parameters: that of bfloat16 if a float32 model computes in
+        bfloat16 in between. Cost: the model is traced for one example, if it has not been yet.
     """
     parts = jax.tree.leaves(operator, is_leaf=_is_curvature)
     models = [part for part in parts if _is_curvature(part)]

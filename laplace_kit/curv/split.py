@@ -1,9 +1,9 @@
 r"""A model cut in two where its free parameters enter: features, computed once, and a head.
 
-What does not depend on the free parameters is the same in every pass over the data. The program of
-one example is cut there, $f(\theta, x) = h(\theta, \phi(x))$: the features $\phi(x)$ are the values
-that depend on the inputs alone and are read by steps that depend on free parameters too. Values
-that depend on neither are computed once, for all examples together.
+Values that do not depend on the free parameters are the same in every pass over the data. The
+program of one example is cut there, $f(\theta, x) = h(\theta, \phi(x))$: the features $\phi(x)$ are
+the values that depend only on the inputs and are read by steps that also depend on free parameters.
+Values that depend on neither are computed once, for all examples together.
 """
 
 from collections.abc import Callable
@@ -33,19 +33,19 @@ def split(model_fn: Callable, free: PyTree, x: PyTree) -> tuple[Partial, Partial
         `(free, x) -> (N, *event)`, pure; the arrays that it holds as a pytree are frozen, as
         `laplace_kit.curv.objective.restrict` makes it.
     free
-        Its parameters.
+        The free parameters.
     x
         Inputs with a leading axis, or their `jax.ShapeDtypeStruct`s: values are not read.
 
     Returns
     -------
     features
-        `x -> phi`, a tuple of arrays with the leading axis of `x`. Steps that only move entries, or
-        repeat them, are left to the head, so that `phi` is nothing but leaves of `x` where free
-        parameters enter with the first layer.
+        `x -> phi`, a tuple of arrays with the leading axis of `x`. Steps that only move or repeat
+        entries are left to the head, so that `phi` consists of leaves of `x` if the first layer is
+        free.
     head
         `(free, phi) -> (N, *event)`. Both are pytrees of the frozen arrays that they read; their
-        structure is compared by value, so that what is compiled for one serves the next.
+        structure is compared by value, so that programs compiled for one serve the next.
     """
     model_fn = as_pytree_function(model_fn)
     plan = make_plan(model_fn, free, x)
@@ -61,14 +61,14 @@ def with_features(objective: Objective, data: Data) -> tuple[Objective, Data]:
         The model, planned, its free parameters and the likelihood; its limits hold for the features
         too.
     data
-        In memory; a stream is left as it is.
+        In memory; a stream is returned unchanged.
 
     Returns
     -------
     objective, data
-        With the same outputs, derivatives and layers. As they were given for a stream, where no
-        frozen array is used before free parameters enter, as with a free first layer, and where the
-        features exceed the memory limit. Features may be infinite, as where a mask is.
+        With the same outputs, derivatives and layers. Returned unchanged for a stream, if no frozen
+        array is used before free parameters enter, as with a free first layer, and if the features
+        exceed the memory limit. Features may be infinite, as in an attention mask.
     """
     if not isinstance(data, InMemory):
         return objective, data
@@ -87,13 +87,13 @@ def with_features(objective: Objective, data: Data) -> tuple[Objective, Data]:
 
 
 def _apply(features: Partial, examples: PyTree) -> tuple[tuple[Array, ...], UInt32[Array, " B"]]:
-    """Return the features, and what tells the examples apart where these may not."""
+    """Return the features, and fingerprints of the examples, whose features may be equal."""
     x, _ = examples
     return features(x), jax.vmap(fingerprint)(examples)
 
 
 class _Cut(NamedTuple):
-    """A program, the steps of its head, and the values that these read: by example, and shared."""
+    """A program, the steps of its head, and the values these read: per example, and shared."""
 
     program: Program
     head: tuple[Step, ...]
@@ -108,14 +108,14 @@ class _Cut(NamedTuple):
 
     @property
     def reads_frozen(self) -> bool:
-        """Whether the features are made with arrays that the model holds, not of inputs alone."""
+        """Whether the features depend on arrays that the model holds, and not only on inputs."""
         held = {*self.program.frozen, *self.program.constants}
         steps = _needed(self.program, self.features)
         return any(held & _numbers(step.operands) for step in steps)
 
 
 def _cut(plan: Plan) -> _Cut:
-    """Cut the program, from its end, before the last values that no free parameter enters."""
+    """Cut the program, from its end, before the last values that depend on no free parameter."""
     program = plan.layers.program
     varying = reached_from(program, program.leaves)
     read, head = _numbers([program.output]), []
@@ -127,7 +127,7 @@ def _cut(plan: Plan) -> _Cut:
             head.append(step)
     read -= set(program.leaves)
     active = reached_from(program, program.inputs)
-    features = sorted(read & active) or program.inputs  # which tell the number of examples
+    features = sorted(read & active) or program.inputs  # to know the number of examples
     return _Cut(program, tuple(reversed(head)), tuple(features), tuple(sorted(read - active)))
 
 
@@ -136,7 +136,7 @@ def _numbers(operands: Any) -> set[int]:
 
 
 def _needed(program: Program, targets: tuple[int, ...]) -> tuple[Step, ...]:
-    """Return the steps that lead to some values."""
+    """Return the steps that some values depend on."""
     needed, steps = set(targets), []
     for step in reversed(program.steps):
         if needed.intersection(step.results):
@@ -171,7 +171,7 @@ class _Features(NamedTuple):
 
 
 class _Head(NamedTuple):
-    """The rest of a model, as a function of what all examples share, free parameters, features."""
+    """The rest of a model, as a function of shared values, free parameters and features."""
 
     plan: Plan
 

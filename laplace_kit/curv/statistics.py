@@ -17,15 +17,16 @@ from laplace_kit.errors import check_count
 from laplace_kit.memory import Limits
 from laplace_kit.tree import pytree_dataclass
 
-_ROUNDINGS = 10  # of the largest number in a recurrence: what its residuals may be off by
+_ROUNDINGS = 10  # error of residuals, in roundings of the largest number of the recurrence
 
 
 @pytree_dataclass(static=("names", "num_parameters"))
 class LayerStatistics:
-    """What the diagonal blocks of a curvature matrix are like; `print` shows a table.
+    """Statistics of the K diagonal blocks of a curvature matrix; `print` shows a table.
 
-    `names` and `num_parameters` of the K blocks; `trace` and `largest_eigenvalue` `(K,)`; and
-    `residual` `(K,)`: a block has an eigenvalue within this distance of `largest_eigenvalue`.
+    `names` and `num_parameters` have one entry per block; `trace` and `largest_eigenvalue` are
+    `(K,)`, and so is `residual`: a block has an eigenvalue within this distance of
+    `largest_eigenvalue`.
     """
 
     names: tuple[str, ...]
@@ -40,7 +41,7 @@ class LayerStatistics:
         return self.trace / jnp.asarray(self.num_parameters, self.trace.dtype)
 
     def to_dict(self) -> dict[str, list]:
-        """Return the columns of the table by name, as `pandas.DataFrame` and its like take them."""
+        """Return the columns of the table by name, for `pandas.DataFrame` and others."""
         return {
             "layer": list(self.names),
             "parameters": list(self.num_parameters),
@@ -82,40 +83,39 @@ def layer_statistics(
     num_steps: int = 20,
     memory_limit: int | None = None,
 ) -> LayerStatistics:
-    r"""Return trace, mean diagonal and largest eigenvalue of each layer's block of a curvature.
+    r"""Return trace, mean diagonal and largest eigenvalue of each layer's block of the curvature.
 
-    The largest eigenvalue of block k is that of the matrix $T$ which Lanczos makes of $E_k^\top H
-    E_k$ in `num_steps` products, with full reorthogonalisation; it is never too large, and its
-    residual $\|E_k^\top H E_k u - \lambda u\|$, rounding included, says how close it is to an
-    eigenvalue.
+    The largest eigenvalue of block k is the largest Ritz value of `num_steps` steps of Lanczos on
+    $E_k^\top H E_k$, with full reorthogonalisation. It is never too large, and its residual
+    $\|E_k^\top H E_k u - \lambda u\|$, rounding included, bounds its distance to an eigenvalue.
 
     Parameters
     ----------
     operator
-        A curvature operator, or what is composed of them; in memory or over a stream.
+        A curvature operator, or one composed of them; in memory or over a stream.
     key
-        For the start vectors.
+        Random key for the start vectors.
     by
-        What makes a block: `"layer"`, a weight with its bias, `"leaf"`, or groups by name; see
+        The blocks: `"layer"`, a weight with its bias, `"leaf"`, or groups by name; see
         `block_diagonal`.
     diagonal
-        Of the matrix, in flat order `(P,)`, where it is known or estimated; by default
+        The matrix's diagonal in flat order `(P,)`, if it is known or estimated; by default
         `operator.diagonal()`, which is exact, and costs P products for a Hessian.
     num_steps
-        Products spent on each eigenvalue.
+        The number of products for each eigenvalue.
     memory_limit
         In bytes, for the vectors of Lanczos; `None` for a share of the device's memory.
 
     Returns
     -------
     statistics
-        Of K blocks, in flat order. Cost: the diagonal, and `num_steps` products for each block.
+        K blocks, in flat order. Cost: the diagonal, and `num_steps` products for each block.
 
     Raises
     ------
     ValueError
-        If `num_steps` is not positive, the diagonal is not of P values, or the blocks are not as
-        `block_diagonal` takes them.
+        If `num_steps` is not positive, the diagonal does not have P values, or `block_diagonal`
+        refuses the blocks.
 
     Examples
     --------
@@ -132,11 +132,11 @@ def layer_statistics(
         )
     blocks = block_diagonal(operator, by)
     numbers = [blocks.numbers(name) for name in blocks.blocks]
-    sizes = tuple(len(of_block) for of_block in numbers)
+    sizes = tuple(map(len, numbers))
     diagonal = operator.diagonal() if diagonal is None else jnp.asarray(diagonal)
     block_of = np.zeros(num, np.int32)
-    for block, of_block in enumerate(numbers):
-        block_of[of_block] = block
+    for block, indices in enumerate(numbers):
+        block_of[indices] = block
     block_of = jnp.asarray(block_of)
     num_steps = min(num_steps, max(sizes))
     krylov_bytes = 2 * num_steps * num * operator.dtype.itemsize
@@ -162,7 +162,7 @@ def _largest_eigenvalues(
     start = jax.random.normal(key, block_of.shape, dtype)
     whole = product(operator)
 
-    def of_block(block: Int[Array, ""]) -> tuple[Array, Array]:
+    def largest(block: Int[Array, ""]) -> tuple[Array, Array]:
         def keep(v: Float[Array, " P"]) -> Float[Array, " P"]:
             return jnp.where(block_of == block, v, 0)
 
@@ -171,4 +171,4 @@ def _largest_eigenvalues(
         rounding = _ROUNDINGS * jnp.finfo(dtype).eps * jnp.abs(alphas).max()
         return values[-1], betas[-1] * jnp.abs(vectors[-1, -1]) + rounding
 
-    return jax.lax.map(of_block, jnp.arange(num_blocks), batch_size=batch_size)
+    return jax.lax.map(largest, jnp.arange(num_blocks), batch_size=batch_size)

@@ -1,4 +1,4 @@
-"""Principal submatrices: the curvature of some of the parameters, at a cost that goes with them."""
+"""Principal submatrices: the curvature of a subset of parameters, at the cost of the subset."""
 
 import functools
 
@@ -16,24 +16,24 @@ from laplace_kit.selection import Subset, select
 def submatrix(operator: SelfAdjointOperator, subset: Subset) -> SelfAdjointOperator:
     r"""Return the principal submatrix of some parameters, $H_{SS} = E_S^\top H E_S$.
 
-    It is an operator of the same kind on the model in which all other parameters are frozen, and
-    not a product with zeros filled in: vectors, backward passes and derivatives are of the size of
-    the subset, and what depends on frozen parameters alone is computed once, here. A Monte-Carlo
+    It is an operator of the same kind for the model with all other parameters frozen, and not a
+    product with zeros filled in: vectors, backward passes and derivatives have the size of the
+    subset, and values that depend only on frozen parameters are computed once, here. A Monte-Carlo
     Fisher matrix keeps its labels.
 
     Parameters
     ----------
     operator
-        Of P free parameters.
+        An operator over P free parameters.
     subset
-        Of the operator's parameters, as in `laplace_kit.selection.select`: a predicate on the
-        leaf's path, a pytree prefix of booleans, per leaf or per element, or one flat array,
-        booleans `(P,)` or the numbers of k parameters in any order.
+        A subset of the operator's parameters, as in `laplace_kit.selection.select`: a predicate on
+        the leaf's path, a pytree prefix of booleans, per leaf or per element, or one flat array,
+        booleans `(P,)` or the indices of k parameters in any order.
 
     Returns
     -------
     operator
-        Of shape `(k, k)`, with the parameters in the order that they have in `operator`: its dense
+        `(k, k)`, with the parameters in the order that they have in `operator`: its dense
         form is that of `operator` in these rows and columns. Its vectors are flat `(k,)`, or
         pytrees with `None` for a frozen leaf and `(j,)` for the j free entries of a leaf. Cost: one
         forward pass over inputs in memory, none over a stream.
@@ -41,18 +41,18 @@ def submatrix(operator: SelfAdjointOperator, subset: Subset) -> SelfAdjointOpera
     Raises
     ------
     TypeError
-        If this is not known for an operator of this type.
+        If no submatrix is registered for operators of this type.
     ValueError
-        If `subset` selects nothing, or what does not exist.
+        If `subset` selects nothing, or parameters that do not exist.
     """
     raise TypeError(
         f"Found an operator of type {type(operator).__name__}, expected a curvature operator or "
-        "what is composed of them; teach this function others by `submatrix.register`."
+        "one composed of them; register others by `submatrix.register`."
     )
 
 
 @submatrix.register
-def _of_curvature(operator: CurvatureOperator, subset: Subset) -> CurvatureOperator:
+def _curvature_submatrix(operator: CurvatureOperator, subset: Subset) -> CurvatureOperator:
     bound = operator.model_fn, operator.params, operator.likelihood
     objective, _ = restrict(*bound, subset, operator.limits)
     objective = objective.planned(batch_spec(operator.data)[0])
@@ -67,17 +67,17 @@ def _of_curvature(operator: CurvatureOperator, subset: Subset) -> CurvatureOpera
 
 
 @submatrix.register
-def _of_sum(operator: SumOperator, subset: Subset) -> SumOperator:
+def _sum_submatrix(operator: SumOperator, subset: Subset) -> SumOperator:
     return SumOperator(tuple(submatrix(term, subset) for term in operator.terms))
 
 
 @submatrix.register
-def _of_multiple(operator: ScaledOperator, subset: Subset) -> ScaledOperator:
+def _scaled_submatrix(operator: ScaledOperator, subset: Subset) -> ScaledOperator:
     return ScaledOperator(submatrix(operator.operator, subset), operator.factor)
 
 
 @submatrix.register
-def _of_damped(operator: DampedOperator, subset: Subset) -> DampedOperator:
+def _damped_submatrix(operator: DampedOperator, subset: Subset) -> DampedOperator:
     _, selection = select(operator.params, subset)
     damping = tree.unravel(operator.damping_vector(), select(operator.params)[0])
     part = submatrix(operator.operator, subset)
@@ -85,5 +85,5 @@ def _of_damped(operator: DampedOperator, subset: Subset) -> DampedOperator:
 
 
 @submatrix.register
-def _of_linearized(operator: LinearizedOperator, subset: Subset) -> SelfAdjointOperator:
+def _linearized_submatrix(operator: LinearizedOperator, subset: Subset) -> SelfAdjointOperator:
     return linearized(submatrix(operator.operator, subset))

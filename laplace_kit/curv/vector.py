@@ -1,4 +1,4 @@
-"""The two forms of a vector, a pytree like the parameters or a flat array, and the way back."""
+"""Vectors in two forms, a pytree like the parameters or a flat array, and back."""
 
 from collections.abc import Callable
 
@@ -29,7 +29,7 @@ def read_vectors(
     vectors
         A pytree like `free` with the leading axes.
     restore
-        Brings results shaped like `vectors` to the form of `v`; zero where a leaf is frozen.
+        Returns results shaped like `vectors` in the form of `v`, zero where a leaf is frozen.
 
     Raises
     ------

@@ -42,13 +42,13 @@ def test_log_likelihood_gradient_and_count(name, x64):
     assert mode.num_data == problem.num_examples
 
 
-@pytest.mark.parametrize("road", ["chunks", "stream"])
-def test_chunks_that_do_not_divide_the_data_count_each_example_once(road, x64):
+@pytest.mark.parametrize("source", ["chunks", "stream"])
+def test_chunks_that_do_not_divide_the_data_count_each_example_once(source, x64):
     problem = twins.problem("mlp", "float64")
     data = (problem.x, problem.y)
-    if road == "stream":
+    if source == "stream":
         data = twins.batches(*data, 3, 3, 1)
-    mode = examine(problem, data, batch_size=3 if road == "chunks" else None)
+    mode = examine(problem, data, batch_size=3 if source == "chunks" else None)
     log_likelihood, gradient = sums(problem)
     twins.assert_close(mode.log_likelihood, log_likelihood)
     twins.assert_close(mode.gradient, gradient)

@@ -1,10 +1,10 @@
-r"""Jacobian rows of one layer in factors, and the contractions that never multiply them out.
+r"""Jacobian rows of one layer in factors, and contractions of the factors.
 
 Where a weight enters as $z_t = a_t W$ at positions t, the row of direction r is
-$J_{nr} = \sum_t a_{nt}\, g_{nrt}^\top$, of which `a` and `g` are kept. Several groups have matrices
-of their own, as in grouped convolutions. With one position everything is a contraction of the
-factors; with several, a chunk of rows is multiplied out for the moment. Any other parameter is a
-layer of one input that is always one, whose `g` are its rows.
+$J_{nr} = \sum_t a_{nt}\, g_{nrt}^\top$, and `a` and `g` are kept. Each of several groups has its
+own matrix, as in grouped convolutions. With one position every operation is a contraction of the
+factors; with several, a chunk of rows is temporarily multiplied out. Any other parameter is a layer
+with the constant input 1, whose `g` are its rows.
 """
 
 from typing import NamedTuple
@@ -39,7 +39,7 @@ class FactoredRows:
         return jnp.einsum("btgi,brtgo->brgio", self.inputs, self.gradients)
 
     def single(self) -> _Single:
-        """Return rows with one position: as they are, or multiplied out with an input of one."""
+        """Return rows with one position: unchanged, or multiplied out with the input 1."""
         if self.inputs.shape[1] == 1:
             return _Single(self.inputs[:, 0], self.gradients[:, :, 0], self.layout.shape)
         return _multiplied_out(self)
@@ -57,13 +57,13 @@ class FactoredRows:
         return jnp.einsum("brgo,bsgo->brs", g * weight[:, None], g)
 
     def squares(self, scale: Float[Array, "G I O"]) -> Float[Array, "B R"]:
-        """Return the diagonal of `outer` alone."""
+        """Return the diagonal of `outer`."""
         a, g, shape = self.single()
         weight = _by_group(a**2, scale.reshape(shape))
         return jnp.einsum("brgo,bgo->br", g**2, weight)
 
     def squared_norms(self) -> Float[Array, "B R"]:
-        r"""Return $\|J_{nr}\|^2$: over pairs of positions, or multiplied out if that is less."""
+        r"""Return $\|J_{nr}\|^2$, over pairs of positions or multiplied out if that is smaller."""
         num, (_, width, out) = self.inputs.shape[1], self.layout.shape
         if num > 1 and num**2 > width * out:
             return jnp.sum(_multiplied_out(self).gradients ** 2, axis=(2, 3))
@@ -77,7 +77,7 @@ class FactoredRows:
         r"""Return $J_n \operatorname{diag}(d) J_m'^\top$ for all pairs of two batches.
 
         The scale is one value, one for each input `(G, I, 1)`, or one for each parameter. In the
-        last case a pair takes $I O$ operations more, and several positions are multiplied out.
+        last case a pair takes $I O$ more operations, and several positions are multiplied out.
         """
         other = other.factored() if isinstance(other, HeadRows) else other
         if scale.ndim == 0 or scale.shape[2] == 1:
@@ -92,24 +92,24 @@ class FactoredRows:
     def _cross_by_inputs(
         self, other: "FactoredRows", scale: Float[Array, ""] | Float[Array, "G I 1"]
     ) -> Float[Array, "B R D S"]:
-        """Do so where outputs share their scale: over pairs of positions, if that is less."""
+        """Return `cross` for a scale that outputs share: over pairs of positions, if smaller."""
         if self.pairs_multiply_out(other):
             scale = jnp.broadcast_to(scale, self.layout.shape).reshape(-1)
             (_, g, _), (_, h, _) = _multiplied_out(self), _multiplied_out(other)
             return jnp.einsum("brgo,dsgo->brds", g * scale, h)
-        weighed = self.inputs * (scale if scale.ndim == 0 else scale[..., 0])
-        inputs = jnp.einsum("btgi,dugi->btdug", weighed, other.inputs)
+        weighted = self.inputs * (scale if scale.ndim == 0 else scale[..., 0])
+        inputs = jnp.einsum("btgi,dugi->btdug", weighted, other.inputs)
         return jnp.einsum("brtgo,dsugo,btdug->brds", self.gradients, other.gradients, inputs)
 
     def pairs_multiply_out(self, other: "FactoredRows") -> bool:
-        """Tell whether pairs of positions are more than the entries of a row."""
+        """Return whether there are more pairs of positions than entries of a row."""
         num = self.inputs.shape[1] * other.inputs.shape[1]
         return num > max(1, self.layout.shape[1] * self.layout.shape[2])
 
     def project(self, vectors: Float[Array, "G I O K"]) -> Float[Array, "B R K"]:
         """Return the products of every row with K vectors."""
         columns, num_positions = self.gradients.shape[1:3]
-        if 1 < num_positions <= columns:  # fewer operations than to multiply out
+        if 1 < num_positions <= columns:  # fewer operations than multiplying out
             hidden = jnp.einsum("btgi,giok->btgok", self.inputs, vectors)
             return jnp.einsum("brtgo,btgok->brk", self.gradients, hidden)
         a, g, shape = self.single()
@@ -138,7 +138,7 @@ class FactoredRows:
     def rotate(
         self, left: Float[Array, "G I J"] | None, right: Float[Array, "G O Q"] | None
     ) -> "FactoredRows":
-        """Return the rows in other bases of inputs and outputs; `None` is the basis they have."""
+        """Return the rows in other bases of inputs and outputs; `None` keeps the basis."""
         a, g = self.inputs, self.gradients
         a = a if left is None else _by_group(a, left)
         g = g if right is None else _by_group(g, right)
@@ -153,7 +153,7 @@ class FactoredRows:
 def _by_group(
     vectors: Float[Array, "*batch G n"], matrices: Float[Array, "G n m"]
 ) -> Float[Array, "*batch G m"]:
-    """Multiply every group's vectors with its matrix; a single group as one plain product."""
+    """Multiply each group's vectors by its matrix; a single group as one plain product."""
     if len(matrices) == 1:  # einsum would transpose the matrix, which may be the larger operand
         return (vectors[..., 0, :] @ matrices[0])[..., None, :]
     return jnp.einsum("...gn,gnm->...gm", vectors, matrices)
@@ -168,7 +168,7 @@ def _multiplied_out(block: "Block") -> _Single:
 
 @pytree_dataclass(static=("layout",))
 class LookupRows:
-    """Rows of a table: the `indices` that an example looks up, and `gradients` at each position."""
+    """Rows for a lookup table: the `indices` looked up, and `gradients`, at each position."""
 
     indices: Int[Array, "B T"]
     gradients: Float[Array, "B R T O"]
@@ -180,7 +180,7 @@ class LookupRows:
         return jnp.einsum("btv,brto->brvo", hot, self.gradients)[:, :, None]
 
     def single(self) -> _Single:
-        """Return the rows multiplied out with an input of one."""
+        """Return the rows multiplied out with the input 1."""
         return _multiplied_out(self)
 
     def squared_sum(self) -> Float[Array, "1 V O"]:
@@ -195,7 +195,7 @@ class LookupRows:
         return jnp.einsum("brto,bto,bsto->brs", g, self._take(scale[0]), g)
 
     def squares(self, scale: Float[Array, "1 V O"]) -> Float[Array, "B R"]:
-        """Return the diagonal of `outer` alone."""
+        """Return the diagonal of `outer`."""
         return jnp.einsum("brto,bto->br", self._distinct() ** 2, self._take(scale[0]))
 
     def squared_norms(self) -> Float[Array, "B R"]:
@@ -234,14 +234,14 @@ class LookupRows:
         return jnp.einsum("brgo,go->br", self.along_inputs(vectors) ** 2, gain)
 
     def rotate(self, left: None, right: Float[Array, "1 O Q"] | None) -> "LookupRows":
-        """Return the rows in another basis of outputs; that of inputs stays."""
+        """Return the rows in another basis of outputs; the basis of inputs stays."""
         if right is None:
             return self
         turned = jnp.einsum("brto,oq->brtq", self.gradients, right[0])
         return LookupRows(self.indices, turned, self.layout)
 
     def _distinct(self) -> Float[Array, "B R T O"]:
-        """Return gradients summed at the first of the positions that look up the same entry."""
+        """Return gradients summed over positions with the same index, at the first of them."""
         same = self.indices[:, :, None] == self.indices[:, None, :]
         first = jnp.argmax(same, axis=2) == jnp.arange(self.indices.shape[1])
         known = self.indices < self.layout.shape[1]
@@ -254,11 +254,11 @@ class LookupRows:
 
 @pytree_dataclass(static=("layout",))
 class HeadRows:
-    r"""Rows of outputs that are single values of the layer, but for a factor (see `heads.py`).
+    r"""Rows of outputs that are single values of a layer times a constant (see `heads.py`).
 
-    Row r is $c_r\, a_{n t_r}\, q_{o_r}^\top$, its gradient shared by all examples and never written
-    out: `places` holds $t_r O + o_r$, `factors` $c_r$, and `basis` the rows $q_o$, `None` for unit
-    vectors.
+    Row r is $c_r\, a_{n t_r}\, q_{o_r}^\top$. Its gradient is shared by all examples and never
+    written out: `places` holds $t_r O + o_r$, `factors` $c_r$, and `basis` the rows $q_o$, `None`
+    for unit vectors.
     """
 
     inputs: Float[Array, "B T 1 I"]
@@ -279,7 +279,7 @@ class HeadRows:
         return self.factored().to_dense()
 
     def single(self) -> _Single:
-        """Return rows with one position: as they are, or multiplied out with an input of one."""
+        """Return rows with one position: unchanged, or multiplied out with the input 1."""
         return self.factored().single()
 
     def squared_sum(self) -> Float[Array, "1 I O"]:
@@ -294,7 +294,7 @@ class HeadRows:
         return (g * weight[:, None]) @ g.T
 
     def squares(self, scale: Float[Array, "1 I O"]) -> Float[Array, "B R"]:
-        """Return the diagonal of `outer` alone."""
+        """Return the diagonal of `outer`."""
         return self._squares(self.inputs[:, :, 0] ** 2 @ scale[0])
 
     def squared_norms(self) -> Float[Array, "B R"]:
@@ -331,7 +331,7 @@ class HeadRows:
     def rotate(
         self, left: Float[Array, "1 I J"] | None, right: Float[Array, "1 O Q"] | None
     ) -> "HeadRows":
-        """Return the rows in other bases of inputs and outputs; `None` is the basis they have."""
+        """Return the rows in other bases of inputs and outputs; `None` keeps the basis."""
         inputs = self.inputs if left is None else _by_group(self.inputs, left)
         basis = self.basis
         if right is not None:
@@ -360,9 +360,9 @@ Block = FactoredRows | LookupRows | HeadRows
 def gram(left: Block, right: Block) -> Float[Array, "P Q"]:
     r"""Return $\sum_n \sum_r J_{nr} J_{nr}'^\top$ between two layers, in the order of matrices.
 
-    The cheaper in memory of two orders: inputs with inputs and gradients with gradients first, a
-    factor R fewer operations, or rows multiplied out. Of a layer with itself the former takes every
-    pair once, a quarter of the operations.
+    Takes whichever of two orders needs less memory: inputs with inputs and gradients with gradients
+    first, which saves a factor R of operations, or rows multiplied out. For a layer with itself,
+    the former takes each pair once, a quarter of the operations.
     """
     (a, g), (b, h) = _one_group(left), _one_group(right)
     (num, columns, out), (_, width), (_, other_width) = g.shape, a.shape, b.shape
@@ -384,18 +384,18 @@ def gram(left: Block, right: Block) -> Float[Array, "P Q"]:
 def _gram_of_pairs(a: Float[Array, "B I"], g: Float[Array, "B R O"]) -> Float[Array, "IO IO"]:
     r"""Return $\sum_n a_n a_n^\top \otimes \sum_r g_{nr} g_{nr}^\top$ from its distinct entries."""
     width, out = a.shape[1], g.shape[2]
-    (first, second), of_inputs = _pairs(width)
-    outputs, of_outputs = _pairs(out)
-    # Rows are gathered, and not columns, because they lie in one piece.
+    (first, second), input_pairs = _pairs(width)
+    outputs, output_pairs = _pairs(out)
+    # Rows are gathered, and not columns, because they are contiguous.
     inputs = a.T[first] * a.T[second]
     gradients = jnp.einsum("bro,brp->opb", g, g)[outputs]
     distinct = gradients @ inputs.T
-    total = distinct[of_outputs].T[of_inputs].reshape(width, width, out, out)
+    total = distinct[output_pairs].T[input_pairs].reshape(width, width, out, out)
     return jnp.transpose(total, (0, 2, 1, 3)).reshape(width * out, width * out)
 
 
 def _pairs(num: int) -> tuple[tuple[np.ndarray, np.ndarray], Int[Array, " M"]]:
-    """Return the pairs of indices without order, and the number of each entry's of a matrix."""
+    """Return the unordered pairs of indices, and for each entry of a matrix its pair's number."""
     index = jnp.arange(num)
     high, low = jnp.maximum(index[:, None], index), jnp.minimum(index[:, None], index)
     return np.tril_indices(num), (high * (high + 1) // 2 + low).ravel()

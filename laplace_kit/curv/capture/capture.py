@@ -1,9 +1,9 @@
 r"""Layer capture: every layer's inputs and output gradients, for any JAX function.
 
 Where a weight enters as $z_t = a_t W$, the gradient of a direction $s$ in the outputs is
-$\sum_t a_t\, g_t^\top$ with $g_t = (\partial f / \partial z_t)^\top s$. So one forward pass that
-records $a$ and adds a zero *probe* to $z$, and one backward pass to the probes, give the Jacobian
-of all weights as factors, never formed. Parameters that enter otherwise get their exact rows.
+$\sum_t a_t\, g_t^\top$ with $g_t = (\partial f / \partial z_t)^\top s$. One forward pass that
+records $a$ and adds a zero *probe* to $z$, and one backward pass to the probes, therefore give the
+Jacobian of all weights in factors. Parameters that enter in other ways get their exact rows.
 """
 
 import itertools
@@ -28,12 +28,12 @@ from laplace_kit.program import evaluate
 class Capture(NamedTuple):
     r"""A model linearised at a batch, layer by layer.
 
-    `outputs` `(B, *event)`; for each layer its place in flat vectors, in `layouts`, and its
-    `inputs`: `(B, T, G, I)`, indices `(B, T)` of a lookup, or ones. `pull` maps directions
-    $s_{nr}$ `(B, R, *event)` in the outputs to the rows $J_n^\top s_{nr}$, at one backward pass for
-    each direction. `pull_outputs` maps the numbers of flat outputs `(R,)` to their own rows, the
-    same for every example but for its inputs where a layer is a head: no backward pass. Beyond the
-    last output rows are zero.
+    `outputs` `(B, *event)`; for each layer its position in flat vectors, in `layouts`, and its
+    `inputs`: `(B, T, G, I)`, indices `(B, T)` for a lookup, or ones. `pull` maps directions
+    $s_{nr}$ `(B, R, *event)` in the outputs to the rows $J_n^\top s_{nr}$, at one backward pass per
+    direction. `pull_outputs` maps indices of flat outputs `(R,)` to the rows of these outputs, zero
+    beyond the last; a head needs no backward pass, as its rows differ between examples only by the
+    inputs.
     """
 
     outputs: Float[Array, "B *event"]
@@ -57,7 +57,7 @@ def capture(objective: Objective, x: PyTree) -> Capture:
     -------
     captured
         Cost: one forward pass. Memory: activations for each example, and for each direction that is
-        pulled back; the exact rows of leaves that are in no product.
+        pulled back; the exact rows of leaves that enter no product.
     """
     found = objective.planned(x).plan.layers
     program, leaves = found.program, jax.tree.leaves(objective.params)
@@ -77,13 +77,13 @@ def capture(objective: Objective, x: PyTree) -> Capture:
         factors = [None if head is None else head.factors(read) for head in heads]
         return read(program.output)[0], (operands, factors)
 
-    # Probes and lone leaves get an axis of examples, weights do not: an example's outputs depend
-    # on its own probes only, so that one backward pass serves them all with unbatched weights.
+    # Probes and leaves without a product get an axis of examples, weights do not: an example's
+    # outputs depend only on its own probes, so one backward pass serves all with unbatched weights.
     num = len(jax.tree.leaves(x)[0])
     results = [program.avals[program.steps[step].results[0]] for step in steps]
     probes = [jnp.zeros((num, *z.shape), z.dtype) for z in results]
     copies = [jnp.broadcast_to(leaves[i], (num, *leaves[i].shape)) for i in alone]
-    batched = jax.vmap(run, out_axes=(0, (0, None)))  # factors of heads know no examples
+    batched = jax.vmap(run, out_axes=(0, (0, None)))  # heads' factors do not depend on examples
     f, pullback, (operands, factors) = jax.vjp(
         lambda probes, copies: batched(probes, copies, x), probes, copies, has_aux=True
     )
@@ -111,7 +111,7 @@ def capture(objective: Objective, x: PyTree) -> Capture:
 
 
 def _inputs(layer: Layer, operands: list[Array], num: int) -> Array:
-    """Return a layer's inputs in canonical form, with a last one of ones for a bias."""
+    """Return a layer's inputs in canonical form; a bias appends an input of ones."""
     if layer.product is None:
         return jnp.ones((num, 1, 1, 1), jnp.float32)
     a = jax.vmap(layer.product.inputs)(*operands)
@@ -149,6 +149,6 @@ def jacobian(objective: Objective, x: PyTree) -> tuple[Float[Array, "B *event"],
 
 
 def unit_directions(f: Float[Array, "B *event"], columns: Array) -> Float[Array, "R *event"]:
-    """Return unit vectors of one example's outputs, by their numbers; zeros beyond the last."""
+    """Return unit vectors of one example's outputs by index; zeros beyond the last output."""
     num = math.prod(f.shape[1:])
     return jax.nn.one_hot(columns, num, dtype=f.dtype).reshape(-1, *f.shape[1:])

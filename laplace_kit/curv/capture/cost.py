@@ -1,4 +1,4 @@
-"""What Jacobian rows cost in memory, and how many examples and directions that lets a pass hold."""
+"""Memory of Jacobian rows, and the numbers of examples and directions that fit in it."""
 
 import math
 from collections.abc import Callable
@@ -12,17 +12,17 @@ from laplace_kit.curv.capture.capture import capture
 from laplace_kit.curv.objective import Objective
 from laplace_kit.memory import Limits, readable
 
-# What lives at once in a captured pass, in units of one example's activations: the linearised
-# pass with its inputs, and for each direction a cotangent and its image.
+# Arrays live at once in a captured pass, in units of one example's activations: the linearised pass
+# with its inputs, and for each direction a cotangent and its image.
 _LINEARISATION, _DIRECTION = 2, 2
-# With fewer directions than this at a time, backward passes are a matter of single vectors.
+# With fewer directions than this at a time, backward passes multiply matrices by single vectors.
 _DIRECTIONS_WORTH_A_PASS = 8
-# The same of examples and the forward pass.
+# The same for examples and the forward pass.
 _EXAMPLES_WORTH_A_PASS = 16
 
 
 class Cost(NamedTuple):
-    """Bytes that one example takes: once, and for each direction; and the leaf that takes most."""
+    """Bytes of one example, `once` and for each `direction`, and the leaf that takes the most."""
 
     once: int
     direction: int
@@ -30,27 +30,27 @@ class Cost(NamedTuple):
 
 
 class Held(NamedTuple):
-    """How many examples, and how many directions of each, to hold at a time."""
+    """Number of examples, and of directions of each, held at a time."""
 
     batch_size: int
     num_directions: int
 
 
 def rows_cost(
-    objective: Objective, of_block: Callable | None = None, *, of_outputs: bool = False
+    objective: Objective, block_work: Callable | None = None, *, of_outputs: bool = False
 ) -> Cost:
-    """Estimate what the rows of one example take, and the work that is done with them.
+    """Estimate the bytes of the rows of one example, and of the work done with them.
 
     Parameters
     ----------
     objective
         The model, planned.
-    of_block
-        From a block of one direction to the bytes `(once, for each direction)` that the work with
-        it takes besides; only the most expensive block counts, as their turns come one by one.
+    block_work
+        Maps a block of one direction to the additional bytes `(once, for each direction)` of the
+        work with it; only the most expensive block counts, as blocks are processed one by one.
     of_outputs
-        Whether these are the outputs' own rows, whose gradients examples share where a layer is a
-        head, or those of any directions.
+        Whether these are the rows of the outputs, whose gradients examples share if a layer is a
+        head, and not rows of arbitrary directions.
     """
     found, example_bytes = objective.plan.layers, objective.plan.example_bytes
     blocks_of_one = _output_blocks_of_one if of_outputs else _blocks_of_one
@@ -60,12 +60,12 @@ def rows_cost(
         _bytes(block.factors if head else block.gradients)
         for block, head in zip(blocks, heads, strict=True)
     ]
-    # A parameter in no product gets a copy of its own for each example, as large as a gradient.
+    # A parameter that enters no product is copied for each example, and as large as a gradient.
     once = [
         _bytes(jax.tree.leaves(block)[0]) if layer.product else gradient
         for layer, block, gradient in zip(found.layers, blocks, direction, strict=True)
     ]
-    work = [of_block(block) if of_block else (0, 0) for block in blocks]
+    work = [block_work(block) if block_work else (0, 0) for block in blocks]
     totals = [sum(parts) + sum(more) for *parts, more in zip(once, direction, work, strict=True)]
     worst = totals.index(max(totals))
     leaves = (leaf for leaf in found.leaves if leaf.layer == worst)
@@ -79,35 +79,35 @@ def rows_cost(
     )
 
 
-def pair_bytes(objective: Objective, of_block: Callable) -> int:
-    """Estimate what a pair of inputs takes with all outputs of either: their kernel, and the work.
+def pair_bytes(objective: Objective, block_work: Callable) -> int:
+    """Estimate the bytes of a pair of inputs with all outputs of both: the kernel and the work.
 
     Parameters
     ----------
     objective
         The model, planned.
-    of_block
+    block_work
         As in `rows_cost`.
     """
     plan = objective.plan
     blocks = _blocks_of_one.eval_shape(objective, plan.one)
-    work = max(of_block(block)[1] for block in blocks)
+    work = max(block_work(block)[1] for block in blocks)
     return (work + plan.num_outputs * max(plan.output.dtype.itemsize, 4)) * plan.num_outputs
 
 
 def choose_held(cost: Cost, num_directions: int, limits: Limits, sum_bytes: int = 0) -> Held:
-    """Choose how much to hold at a time.
+    """Choose the numbers of examples and directions to hold at a time.
 
     Parameters
     ----------
     cost
-        Of one example.
+        The cost of one example.
     num_directions
-        Of each example, in all.
+        All directions of an example.
     limits
-        What bounds the memory, and the number of examples where that is given.
+        Bounds of the memory, and of the number of examples if it is given.
     sum_bytes
-        What each chunk is added to.
+        The size of the sum to which each chunk is added.
 
     Raises
     ------
@@ -117,18 +117,18 @@ def choose_held(cost: Cost, num_directions: int, limits: Limits, sum_bytes: int 
     limit, batch_size = limits.budget, limits.batch_size
     check_fits(cost, 1, limit)
     wanted = batch_size or _EXAMPLES_WORTH_A_PASS
-    room = limit if batch_size else limits.working_set(sum_bytes)
-    at_once = (room // wanted - cost.once) // cost.direction
-    if batch_size is None:  # rather fewer examples than fewer directions
+    available = limit if batch_size else limits.working_set(sum_bytes)
+    at_once = (available // wanted - cost.once) // cost.direction
+    if batch_size is None:  # prefer fewer examples to fewer directions
         at_once = max(at_once, min(_DIRECTIONS_WORTH_A_PASS, (limit - cost.once) // cost.direction))
     blocks = -(-num_directions // max(at_once, 1))
-    at_once = -(-num_directions // blocks)  # as even as they can be
-    size = batch_size or max(room // (cost.once + at_once * cost.direction), 1)
+    at_once = -(-num_directions // blocks)  # blocks as even as possible
+    size = batch_size or max(available // (cost.once + at_once * cost.direction), 1)
     return Held(size, at_once)
 
 
 def check_fits(cost: Cost, num_directions: int, limit: int, remedy: str = "") -> None:
-    """Raise a `ValueError` where one example with so many directions exceeds a limit in bytes."""
+    """Raise a `ValueError` if one example with all these directions exceeds a limit in bytes."""
     needed = cost.once + num_directions * cost.direction
     if needed > limit:
         raise ValueError(
@@ -140,14 +140,14 @@ def check_fits(cost: Cost, num_directions: int, limit: int, remedy: str = "") ->
 
 
 def multiplied_out(block: Block) -> tuple[int, int]:
-    """Return the bytes of work where rows with several positions are multiplied out."""
+    """Return the bytes of multiplying out rows with several positions."""
     if isinstance(block, HeadRows) or block.gradients.shape[2] == 1:
         return 0, 0
     return 0, 2 * block.layout.size * block.gradients.dtype.itemsize
 
 
 def products_of_pairs(block: Block, num_directions: int) -> tuple[int, int]:
-    """Return the bytes of work where inputs meet inputs, and gradients meet gradients."""
+    """Return the bytes of products of inputs with inputs and of gradients with gradients."""
     itemsize, (_, width, out) = block.gradients.dtype.itemsize, block.layout.shape
     pairs = (width**2 + out**2) * itemsize
     rows = 2 * num_directions * width * out * itemsize
@@ -155,12 +155,12 @@ def products_of_pairs(block: Block, num_directions: int) -> tuple[int, int]:
 
 
 def products_with_columns(block: HeadRows) -> tuple[int, int]:
-    """Return the bytes of work where a head's columns are multiplied in the outputs."""
+    """Return the bytes of products $L_n u$ in the outputs with the columns of a head."""
     return 0, 3 * block.layout.shape[2] * block.factors.dtype.itemsize
 
 
 def projections(block: Block, num_vectors: int) -> tuple[int, int]:
-    """Return the bytes of work where rows are projected on vectors."""
+    """Return the bytes of projecting rows on vectors."""
     out = block.layout.shape[2]
     if isinstance(block, HeadRows):
         return _projections_of_head(block, num_vectors)

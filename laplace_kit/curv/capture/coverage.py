@@ -1,4 +1,4 @@
-"""What layer capture makes of each parameter: its kind, and the road that its rows take."""
+"""Coverage: the kind of each parameter, and the method that computes its Jacobian rows."""
 
 import dataclasses
 import math
@@ -11,31 +11,32 @@ from laplace_kit.curv.capture.layers import Layers
 from laplace_kit.curv.capture.products import Lookup
 from laplace_kit.curv.objective import restrict
 
-ROADS = {
+METHODS = {
     "factors": "inputs and output gradients of a product, never multiplied out over examples",
     "lookup": "indices into a table and output gradients",
-    "exact rows": "per-example Jacobians of this parameter alone, in chunks",
+    "exact rows": "per-example Jacobians of this parameter, in chunks",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class LeafCoverage:
-    """One parameter: its path and shape, the kind of its use, the road, and its partner.
+    """How layer capture treats one parameter.
 
-    `kind` is one of `laplace_kit.curv.capture.layers.KINDS`, `road` one of `ROADS`; `partner` is
-    the path of the weight that a bias shares a layer with, or `None`.
+    `kind` is how it enters the model, one of `laplace_kit.curv.capture.layers.KINDS`; `method` is
+    how its Jacobian rows are computed, one of `METHODS`; `partner` is the path of the weight that a
+    bias shares a layer with, or `None`.
     """
 
     path: str
     shape: tuple[int, ...]
     kind: str
-    road: str
+    method: str
     partner: str | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-    """How every parameter is treated, in flat order; `print` shows a table."""
+    """How layer capture treats each parameter, in flat order; `print` shows a table."""
 
     leaves: tuple[LeafCoverage, ...]
 
@@ -46,24 +47,24 @@ class Coverage:
         return len(self.leaves)
 
     def __getitem__(self, path: str) -> LeafCoverage:
-        """Return what is known of the parameter at a path."""
+        """Return the entry of the parameter at a path."""
         for leaf in self.leaves:
             if leaf.path == path:
                 return leaf
         raise KeyError(f"Found no parameter {path!r} among {[leaf.path for leaf in self.leaves]}.")
 
     def summary(self) -> str:
-        """Return how many parameters take which road, in words."""
-        sizes = dict.fromkeys(ROADS, 0)
+        """Return the number of parameters for each method, as text."""
+        sizes = dict.fromkeys(METHODS, 0)
         for leaf in self.leaves:
-            sizes[leaf.road] += math.prod(leaf.shape)
-        return ", ".join(f"{size:,} by {road}" for road, size in sizes.items() if size)
+            sizes[leaf.method] += math.prod(leaf.shape)
+        return ", ".join(f"{size:,} by {method}" for method, size in sizes.items() if size)
 
     def __str__(self) -> str:
         """Return a table, one line for each parameter."""
-        rows = [("parameter", "shape", "kind", "road", "with")]
+        rows = [("parameter", "shape", "kind", "method", "with")]
         rows += [
-            (leaf.path, str(leaf.shape), leaf.kind, leaf.road, leaf.partner or "")
+            (leaf.path, str(leaf.shape), leaf.kind, leaf.method, leaf.partner or "")
             for leaf in self.leaves
         ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -75,7 +76,7 @@ class Coverage:
 
 
 def coverage(model_fn: Callable, params: PyTree, x: Any) -> Coverage:
-    """Say how layer capture treats each parameter of a model.
+    """Return how layer capture treats each parameter of a model.
 
     Parameters
     ----------
@@ -95,19 +96,19 @@ def coverage(model_fn: Callable, params: PyTree, x: Any) -> Coverage:
 
 
 def coverage_of(found: Layers) -> Coverage:
-    """Return the same for layers that have been found."""
+    """Return the coverage of layers that have been found."""
     return Coverage(tuple(_leaf(found, number) for number in range(len(found.leaves))))
 
 
 def _leaf(found: Layers, number: int) -> LeafCoverage:
     leaf = found.leaves[number]
     product = found.layers[leaf.layer].product
-    road = "exact rows" if product is None else "factors"
+    method = "exact rows" if product is None else "factors"
     if isinstance(product, Lookup):
-        road = "lookup"
+        method = "lookup"
     partner = None
     if leaf.kind == "bias" and product is not None:
         partner = next(
             other.path for other in found.leaves if other.layer == leaf.layer and other is not leaf
         )
-    return LeafCoverage(leaf.path, leaf.shape, leaf.kind, road, partner)
+    return LeafCoverage(leaf.path, leaf.shape, leaf.kind, method, partner)

@@ -1,8 +1,8 @@
-r"""Heads: layers whose values are the outputs themselves, but for places and constant factors.
+r"""Heads: layers whose values are the outputs, up to order, added terms and constant factors.
 
-From the product $z_n = a_n W$ of a head the outputs are reached by moves, added terms and constant
-factors alone, $f_{nr} = c_r z_{n k_r} + \dots$, as where logits are divided by a temperature. The
-gradient of an output in $z_n$ is then one entry, the same for every example.
+Only moves, additions and constant factors lead from the product $z_n = a_n W$ of a head to the
+outputs, $f_{nr} = c_r z_{n k_r} + \dots$, as when logits are divided by a temperature. The gradient
+of an output in $z_n$ then has one nonzero entry, the same for every example.
 """
 
 import math
@@ -25,7 +25,7 @@ _FACTORS = ("neg", "mul", "div")
 class Head(NamedTuple):
     """A product, the shape of its values, and the steps from there to the outputs.
 
-    With each step comes the operand that it carries on; all others are constants.
+    Each step comes with the index of the operand that depends on the product.
     """
 
     product: MatrixProduct | Convolution
@@ -35,11 +35,11 @@ class Head(NamedTuple):
 
     @property
     def num_positions(self) -> int:
-        """At how many positions of one example the weight is used."""
+        """The number of positions of one example at which the weight is used."""
         return math.prod(self.shape) // self.product.shape[2]
 
     def places(self) -> Int[Array, " C"]:
-        """Return for every flat output its entry k among the product's values, flat `(T, 1, O)`."""
+        """Return for each flat output the index k of its entry in the values, flat `(T, 1, O)`."""
         size = self.num_positions * self.product.shape[2]
         order = self.product.outputs(jnp.arange(size).reshape(self.shape)).reshape(-1)
         places = jnp.zeros(size, order.dtype).at[order].set(jnp.arange(size)).reshape(self.shape)
@@ -48,7 +48,7 @@ class Head(NamedTuple):
         return places.reshape(-1)
 
     def factors(self, read: Callable[[int | Literal], Array]) -> Float[Array, " C"]:
-        """Return the factor c of every flat output, where `read` gives the program's constants."""
+        """Return the factor c of each flat output; `read` gives the program's constants."""
         result = self.program.steps[self.product.step].results[0]
         factors = jnp.ones(self.shape, self.program.avals[result].dtype)
         for step, place in self.steps:
@@ -61,9 +61,9 @@ class Head(NamedTuple):
 
 
 def find_head(program: Program, product: Product | None) -> Head | None:
-    """Follow a product's values to the outputs; `None` where anything else happens on the way.
+    """Return the head that ends in the outputs, or `None` if other operations are in between.
 
-    Products of several groups, stacks of them and lookups are never heads.
+    Products with several groups, stacks of products and lookups are never heads.
     """
     if not isinstance(product, MatrixProduct | Convolution) or product.shape[0] > 1:
         return None
@@ -71,34 +71,34 @@ def find_head(program: Program, product: Product | None) -> Head | None:
     value = program.steps[product.step].results[0]
     shape, steps = program.shape(value), []
     while isinstance(program.output, Literal) or value != program.output:
-        consumers = [step for step in program.steps if _places(step, value)]
+        consumers = [step for step in program.steps if _operand_indices(step, value)]
         if len(consumers) != 1 or not _is_linear(consumers[0], value, program, varying):
             return None
-        steps.append((consumers[0], _places(consumers[0], value)[0]))
+        steps.append((consumers[0], _operand_indices(consumers[0], value)[0]))
         value = consumers[0].results[0]
     return Head(product, shape, tuple(steps), program)
 
 
 def sole_head(layers: Layers) -> Head | None:
-    """Return the head, where it is all that is free and its weight is used at one position."""
+    """Return the head if only it is free and its weight is used at one position, or `None`."""
     if len(layers.layers) != 1:
         return None
     head = find_head(layers.program, layers.layers[0].product)
     return head if head is not None and head.num_positions == 1 else None
 
 
-def _places(step: Step, value: int) -> list[int]:
-    """Return the operands of a step that are this value."""
+def _operand_indices(step: Step, value: int) -> list[int]:
+    """Return the indices of a step's operands that are this value."""
     operands = enumerate(step.operands)
     return [i for i, o in operands if not isinstance(o, Literal) and o == value]
 
 
 def _is_linear(step: Step, value: int, program: Program, varying: frozenset[int]) -> bool:
-    """Tell whether a step moves a value, adds to it, or multiplies it by constants."""
+    """Return whether a step moves a value, adds to it, or multiplies it by constants."""
     before, after = program.shape(value), program.shape(step.results[0])
     if moves_entries(step):
         return math.prod(before) == math.prod(after)
-    places, name = _places(step, value), step.primitive.name
+    places, name = _operand_indices(step, value), step.primitive.name
     if len(places) > 1 or before != after:
         return False
     if name in _ADDITIONS:

@@ -1,7 +1,7 @@
 """How each parameter enters a model: its kind, and the layer that it belongs to.
 
-A layer is a weight in a product, with the bias that is added to that product alone, or a single
-leaf that enters in any other way. Found in the model's program, never asked for.
+A layer is a weight in a product, with the bias that is added only to that product, or a single leaf
+that enters in any other way. Layers are found in the model's program; none are registered.
 """
 
 import math
@@ -46,14 +46,14 @@ _KIND_OF_PRODUCT: dict[type, str] = {
 
 
 class Layer(NamedTuple):
-    """A weight's product and its place, or a leaf by itself, without a product."""
+    """A weight's product and its layout, or a leaf by itself, without a product."""
 
     product: Product | None
     layout: Layout
 
 
 class Leaf(NamedTuple):
-    """How one leaf enters: its path and shape, its kind, and the number of its layer."""
+    """One leaf: its path and shape, its kind, and the index of its layer."""
 
     path: str
     shape: tuple[int, ...]
@@ -70,7 +70,7 @@ class Layers(NamedTuple):
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
-        """Where the layers' matrices lie in flat vectors."""
+        """The layouts of the layers' matrices in flat vectors."""
         return tuple(layer.layout for layer in self.layers)
 
 
@@ -87,7 +87,7 @@ def find_layers(model_fn: Partial, params: PyTree, one: PyTree) -> Layers:
     Returns
     -------
     layers
-        One for each leaf but for biases that are added to a product alone: these are the last row
+        One for each leaf, except for a bias that is added only to one product: it is the last row
         of inputs of that product's layer. `KINDS` describes the kinds of leaves.
     """
     program = flatten_program(model_fn, params, one)
@@ -123,7 +123,7 @@ def find_layers(model_fn: Partial, params: PyTree, one: PyTree) -> Layers:
 
 
 def _layout(product: Product | None, weight: Slot, bias: Slot | None = None) -> Layout:
-    if product is None:  # one input that is always one
+    if product is None:  # the constant input 1
         shape = (1, 1, weight.size)
         return Layout(Slot(weight.start, weight.shape, (Move("reshape", shape),)), None, shape)
     groups, width, out = product.shape
@@ -137,7 +137,7 @@ def _layout(product: Product | None, weight: Slot, bias: Slot | None = None) -> 
 def _recognise(
     program: Program, active: frozenset[int], uses: tuple[Use, ...], shape: tuple[int, ...]
 ) -> tuple[str, Product | None]:
-    """Return the kind of a leaf of some shape, and its product if it has one."""
+    """Return the kind of a leaf, and its product if it has one."""
     if not uses:
         return "unused", None
     num_parts = None if uses[0].part is None else shape[0]

@@ -1,4 +1,4 @@
-"""Where a layer's matrix lies in flat vectors: slices, and rearrangements of their entries."""
+"""The layout of a layer's matrix in flat vectors: slices, and rearrangements of their entries."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ class Move:
     argument: tuple[int, ...]
 
     def apply(self, array: _Array, num_axes: int) -> _Array:
-        """Rearrange the first `num_axes` axes; those that follow go along."""
+        """Rearrange the first `num_axes` axes; later axes are kept."""
         rest = array.shape[num_axes:]
         if self.kind == "reshape":
             return array.reshape((*self.argument, *rest))
@@ -29,13 +29,13 @@ class Move:
         return array[tuple(reverse if axis in self.argument else keep for axis in range(num_axes))]
 
     def shape_after(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape that an array of this shape gets."""
+        """Return the shape of an array of shape `shape` after the move."""
         if self.kind == "transpose":
             return tuple(shape[axis] for axis in self.argument)
         return self.argument if self.kind == "reshape" else shape
 
     def inverse(self, shape: tuple[int, ...]) -> "Move":
-        """Return the way back to an array of this shape."""
+        """Return the move back to an array of shape `shape`."""
         if self.kind == "transpose":
             return Move("transpose", tuple(int(axis) for axis in np.argsort(self.argument)))
         return Move("reshape", shape) if self.kind == "reshape" else self
@@ -63,7 +63,7 @@ class Slot:
         return leaf
 
     def write(self, moved: Float[Array, "..."]) -> Float[Array, "n *rest"]:
-        """Return the part of a flat vector that `read` would read as this."""
+        """Return the leaf's part of a flat vector: the inverse of `read`."""
         shapes = [self.shape]
         for move in self.moves:
             shapes.append(move.shape_after(shapes[-1]))
@@ -94,16 +94,16 @@ class Layout:
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        """The weight's place, and the bias's where there is one."""
+        """The slot of the weight, and that of the bias if there is one."""
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
     def to_matrix(self, flat: Float[Array, "P *rest"]) -> Float[Array, "G I O *rest"]:
-        """Cut the layer's entries out of flat vectors, which run along the first axis."""
+        """Return the layer's matrices from flat vectors, which run along the first axis."""
         parts = [slot.read(flat) for slot in self.slots]
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
     def pieces(self, matrix: Float[Array, "G I O *rest"]) -> list[tuple[int, Array]]:
-        """Return the parts of a flat vector that the layer's entries are, by where they start."""
+        """Return the layer's parts of a flat vector, each with its start."""
         if self.bias is None:
             return [(self.weight.start, self.weight.write(matrix))]
         return [
@@ -113,7 +113,7 @@ class Layout:
 
 
 def to_flat(layouts: Iterable[Layout], matrices: Iterable[Array]) -> Float[Array, "P *rest"]:
-    """Join the matrices `(G, I, O, *rest)` of all layers to vectors in flat order."""
+    """Return vectors in flat order from the matrices `(G, I, O, *rest)` of all layers."""
     pairs = zip(layouts, matrices, strict=True)
     pieces = [piece for layout, matrix in pairs for piece in layout.pieces(matrix)]
     return jnp.concatenate([part for _, part in sorted(pieces, key=lambda piece: piece[0])])

@@ -1,4 +1,4 @@
-"""Which bias belongs to which weight: the one that is added to its product, and to nothing else."""
+"""Pairing of weights and biases: a bias belongs to the only product that it is added to."""
 
 import math
 
@@ -16,14 +16,14 @@ def find_biases(
     uses: tuple[tuple[Use, ...], ...],
     products: list[Product | None],
 ) -> dict[int, int]:
-    """Return, by the weight's leaf, the leaf of the bias that is added to its product alone.
+    """Return, for a weight's leaf, the leaf of the bias that is added only to its product.
 
     Parameters
     ----------
     program
-        Of one example.
+        The program of one example.
     kinds, uses, products
-        Of every leaf, in flat order.
+        The kind, uses and product of every leaf, in flat order.
     """
     consumers = _consumers(program)
     added = {
@@ -40,7 +40,7 @@ def find_biases(
         bias = met[0][0]
         if bias is None or any(other != bias for other, _ in met):
             continue
-        # Slices of a stacked weight must meet the slices of a stacked bias, each its own, and all.
+        # Each slice of a stacked weight needs its own slice of a stacked bias, and none is left.
         own = [part for _, part in met] == sorted(use.part for use in uses[leaf])
         if own and len(uses[bias]) == len(met):
             biases[leaf] = bias
@@ -53,7 +53,7 @@ def _added_to(
     added: dict[int, tuple[int, Use]],
     product: MatrixProduct | Convolution,
 ) -> tuple[int | None, int | None]:
-    """Return the leaf of the bias that a product's value meets next, and which slice of it."""
+    """Return the leaf of the bias added to a product's value, and the index of its slice."""
     value, moves = program.steps[product.step].results[0], []
     while len(consumers.get(value, ())) == 1:
         (position,) = consumers[value]
@@ -71,7 +71,7 @@ def _added_to(
 
 
 def _consumers(program: Program) -> dict[int, list[int]]:
-    """Return by value the steps that read it; the end of the program reads the output."""
+    """Return for each value the steps that read it; the end of the program reads the output."""
     consumers: dict[int, list[int]] = {}
     for position, step in enumerate(program.steps):
         for operand in step.operands:
@@ -89,9 +89,9 @@ def _matches(
     bias_moves: tuple[Step, ...],
     bias_shape: tuple[int, ...],
 ) -> bool:
-    """Tell whether every output of the product meets its own entry of the bias, in order.
+    """Return whether every output of the product gets its own entry of the bias, in order.
 
-    Decided by moving the numbers of entries as the model moves the entries themselves.
+    The indices of entries are moved as the model moves the entries.
     """
     groups, _, out = product.shape
     if math.prod(bias_shape) != groups * out:
@@ -102,14 +102,14 @@ def _matches(
     units.reshape(-1)[product.outputs(entries).reshape(-1, groups * out)] = np.arange(groups * out)
     numbers = np.arange(groups * out).reshape(bias_shape)
     met, moved = _replay(program, moves, units), _replay(program, bias_moves, numbers)
-    # An axis of one is repeated by the addition itself; the product's own must not be.
+    # The addition repeats axes of length one of the bias; it must not repeat those of the product.
     if np.broadcast_shapes(met.shape, moved.shape) != met.shape:
         return False
     return np.array_equal(met, np.broadcast_to(moved, met.shape))
 
 
 def _replay(program: Program, steps: tuple[Step, ...], array: np.ndarray) -> np.ndarray:
-    """Apply steps that move entries, or repeat them, to numbers."""
+    """Apply steps that move or repeat entries to an array of indices."""
     for step in steps:
         if step.primitive.name == "broadcast_in_dim":
             shape, places = step.params["shape"], step.params["broadcast_dimensions"]

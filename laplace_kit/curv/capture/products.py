@@ -1,7 +1,7 @@
-r"""Products with a weight, $z_t = a_t W$: each as the model writes it, and in one canonical form.
+r"""Products with a weight, $z_t = a_t W$, in the model's form and in one canonical form.
 
-Canonical inputs are `(T, G, I)`: positions that share the weight, groups with a matrix of their
-own, and what is summed over. Outputs are `(T, G, O)`, the weight's matrices `(G, I, O)`.
+Canonical inputs are `(T, G, I)`: positions that share the weight, groups with their own matrix, and
+the inputs that are summed over. Outputs are `(T, G, O)`, the weight's matrices `(G, I, O)`.
 """
 
 import dataclasses
@@ -108,7 +108,7 @@ class Lookup:
     clips: bool
 
     def inputs(self, indices: Array) -> Int[Array, " T"]:
-        """Return which rows are looked up; those out of range are none."""
+        """Return the indices of the rows looked up; the number of rows if out of range."""
         flat = indices.reshape(-1)
         num = self.shape[1]
         if self.clips:
@@ -116,16 +116,16 @@ class Lookup:
         return jnp.where((flat >= 0) & (flat < num), flat, num)
 
     def outputs(self, z: _Array) -> _Array:
-        """Return what was looked up, or its gradient, as outputs `(T, 1, O)`."""
+        """Return the rows looked up, or their gradient, as outputs `(T, 1, O)`."""
         positions = [axis for axis in range(z.ndim) if axis not in self.offset_axes]
         return z.transpose(*positions, *self.offset_axes).reshape(-1, 1, self.shape[2])
 
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Products with slices of one leaf, one after another as in a scan over layers: its groups.
+    """Products with the slices of one leaf, as in a scan over layers; each slice is a group.
 
-    `part_shape` is that of a slice, of length one along the first axis.
+    `part_shape` is the shape of a slice, of length one along the first axis.
     """
 
     parts: tuple[MatrixProduct | Convolution, ...]
@@ -133,13 +133,13 @@ class Stack:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Groups of all parts, inputs, outputs."""
+        """The numbers of groups of all parts, inputs and outputs, `(G, I, O)`."""
         groups, width, out = self.parts[0].shape
         return len(self.parts) * groups, width, out
 
     @property
     def moves(self) -> tuple[Move, ...]:
-        """The moves of the slices, made with all of them at once."""
+        """The moves of the slices, applied to all of them at once."""
         return (
             Move("reshape", (len(self.parts), *self.part_shape)),
             *(_lifted(move, len(self.parts)) for move in self.parts[0].moves),
@@ -158,7 +158,7 @@ class Stack:
 
 
 def _lifted(move: Move, num: int) -> Move:
-    """Return what a move of one slice is for a stack of them."""
+    """Return the move of a stack that moves each slice by `move`."""
     if move.kind == "reshape":
         return Move("reshape", (num, *move.argument))
     axes = tuple(axis + 1 for axis in move.argument)
@@ -169,14 +169,14 @@ Product = MatrixProduct | Convolution | Lookup | Stack
 
 
 def parts_of(product: Product | None) -> tuple[MatrixProduct | Convolution | Lookup, ...]:
-    """Return the single products that one consists of."""
+    """Return the single products that a product consists of."""
     if product is None:
         return ()
     return product.parts if isinstance(product, Stack) else (product,)
 
 
 def read_product(program: Program, use: Use) -> MatrixProduct | Convolution | Lookup | None:
-    """Return the product in which a weight is used; `None` where the use is none of these."""
+    """Return the product that uses a weight, or `None` if the use is not one of these."""
     if use.repeated or use.step == len(program.steps):
         return None
     step = program.steps[use.step]

@@ -24,7 +24,7 @@ class Rows:
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
-        """Where each block's parameters lie in flat vectors."""
+        """The layouts of the blocks' parameters in flat vectors."""
         return tuple(block.layout for block in self.blocks)
 
     def to_dense(self) -> Float[Array, "B R P"]:
@@ -45,9 +45,9 @@ class Rows:
         return to_flat(self.layouts, [block.squared_sum() for block in self.blocks])
 
     def gram(self) -> tuple[tuple[Array, ...], ...]:
-        r"""Return $\sum_n \sum_r J_{nr} J_{nr}^\top$ for every pair of layers, once.
+        r"""Return $\sum_n \sum_r J_{nr} J_{nr}^\top$ for every unordered pair of layers.
 
-        `assemble` makes the matrix of it; sums over batches of rows are cheaper before.
+        `assemble` turns it into a matrix; summing over batches of rows first is cheaper.
         """
         pairs = enumerate(self.blocks)
         return tuple(tuple(gram(left, right) for right in self.blocks[i:]) for i, left in pairs)
@@ -57,7 +57,7 @@ class Rows:
         return self._sum(lambda block: block.outer(block.layout.to_matrix(scale)))
 
     def squares(self, scale: Float[Array, " P"]) -> Float[Array, "B R"]:
-        r"""Return the diagonal of `outer` alone."""
+        r"""Return the diagonal of `outer`."""
         return self._sum(lambda block: block.squares(block.layout.to_matrix(scale)))
 
     def squared_norms(self) -> Float[Array, "B R"]:
@@ -74,7 +74,7 @@ class Rows:
         return total
 
     def project(self, vectors: Sequence[Float[Array, "_ _ _ K"]]) -> Float[Array, "B R K"]:
-        """Return the products of every row with K vectors, laid out as each block's matrices."""
+        """Return the products of every row with K vectors, given as the matrices of each block."""
         pairs = zip(self.blocks, vectors, strict=True)
         return sum(block.project(part) for block, part in pairs)
 
@@ -82,20 +82,20 @@ class Rows:
         r"""Return $\sum_n \sum_r c_{nrk} J_{nr}$ over all rows: the transpose of `project`."""
         return to_flat(self.layouts, [block.combine(coefficients) for block in self.blocks])
 
-    def _sum(self, of_block: Callable[[Block], Array]) -> Array:
-        return sum(of_block(block) for block in self.blocks)
+    def _sum(self, fn: Callable[[Block], Array]) -> Array:
+        return sum(fn(block) for block in self.blocks)
 
 
 @partial(jax.jit, static_argnames="layouts")
 def assemble(
     grams: tuple[tuple[Array, ...], ...], layouts: tuple[Layout, ...]
 ) -> Float[Array, "P P"]:
-    """Return the symmetric matrix whose blocks for pairs of layers these are, in flat order."""
+    """Return the symmetric matrix with these blocks for pairs of layers, in flat order."""
     num = len(layouts)
     columns = [
         [grams[i][j - i] if j >= i else grams[j][i - j].T for i in range(num)] for j in range(num)
     ]
-    # To flat order along rows, then, each layer's columns still together, along columns.
+    # First to flat order along rows, with each layer's columns together, then along columns.
     halves = [_rows_to_flat(column, layouts).T for column in columns]
     return _rows_to_flat(halves, layouts)
 

@@ -20,22 +20,22 @@ from laplace_kit.curv.capture.layout import Move
 from laplace_kit.model import check_one_output
 from laplace_kit.program import Flattening, Program, Step, scan_sizes
 
-# Operations that leave values and derivatives as they are, but for rounding: what they speak of is
-# the dtype, or where and when arrays are held. `stop_gradient` is none of these.
+# Operations that keep values and derivatives, up to rounding: they only set the dtype, or where and
+# when arrays are held. `stop_gradient` is not one of these.
 _IDENTITIES = (
     *("convert_element_type", "reduce_precision", "copy", "copy_p", "name"),
     *("optimization_barrier", "device_put", "sharding_constraint", "reshard", "layout_constraint"),
 )
-# Operations on one array that only move its entries about, or, the last one, may repeat them.
+# Operations on one array that only move its entries; the last one may repeat them.
 _MOVES = (*_IDENTITIES, "reshape", "transpose", "squeeze", "rev", "broadcast_in_dim")
-# Operations that cut an array along an axis: into parts of given sizes, or of one without the axis.
+# Operations that cut an array along an axis, into parts of given sizes, or into slices without it.
 _CUTS = ("split", "unstack")
 
 
 class Use(NamedTuple):
-    """Where a leaf is consumed: the step, the operand, and the moves that brought it there.
+    """One use of a leaf: the step, the operand's index, and the moves between leaf and operand.
 
-    `part` is the index on the leaf's first axis where only that slice, of length one, is meant.
+    `part` is the index of a slice of length one along the leaf's first axis if only that is used.
     """
 
     step: int
@@ -51,7 +51,7 @@ def flatten_program(model_fn: jax.tree_util.Partial, params: PyTree, x: PyTree) 
     Parameters
     ----------
     model_fn
-        Returns one array; as a pytree, the arrays it holds are arguments of the program.
+        A function that returns one array; the arrays it holds are arguments of the program.
     params, x
         Arrays or shapes.
     """
@@ -76,9 +76,9 @@ def flatten_program(model_fn: jax.tree_util.Partial, params: PyTree, x: PyTree) 
 def _expand(
     moved: set[int], flattening: Flattening, equation: JaxprEqn, operands: Sequence[int | Literal]
 ) -> tuple[int | Literal, ...]:
-    """Add an operation's steps; `moved` collects the numbers of parameters, moved about or not.
+    """Add an operation's steps; `moved` collects parameters and values that are moved parameters.
 
-    A scan over these is unrolled, and what cuts them into parts becomes slices.
+    A scan over these is unrolled, and operations that cut them into parts become slices.
     """
 
     def are_moved(values: Sequence[int | Literal]) -> bool:
@@ -100,7 +100,7 @@ def _expand(
 def _unroll(
     flattening: Flattening, params: Mapping[str, Any], operands: Sequence[int | Literal]
 ) -> tuple[int | Literal, ...]:
-    """Inline the body of a scan once for every step; slices of what it scans come first."""
+    """Inline the body of a scan once for every step, on slices of the scanned arrays."""
     num_consts, num_carry = scan_sizes(params)
     consts, rest = operands[:num_consts], operands[num_consts:]
     carry, scanned = tuple(rest[:num_carry]), rest[num_carry:]
@@ -136,9 +136,9 @@ def _cut(flattening: Flattening, equation: JaxprEqn, operand: int) -> tuple[int 
 
 
 def _one_by_one(step: Step) -> list[Step]:
-    """Return an identity on several arrays as one for each, and any other step as it is.
+    """Return an identity on several arrays as one step for each; other steps are unchanged.
 
-    Its parameters are in common, or have an entry for each array.
+    The identity's parameters are shared, or have an entry for each array.
     """
     num = len(step.operands)
     if num == 1 or step.primitive.name not in _IDENTITIES:
@@ -160,7 +160,7 @@ def _one_by_one(step: Step) -> list[Step]:
 
 
 def find_uses(program: Program) -> tuple[tuple[Use, ...], ...]:
-    """Return, for each leaf, the steps that consume it; a leaf that is returned counts as used."""
+    """Return the uses of each leaf; a leaf that the program returns is used at its end."""
     origin = {number: (leaf, (), False, None) for leaf, number in enumerate(program.leaves)}
     uses: list[list[Use]] = [[] for _ in program.leaves]
     for position, step in enumerate(program.steps):
@@ -184,7 +184,7 @@ def find_uses(program: Program) -> tuple[tuple[Use, ...], ...]:
 
 
 def _part_taken(step: Step, program: Program) -> int | None:
-    """Return the index of the one slice along the first axis that a step takes, if it does."""
+    """Return the index of a slice of length one along the first axis, or `None` for other steps."""
     if step.primitive.name != "slice":
         return None
     start, stop = step.params["start_indices"], step.params["limit_indices"]
@@ -197,7 +197,7 @@ def _part_taken(step: Step, program: Program) -> int | None:
 
 
 def moves_entries(step: Step) -> bool:
-    """Tell whether a step moves the entries of one array about, and does nothing else."""
+    """Return whether a step only moves the entries of one array."""
     if step.primitive.name == "convert_element_type":  # no gradient passes through integers
         return jnp.issubdtype(step.params["new_dtype"], jnp.floating)
     return step.primitive.name in _MOVES and len(step.operands) == 1
@@ -209,7 +209,7 @@ def _repeats(step: Step, program: Program) -> bool:
 
 
 def as_moves(steps: Iterable[Step], program: Program) -> tuple[Move, ...]:
-    """Return what steps that move entries, and repeat none, do to an array."""
+    """Return steps that move entries without repeating them as moves."""
     moves = []
     for step in steps:
         name = step.primitive.name

@@ -1,1 +1,1 @@
-"""What products alone are enough for: estimates, eigenpairs and solutions, thin over matfree."""
+"""Matrix-free algorithms, which only need products: estimates, eigenpairs, linear solvers."""

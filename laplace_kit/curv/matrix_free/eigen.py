@@ -1,4 +1,4 @@
-r"""Extreme eigenpairs of an operator, to a tolerance: by restarted Lanczos, of ARPACK."""
+r"""Extreme eigenpairs of an operator, to a tolerance, by ARPACK's restarted Lanczos."""
 
 import warnings
 
@@ -19,8 +19,8 @@ from laplace_kit.curv.matrix_free.ritz import (
 from laplace_kit.curv.rounding import rounding
 from laplace_kit.errors import check_count, check_option
 
-_NORM_STEPS = 12  # vectors for the norm alone: a few per cent short of it does no harm
-_MIN_KRYLOV = 20  # vectors that Lanczos keeps at least
+_NORM_STEPS = 12  # Krylov vectors for the norm, which may be a few per cent too small
+_MIN_KRYLOV = 20  # smallest number of Krylov vectors
 
 
 def eigenpairs(
@@ -34,24 +34,23 @@ def eigenpairs(
 ) -> Eigenpairs:
     r"""Return eigenpairs from one end of the spectrum, or from both.
 
-    ARPACK, with implicit restarts, finds the largest eigenvalues of $\pm A / \|A\| + 2 I$: between
-    1 and 3, so that one tolerance, relative to the norm, means the same at both ends and at every
-    scale. Where the search space would be as large as the whole one, the dense matrix is
-    decomposed.
+    ARPACK, with implicit restarts, finds the largest eigenvalues of $\pm A / \|A\| + 2 I$: they lie
+    between 1 and 3, so that one tolerance, relative to the norm, means the same at both ends and at
+    every scale. If the Krylov space would be the whole space, the dense matrix is decomposed.
 
     Parameters
     ----------
     operator
         Any self-adjoint operator, in memory or over a stream. Not inside a JAX transformation.
     num
-        How many pairs are wanted, from 1 to P; of both ends, as many of each, at most P / 2.
+        The number of pairs, from 1 to P; for both ends, the number at each end, at most P / 2.
     key
-        For the start vector.
+        Random key for the start vector.
     which
         `"largest"`, `"smallest"` (the most negative), or `"both"`.
     tolerance
-        On the residuals, relative to the norm; by default the square root of the dtype's epsilon,
-        or the rounding of a model in lower precision.
+        Bound of the residuals, relative to the norm; by default the square root of the dtype's
+        epsilon, or the rounding of a model in lower precision.
     max_iterations
         The number of restarts.
 
@@ -64,7 +63,7 @@ def eigenpairs(
     Raises
     ------
     ValueError
-        If `num` is impossible, `which` is not known, the tolerance is not a positive number or
+        If `num` is out of range, `which` is not known, the tolerance is not between 0 and 1, or
         `max_iterations` is not positive.
     RuntimeError
         If no pair has converged.
@@ -99,7 +98,7 @@ def eigenpairs(
     signs = {"largest": (1.0,), "smallest": (-1.0,), "both": (1.0, -1.0)}[which]
     rows = []
     for sign in signs:
-        # What ARPACK judges by is relative to an eigenvalue of what it is given: up to three.
+        # ARPACK's tolerance is relative to an eigenvalue of the shifted matrix, which is at most 3.
         shifted = operator * (sign / norm) + 2.0
         _, found, steps = _arpack(shifted, start, num, "LA", size, tolerance / 4, max_iterations)
         rows, spent = [*rows, found], spent + steps
@@ -123,9 +122,9 @@ def eigenpairs(
 
 
 def _norm(operator, start):
-    """Return the largest absolute eigenvalue, roughly, and the number of products."""
+    """Return a rough estimate of the largest absolute eigenvalue, and the number of products."""
     length = float(jnp.linalg.norm(operator.mv(start.astype(operator.dtype))))
-    if length == 0:  # as of a matrix of zeros, on which ARPACK has nothing to start from
+    if length == 0:  # as for a matrix of zeros, for which ARPACK has no start vector
         return 1.0, 1
     values, _, spent = _arpack(operator, start, 1, "LM", _NORM_STEPS, tolerance=1.0)
     norm = np.abs(values).max(initial=length / jnp.linalg.norm(start).item())
@@ -133,9 +132,9 @@ def _norm(operator, start):
 
 
 def _arpack(operator, start, num, which, size, tolerance, max_iterations=None):
-    """Return the values and rows that have converged, and the number of products.
+    """Return the converged values and rows, and the number of products.
 
-    Its tolerance is relative to the values, but for those smaller than epsilon to the power of 2/3.
+    The tolerance is relative to the values, or to epsilon to the power of 2/3 if they are smaller.
     """
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 

@@ -17,10 +17,10 @@ from laplace_kit.curv.matrix_free.probing import (
 )
 from laplace_kit.errors import check_option
 
-_ISOTROPIC = ("normal", "sphere")  # probes of which no direction is preferred
+_ISOTROPIC = ("normal", "sphere")  # probes without a preferred direction
 
-# matfree takes what is smaller than an absolute epsilon for zero: so that none is but zeros, and
-# that in float32 the squares of 1e8 and of its inverse are finite still.
+# matfree takes values below an absolute epsilon for zero. This factor keeps nonzero values above
+# it, and the squares of 1e8 and of its inverse finite in float32.
 _MAGNIFY = 2.0**20
 
 
@@ -36,31 +36,29 @@ def estimate_trace(
 
     Hutchinson's estimate is the mean of $z^T A z$ over probes with $\mathrm E\, z z^T = I$. XTrace
     takes the trace of a low-rank approximation exactly and estimates the rest from one probe that
-    the approximation has not seen, for each of the probes in turn: more accurate where the spectrum
-    decays.
+    the approximation has not seen, for each probe in turn: more accurate if the spectrum decays.
 
     Parameters
     ----------
     operator
         Any self-adjoint operator, in memory or over a stream of batches.
     key
-        For the probes.
+        Random key for the probes.
     num_samples
         The number K of probes, at least 2; for XTrace at most P.
     method
         `"hutchinson"` or `"xtrace"`.
     probes
         `"signs"` (the trace of a diagonal matrix is exact), `"normal"`, `"sphere"` or
-        `"sparse_signs"`; by default signs, and for XTrace `"normal"`, of which it makes better use.
+        `"sparse_signs"`; by default signs, and for XTrace `"normal"`, which suits it better.
 
     Returns
     -------
     estimate
-        Value and standard error `()`; that of XTrace comes from its leave-one-out estimates, which
-        share most of their probes: too small by a factor of up to 1.5, with signs 1.7, where the
-        spectrum is flat. Cost: K products in one pass over
-        the data (several, where the probes do not fit the memory limit); XTrace 2 K in two passes,
-        or P where that is less, which is exact.
+        Value and standard error `()`. That of XTrace comes from its leave-one-out estimates, which
+        share most of their probes: it is too small by a factor of up to 1.5 (1.7 with signs) if the
+        spectrum is flat. Cost: K products in one pass over the data (several if the probes exceed
+        the memory limit); XTrace 2 K in two passes, or P if that is less, which is exact.
 
     Raises
     ------
@@ -99,7 +97,7 @@ def estimate_diagonal(
     operator
         Any self-adjoint operator, in memory or over a stream of batches.
     key
-        For the probes.
+        Random key for the probes.
     num_samples
         The number K of probes, at least 2; for XDiag at most P.
     method
@@ -112,7 +110,7 @@ def estimate_diagonal(
     -------
     estimate
         Value and standard error `(P,)` in flat order; that of XDiag is too small by a factor of up
-        to 1.7 where the spectrum is flat. Cost as for `estimate_trace`.
+        to 1.7 if the spectrum is flat. Cost as for `estimate_trace`.
 
     Raises
     ------
@@ -152,8 +150,8 @@ def estimate_frobenius_norm_squared(
     Returns
     -------
     estimate
-        Value and standard error `()`. Cost: K products in one pass over the data (several, where
-        the probes do not fit the memory limit).
+        Value and standard error `()`. Cost: K products in one pass over the data (several if the
+        probes exceed the memory limit).
 
     Raises
     ------
@@ -168,7 +166,7 @@ def estimate_frobenius_norm_squared(
     return monte_carlo(_frobenius, operator, key=key, num_samples=num_samples, probes=probes)
 
 
-# --- what probes contribute: static functions, which load matfree when they are traced ------------
+# --- integrands: static functions, which load matfree when they are traced ------------------------
 
 
 def _trace(mv, probe):

@@ -1,7 +1,7 @@
-"""Products as one primitive, so that algorithms written for matrices in memory run over streams.
+"""Products as a JAX primitive, so that algorithms for matrices in memory also run over streams.
 
-Algorithms of JAX and matfree trace a product, batch it, transpose it and loop over it. As one
-primitive it batches to `matmat`, one pass over the data for all vectors in chunks that fit memory,
+Algorithms of JAX and matfree trace a product, batch it, transpose it and loop over it. The
+primitive batches to `matmat`, one pass over the data for all vectors in chunks that fit in memory,
 and transposes to itself, as the matrix is self-adjoint. Inside `jit` it is lowered to the
 operator's own product; outside, the operator is called, which may loop over batches on the host.
 """
@@ -19,11 +19,11 @@ from laplace_kit.curv.linear import SelfAdjointOperator
 
 
 def on_host(fn: Callable, operator: SelfAdjointOperator, *args: Any) -> Any:
-    r"""Return `fn(operator, *args)`, with loops on the host where the operator's data are a stream.
+    r"""Return `fn(operator, *args)`, with loops on the host if the operator's data are a stream.
 
-    In memory this is the plain call. Over a stream, `jit` is switched off for the length of it:
-    `lax` loops and branches become Python's, array operations run one by one, and only the
-    products, by `product(operator)`, are compiled.
+    In memory this is the plain call. Over a stream, `jit` is disabled during the call: `lax` loops
+    and branches become Python's, array operations run one by one, and only the products, by
+    `product(operator)`, are compiled.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def on_host(fn: Callable, operator: SelfAdjointOperator, *args: Any) -> Any:
     Returns
     -------
     result
-        What `fn` returns.
+        The result of `fn`.
     """
     if operator.in_memory:
         return fn(operator, *args)
@@ -106,14 +106,14 @@ def _batch(args, dims, *, structure):
 
 def _jvp(primals, tangents, *, structure):
     *leaves, vs = primals
-    *of_leaves, of_vs = tangents
+    *leaf_tangents, vs_tangent = tangents
     terms = []
-    if type(of_vs) is not ad.Zero:
-        terms.append(_product_p.bind(*leaves, of_vs, structure=structure))
-    if any(type(leaf) is not ad.Zero for leaf in of_leaves):
-        of_leaves = [ad.instantiate_zeros(leaf) for leaf in of_leaves]
+    if type(vs_tangent) is not ad.Zero:
+        terms.append(_product_p.bind(*leaves, vs_tangent, structure=structure))
+    if any(type(leaf) is not ad.Zero for leaf in leaf_tangents):
+        leaf_tangents = [ad.instantiate_zeros(leaf) for leaf in leaf_tangents]
         terms.append(
-            jax.jvp(lambda *args: _apply(*args, vs, structure=structure), leaves, of_leaves)[1]
+            jax.jvp(lambda *args: _apply(*args, vs, structure=structure), leaves, leaf_tangents)[1]
         )
     return _product_p.bind(*primals, structure=structure), sum(terms)
 

@@ -1,7 +1,7 @@
 r"""Solvers of $A x = b$ by products: conjugate gradients, LSMR and Neumann series.
 
-For K systems at once, as rows: the matrix multiplies all of them in one call. Each judges its
-solution by the residual $b - A x$, computed anew, and not by what the recurrence believes.
+They solve K systems at once, as rows: the matrix multiplies all of them in one call. Convergence is
+decided by the true residual $b - A x$, and not by that of the recurrence.
 """
 
 import enum
@@ -15,9 +15,9 @@ from jaxtyping import Array, ArrayLike, Float, Int, Num
 # Multiplies K vectors, along a leading axis.
 Matrix = Callable[[Float[Array, "K P"]], Float[Array, "K P"]]
 
-_POWER_STEPS = 30  # products spent on the largest eigenvalue, for the step of a Neumann series
-_SAFETY = 1.1  # on it, as products never show too large a value
-_GROWTH = 1.01  # of what should only fall: more is not rounding
+_POWER_STEPS = 30  # products for the largest eigenvalue, which sets the step of a Neumann series
+_SAFETY = 1.1  # factor on that eigenvalue, as power iterations underestimate it
+_GROWTH = 1.01  # of a norm that should only decrease: more is not rounding
 
 
 class Status(enum.IntEnum):
@@ -27,8 +27,8 @@ class Status(enum.IntEnum):
     MAX_ITERATIONS = 1
     INDEFINITE = 2  # or singular: a direction without positive curvature
     INDEFINITE_PRECONDITIONER = 3
-    ROUNDING = 4  # allows no smaller residual
-    INCONSISTENT = 5  # singular, and the solution is that of least squares
+    ROUNDING = 4  # which allows no smaller residual
+    INCONSISTENT = 5  # singular; the solution is that of least squares
     DIVERGED = 6
     NOT_FINITE = 7
 
@@ -36,8 +36,8 @@ class Status(enum.IntEnum):
 _RUNNING = -1
 
 
-class Report(NamedTuple):
-    """How a solver fared with each of K systems: the relative residual, the steps, a `Status`."""
+class Convergence(NamedTuple):
+    """Relative residual, number of steps and `Status` of each of K systems."""
 
     residual: Float[Array, " K"]
     iterations: Int[Array, " K"]
@@ -51,21 +51,21 @@ def conjugate_gradients(
     x0: Float[Array, "K P"] | None,
     tolerance: Float[ArrayLike, ""],
     max_iterations: Int[ArrayLike, ""],
-) -> tuple[Float[Array, "K P"], Report]:
+) -> tuple[Float[Array, "K P"], Convergence]:
     r"""Solve $A x = b$ for a positive definite matrix.
 
-    Where rounding has led the recurrence astray, it starts again from the solution that it found.
+    If rounding spoils the recurrence, it is restarted from the solution found so far.
 
     Parameters
     ----------
     matrix, precondition
         $A$ and $M \approx A^{-1}$.
     b, x0
-        Right-hand sides, and where to start.
+        Right-hand sides and initial solutions.
     tolerance
-        On the residual, relative to `b`.
+        Bound of the residual, relative to `b`.
     max_iterations
-        Of each system.
+        Largest number of steps for each system.
 
     Returns
     -------
@@ -80,7 +80,7 @@ def conjugate_gradients(
     target = tolerance * size
 
     def run(state):
-        """Follow the recurrence to its end, and compare with the residual itself."""
+        """Run the recurrence to its end, and compare with the true residual."""
         z = precondition(state.r)
         gamma = _dot(state.r, z)
         first = _Recurrence(state.x, state.r, z, gamma, state.iterations, state.status)
@@ -118,7 +118,7 @@ def conjugate_gradients(
 
     first = _begin(matrix, b, x0, target)
     x, r, iterations, status = jax.lax.while_loop(_any_running, run, first)
-    return x, Report(_norm(r) / _positive(size), iterations, status)
+    return x, Convergence(_norm(r) / _positive(size), iterations, status)
 
 
 class _Recurrence(NamedTuple):
@@ -140,7 +140,7 @@ def neumann_series(
     tolerance: Float[ArrayLike, ""],
     max_iterations: Int[ArrayLike, ""],
     step: Num[ArrayLike, ""] | None = None,
-) -> tuple[Float[Array, "K P"], Report]:
+) -> tuple[Float[Array, "K P"], Convergence]:
     r"""Solve $A x = b$ by $x = \eta \sum_k (I - \eta M A)^k M b$, for a positive definite matrix.
 
     It is linear in `b` for a given number of terms, unlike conjugate gradients, and slower.
@@ -171,7 +171,7 @@ def neumann_series(
         moves = state.status == _RUNNING
         x = _where(moves, state.x + step * precondition(state.r), state.x)
         r = _where(moves, b - matrix(x), state.r)
-        # In the norm of M the residual falls with every step where the series converges.
+        # If the series converges, each step reduces the residual in the norm of M.
         energy = _dot(r, precondition(r))
         status = jnp.where(energy > _GROWTH * energy_at_start, Status.DIVERGED, _RUNNING)
         iterations = state.iterations + moves
@@ -183,7 +183,7 @@ def neumann_series(
     first = _begin(matrix, b, x0, target)
     energy_at_start = _dot(first.r, precondition(first.r))
     x, r, iterations, status = jax.lax.while_loop(_any_running, advance, first)
-    return x, Report(_norm(r) / _positive(size), iterations, status)
+    return x, Convergence(_norm(r) / _positive(size), iterations, status)
 
 
 def _largest_eigenvalue(matrix: Matrix, precondition: Matrix, like: Array) -> Array:
@@ -203,24 +203,25 @@ def lsmr(
     x0: Float[Array, "K P"] | None,
     tolerance: Float[ArrayLike, ""],
     max_iterations: Int[ArrayLike, ""],
-) -> tuple[Float[Array, "K P"], Report]:
+) -> tuple[Float[Array, "K P"], Convergence]:
     r"""Solve $A x = b$ for a self-adjoint matrix, indefinite or singular; by matfree.
 
-    The systems make one of $K P$ unknowns, whose matrix has the same eigenvalues, so that K vectors
-    share each product.
+    The systems are solved as one of $K P$ unknowns, whose matrix has the same eigenvalues, so that
+    K vectors share each product.
 
     Parameters
     ----------
     matrix, precondition
-        $A$, and M of a solution $x = M y$; both are transposed by JAX.
+        $A$, and the M of $x = M y$; both are transposed by JAX.
     b, x0, tolerance, max_iterations
         As for `conjugate_gradients`.
 
     Returns
     -------
     x, report
-        Where no x solves a system, that of least squares. Cost: two products for each step, whose
-        number grows with the square of what conjugate gradients depend on.
+        The least-squares solution if no x solves a system. Cost: two products for each step; the
+        number of steps grows with the condition number, where that of conjugate gradients grows
+        with its square root.
 
     References
     ----------
@@ -231,9 +232,9 @@ def lsmr(
     size = _norm(b)
     scale = _positive(size)[:, None]
     x, r = _start(matrix, b / scale, x0)
-    r = _where(_norm(r) <= tolerance, jnp.zeros_like(r), r)  # nothing is left to do
+    r = _where(_norm(r) <= tolerance, jnp.zeros_like(r), r)  # these have converged
     start = jnp.linalg.norm(r)
-    # Of all systems together, and so of each; half of it, as the recurrence's residual is a guess.
+    # For all systems together, and so for each; halved, as the recurrence's residual is inexact.
     solver = matfree.lstsq.lsmr(
         atol=0.0,
         btol=0.5 * tolerance / _positive(start),
@@ -252,11 +253,11 @@ def lsmr(
     status = jnp.where(reason < 0, Status.NOT_FINITE, status)
     status = jnp.where(error <= tolerance * size, Status.CONVERGED, status)
     iterations = jnp.broadcast_to(found["iteration_count"], status.shape)
-    return x, Report(error / _positive(size), iterations, status)
+    return x, Convergence(error / _positive(size), iterations, status)
 
 
 class _Progress(NamedTuple):
-    """Solutions so far, their residuals, the steps taken, and why those that stopped did."""
+    """Solutions so far, their residuals, the numbers of steps, and each `Status`."""
 
     x: Array
     r: Array
@@ -265,14 +266,14 @@ class _Progress(NamedTuple):
 
 
 def _begin(matrix: Matrix, b: Array, x0: Array | None, target: Array) -> _Progress:
-    """Return the multiple of `x0` that fits best: no worse than zero."""
+    """Return the state of a solver that starts from the best multiple of `x0`."""
     x, r = _start(matrix, b, x0)
     status = jnp.where(_norm(r) <= target, Status.CONVERGED, _RUNNING)
     return _Progress(x, r, jnp.zeros_like(status), status)
 
 
 def _start(matrix: Matrix, b: Array, x0: Array | None) -> tuple[Array, Array]:
-    """Return the multiple of `x0` that fits best, and its residual: no worse than zero."""
+    """Return the multiple of `x0` with the smallest residual, at most that of zero, and both."""
     if x0 is None:
         return jnp.zeros_like(b), b
     image = matrix(x0)
@@ -298,5 +299,5 @@ def _where(rows: Array, these: Array, those: Array) -> Array:
 
 
 def _positive(size: Array) -> Array:
-    """Return what can be divided by: one in place of zero."""
+    """Return divisors: one in place of zero."""
     return jnp.where(size > 0, size, 1)

@@ -1,4 +1,4 @@
-r"""Leading eigenpairs of a curvature operator, by runs of Lanczos."""
+r"""Leading eigenpairs of a curvature operator by deflated Lanczos."""
 
 from functools import partial
 from typing import NamedTuple
@@ -21,11 +21,11 @@ from laplace_kit.curv.matrix_free.ritz import (
 from laplace_kit.curv.matrix_free.tridiagonal import Tridiagonal, lanczos
 from laplace_kit.curv.rounding import rounding
 
-_CHECK_DEPTH = 10  # products spent on asking whether a larger eigenvalue was missed
-_SMALLEST_DEPTH = 20  # and whether there is a negative one, next to what is left of the norm
+_CHECK_DEPTH = 10  # products to check whether a larger eigenvalue was missed
+_SMALLEST_DEPTH = 20  # products to check for a negative one too, small next to the deflated norm
 _MAX_ROUNDS = 20
-_MAX_RESTARTS = 5  # runs from the vectors that are wanted and have not converged
-_ROUNDINGS = 4  # times the square root of P: the rounding of an inner product, at its most
+_MAX_RESTARTS = 5  # runs that start from wanted vectors that have not converged
+_ROUNDINGS = 4  # times sqrt(P): bound on the rounding of an inner product
 
 
 def leading_eigenpairs(
@@ -33,34 +33,34 @@ def leading_eigenpairs(
 ) -> tuple[Eigenpairs, Float[Array, ""]]:
     r"""Return the algebraically largest eigenpairs of an operator, and its smallest Ritz value.
 
-    What has not converged starts the next run. A Krylov space holds one copy of each eigenvalue, so
-    runs are repeated on the operator deflated by what was found, until a short run shows nothing
-    larger than the smallest value kept. A last block of products turns the basis to Ritz vectors
-    and measures the residuals. All products of all runs share one linearisation, where memory
-    allows; over a stream each is a pass. Where the Krylov space would reach the whole space, the
-    dense matrix is decomposed instead: exact, and cheaper.
+    Vectors that have not converged start the next run. A Krylov space holds one copy of each
+    eigenvalue, so runs are repeated on the operator deflated by the pairs found, until a short run
+    finds nothing larger than the smallest value kept. A last block of products rotates the basis to
+    Ritz vectors and computes the residuals. All products share one linearisation if memory allows;
+    over a stream each is a pass. If the Krylov space would be the whole space, the dense matrix is
+    decomposed instead, which is exact and cheaper.
 
     Parameters
     ----------
     operator
-        Any self-adjoint operator, in memory or over a stream. Not inside a JAX transformation: how
-        many rounds are run depends on values.
+        Any self-adjoint operator, in memory or over a stream. Not inside a JAX transformation, as
+        the number of runs depends on values.
     rank
-        How many pairs are wanted, from 1 to P. Fewer come back where the matrix has lower rank.
+        The number of pairs, from 1 to P. Fewer are returned if the matrix has lower rank.
     key
-        For the start vector; without one it is a fixed low-discrepancy sequence.
+        Random key for the start vector; by default it is a fixed low-discrepancy sequence.
 
     Returns
     -------
     pairs
-        In float32 or better; those within the square root of its epsilon, relative to the norm, are
-        said to have converged, or within the rounding of a model in lower precision; eigenvalues
-        below that rounding are left out. Cost: `2 rank + 10` products for each run, of which a
-        spectrum that decays needs one or two, 10 to check (20 unless the operator is positive
-        semidefinite), and `rank` for the residuals; or the dense matrix.
+        In float32 or better. Pairs have converged if the residual, relative to the norm, is within
+        the square root of epsilon, or the rounding of a model in lower precision; eigenvalues below
+        that rounding are left out. Cost: `2 rank + 10` products for each run (one or two runs if
+        the spectrum decays), 10 to check (20 unless the operator is positive semidefinite), and
+        `rank` for the residuals; or the dense matrix.
     smallest
-        The smallest Ritz value that was met, `()`: no smaller than the smallest eigenvalue where
-        that is negative.
+        The smallest Ritz value found, `()`: no smaller than the smallest eigenvalue if that is
+        negative.
 
     Raises
     ------
@@ -86,12 +86,12 @@ def leading_eigenpairs(
 
 
 def _tolerance(dtype: jnp.dtype, rounding: float) -> float:
-    """Return how small residuals are to be, relative to the norm: no smaller than rounding."""
+    """Return the bound of residuals relative to the norm: sqrt(epsilon), at least the rounding."""
     return max(float(jnp.finfo(dtype).eps) ** 0.5, rounding)
 
 
 def _start_vector(num, round_number, key):
-    """Return a unit vector with no structure that a model could share."""
+    """Return a unit vector without structure, random or from a low-discrepancy sequence."""
     if key is not None:
         start = jax.random.normal(jax.random.fold_in(key, round_number), (num,))
     else:  # the fractional parts of multiples of an irrational number fill (-1/2, 1/2) evenly
@@ -101,7 +101,7 @@ def _start_vector(num, round_number, key):
 
 
 class _Found(NamedTuple):
-    """A basis of the leading eigenvectors, what was met on the way to it, and its cost."""
+    """A basis of the leading eigenvectors, the smallest Ritz value, the norm, and the cost."""
 
     basis: Float[Array, "R P"]
     smallest: float
@@ -131,7 +131,7 @@ def _krylov_rounds(operator, rank, depth, key):
                 return _Found(basis, smallest, norm, spent)
         positive = ritz.values > precision * norm
         converged = positive & (ritz.residuals <= tolerance * norm)
-        # Both ends of the spectrum converge: only those above the first that has not are leading.
+        # Both ends of the spectrum converge: only pairs above the first unconverged are leading.
         new = np.logical_and.accumulate(converged)
         if not positive.any():
             break
@@ -143,13 +143,13 @@ def _krylov_rounds(operator, rank, depth, key):
         elif not new.any():
             new = positive
         values, basis = _merge(values, basis, ritz, new)
-    if len(values) == 0:  # the vector that came closest to a positive eigenvalue
+    if len(values) == 0:  # take the vector closest to a positive eigenvalue
         return _Found(_combine(ritz.coordinates[:, :1].T, ritz.krylov), smallest, norm, spent)
     return _Found(basis[: len(values)], smallest, norm, spent)
 
 
 def _merge(values, basis, ritz, new):
-    """Return the largest of what is kept and what is new, as many as the basis has rows."""
+    """Return the largest of the kept and the new pairs, at most one for each row of the basis."""
     rank, count = len(basis), len(values)
     candidates = np.concatenate([values, ritz.values[new]])
     kept = np.argsort(-candidates, kind="stable")[:rank]

@@ -20,7 +20,7 @@ from laplace_kit.tree import pytree_dataclass
 
 @runtime_checkable
 class Preconditioner(Protocol):
-    """Whatever multiplies flat vectors by a positive definite matrix: an operator does so too."""
+    """Anything that multiplies flat vectors by a positive definite matrix, such as an operator."""
 
     def mv(self, v: Float[Array, " P"]) -> Float[Array, " P"]:
         """Return the product with one flat vector."""
@@ -52,7 +52,7 @@ class KroneckerPreconditioner:
         Raises
         ------
         ValueError
-            If the vector has not as many entries as the layers have parameters.
+            If the vector does not have one entry for each parameter of the layers.
         """
         layouts = [layer.layout for layer in self.layers]
         num = sum(layout.size for layout in layouts)
@@ -68,7 +68,7 @@ class KroneckerPreconditioner:
 
 @pytree_dataclass(static=("layout",))
 class _Layer:
-    """One layer: the inverse's eigenvalues, and the bases of inputs and outputs (`None`: units)."""
+    """One layer: the inverse's eigenvalues, and its bases (`None` for the identity)."""
 
     left: Float[Array, "G I I"] | None
     right: Float[Array, "G O O"] | None
@@ -86,17 +86,17 @@ def diagonal_preconditioner(
     damping: PyTree = 0.0,
     diagonal: Float[Array, " P"] | None = None,
 ) -> DiagonalPreconditioner:
-    r"""Return $M = |\mathrm{diag}(H) + \delta|^{-1}$, known as Jacobi's preconditioner.
+    r"""Return Jacobi's preconditioner, $M = |\mathrm{diag}(H) + \delta|^{-1}$.
 
     Parameters
     ----------
     operator
-        Of any kind; where its diagonal plus damping is negative, the absolute value stands in.
+        Any self-adjoint operator; its diagonal plus damping enters by its absolute value.
     damping
         $\delta$: a scalar, one value per leaf or group (a pytree prefix of the parameters), one per
         parameter, or flat `(P,)`.
     diagonal
-        An estimate to use, `(P,)`; by default the exact diagonal.
+        An estimate of the diagonal, `(P,)`; by default the exact diagonal.
 
     Returns
     -------
@@ -131,13 +131,12 @@ def kronecker_preconditioner(
 ) -> KroneckerPreconditioner:
     r"""Return $M = (A \otimes B + \delta)^{-1}$ for every layer, with its K-FAC factors.
 
-    Where $\delta$ differs within a layer, its mean over what the eigenbasis mixes stands in.
+    If $\delta$ differs within a layer, it is averaged over the entries that the eigenbasis mixes.
 
     Parameters
     ----------
     operator
-        A GGN, or an empirical or Monte-Carlo Fisher operator; of any kind where `factors` are
-        given.
+        A GGN, or an empirical or Monte-Carlo Fisher operator; any operator if `factors` are given.
     damping
         $\delta$: a scalar, one value per leaf or group (a pytree prefix of the parameters), one per
         parameter, or flat `(P,)`.
@@ -193,6 +192,6 @@ def _inverse_factor(factor: KroneckerFactors, damping: Float[Array, " P"]) -> _L
 
 
 def _reciprocal(values: Array) -> Array:
-    """Return the inverse of values, those that vanish to rounding raised above it."""
+    """Return the inverse of values, clipped from below at rounding relative to the largest."""
     largest = values.max()
     return 1 / jnp.maximum(values, jnp.finfo(values.dtype).eps * jnp.where(largest > 0, largest, 1))

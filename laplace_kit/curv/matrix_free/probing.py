@@ -1,4 +1,4 @@
-r"""Random probes of an operator: averages over them, in blocks of one pass over the data each."""
+r"""Random probes of an operator, and averages over them, one pass over the data per block."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,16 +14,16 @@ from laplace_kit.errors import check_option
 from laplace_kit.memory import Limits
 from laplace_kit.tree import pytree_dataclass
 
-# What `(mv, probe) -> values` one probe contributes; static, hence a module-level object.
+# `(mv, probe) -> values`, the contribution of one probe; static, hence a module-level object.
 Integrand = Callable[[Callable, Array], PyTree]
 
 
 @pytree_dataclass(static=("num_products",))
 class Estimate:
-    r"""A random estimate, and how far it can be trusted.
+    r"""A random estimate with its standard error.
 
-    `value` `()` or `(P,)`; `standard_error`, of the same shape, the standard deviation that the
-    value is estimated to have over keys; `num_products`, how many products it took.
+    `value` `()` or `(P,)`; `standard_error`, of the same shape, the estimated standard deviation of
+    the value over keys; `num_products`, the number of products.
     """
 
     value: Float[Array, "*shape"]
@@ -33,7 +33,7 @@ class Estimate:
 
 @pytree_dataclass()
 class _Moments:
-    """Of the values seen so far: their number, mean and sum of squared deviations."""
+    """Number, mean and sum of squared deviations of the values so far."""
 
     count: Float[Array, ""]
     mean: Array
@@ -49,7 +49,7 @@ def monte_carlo(
     probes: str,
     num_steps: int = 1,
 ) -> Estimate:
-    r"""Average what each probe contributes, with running moments over blocks of probes.
+    r"""Return the mean of an integrand over probes, by running moments over blocks of probes.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def over_probes(
     probes: str,
     num_steps: int = 1,
 ) -> PyTree:
-    """Return what each probe contributes, along a leading axis; arguments as for `monte_carlo`."""
+    """Return the integrand at each probe, along a leading axis; arguments as for `monte_carlo`."""
     check_num_samples(num_samples)
     size, num_blocks = _blocks(operator, num_samples, num_steps)
 
@@ -104,7 +104,7 @@ def over_probes(
 
 
 def check_num_samples(num_samples: int) -> None:
-    """Raise a `ValueError` where there are too few samples for a standard error."""
+    """Raise a `ValueError` if there are too few samples for a standard error."""
     if num_samples < 2:
         raise ValueError(
             f"Found num_samples={num_samples}, expected 2 or more, as the standard error comes "
@@ -134,7 +134,7 @@ def _sphere(like: Array, *, num: int) -> Callable:
 
 
 def _sparse_signs(like: Array, *, num: int) -> Callable:
-    """Return a sampler of signs where two entries of three are zero, with unit variance."""
+    """Return a sampler of signs with unit variance, two thirds of whose entries are zero."""
 
     def sample(key):
         thirds = jax.random.randint(key, (num, *like.shape), -2, 4)
@@ -143,7 +143,7 @@ def _sparse_signs(like: Array, *, num: int) -> Callable:
     return sample
 
 
-# Independent entries of mean zero and variance one, but for the sphere, whose are uncorrelated.
+# Entries have mean zero and variance one; they are independent, on the sphere only uncorrelated.
 _SAMPLERS = {
     "signs": _signs,
     "normal": _normal,
@@ -153,14 +153,14 @@ _SAMPLERS = {
 
 
 def check_probes(probes: str) -> None:
-    """Raise a `ValueError` where this names no distribution of probes."""
+    """Raise a `ValueError` for an unknown distribution of probes."""
     check_option("probes", probes, _SAMPLERS)
 
 
 def draw(
     operator: SelfAdjointOperator, key: PRNGKeyArray, indices: Int[ArrayLike, " K"], probes: str
 ) -> Float[Array, "K P"]:
-    """Return the probes of these numbers: the same ones, however they are cut into blocks."""
+    """Return the probes of given indices, which do not depend on the division into blocks."""
     vector = _vector_spec(operator)
     return _draw(key, indices, vector.shape, vector.dtype, probes)
 
@@ -180,7 +180,7 @@ def _vector_spec(operator):
 
 
 def _blocks(operator, num_samples, num_steps):
-    """Return size and number of the blocks: as few as memory allows, and alike."""
+    """Return size and number of the blocks: as few as memory allows, of equal size."""
     vector = _vector_spec(operator)
     row_bytes = (num_steps + 3) * vector.size * vector.dtype.itemsize
     num_blocks = -(-num_samples // Limits().chunk_size(row_bytes))
@@ -188,7 +188,7 @@ def _blocks(operator, num_samples, num_steps):
 
 
 def _loop(body, first, operator, num_blocks):
-    """Scan over the blocks: on the host, or in a compiled loop inside a transformation."""
+    """Scan over the blocks on the host, or in a compiled loop inside a transformation."""
     if not tree.is_concrete(operator):
         return jax.lax.scan(body, first, jnp.arange(num_blocks))
     carry, outs = first, []
@@ -209,7 +209,7 @@ def _evaluate(operator, key, i, size, probes, integrand):
 
 @partial(jax.jit, static_argnums=(4, 5, 6, 7))
 def _accumulate(operator, moments, key, i, size, num_samples, probes, integrand):
-    """Merge the moments of a block (Chan, Golub and LeVeque, 1979); what is too many weighs 0."""
+    """Merge the moments of a block (Chan, Golub and LeVeque, 1979); surplus probes weigh zero."""
     values = _evaluate(operator, key, i, size, probes, integrand)
     weights = (i * size + jnp.arange(size) < num_samples).astype(values.dtype)
     count = moments.count + weights.sum()

@@ -1,8 +1,8 @@
-r"""Stochastic Lanczos quadrature: log-determinants, and the density of the spectrum.
+r"""Stochastic Lanczos quadrature: log-determinants and spectral densities.
 
 Lanczos from a probe $z$ is a Gauss quadrature: $z^T f(A) z \approx \|z\|^2 \sum_j w_j f(\theta_j)$,
-with the eigenvalues $\theta$ of its tridiagonal matrix for nodes. Probes then average to the trace
-of $f(A)$.
+with the eigenvalues $\theta$ of its tridiagonal matrix as nodes. The mean over probes estimates the
+trace of $f(A)$.
 """
 
 from functools import cache
@@ -18,9 +18,9 @@ from laplace_kit.curv.matrix_free.probing import Estimate, Integrand, over_probe
 from laplace_kit.curv.matrix_free.tridiagonal import lanczos, ritz_pairs
 from laplace_kit.tree import pytree_dataclass
 
-_RELATIVE_WIDTH = 0.01  # of the spectrum's range: what the eye can tell apart in a picture
-_ONE_VALUE = 1000  # roundings: eigenvalues that differ by less are not told apart
-_MARGIN = 5  # widths that the grid goes on for beyond the outermost nodes
+_RELATIVE_WIDTH = 0.01  # of the spectrum's range: about what the eye can resolve in a plot
+_ONE_VALUE = 1000  # in roundings: a spectrum with a smaller range counts as one eigenvalue
+_MARGIN = 5  # of the grid beyond the outermost nodes, in widths
 
 
 @pytree_dataclass(static=("num_products",))
@@ -28,7 +28,7 @@ class SpectralDensity:
     r"""The density of an operator's eigenvalues, broadened by a Gaussian; it integrates to one.
 
     `density` and its `standard_error` at the points of `grid`, `(G,)` each; `nodes` and `weights`
-    `(K, M)` of the quadrature of each of K probes, for averages of other functions of the
+    `(K, M)`, the quadrature rule of each of K probes, for means of other functions of the
     eigenvalues; `width` `()`, the Gaussian's standard deviation; `num_products`.
     """
 
@@ -51,11 +51,11 @@ def estimate_log_det(
 ) -> Estimate:
     r"""Estimate $\log\det(A + \mathrm{diag}(\delta))$ of a positive definite matrix.
 
-    By stochastic Lanczos quadrature of $\mathrm{tr} \log$. The standard error is that of the
-    probes; the error of the quadrature falls exponentially with `num_steps`, at a rate of the
+    It is stochastic Lanczos quadrature of $\mathrm{tr} \log$. The standard error covers the probes
+    only; the error of the quadrature falls exponentially with `num_steps`, at a rate that is the
     inverse square root of the condition number. Derivatives are estimated by the same probes,
-    $z^\top (A + \mathrm{diag}(\delta))^{-1}\, \mathrm d A\, z$, with the solution that the Krylov
-    space holds: also where it is exhausted, as of a matrix of low rank.
+    $z^\top (A + \mathrm{diag}(\delta))^{-1}\, \mathrm d A\, z$, with the solution from the Krylov
+    space, also where it is exhausted, as for a matrix of low rank.
 
     Parameters
     ----------
@@ -65,23 +65,23 @@ def estimate_log_det(
         $\delta$ in any form of a prior precision: a scalar, a pytree prefix of the parameters, one
         value for each of them.
     key
-        For the probes, which are signs.
+        Random key for the probes, which are signs.
     num_samples
         The number K of probes, at least 2.
     num_steps
-        The number M of Lanczos steps, of which no more than P are made: as many are exact.
+        The number M of Lanczos steps, at most P, which are exact.
 
     Returns
     -------
     estimate
-        Value and standard error `()`. Cost: K (M + 1) products in M + 1 passes over the data, by
-        one linearisation where memory allows; memory for as many vectors.
+        Value and standard error `()`. Cost: K (M + 1) products in M + 1 passes over the data, with
+        one linearisation if memory allows, and memory for K (M + 1) vectors.
 
     Raises
     ------
     ValueError
-        If the damped matrix is not positive definite (inside a transformation the value is NaN
-        then), if there are too few samples or steps, or `damping` has none of the forms.
+        If the damped matrix is not positive definite (inside a transformation the value is then
+        NaN), if there are too few samples or steps, or `damping` has none of the forms.
 
     References
     ----------
@@ -99,7 +99,7 @@ def estimate_log_det(
         probes="signs",
         num_steps=num_steps + 1,
     )
-    if operator.is_positive_semidefinite:  # rounding may find nodes that cannot be
+    if operator.is_positive_semidefinite:  # rounding may put nodes below the spectrum
         nodes = jnp.maximum(nodes, damped.damping_vector().min())
     values = damped.shape[0] * jnp.sum(_times_log(weights, nodes), axis=1)
     values = values + (slopes - jax.lax.stop_gradient(slopes))
@@ -127,22 +127,22 @@ def spectral_density(
     operator
         Any self-adjoint operator, in memory or over a stream of batches.
     key
-        For the probes, which are signs.
+        Random key for the probes, which are signs.
     num_samples
         The number K of probes, at least 2.
     num_steps
-        The number M of Lanczos steps, of which no more than P are made. More resolve more of what
-        lies between the ends of the spectrum.
+        The number M of Lanczos steps, at most P. More steps resolve more of the interior of the
+        spectrum.
     grid
-        Where to evaluate; by default 1,024 points over the whole spectrum.
+        Points at which to evaluate; by default 1,024 points over the whole spectrum.
     width
         $\sigma$, in the units of eigenvalues; by default a hundredth of the spectrum's range.
 
     Returns
     -------
     density
-        In float32 or better. Cost: K M products in M passes over the data, by one linearisation
-        where memory allows; memory for as many vectors.
+        In float32 or better. Cost: K M products in M passes over the data, with one linearisation
+        if memory allows, and memory for K M vectors.
 
     Raises
     ------
@@ -201,7 +201,7 @@ def _check_num_steps(num_steps, operator):
 
 @cache
 def _gauss_quadrature(num_steps: int) -> Integrand:
-    """Return what makes the Gauss quadrature of a probe (Golub and Welsch, 1969)."""
+    """Return an integrand that gives a probe's Gauss quadrature (Golub and Welsch, 1969)."""
 
     def quadrature(mv, probe):
         _, alphas, betas = lanczos(mv, probe, num_steps)
@@ -213,7 +213,11 @@ def _gauss_quadrature(num_steps: int) -> Integrand:
 
 @cache
 def _with_slope(num_steps: int) -> Integrand:
-    """Return the same, of no derivative, and a number whose derivative is that of the logarithm."""
+    r"""Return an integrand for the quadrature, not differentiated, and $z^T A^{-1} A z$.
+
+    With $z^T A^{-1}$ held fixed, the mean of this number's derivative over probes is that of
+    $\mathrm{tr} \log A$.
+    """
 
     def quadrature(mv, probe):
         found = lanczos(lambda v: jax.lax.stop_gradient(mv(v)), probe, num_steps)
@@ -226,20 +230,20 @@ def _with_slope(num_steps: int) -> Integrand:
 
 @jax.jit
 def _times_log(weights, nodes):
-    """Return `weights * log(nodes)`, zero where the weight is."""
+    """Return `weights * log(nodes)`, zero where the weight is zero."""
     return jnp.where(weights > 0, weights * jnp.log(jnp.where(weights > 0, nodes, 1)), 0)
 
 
 @jax.jit
 def _broaden(nodes, weights, grid, width):
-    """Return the mixture of Gaussians that each probe sees, `(K, G)`, probe by probe."""
+    """Return each probe's mixture of Gaussians, `(K, G)`, computed probe by probe."""
 
-    def of_probe(rule):
+    def mixture(rule):
         heights = jax.scipy.stats.norm.pdf(grid[:, None], rule[0], width)
         with jax.default_matmul_precision("highest"):
             return heights @ rule[1]
 
-    return jax.lax.map(of_probe, (nodes, weights))
+    return jax.lax.map(mixture, (nodes, weights))
 
 
 def _standard_error(values: Float[Array, "K *shape"]) -> Float[Array, "*shape"]:

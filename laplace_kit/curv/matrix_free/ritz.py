@@ -1,4 +1,4 @@
-"""Eigenpairs with their residuals: the best of a subspace, or all of the dense matrix."""
+"""Eigenpairs with their residuals: Ritz pairs of a subspace, or all pairs of the dense matrix."""
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,11 @@ from laplace_kit.tree import pytree_dataclass
 
 @pytree_dataclass(static=("num_products",))
 class Eigenpairs:
-    r"""Eigenpairs of a symmetric matrix, and how far they can be trusted.
+    r"""Eigenpairs of a symmetric matrix, with their residuals.
 
     `values` `(R,)` in descending order; `vectors` `(R, P)` with orthonormal rows; `residuals`
-    `(R,)`, the norms $\|A u - \lambda u\|$, within which of each value there is an eigenvalue;
-    `converged` `(R,)`, whether they are as small as was asked for; `num_products`.
+    `(R,)`, the norms $\|A u - \lambda u\|$: there is an eigenvalue within this distance of each
+    value; `converged` `(R,)`, whether residuals are within the tolerance; `num_products`.
     """
 
     values: Float[Array, " R"]
@@ -39,11 +39,11 @@ def rayleigh_ritz(
     operator
         Any self-adjoint operator, in memory or over a stream.
     rows
-        What spans the subspace; need not be orthonormal.
+        Vectors that span the subspace; they need not be orthonormal.
     bound
-        On the residuals that have converged.
+        The largest residual that counts as converged.
     num_products
-        How many were spent on the rows.
+        The number of products already made for the rows.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def rayleigh_ritz(
 
 
 def dense_eigenpairs(operator: SelfAdjointOperator) -> Eigenpairs:
-    """Return all eigenpairs, by the dense matrix; their residuals are a bound on its rounding."""
+    """Return all eigenpairs, from the dense matrix; the residuals are a bound on its rounding."""
     with jax.default_matmul_precision("highest"):
         values, vectors = jnp.linalg.eigh(operator.to_dense())
     num = len(values)
@@ -70,7 +70,7 @@ def dense_eigenpairs(operator: SelfAdjointOperator) -> Eigenpairs:
 
 
 def take(pairs: Eigenpairs, wanted) -> Eigenpairs:
-    """Return some of the pairs, those that a slice or an index array tells."""
+    """Return the pairs selected by a slice or an index array."""
     parts = pairs.values, pairs.vectors, pairs.residuals, pairs.converged
     if isinstance(wanted, slice):
         wanted = np.arange(len(pairs.values))[wanted]
@@ -78,7 +78,7 @@ def take(pairs: Eigenpairs, wanted) -> Eigenpairs:
 
 
 def check_rank(rank: int, num_params: int) -> int:
-    """Return the rank if a `(P, P)` matrix can have it, else raise a `ValueError`."""
+    """Return a possible rank of a `(P, P)` matrix; raise a `ValueError` for others."""
     if not hasattr(type(rank), "__index__") or not 1 <= rank <= num_params:
         raise ValueError(
             f"Found rank={rank}, expected a number from 1 to P={num_params}, the number of "

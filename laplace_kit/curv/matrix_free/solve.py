@@ -1,4 +1,4 @@
-r"""Linear systems $(H + \mathrm{diag}(\delta)) x = v$ by products alone, and how well it went."""
+r"""Solve linear systems $(H + \mathrm{diag}(\delta)) x = v$ by products with the operator."""
 
 import dataclasses
 import warnings
@@ -28,7 +28,7 @@ _ADVICE = {
         "preconditioner"
     ),
     Status.INDEFINITE: (
-        "a direction without positive curvature was met, so that the matrix is indefinite or "
+        "found a direction without positive curvature, so the matrix is indefinite or "
         "singular: raise `damping`, take the GGN in place of the Hessian, or use method='lsmr'"
     ),
     Status.INDEFINITE_PRECONDITIONER: (
@@ -38,13 +38,13 @@ _ADVICE = {
         "rounding allows no smaller residual: raise `tolerance` or `damping`, or use float64"
     ),
     Status.INCONSISTENT: (
-        "the matrix is singular and no x solves the system, but in the sense of least squares: "
+        "the matrix is singular and no x solves the system, except in the least-squares sense: "
         "raise `damping`"
     ),
     Status.DIVERGED: (
-        "the series diverges: lower `step`, or raise `damping` where the matrix is indefinite"
+        "the series diverges: lower `step`, or raise `damping` if the matrix is indefinite"
     ),
-    Status.NOT_FINITE: "numbers were met that are not finite: look at the vector and parameters",
+    Status.NOT_FINITE: "found values that are not finite: check the vector and the parameters",
 }
 
 
@@ -54,19 +54,19 @@ class NotConvergedWarning(RuntimeWarning):
 
 @pytree_dataclass()
 class Solution:
-    r"""The solution of a linear system, and how far it can be trusted; a pytree.
+    r"""The solution of a linear system, with its residual; a pytree.
 
     Attributes
     ----------
     x
         In the form of the right-hand side.
     residual
-        $\|v - (H + \mathrm{diag}(\delta))\, x\| / \|v\|$, computed anew from `x`.
+        $\|v - (H + \mathrm{diag}(\delta))\, x\| / \|v\|$, computed from `x`.
     iterations
-        The steps of the method.
+        The number of steps.
     status
-        Why it stopped, a `Status`. It has the shape `()`, as `residual` and `iterations` do, or
-        `(K,)` for K systems.
+        Why the method stopped, a `Status`. Its shape is `()`, like that of `residual` and
+        `iterations`, or `(K,)` for K systems.
     """
 
     x: PyTree
@@ -109,8 +109,8 @@ class InverseOperator(WrappedOperator):
         check_option("method", self.method, METHODS)
         if self.step is not None and self.method != "neumann":
             raise ValueError(
-                f"Found step={self.step} for method={self.method!r}, expected it for the Neumann "
-                "series alone; leave it out, or pass method='neumann'."
+                f"Found step={self.step} for method={self.method!r}, expected it only for the "
+                "Neumann series; leave it out, or pass method='neumann'."
             )
         if self.tolerance is not None:
             _check_positive("tolerance", self.tolerance)
@@ -128,7 +128,7 @@ class InverseOperator(WrappedOperator):
         return _solve(self, vs, None, _leading(vs)).x
 
     def solve(self, v: PyTree, *, x0: PyTree = None) -> Solution:
-        """Return the product with one vector, and how it was found; see `solve`."""
+        """Return the product with one vector, with residual and status; see `solve`."""
         return _solve(self, v, x0, ())
 
     def solve_many(self, vs: PyTree, *, x0: PyTree = None) -> Solution:
@@ -148,7 +148,7 @@ class InverseOperator(WrappedOperator):
         return _solve(self, vs, x0, _leading(vs))
 
     def tolerance_for(self, dtype: jnp.dtype) -> Float[Array, ""]:
-        """Return the tolerance of a recurrence in this dtype."""
+        """Return the tolerance for a recurrence in a dtype."""
         default = jnp.sqrt(jnp.finfo(dtype).eps)
         return jnp.asarray(default if self.tolerance is None else self.tolerance, dtype)
 
@@ -176,10 +176,10 @@ def solve(
 ) -> Solution:
     r"""Return $x = (H + \mathrm{diag}(\delta))^{-1} v$ by products with the operator.
 
-    In memory it is one compiled program and can be part of another; it is differentiable in `v`,
+    In memory it is one compiled program and can be part of another. It is differentiable in `v`,
     the damping and the operator's arrays, by another solve with the same options for each
-    derivative (the implicit function theorem), on which nothing is reported. Over a stream the host
-    loops, at a pass over the data for each product.
+    derivative (the implicit function theorem), whose convergence is not reported. Over a stream the
+    host loops, with a pass over the data for each product.
 
     Parameters
     ----------
@@ -193,23 +193,24 @@ def solve(
         a Laplace posterior.
     method
         `"cg"`, conjugate gradients, for a positive definite matrix: one product for each step.
-        `"lsmr"` for any matrix, singular ones in the sense of least squares: two products for each
+        `"lsmr"` for any matrix, singular ones in the least-squares sense: two products for each
         step, and more steps. `"neumann"`, the series $\eta \sum_k (I - \eta M A)^k M v$ for a
         positive definite matrix $A$: one product for each term, and many terms.
     preconditioner
         From `diagonal_preconditioner` or `kronecker_preconditioner`, or any object whose `mv`
         multiplies flat vectors by a positive definite matrix $M$ that is close to the inverse.
     tolerance
-        On the residual's norm, relative to that of `v`; by default $\sqrt\epsilon$ of the dtype of
-        the recurrence, 1.5e-8 in float64 and 3.5e-4 in float32, where rounding allows not much less
-        for an ill-conditioned matrix.
+        Bound of the residual's norm relative to that of `v`; by default $\sqrt\epsilon$ of the
+        dtype of the recurrence, 1.5e-8 in float64 and 3.5e-4 in float32, where rounding allows
+        little less for an ill-conditioned matrix.
     max_iterations
-        The steps after which a method gives up.
+        The number of steps after which a method stops.
     x0
-        An approximate solution in the form of `v`, of which the multiple that fits best is taken.
+        An approximate solution in the form of `v`; its multiple with the smallest residual is the
+        start.
     step
         $\eta$ of the Neumann series, less than $2 / \lambda_{\max}(M A)$; by default close to half
-        of that, at 30 products more.
+        of that, at 30 more products.
 
     Returns
     -------
@@ -220,15 +221,15 @@ def solve(
     Raises
     ------
     TypeError
-        If the preconditioner does not multiply vectors, or a stream is met inside `jax.jit`.
+        If the preconditioner does not multiply vectors, or the data are a stream inside `jax.jit`.
     ValueError
         If `v`, `x0` or `damping` has none of its forms, or an option is not as described.
 
     Warns
     -----
     NotConvergedWarning
-        If the residual is above the tolerance, with the reason and a remedy; inside of JAX
-        transformations, look at `solution.converged`.
+        If the residual is above the tolerance, with the reason and a remedy; inside JAX
+        transformations, check `solution.converged`.
 
     References
     ----------
@@ -280,15 +281,15 @@ def _solve_rows(inverse, v, x0, leading):
 def _apply_inverse(inverse, b, x0):
     mv = product(inverse.operator)
     damping = DampedOperator(inverse.operator, inverse.damping).damping_vector().astype(b.dtype)
-    of_one = inverse.preconditioner
-    precondition = (lambda r: r) if of_one is None else jax.vmap(of_one.mv)
+    preconditioner = inverse.preconditioner
+    precondition = (lambda r: r) if preconditioner is None else jax.vmap(preconditioner.mv)
     limits = inverse.tolerance_for(b.dtype), inverse.max_iterations
 
     def matrix(x: Float[Array, "K P"]) -> Float[Array, "K P"]:
         return mv(x) + damping * x
 
     def solver(matrix, b):
-        # In units of its own, so that no square of a small or large vector leaves float32.
+        # Scaled, so that squares of small or large vectors stay in the range of float32.
         size = jnp.max(jnp.abs(b), axis=1, initial=0, keepdims=True)
         size = jnp.where(size == 0, 1, size)
         x, report = solve_scaled(matrix, b / size)

@@ -1,7 +1,7 @@
-r"""Lanczos with full reorthogonalisation: tridiagonal matrices, in the bases of Krylov spaces.
+r"""Lanczos tridiagonalisation with full reorthogonalisation.
 
-Rows, where `matfree.decomp.hessenberg` has columns: on a CPU, to orthogonalise against columns
-takes longer than the products themselves.
+Krylov vectors are rows, where `matfree.decomp.hessenberg` has columns: on a CPU, orthogonalising
+against columns takes longer than the products.
 """
 
 from collections.abc import Callable
@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-_BREAKDOWN = 10  # roundings of the norm: what adds less to a Krylov space adds nothing
-# A basis is read for inner products and for what they take away: by blocks, from memory once.
+_BREAKDOWN = 10  # in roundings of the norm: smaller additions end the Krylov space
+# A basis is read for inner products and for subtraction: in blocks that stay in the cache.
 _ROWS_IN_CACHE = 8
 
 
 class Tridiagonal(NamedTuple):
-    r"""Orthonormal rows Q, the diagonal of T, and the norms of what each product adds to the space.
+    r"""Orthonormal rows Q, the diagonal of T, and the norms of each product's new direction.
 
-    All but the last of these are next to the diagonal of T. Zeros follow where the space ends.
+    All but the last of these norms are the off-diagonal of T. Zeros follow where the space ends.
     """
 
     rows: Float[Array, "K P"]
@@ -41,19 +41,19 @@ def lanczos(
     Parameters
     ----------
     mv
-        The product with a self-adjoint matrix $H$; where it loops on the host, inside of `on_host`.
+        The product with a self-adjoint matrix $H$; if it loops on the host, inside `on_host`.
     start
-        Where the Krylov space starts; of any length but zero.
+        The start vector of the Krylov space; nonzero, of any length.
     depth
         K, the number of products.
     locked
         Orthonormal rows L, or rows of zeros, which deflate the matrix to
         $(I - L^\top L) H (I - L^\top L)$; `start` is not in their span. With them the recurrence
-        goes on where the space is exhausted, from a new direction next to a zero in T: so it finds
-        more copies of eigenvalues that repeat. Without them it ends there; what rounding may add
-        is next to entries of T as small.
+        continues when the space is exhausted, from a new direction and with a zero in T, and so
+        finds more copies of repeated eigenvalues. Without them it ends there; directions that
+        rounding may add have equally small entries in T.
     norm
-        That of H, as far as it is known: what deflation leaves can be as small as its rounding.
+        The norm of H, if it is known: the deflated matrix can be as small as its rounding.
 
     Returns
     -------
@@ -80,8 +80,8 @@ def ritz_pairs(
 ) -> tuple[Float[Array, " K"], Float[Array, "K K"]]:
     """Return the Ritz values, ascending, and as columns their vectors' coordinates in the rows.
 
-    What lies beyond the end of the space is vacant: its values are from within the spectrum, and
-    its vectors have no part in the rows that were reached.
+    Steps beyond the end of the space give values within the spectrum, whose vectors have no
+    component along the rows of the space.
     """
     beside = betas[:-1]
     reached = jnp.append(True, jnp.cumprod(beside > 0).astype(bool))
@@ -90,7 +90,7 @@ def ritz_pairs(
 
 
 class _State(NamedTuple):
-    """What one step hands to the next; `size` is the largest number met in T, or the norm."""
+    """The state between steps; `size` is the largest entry of T so far, or the norm."""
 
     rows: Array
     alphas: Array
@@ -102,7 +102,7 @@ class _State(NamedTuple):
 
 
 class _Deflation(NamedTuple):
-    """Rows to leave out, and how many of them there are before rows of zeros."""
+    """Rows to project out, and their number without trailing rows of zeros."""
 
     rows: Array
     count: Array
@@ -124,16 +124,16 @@ def _advance(state, image, start, deflation, i):
     rows, alphas, betas, v, previous, beta, size = state
     rows = rows.at[i].set(v)
     with jax.default_matmul_precision("highest"):
-        # The square of the length is one but for rounding, or zero beyond the end of the space.
+        # The squared length is one up to rounding, or zero beyond the end of the space.
         alpha = jnp.vdot(v, image) / jnp.maximum(jnp.vdot(v, v), 0.5)
-        # By the recurrence little is left along the rows, so that to project once is enough.
+        # The recurrence leaves little along the rows, so that projecting once is enough.
         rest = _project(image - alpha * v - beta * previous, deflation, rows, i + 1)
         beta = jnp.linalg.norm(rest)
         size = jnp.maximum(size, jnp.maximum(jnp.abs(alpha), beta))
-        goes_on = beta > _BREAKDOWN * jnp.finfo(v.dtype).eps * size
-        beta = jnp.where(goes_on, beta, 0)
+        continues = beta > _BREAKDOWN * jnp.finfo(v.dtype).eps * size
+        beta = jnp.where(continues, beta, 0)
         following = jax.lax.cond(
-            goes_on,
+            continues,
             lambda: rest / beta,
             lambda: 0 * v if deflation is None else _new_direction(start, deflation, rows, i + 1),
         )
@@ -151,20 +151,20 @@ def _new_direction(start, deflation, rows, i):
 
 
 def _project(v, deflation, rows, count):
-    """Return what of a vector is orthogonal to the deflation and the first `count` rows."""
-    v = v if deflation is None else _take_out(v, *deflation)
-    return _take_out(v, rows, count)
+    """Return a vector's part orthogonal to the deflation and the first `count` rows."""
+    v = v if deflation is None else _project_out(v, *deflation)
+    return _project_out(v, rows, count)
 
 
-def _take_out(
+def _project_out(
     v: Float[Array, " P"], rows: Float[Array, "K P"], count: Int[ArrayLike, ""]
 ) -> Float[Array, " P"]:
-    """Take out of a vector what is along the first `count` rows; those that follow are zeros."""
+    """Subtract a vector's projection on the first `count` rows; later rows are zeros."""
     size = min(_ROWS_IN_CACHE, len(rows))
 
-    def take_out(k, v):
-        # The last block starts earlier: what was taken out can be taken out again.
+    def subtract(k, v):
+        # The last block may overlap the one before: projecting twice does no harm.
         block = jax.lax.dynamic_slice_in_dim(rows, k * size, size)
         return v - (block @ v) @ block
 
-    return jax.lax.fori_loop(0, -(-count // max(size, 1)), take_out, v)
+    return jax.lax.fori_loop(0, -(-count // max(size, 1)), subtract, v)

@@ -1,4 +1,4 @@
-"""Coverage tells of every parameter its kind, the road its rows take, and its partner."""
+"""Coverage lists the kind of every parameter, the method for its rows, and its partner."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import pytest
 from architectures import ZOO, kinds_of
 
 from laplace_kit import curv
-from laplace_kit.curv.capture.coverage import ROADS, LeafCoverage, coverage_of
+from laplace_kit.curv.capture.coverage import METHODS, LeafCoverage, coverage_of
 from laplace_kit.curv.capture.layers import KINDS
 from laplace_kit.curv.objective import restrict
 from laplace_kit.likelihood import Categorical
@@ -27,24 +27,24 @@ def test_every_parameter_is_told_of_once_in_flat_order(build, x64):
     assert kinds_of(model.model_fn, model.params, model.x) == model.kinds
 
 
-def test_every_kind_and_every_road_is_taken_by_some_architecture(x64):
+def test_every_kind_and_every_method_occurs_in_some_architecture(x64):
     leaves = [leaf for name in ZOO for leaf in covered(name)]
     assert {leaf.kind for leaf in leaves} == set(KINDS)
-    assert {leaf.road for leaf in leaves} == set(ROADS)
-    roads = {(leaf.kind, leaf.road) for leaf in leaves if leaf.partner is None}
-    assert roads == {
+    assert {leaf.method for leaf in leaves} == set(METHODS)
+    methods = {(leaf.kind, leaf.method) for leaf in leaves if leaf.partner is None}
+    assert methods == {
         ("dense", "factors"),
         ("convolution", "factors"),
         ("embedding", "lookup"),
         *((kind, "exact rows") for kind in ("bias", "scale", "shared", "unused", "other")),
     }
-    assert {leaf.road for leaf in leaves if leaf.partner} == {"factors"}
+    assert {leaf.method for leaf in leaves if leaf.partner} == {"factors"}
 
 
 def test_the_table_has_a_line_for_every_parameter(x64):
     lines = str(covered("mlp")).splitlines()
     assert lines == [
-        "parameter  shape   kind   road        with",
+        "parameter  shape   kind   method      with",
         "b1         (4,)    bias   factors     w1",
         "gain       (4,)    scale  exact rows",
         "w1         (3, 4)  dense  factors",

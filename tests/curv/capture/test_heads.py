@@ -1,4 +1,4 @@
-"""Heads: which layers are found to be one, and agreement with the road of any other layer."""
+"""Heads: which layers are recognised, and agreement with the rows of any other layer."""
 
 import jax
 import jax.numpy as jnp

@@ -377,7 +377,7 @@ def test_the_inverse_is_an_operator(x64):
     ("options", "message"),
     [
         ({"method": "lsqr"}, r"method='lsqr', expected one of .*Did you mean 'lsmr'"),
-        ({"step": 0.1}, r"step=0.1 for method='cg', expected it for the Neumann series alone"),
+        ({"step": 0.1}, r"step=0.1 for method='cg', expected it only for the Neumann series"),
         ({"tolerance": 0.0}, r"tolerance=0.0, expected a positive number"),
         ({"max_iterations": 0}, r"max_iterations=0, expected a positive number"),
         ({"damping": np.ones(3)}, r"`damping` of shape \(3,\)"),
