@@ -54,7 +54,7 @@ def classification_metrics(probs: Float[ArrayLike, "N C"], y: ArrayLike) -> dict
 def regression_metrics(
     mean: Float[ArrayLike, "N C"], std: Float[ArrayLike, "N C"], y: ArrayLike
 ) -> dict[str, float]:
-    """Return RMSE, NLL, CRPS, coverage of central 90% intervals and chi-squared.
+    """Return RMSE, NLL, CRPS, coverage of the central 90% intervals and chi-squared.
 
     Parameters
     ----------
