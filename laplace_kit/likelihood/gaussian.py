@@ -21,7 +21,7 @@ class Gaussian(Factorized):
     noise_std
         The standard deviation $s > 0$ of the observation noise, in the units of `y`: one number, or
         an array that broadcasts to one example's outputs `(*event,)`, typically one for each
-        output, `(C,)`. A pytree leaf, so it can be differentiated.
+        output, `(C,)`. A leaf, so it can be differentiated.
 
     Raises
     ------

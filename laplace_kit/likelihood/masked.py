@@ -23,8 +23,8 @@ class Masked(Factorized):
     Parameters
     ----------
     likelihood
-        A likelihood of independent entries: `Gaussian`, `HeteroscedasticGaussian`, `Categorical`,
-        `Bernoulli` or `Poisson`.
+        Of independent entries: `Gaussian`, `HeteroscedasticGaussian`, `Categorical`, `Bernoulli`
+        or `Poisson`.
 
     Raises
     ------

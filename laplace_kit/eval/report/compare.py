@@ -209,7 +209,7 @@ def _all_rows(likelihood: Likelihood, predictive: Predictive) -> Float[Array, "M
 
 
 def _uncertainty(predictive: Predictive) -> Uncertainty | None:
-    """Return the parts of the uncertainty; `None` if unknown, or if the weights are certain."""
+    """Return the parts of the uncertainty, where there is more than one and they are known."""
     if predictive.likelihood is None or not bool((predictive.f_var > 0).any()):
         return None
     return predictive.uncertainty(jax.random.key(0))
@@ -218,7 +218,7 @@ def _uncertainty(predictive: Predictive) -> Uncertainty | None:
 def _seen(
     likelihood: Likelihood, predictive: Predictive, y: PyTree, values: Float[Array, "N *label"]
 ) -> Float[np.ndarray, " M"]:
-    """Return the values of observed labels."""
+    """Return one value for each label that is there."""
     seen = jax.vmap(likelihood.observed)(predictive.f_mean, y)
     return np.asarray(values)[np.asarray(seen)]
 

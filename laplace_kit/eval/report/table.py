@@ -27,9 +27,9 @@ RESERVED = (
 
 @dataclass(frozen=True)
 class Metric:
-    """The label of a metric, which values are better, and the `goal` of a perfect predictor.
+    """A metric's name and which values are better; `goal` is the value of a perfect predictor.
 
-    `by_chance` is true if estimates may lie beyond the goal.
+    `by_chance` says that an estimate may lie beyond the goal.
     """
 
     label: str
@@ -39,18 +39,18 @@ class Metric:
 
     @property
     def is_monotone(self) -> bool:
-        """Whether a larger, or a smaller, value is always better."""
+        """Whether a larger, or a smaller, value is always the better one."""
         return self.better in ("lower", "higher")
 
     def attainable(self, low: float, high: float) -> tuple[float, float]:
-        """Return an interval clipped to the attainable values."""
+        """Return an interval without the part that no predictor can reach."""
         if self.goal is None or not self.is_monotone or self.by_chance:
             return low, high
         limit = min if self.better == "higher" else max
         return limit(low, self.goal), limit(high, self.goal)
 
     def loss(self, value: float | None) -> float:
-        """Return the distance of `value` from the goal; infinite for `None`, not finite."""
+        """Return how far `value` is from the goal; what is not finite is farthest."""
         if value is None:
             return math.inf
         return value if self.goal == -math.inf else abs(value - self.goal)
