@@ -1,7 +1,7 @@
-"""The command line: reports of any model's predictions, comparisons, a demonstration, versions.
+"""The command line: reports on the predictions of any model, comparisons, a demo, versions.
 
-Bad input ends with one line on standard error and the exit code 1, wrong usage with 2. What takes
-long to import is imported by the commands that need it.
+Invalid input ends with one line on standard error and exit code 1, wrong usage with 2. Slow imports
+are left to the commands that need them.
 """
 
 import json
@@ -26,7 +26,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "matfree", "numpy")
 
 
 class _Ordered(click.Group):
-    """Commands in the order in which they are defined, the most useful first."""
+    """Commands in the order of their definition, the most useful first."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -45,7 +45,7 @@ or a .csv table with the columns y, p_0, p_1, ... or y, mean, std.
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main() -> None:
-    """Tell how well calibrated the predictions of any model are.
+    """Measure the calibration of the predictions of any model.
 
     "laplace-kit demo" shows what a report looks like.
     """
@@ -57,7 +57,7 @@ _files = click.argument(
 
 
 def _as_text(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """Return an argument as the text that its bytes are in UTF-8, whatever the locale is."""
+    """Return an argument decoded as UTF-8, whatever the locale is."""
     try:
         return value.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeError as error:
@@ -82,20 +82,20 @@ _title = click.option(
     type=click.Path(path_type=Path),
     default=Path("report"),
     show_default=True,
-    help="The directory of the report; made if it is missing.",
+    help="The directory of the report; created if it does not exist.",
 )
 @_title
 def report(files: tuple[Path, ...], out: Path, title: str) -> None:
     """Write a calibration report on predictions.
 
-    It is a page with pictures, and the numbers as JSON. Several files are several predictors for
-    the same examples, each named after its file.
+    It consists of a page with pictures, and the metrics as JSON. Several files are several
+    predictors for the same examples, each named after its file.
     """
     import jax
 
     from laplace_kit.eval.report.merge import read_all
 
-    # Files hold float64, and targets such as times need it.
+    # Files hold float64, which targets such as timestamps need.
     with _refusals(), jax.enable_x64(True):
         written = _write_report(read_all(files), out, title)
     _show(written)
@@ -108,11 +108,11 @@ def report(files: tuple[Path, ...], out: Path, title: str) -> None:
 )
 @_title
 def compare(files: tuple[Path, ...], out: Path | None, title: str) -> None:
-    """Say which predictions are better, if any.
+    """Compare predictions and test which are better.
 
-    The files hold predictions for the same examples, two predictors at least. Each is compared with
-    the first by the paired bootstrap: an interval of the difference that does not hold zero is
-    significant.
+    The files hold predictions for the same examples, with at least two predictors. Each is compared
+    with the first by the paired bootstrap: a difference is significant if its interval excludes
+    zero.
     """
     import jax
 
@@ -122,7 +122,7 @@ def compare(files: tuple[Path, ...], out: Path | None, title: str) -> None:
         stored = read_all(files)
         if len(stored.predictions) < 2:
             raise ValueError(
-                f"Found one predictor, {[*stored.predictions]}, expected two at least; give "
+                f"Found one predictor, {[*stored.predictions]}, expected at least two; pass "
                 "another file, or use laplace-kit report."
             )
         written = None if out is None else _write_report(stored, out, title)
@@ -138,10 +138,10 @@ def compare(files: tuple[Path, ...], out: Path | None, title: str) -> None:
     type=click.Path(path_type=Path),
     default=Path("laplace-kit-demo"),
     show_default=True,
-    help="The directory of the report; made if it is missing.",
+    help="The directory of the report; created if it does not exist.",
 )
 def demo(out: Path) -> None:
-    """Train, fit and report on made-up data.
+    """Train, fit and report on synthetic data.
 
     It takes less than a minute and needs neither data nor network access.
     """
@@ -158,7 +158,7 @@ def demo(out: Path) -> None:
 def info(as_json: bool) -> None:
     """Print versions, devices and memory.
 
-    A report of a problem should hold them.
+    Include the output in bug reports.
     """
     facts = _facts()
     _echo(json.dumps(facts, indent=2) if as_json else _as_lines(facts))
@@ -168,14 +168,14 @@ def info(as_json: bool) -> None:
 
 
 def _echo(text: object) -> None:
-    """Print text, with escapes for what the terminal's encoding does not have."""
+    """Print text, with escapes for characters that the terminal's encoding lacks."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     click.echo(str(text).encode(encoding, "backslashreplace").decode(encoding))
 
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Turn what the library or the system refuses into one line and the exit code 1."""
+    """Turn errors of the library or the system into one line and exit code 1."""
     try:
         yield
     except ValueError as error:
@@ -218,7 +218,7 @@ def _show(written: "Report") -> None:
 
 
 def _differences(numbers: Mapping[str, Any]) -> str:
-    """Return the table of differences to the first predictor, set by set, and the verdict."""
+    """Return tables of the differences to the first predictor on each set, and the verdict."""
     from laplace_kit.eval.report.table import display_name, groups
     from laplace_kit.eval.report.verdict import verdict
 
@@ -240,12 +240,12 @@ def _differences(numbers: Mapping[str, Any]) -> str:
                 for row in group.rows
                 if row.changes
             ]
-            blocks.append(f"{group.title}: {other} against {first}\n{_columns(rows)}")
+            blocks.append(f"{group.title}: {other} against {first}\n{_aligned(rows)}")
     return "\n\n".join([*blocks, "\n".join(verdict(numbers))])
 
 
-def _columns(rows: list[tuple[str, ...]]) -> str:
-    """Return rows as lines of text: names to the left, numbers to the right, the last as it is."""
+def _aligned(rows: list[tuple[str, ...]]) -> str:
+    """Return rows as aligned text: the first and last columns to the left, others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -302,7 +302,7 @@ def _version(package: str) -> str | None:
 
 
 def _as_lines(facts: Mapping[str, Any]) -> str:
-    """Return the facts as people read them."""
+    """Return the facts as lines of text."""
     from laplace_kit.memory import readable
 
     lines = {name: version or "not installed" for name, version in facts["versions"].items()}

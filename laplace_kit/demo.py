@@ -1,6 +1,6 @@
-"""A demonstration on made-up data: train a network, fit, tune, and write the report.
+"""A demonstration on synthetic data: train a network, fit, tune, and write a report.
 
-Needs nothing but what the library itself needs, and no network.
+It needs no dependencies beyond those of the library, and no network access.
 """
 
 import itertools
@@ -27,21 +27,10 @@ _NUM_STEPS = 2000
 def spirals(
     rng: np.random.Generator, num: int, noise: float
 ) -> tuple[Float[np.ndarray, "N 2"], Int[np.ndarray, " N"]]:
-    """Return points on three arms of a spiral, which overlap where the noise is large.
+    """Return `num` points `(N, 2)` on three spiral arms, and the arms `(N,)`.
 
-    Parameters
-    ----------
-    rng
-        For the points.
-    num
-        How many, N.
-    noise
-        Standard deviation of their distance from the arm.
-
-    Returns
-    -------
-    x, y
-        Points `(N, 2)` and arms `(N,)`.
+    Each coordinate has Gaussian noise with standard deviation `noise`; large noise makes the arms
+    overlap.
     """
     y = rng.integers(NUM_CLASSES, size=num)
     along = np.sqrt(rng.uniform(0.02, 1.0, num))
@@ -51,29 +40,16 @@ def spirals(
 
 
 def far_away(rng: np.random.Generator, num: int) -> Float[np.ndarray, "N 2"]:
-    """Return points on a ring around the arms, unlike any in the training set.
-
-    Parameters
-    ----------
-    rng
-        For the points.
-    num
-        How many, N.
-    """
+    """Return `num` out-of-distribution points on a ring around the arms."""
     radius, angle = rng.uniform(4.0, 6.0, num), rng.uniform(0.0, 2 * np.pi, num)
     ring = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     return ring.astype(np.float32)
 
 
 def model_fn(params: PyTree, x: Float[ArrayLike, "N 2"]) -> Float[Array, "N 3"]:
-    """Return the logits of a multi-layer perceptron.
+    """Return the logits of a multi-layer perceptron at points `x` `(N, 2)`.
 
-    Parameters
-    ----------
-    params
-        Layers, each a dictionary of `kernel` and `bias`.
-    x
-        Points `(N, 2)`.
+    `params` is a list of layers, each a dictionary with `kernel` and `bias`.
     """
     *hidden, last = params
     for layer in hidden:
@@ -94,15 +70,7 @@ def initial_params(rng: np.random.Generator) -> PyTree:
 
 @jax.jit
 def train(params: PyTree, x: Float[ArrayLike, "N 2"], y: Int[ArrayLike, " N"]) -> PyTree:
-    """Return the most probable parameters under a Gaussian prior, by Adam on all examples at once.
-
-    Parameters
-    ----------
-    params
-        Where to start.
-    x, y
-        The training set, `(N, 2)` and `(N,)`.
-    """
+    """Return the mode under a Gaussian prior, found by full-batch Adam from `params`."""
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, _NUM_STEPS))
 
     def loss(params):
@@ -119,24 +87,24 @@ def train(params: PyTree, x: Float[ArrayLike, "N 2"], y: Int[ArrayLike, " N"]) -
 
 
 def demo(directory: str | os.PathLike, *, seed: int = 0) -> tuple[Laplace, Report]:
-    """Classify points on three spiral arms and report on the mode and on Laplace.
+    """Classify points on three spiral arms, and report on the mode and the Laplace posterior.
 
     Parameters
     ----------
     directory
-        Where the report goes; made if it is missing.
+        The directory of the report; created if it does not exist.
     seed
-        Of the data and of the network.
+        Seed of the data and of the network.
 
     Returns
     -------
     la, report
-        The tuned posterior, and what was written.
+        The tuned posterior, and the report.
 
     Raises
     ------
     OSError, ValueError
-        If `directory` cannot be made, or is a file; before any work is done.
+        If `directory` cannot be created, or is a file, before anything is computed.
     """
     usable_directory(directory).mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)

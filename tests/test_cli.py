@@ -188,7 +188,7 @@ def test_wrong_files_end_in_one_line_and_write_nothing(command, tmp_path):
 
 def test_comparison_needs_two(tmp_path):
     one = save(tmp_path / "a.npz", y=LABELS, probs=HALVES)
-    assert_refused(run("compare", one), "one predictor, ['a'], expected two", "laplace-kit report")
+    assert_refused(run("compare", one), "one predictor, ['a'], ", "two", "laplace-kit report")
     other = save(tmp_path / "b.npz", y=LABELS[::-1], probs=HALVES)
     assert_refused(run("compare", one, other), other, "same examples")
 

@@ -1,4 +1,4 @@
-"""Likelihoods: what the model's outputs mean, and their curvature in the outputs."""
+"""Likelihoods: the distribution of targets given the model's outputs, with curvature in outputs."""
 
 from laplace_kit.likelihood.base import Factorized as Factorized
 from laplace_kit.likelihood.base import Likelihood as Likelihood

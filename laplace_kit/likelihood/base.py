@@ -1,10 +1,10 @@
-r"""What every likelihood can do, and what those can do whose targets are independent entries.
+r"""Abstract base classes of likelihoods, and of likelihoods that factorise over target entries.
 
-A likelihood is a frozen pytree whose methods speak of *one* example: outputs `f` of shape
-`(*event,)` and a target `y`; callers `jax.vmap` over examples. With $\ell = -\log p(y \mid f)$,
-a likelihood gives the Hessian $L = \nabla_f^2 \ell$ as a product and as an exact square root,
-$L = S S^\top$, both in closed form. For an exponential family in its natural parameters $L$ does
-not depend on $y$ and the generalised Gauss-Newton matrix is the Fisher matrix.
+A likelihood is a frozen pytree whose methods take *one* example: outputs `f` of shape `(*event,)`
+and a target `y`; callers `jax.vmap` over examples. With $\ell = -\log p(y \mid f)$, a likelihood
+provides products with the Hessian $L = \nabla_f^2 \ell$ and with an exact square root,
+$L = S S^\top$, both in closed form. For an exponential family in its natural parameters, $L$ does
+not depend on $y$, and the generalised Gauss-Newton matrix is the Fisher matrix.
 """
 
 import abc
@@ -21,15 +21,15 @@ from laplace_kit.targets.outputs import Outputs
 
 
 class Likelihood(abc.ABC):
-    r"""What every likelihood can do, for one example.
+    r"""The interface of a likelihood, for one example.
 
-    `hessian_sqrt_mv` maps a vector `w` shaped like the outputs to $S w$; its columns are the images
-    of the unit vectors.
+    `hessian_sqrt_mv` maps a vector `w` of the shape of the outputs to $S w$; the columns of $S$ are
+    the images of the unit vectors.
     """
 
     @abc.abstractmethod
     def negative_log_prob(self, f: Float[Array, "*event"], y: PyTree) -> Float[Array, ""]:
-        r"""Return $-\log p(y \mid f)$ with its normaliser."""
+        r"""Return $-\log p(y \mid f)$, normalised over $y$."""
 
     @abc.abstractmethod
     def hessian_mv(self, f, y, u: Float[Array, "*event"]) -> Float[Array, "*event"]:
@@ -45,26 +45,26 @@ class Likelihood(abc.ABC):
 
     @abc.abstractmethod
     def check_shapes(self, outputs: tuple[int, ...], targets: PyTree) -> None:
-        """Raise where outputs `(N, *event)` and targets, arrays or specs, do not go together."""
+        """Raise a `ValueError` if outputs `(N, *event)` do not fit targets, arrays or specs."""
 
     @abc.abstractmethod
     def is_valid(self, f: Float[Array, "*event"], y: PyTree) -> Bool[Array, ""]:
-        """Tell whether the target's value is one that this likelihood can give."""
+        """Return whether the target is in the support of this likelihood."""
 
     @property
     @abc.abstractmethod
     def support(self) -> str:
-        """The targets that are valid, in words, for messages."""
+        """A description of valid targets, for messages."""
 
     def renumbering(self, event: tuple[int, ...], y: PyTree) -> str:
-        """Return what to do about targets that are numbered in another way, empty where unknown.
+        """Return a remedy for targets with another numbering, such as labels from 1, else "".
 
         Parameters
         ----------
         event
-            The shape of one example's outputs.
+            The shape of the outputs of one example.
         y
-            All targets that are at hand, with a leading axis, some of them not valid.
+            Targets with a leading axis, some of them not valid.
         """
         return ""
 
@@ -88,7 +88,7 @@ class Likelihood(abc.ABC):
         return jax.grad(self.negative_log_prob)(f, y)
 
     def sampled_gradient(self, key: PRNGKeyArray, f, y) -> Float[Array, "*event"]:
-        r"""Return $-\nabla_f \log p(\hat y \mid f)$ at $\hat y \sim p(y \mid f)$.
+        r"""Return $-\nabla_f \log p(\hat y \mid f)$ at a draw $\hat y \sim p(y \mid f)$.
 
         Its covariance is the Fisher matrix in the outputs. Where entries of `y` are missing, it is
         zero; where the loss is weighted by the target, it has the root of the weight of `y`.
@@ -97,14 +97,14 @@ class Likelihood(abc.ABC):
 
 
 class Factorized(Likelihood):
-    r"""A likelihood of independent entries, $p(y \mid f) = \prod_i p(y_i \mid f)$.
+    r"""A likelihood that factorises over target entries, $p(y \mid f) = \prod_i p(y_i \mid f)$.
 
-    Each entry has outputs of its own, one or several, so that $L$ has a block for each.
+    Each entry depends on its own outputs, one or several, so that $L$ is block-diagonal.
     """
 
     @abc.abstractmethod
     def entry_shape(self, event: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the entries for outputs of shape `event`."""
+        """Return the shape of the target entries for outputs of shape `event`."""
 
     @abc.abstractmethod
     def entry_losses(self, f: Float[Array, "*event"], y) -> Float[Array, "*entries"]:
@@ -112,16 +112,16 @@ class Factorized(Likelihood):
 
     @abc.abstractmethod
     def valid_entries(self, f: Float[Array, "*event"], y) -> Bool[Array, "*entries"]:
-        """Tell which entries have a value that this likelihood can give, or are missing."""
+        """Return whether each entry is in the support of this likelihood, or missing."""
 
     @abc.abstractmethod
     def to_outputs(
         self, entries: Num[Array, "*entries"] | Bool[Array, "*entries"], f: Float[Array, "*event"]
     ) -> Array:
-        """Repeat a value of every entry for the outputs that it depends on."""
+        """Broadcast one value per entry to the outputs that the entry depends on."""
 
     def observed(self, f: Float[Array, "*event"], y) -> Bool[Array, "*entries"]:
-        """Tell which entries of the target are there: all, unless a likelihood says otherwise."""
+        """Return whether each entry of the target is observed; all are, unless overridden."""
         return jnp.ones(self.entry_shape(f.shape), bool)
 
     def negative_log_prob(self, f, y):
@@ -132,13 +132,13 @@ class Factorized(Likelihood):
 
 
 def check_targets(likelihood: Likelihood, outputs: PyTree, targets: PyTree) -> None:
-    """Raise a `ValueError` where the shapes of outputs and targets do not go together."""
+    """Raise a `ValueError` if the shapes of outputs and targets are inconsistent."""
     check_one_output(outputs)
     likelihood.check_shapes(tuple(outputs.shape), targets)
 
 
 def check_one_array(targets: PyTree) -> None:
-    """Raise a `ValueError` where targets are something other than one array."""
+    """Raise a `ValueError` if targets are not one array."""
     if not hasattr(targets, "shape"):
         raise ValueError(
             f"Found targets of type {type(targets).__name__}, expected one array; select the array "
@@ -148,7 +148,7 @@ def check_one_array(targets: PyTree) -> None:
 
 
 def check_same_shape(name: str, outputs: tuple[int, ...], targets: PyTree) -> None:
-    """Raise a `ValueError` where targets are not one array of the outputs' shape."""
+    """Raise a `ValueError` if targets are not one array of the shape of the outputs."""
     check_one_array(targets)
     if targets.shape != outputs:
         is_label = jnp.issubdtype(targets.dtype, jnp.integer) and targets.shape == outputs[:-1]
@@ -164,5 +164,5 @@ def check_same_shape(name: str, outputs: tuple[int, ...], targets: PyTree) -> No
 
 
 def reshaped(shape: tuple[int, ...]) -> str:
-    """Return the words for reshaping targets, which may be an array, a Series, a tensor, a list."""
+    """Return the remedy for targets to be reshaped, whether array, Series, tensor or list."""
     return f"reshape the targets, np.asarray(y).reshape({shape})"

@@ -1,4 +1,4 @@
-"""Likelihoods of labels: one of several classes, or yes and no."""
+"""Likelihoods of class labels: categorical and binary."""
 
 import math
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ class Categorical(Factorized):
     label_smoothing
         $a$ in [0, 1): the loss has the target $(1 - a) t + a / C$. Metrics have $t$ itself.
     ignore_index
-        A label that says that there is none, as for padding, often -100 or -1: it adds nothing to
-        the loss, its curvature and the metrics.
+        The label of positions without one, such as padding, often -100 or -1: these add nothing to
+        the loss, its curvature or the metrics.
 
     Raises
     ------
@@ -202,13 +202,13 @@ def _read_class_weights(values: ArrayLike | Sequence[float]) -> Float[Array, " C
 
 
 def _widened(labels: Array) -> Array:
-    """Return labels in a dtype that counts to any number of classes; uint8 ends at 255."""
+    """Return labels in an integer dtype of at least 32 bits; uint8 holds no more than 255."""
     labels = jnp.asarray(labels)
     return labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)
 
 
 def _sum_to_one(probs: Array) -> Array:
-    """Return whether each row sums to one, up to the rounding of its own dtype."""
+    """Return whether each row sums to one, up to rounding in its dtype."""
     is_rounded = jnp.issubdtype(probs.dtype, jnp.inexact)
     rounding = float(jnp.finfo(probs.dtype).eps) if is_rounded else 0.0
     total = jnp.sum(probs, axis=-1, dtype=jnp.promote_types(probs.dtype, jnp.float32))
@@ -223,7 +223,7 @@ def _from_one(num_classes: int) -> str:
 class Bernoulli(Factorized):
     r"""Binary labels in [0, 1], one logit each: $p = \sigma(f)$, $L = \mathrm{diag}(p (1 - p))$.
 
-    Outputs of several axes are several labels, each yes or no: multi-label classification.
+    Several outputs are several binary labels: multi-label classification.
     """
 
     has_classes = True

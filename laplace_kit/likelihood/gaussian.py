@@ -100,14 +100,14 @@ class Gaussian(Factorized):
 
 @pytree_dataclass()
 class HeteroscedasticGaussian(Factorized):
-    r"""Regression with noise that depends on the input: outputs hold means and log-precisions.
+    r"""Regression with input-dependent noise: the outputs are means and log-precisions.
 
-    For outputs $f = (m, s)$ `(..., 2 C)`, the C means first, and targets `(..., C)`,
+    For outputs $f = (m, s)$ `(..., 2 C)`, with the C means first, and targets `(..., C)`,
 
     $$-\log p(y \mid f) = \tfrac12 \sum e^{s} (y - m)^2 - s + \log 2 \pi.$$
 
-    Its Hessian is indefinite, so that $L$ is the expected one, over $y \sim p(y \mid f)$:
-    $\mathrm{diag}(e^{s}, \tfrac12)$. The GGN is then the Fisher matrix, as for the others.
+    Its Hessian is indefinite, so $L$ is the expected Hessian over $y \sim p(y \mid f)$,
+    $\mathrm{diag}(e^{s}, \tfrac12)$. The GGN is then the Fisher matrix, as for other likelihoods.
 
     References
     ----------

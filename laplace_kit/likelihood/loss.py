@@ -1,4 +1,4 @@
-"""A likelihood from any loss, with derivatives by autodiff or of the user's own."""
+"""A likelihood defined by a loss, with derivatives by autodiff or given by the user."""
 
 import inspect
 from collections.abc import Callable
@@ -15,34 +15,34 @@ from laplace_kit.tree import pytree_dataclass
 
 @pytree_dataclass(static=("loss", "sampler", "gradient", "product"))
 class FromLoss(Likelihood):
-    r"""A likelihood from any loss of one example: $-\log p(y \mid f) = \mathrm{loss}(f, y)$.
+    r"""A likelihood defined by a loss of one example: $-\log p(y \mid f) = \mathrm{loss}(f, y)$.
 
-    Derivatives in the outputs are those of autodiff, or the user's own where autodiff has none that
-    are of use: at a kink, behind a callback, or for a Gauss-Newton surrogate of a loss that is not
-    convex. Own derivatives take the place of the loss's everywhere: in gradients, all curvature
-    matrices and the Hessian of the parameters, and in whatever is differentiated through them.
+    Derivatives in the outputs are computed by autodiff, or given by the user where autodiff does
+    not help: at a kink, behind a callback, or for a Gauss-Newton surrogate of a non-convex loss.
+    Given derivatives replace those of the loss everywhere: in gradients, all curvature matrices,
+    the Hessian of the parameters, and derivatives of these.
 
     Parameters
     ----------
     loss
-        `(f, y) -> scalar` for one example (vmapped over examples), taken to hold its normaliser.
-        It must be convex in `f` where a square root of its Hessian is asked for (diagonals, full
-        and sampled curvature): the root of an indefinite Hessian is NaN, never a clipped one.
+        `(f, y) -> scalar` for one example (vmapped over examples), assumed to be normalised. It
+        must be convex in `f` where a square root of its Hessian is needed (diagonals, full and
+        sampled curvature): the root of an indefinite Hessian is NaN, and is never clipped.
     sampler
-        `(key, f) -> y` for one example; only the Monte-Carlo Fisher needs it.
+        `(key, f) -> y` for one example, used only by the Monte Carlo Fisher matrix.
     gradient
-        `(f, y) -> g`, the gradient in `f`, of its shape.
+        `(f, y) -> g`, the gradient in `f`, of the shape of `f`.
     hessian_mv
-        `(f, y, u) -> L u`, the Hessian in `f` times a vector, of its shape; linear in `u` and
-        symmetric. By default it is the derivative of the gradient.
+        `(f, y, u) -> L u`, the product of the Hessian in `f` and a vector, of the shape of `f`;
+        linear in `u` and symmetric. By default the derivative of the gradient.
 
     Raises
     ------
     TypeError
-        If one of them is no function of so many arguments, or where derivatives in the targets are
-        asked of a loss with derivatives of the user's own.
+        If an argument is not a function with this signature, or if a loss with given derivatives is
+        differentiated in the targets.
     ValueError
-        If what `gradient` or `hessian_mv` return does not have the shape of `f`, when first called.
+        If a result of `gradient` or `hessian_mv` does not have the shape of `f`, when first called.
 
     References
     ----------
@@ -52,7 +52,7 @@ class FromLoss(Likelihood):
     loss: Callable
     sampler: Callable | None
     gradient: Callable | None
-    product: Callable | None  # what is given as `hessian_mv`, the name of a method
+    product: Callable | None  # the argument `hessian_mv`, which is also the name of a method
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class FromLoss(Likelihood):
         ):
             if fn is not None:
                 _check_signature(name, fn, arguments)
-        put = object.__setattr__  # frozen for everybody else
+        put = object.__setattr__  # as the class is frozen
         put(self, "loss", loss)
         put(self, "sampler", sampler)
         put(self, "gradient", gradient)
@@ -89,7 +89,7 @@ class FromLoss(Likelihood):
         gradient = jax.grad(lambda z: self.negative_log_prob(z.reshape(shape), y))
         hessian = jax.vmap(linearize_gradient(gradient, flat))(jnp.eye(flat.size, dtype=f.dtype))
         values, vectors = jnp.linalg.eigh(hessian)
-        # Curvature of a confident prediction is a small difference of numbers near one.
+        # For confident predictions, curvature is a small difference of numbers near one.
         rounding = flat.size * jnp.finfo(f.dtype).eps * jnp.maximum(jnp.abs(values).max(), 1)
         roots = jnp.sqrt(jnp.where(values < -rounding, values, jnp.maximum(values, 0)))
         with jax.default_matmul_precision("highest"):
@@ -119,7 +119,7 @@ class FromLoss(Likelihood):
         return "targets for which the loss is finite"
 
 
-# --- own derivatives ------------------------------------------------------------------------------
+# --- derivatives given by the user ----------------------------------------------------------------
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -176,7 +176,7 @@ def _refuse_targets(tangents):
 
 
 def _check_signature(name: str, fn: Callable, arguments: str):
-    """Refuse what cannot be called with these arguments; some builtins do not tell."""
+    """Raise a `TypeError` unless `fn` takes these arguments; some builtins have no signature."""
     expected = f"expected a function {arguments} of one example"
     if not callable(fn):
         raise TypeError(f"FromLoss: found {name} of type {type(fn).__name__}, {expected}.")

@@ -1,4 +1,4 @@
-"""A likelihood of targets some of whose entries are missing."""
+"""A likelihood for targets with missing entries."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
@@ -9,15 +9,16 @@ from laplace_kit.tree import pytree_dataclass
 
 @pytree_dataclass()
 class Masked(Factorized):
-    r"""A likelihood of the entries that a mask says were observed: $\prod_{i: m_i = 1} p(y_i | f)$.
+    r"""A likelihood of the observed entries, according to a mask: $\prod_{i: m_i = 1} p(y_i | f)$.
 
-    Targets are pairs `(y, mask)`, the mask one where an entry was observed and zero where it is
+    Targets are pairs `(y, mask)`; the mask is one where an entry is observed and zero where it is
     missing: padded tokens, unlabelled pixels, missing outputs of a multi-output regression. Missing
-    entries add nothing to the loss, its normaliser, its gradient, $L$, its root and the metrics.
+    entries add nothing to the loss, its normaliser, its gradient, $L$, its root or the metrics.
 
-    The mask broadcasts to the entries: the targets' shape, for `Categorical` the labels' `(N, ...)`
-    without the class axis. It has as many axes, each of the same length or of one, so that a mask
-    `(N, 1)` is for whole examples. Missing entries may hold anything, NaN included.
+    The mask broadcasts to the shape of the entries: that of the targets, or for `Categorical` that
+    of labels, `(N, ...)` without the class axis. It has the same number of axes, each of the same
+    length or of length one: a mask `(N, 1)` masks whole examples. Missing entries may have any
+    value, NaN included.
 
     Parameters
     ----------
@@ -29,7 +30,7 @@ class Masked(Factorized):
     Raises
     ------
     TypeError
-        If the likelihood's targets are no independent entries, as of `FromLoss` and
+        If the likelihood does not factorise over entries, such as `FromLoss` and
         `MultivariateGaussian`.
     """
 
@@ -75,7 +76,7 @@ class Masked(Factorized):
         return jnp.where(self.to_outputs(observed, f), product, 0)
 
     def sample(self, key, f):
-        """Draw a target of which nothing is missing."""
+        """Draw a target without missing entries."""
         return self.likelihood.sample(key, f), jnp.ones(self.entry_shape(f.shape), bool)
 
     def sampled_gradient(self, key, f, y):
@@ -123,9 +124,9 @@ class Masked(Factorized):
         return f"{self.likelihood.support}, and a mask of zeros and ones"
 
     def _filled(self, f, y) -> tuple[Bool[Array, "*entries"], Float[Array, "*event"], Array]:
-        """Return what was observed, and outputs and targets with zeros for what was not.
+        """Return the observed entries, and outputs and targets with zeros in missing ones.
 
-        A zero times a derivative is zero where the derivative is finite only.
+        Zeros are needed, as masking a derivative by a factor of zero fails if it is not finite.
         """
         observed = self.observed(f, y)
         of_outputs, values = self.to_outputs(observed, f), y[0]
@@ -134,13 +135,7 @@ class Masked(Factorized):
 
 
 def targets_seen(likelihood: Likelihood, f: Float[Array, "*event"], y: PyTree) -> PyTree:
-    """Return the target of one example with zeros for what a mask says is missing, as NaN may be.
-
-    Parameters
-    ----------
-    likelihood, f, y
-        As for its methods; the mask itself is left out.
-    """
+    """Return the target of one example without its mask, and with zeros in missing entries."""
     return likelihood._filled(f, y)[2] if isinstance(likelihood, Masked) else y
 
 

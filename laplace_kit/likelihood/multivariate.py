@@ -1,4 +1,4 @@
-"""The Gaussian likelihood with a full noise covariance between outputs."""
+"""The Gaussian likelihood with a full noise covariance over outputs."""
 
 import math
 
@@ -111,7 +111,7 @@ def _check_covariance(covariance: ArrayLike) -> None:
             f"Found a noise covariance with the variances {np.diag(matrix)}, expected finite "
             "covariances and positive variances; check how they were estimated."
         )
-    # Cholesky factors are as accurate as that of the correlations, whatever the outputs' units.
+    # Whatever the units, the Cholesky factor is as accurate as that of the correlation matrix.
     std = np.sqrt(np.diag(matrix))
     correlation = matrix / np.outer(std, std)
     rounding = len(matrix) * float(jnp.finfo(dtype).eps)

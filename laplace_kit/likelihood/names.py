@@ -1,4 +1,4 @@
-"""Likelihoods by name, or from a loss."""
+"""Likelihoods from names or losses."""
 
 from collections.abc import Callable
 
@@ -38,7 +38,7 @@ _BERNOULLI = (
     "Did you mean 'bernoulli', for one logit of each label? With outputs (N, 2) for two classes it "
     "is 'categorical'."
 )
-# What other libraries call them; see `laplace_kit.errors.check_option`.
+# Names in other libraries; see `laplace_kit.errors.check_option`.
 _HINTS = {
     **dict.fromkeys(
         ("classification", "multiclass", "softmax", "cross_entropy", "softmax_cross_entropy"),
@@ -61,14 +61,14 @@ _HINTS = {
 def as_likelihood(likelihood: object) -> Likelihood:
     """Return the likelihood object for a name such as `"categorical"`, or for a loss `(f, y)`.
 
-    A likelihood object is returned as it is; a function is a loss of one example, `FromLoss(loss)`.
+    A likelihood is returned unchanged; a function is a loss of one example, `FromLoss(loss)`.
 
     Raises
     ------
     ValueError
-        If the name is unknown (the nearest known one is named).
+        If the name is unknown; the message has the nearest known name.
     TypeError
-        If it is none of these, or a function of other arguments.
+        If it is none of these, or a function with another signature.
     """
     if isinstance(likelihood, str):
         return _BY_NAME[check_option("likelihood", likelihood, _BY_NAME, _HINTS)]()

@@ -1,23 +1,22 @@
 """Metrics of predictions: plain functions of arrays that return means over examples.
 
-Classification metrics read probabilities `(N, C)`, rows summing to one, and labels `y`: integers
-`(N,)`, or one-hot or soft labels `(N, C)`. Those whose names begin with `binary` read the
-probability of the class 1, `(N,)`, instead; by `from_binary` the others take it too. Regression
-metrics read means, variances or standard deviations, and targets of one and the same shape, `(N,)`
-or `(N, *outputs)`; a variance or standard deviation may also be a scalar. Nothing else is
-broadcast.
+Classification metrics take probabilities `(N, C)`, whose rows sum to one, and labels `y`: integers
+`(N,)`, or one-hot or soft labels `(N, C)`. Metrics whose names begin with `binary` take the
+probability of class 1, `(N,)`, instead; `from_binary` converts it for the others. Regression
+metrics take means, variances or standard deviations, and targets, all of the same shape, `(N,)` or
+`(N, *outputs)`; a variance or standard deviation may also be a scalar. Nothing else is broadcast.
 
-Every metric takes `weights` `(N,)` of the examples. Weights that are whole numbers count: a weight
-of three is the same as the example three times. All others are proportions, whose scale does not
-matter. `bootstrap` makes a confidence interval of any metric.
+Every metric takes example `weights` `(N,)`. Integer-valued weights are counts: a weight of three is
+the same as repeating the example three times. All other weights are proportions, whose scale does
+not matter. `bootstrap` computes a confidence interval for any metric.
 
-All of them compile, and take whatever NumPy can read: arrays, lists, data frames, tensors. NumPy
-arrays in float64 are computed in float64, whatever JAX is set to, where no floating-point array is
-on the device, and the answer is rounded to what JAX is set to. Otherwise it has the arguments'
-dtype, float32 at least. A `ValueError` meets shapes that do not go together and, where values are
-known, values that are no probabilities, labels, variances, levels or weights. Under `jax.jit`
-values are not known: there, labels out of range, NaNs and weights that are not valid make the
-answer NaN.
+All metrics work under `jax.jit` and accept anything that NumPy can read: arrays, lists, data
+frames, tensors. If every floating-point argument is a host array and one of them is float64, the
+metric is computed in float64, whatever JAX is set to, and the result is rounded to JAX's precision.
+Otherwise the result has the arguments' dtype, float32 at least. A `ValueError` is raised for
+inconsistent shapes and, where values are concrete, for invalid probabilities, labels, variances,
+levels or weights. Under `jax.jit` values cannot be checked: there, labels out of range, NaNs and
+invalid weights make the result NaN.
 """
 
 from laplace_kit.eval.metrics.binary import binary_brier_decomposition as binary_brier_decomposition

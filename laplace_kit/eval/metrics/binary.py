@@ -1,10 +1,10 @@
-r"""Two classes, told by the probability of the class 1 alone: `p` of shape `(N,)`, labels 0 and 1.
+r"""Binary classification metrics of the probability of class 1, `p` `(N,)`, for labels 0 and 1.
 
-Metrics of several classes take `from_binary(p)` and give what they would for any two classes. The
-functions here look at the class 1 instead, as scikit-learn does: their Brier score is half of the
-other, and their bins compare `p` with the frequency of that class, where the other compare
-$\max(p, 1 - p)$ with the accuracy. Labels are integers or booleans, `(N,)`; soft labels are
-numbers from 0 to 1. The area under the ROC curve is `auroc(p[y == 0], p[y == 1])`.
+Multi-class metrics take `from_binary(p)` and treat both classes alike. The functions here score
+class 1 only, as scikit-learn does: their Brier score is half the multi-class one, and their bins
+compare `p` with the frequency of class 1, where the multi-class bins compare $\max(p, 1 - p)$ with
+the accuracy. Labels are integers or booleans, `(N,)`; soft labels are numbers from 0 to 1. The area
+under the ROC curve is `auroc(p[y == 0], p[y == 1])`.
 """
 
 import jax
@@ -19,17 +19,17 @@ from laplace_kit.eval.metrics.inputs import metric
 
 @metric
 def from_binary(p: ArrayLike) -> Float[Array, "N 2"]:
-    """Return the probabilities of the classes 0 and 1, `[1 - p, p]`, for metrics of classes.
+    """Return the probabilities of classes 0 and 1, `[1 - p, p]`, for multi-class metrics.
 
     Parameters
     ----------
     p
-        Probability of the class 1, `(N,)`; or soft labels.
+        Probability of class 1, `(N,)`; or soft labels.
 
     Raises
     ------
     ValueError
-        If these are not probabilities, one for each example.
+        If `p` is not one probability for each example.
     """
     p, _ = checks.binary(p, jnp.zeros(jnp.shape(p), int))
     return jnp.stack([1 - p, p], axis=1)
@@ -44,16 +44,16 @@ def binary_brier_score(
     Parameters
     ----------
     p
-        Probability of the class 1, `(N,)`.
+        Probability of class 1, `(N,)`.
     y
-        Labels `(N,)`: 0 or 1, or numbers between.
+        Labels `(N,)`: 0 or 1, or numbers in between.
     weights
-        Of the examples, `(N,)`; one each by default.
+        Weights of the examples, `(N,)`; one each by default.
 
     Raises
     ------
     ValueError
-        If the shapes differ or the values are not those of probabilities, labels and weights.
+        If the shapes differ, or probabilities, labels or weights are not valid.
     """
     p, y = checks.binary(p, y)
     return _mean_square(p, y, weighting.checked(weights, len(p), p.dtype))
@@ -68,14 +68,14 @@ def _mean_square(p, y, weights):
 def binary_brier_decomposition(
     p: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> BrierDecomposition:
-    """Split the Brier score of the class 1, as `brier_decomposition` does that of several classes.
+    """Return the decomposition of the Brier score of class 1; see `brier_decomposition`.
 
     Parameters
     ----------
     p, y, weights
         As for `binary_brier_score`, with the same errors.
     num_bins
-        Number of bins between 0 and 1; positive, or a `ValueError` says so.
+        Number of bins between 0 and 1; a `ValueError` if it is not positive.
     """
     return brier.decomposed(*_binned(p, y, num_bins, weights))
 
@@ -84,7 +84,7 @@ def binary_brier_decomposition(
 def binary_reliability_bins(
     p: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> ReliabilityBins:
-    """Compare the probability of the class 1 with its frequency in `num_bins` bins of equal width.
+    """Return the mean probability and the frequency of class 1 in `num_bins` bins of equal width.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def binary_reliability_bins(
     -------
     bins
         `ReliabilityBins` of `p`: `confidence` is the mean of `p` in each bin and `accuracy` the
-        frequency of the class 1 there.
+        frequency of class 1.
     """
     return bins.averages(*_binned(p, y, num_bins, weights))
 

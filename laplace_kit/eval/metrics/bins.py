@@ -1,4 +1,4 @@
-"""Predictions sorted into bins, and what happened in each."""
+"""Calibration bins: counts, mean confidence and accuracy of binned predictions."""
 
 from functools import partial
 from typing import NamedTuple
@@ -16,10 +16,10 @@ from laplace_kit.eval.metrics.ranking import ratio
 class ReliabilityBins(NamedTuple):
     """Predictions grouped by confidence, the largest probability of an example.
 
-    Bin `b` holds the `counts[b]` examples with a confidence in `(edges[b], edges[b + 1]]`; of these
-    `confidence[b]` is the mean and `accuracy[b]` the fraction whose most probable class is the
-    label, or the mean of what soft labels give to that class. Both are zero where the bin is empty.
-    With weights, counts are their sums.
+    Bin `b` holds the `counts[b]` examples whose confidence is in `(edges[b], edges[b + 1]]`, with
+    mean confidence `confidence[b]`. `accuracy[b]` is the fraction whose most probable class is the
+    label; for soft labels, it is the mean label probability of that class. Both are zero in empty
+    bins. With weights, counts are sums of weights.
     """
 
     edges: Float[Array, " B+1"]
@@ -32,7 +32,7 @@ class ReliabilityBins(NamedTuple):
 def reliability_bins(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> ReliabilityBins:
-    """Compare confidence with accuracy in `num_bins` bins of equal width.
+    """Return mean confidence and accuracy in `num_bins` bins of equal width.
 
     Parameters
     ----------
@@ -57,17 +57,17 @@ def reliability_bins(
 def equal_mass_bins(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> ReliabilityBins:
-    """Compare confidence with accuracy in `num_bins` bins of equally many examples.
+    """Return mean confidence and accuracy in `num_bins` bins with equal numbers of examples.
 
-    The confidences, sorted, are cut into `num_bins` groups whose sizes differ by one at most, the
-    larger ones first. Equal confidences stay together, in the lower bin, so that the examples'
-    order does not matter.
+    The sorted confidences are split into `num_bins` groups whose sizes differ by at most one, the
+    larger groups first. Equal confidences stay together in the lower bin, so that the order of the
+    examples does not matter.
 
     Parameters
     ----------
     probs, y, num_bins, weights
-        As for `reliability_bins`, with the same errors. Weights that are no whole numbers are
-        scaled to sum to the number of examples that tell as much.
+        As for `reliability_bins`, with the same errors. Weights that are not integer-valued are
+        scaled to sum to the effective number of examples.
     """
     checks.check_num_bins(num_bins)
     probs, targets = checks.labelled(probs, y)
@@ -90,7 +90,7 @@ def equal_width_edges(num_bins: int, dtype: jnp.dtype) -> Float[Array, " E"]:
 def _equal_mass_edges(
     probs: Float[Array, "N C"], weights: Num[Array, " N"], num_bins: int
 ) -> Float[Array, " E"]:
-    """Return 0, the largest confidence of every group but the last, and 1."""
+    """Return 0, the largest confidence of each group except the last, and 1."""
     values = jnp.max(probs, axis=1)
     order = jnp.argsort(values)
     before = jnp.cumsum(weights[order])
@@ -98,7 +98,7 @@ def _equal_mass_edges(
     groups = jnp.arange(1, num_bins)
     ranks = groups * size + jnp.minimum(groups, num_larger)
     if jnp.issubdtype(weights.dtype, jnp.floating):
-        # Counts are whole: half of one keeps rounding from moving an example to the next group.
+        # Counts are integers: the offset of 1/2 keeps rounding from moving an example up a group.
         ranks = ranks - 0.5
     last = jnp.searchsorted(before, ranks, side="left")
     inner = values[order][jnp.clip(last, 0, values.size - 1)]
@@ -106,7 +106,7 @@ def _equal_mass_edges(
 
 
 def bin_indices(values: Float[Array, "*shape"], edges: Float[Array, " E"]) -> Int[Array, "*shape"]:
-    """Return for each value the bin `(edges[b], edges[b + 1]]` that it is in."""
+    """Return the index `b` of the bin `(edges[b], edges[b + 1]]` that holds each value."""
     return jnp.searchsorted(edges[1:-1], values, side="left")
 
 
@@ -117,7 +117,7 @@ def averages(
     weights: Num[Array, " N"],
     edges: Float[Array, " E"],
 ) -> ReliabilityBins:
-    """Return counts and means of what was predicted and observed in the bins of the predicted."""
+    """Return the counts and the means of predicted and observed values, binned by prediction."""
     num_bins = edges.shape[0] - 1
     indices = bin_indices(predicted, edges)
     counts = sums.in_groups(weights, indices, num_bins)
@@ -125,7 +125,7 @@ def averages(
     def means(values: Float[Array, " N"]) -> Float[Array, " B"]:
         return ratio(sums.in_groups(weights * values, indices, num_bins), counts)
 
-    # Means of small deviations are rounded less than those of what they deviate from.
+    # Averaging deviations from the bin centres loses less to rounding than averaging the values.
     centres = (edges[1:] + edges[:-1]) / 2
     confidence = jnp.where(counts == 0, 0, centres + means(predicted - centres[indices]))
     return ReliabilityBins(edges, counts, confidence, means(observed))

@@ -1,4 +1,4 @@
-"""The Brier score, and what it is made of."""
+"""The Brier score and its decomposition."""
 
 from typing import NamedTuple
 
@@ -16,8 +16,7 @@ def brier_score(
 ) -> Float[Array, ""]:
     r"""Return $\frac{1}{N} \sum_n \sum_c (p_{nc} - y_{nc})^2$, from 0 to 2.
 
-    For two classes this is twice the score that looks at the positive class alone, which is
-    `binary_brier_score`.
+    For two classes this is twice `binary_brier_score`, which scores the positive class only.
 
     Parameters
     ----------
@@ -39,18 +38,18 @@ def _mean_squares(probs, targets, weights):
 
 
 class BrierDecomposition(NamedTuple):
-    """Parts of a Brier score: `reliability - resolution + uncertainty + remainder`, exactly.
+    """The parts of a Brier score, exactly `reliability - resolution + uncertainty + remainder`.
 
     Attributes
     ----------
     reliability
-        How far the bins' frequencies are from what was predicted there; zero is best.
+        Mean squared distance of the frequency in each bin from the mean prediction; zero is best.
     resolution
-        How far they are from each other; the larger, the more the predictions tell.
+        Variance of the frequencies over bins; the larger, the more informative the predictions.
     uncertainty
-        The score of who knows nothing but the frequencies of the classes.
+        The Brier score of the base rates.
     remainder
-        What predictions that differ within their bin add; zero if none do.
+        The contribution of predictions that differ within their bin; zero if none do.
     """
 
     reliability: Float[Array, ""]
@@ -63,10 +62,10 @@ class BrierDecomposition(NamedTuple):
 def brier_decomposition(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> BrierDecomposition:
-    r"""Split the Brier score into reliability, resolution, uncertainty and a remainder.
+    r"""Return the reliability, resolution, uncertainty and remainder of the Brier score.
 
     For each class, with $\bar p_b$ and $\bar y_b$ the means of predictions and labels over the
-    $N_b$ examples in bin $b$ of the class's probability, and $\bar y$ that over all labels, the
+    $N_b$ examples in bin $b$ of the class's probability, and $\bar y$ the mean of all labels, the
     parts are
 
     $$\sum_b \tfrac{N_b}{N} (\bar p_b - \bar y_b)^2, \quad
@@ -74,11 +73,11 @@ def brier_decomposition(
     \tfrac{1}{N} \sum_n (y_n - \bar y)^2, \quad
     \tfrac{1}{N} \sum_n (p_n - \bar p_b)^2 - 2 (p_n - \bar p_b) (y_n - \bar y_b),$$
 
-    summed over classes. Murphy's identity, reliability - resolution + uncertainty, is the score
-    itself if and only if the remainder is zero, as where all predictions in a bin are equal
-    (forecasts in steps of ten percent, say); otherwise it is the score of other predictions, those
-    rounded to their bins' means, and the remainder the difference between the two: variance within
-    bins minus twice the covariance there.
+    summed over classes. Murphy's identity, reliability - resolution + uncertainty, gives the score
+    itself if and only if the remainder is zero, for example if all predictions in a bin are equal
+    (forecasts in steps of ten percent). Otherwise it gives the score of predictions rounded to
+    their bin means; the remainder is the difference, the variance within bins minus twice the
+    covariance.
 
     Parameters
     ----------
@@ -94,8 +93,8 @@ def brier_decomposition(
     probs, targets = checks.labelled(probs, y)
     weights = weighting.checked(weights, len(probs), probs.dtype)
     edges = bins.equal_width_edges(num_bins, probs.dtype)
-    of_classes = jax.vmap(decomposed, in_axes=(1, 1, None, None))(probs, targets, weights, edges)
-    return BrierDecomposition(*(jnp.sum(part) for part in of_classes))
+    per_class = jax.vmap(decomposed, in_axes=(1, 1, None, None))(probs, targets, weights, edges)
+    return BrierDecomposition(*(jnp.sum(part) for part in per_class))
 
 
 @jax.jit
@@ -105,7 +104,7 @@ def decomposed(
     weights: Num[Array, " N"],
     edges: Float[Array, " E"],
 ) -> BrierDecomposition:
-    """Decompose the mean of $(p - y)^2$ for one class."""
+    """Return the decomposition of the mean of $(p - y)^2$ for one class."""
     in_bins = bins.averages(predicted, observed, weights, edges)
     indices = bins.bin_indices(predicted, edges)
     share = in_bins.counts / jnp.sum(in_bins.counts)

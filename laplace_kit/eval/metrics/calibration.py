@@ -1,4 +1,4 @@
-"""How far confidence is from accuracy."""
+"""Calibration errors of classifiers: the distance between confidence and accuracy."""
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ def expected_calibration_error(
 ) -> Float[Array, ""]:
     r"""Return $\sum_b \frac{N_b}{N} |\mathrm{acc}_b - \mathrm{conf}_b|$ over bins of equal width.
 
-    Chance alone makes it positive, of calibrated predictions too: for that see
-    `debiased_calibration_error`.
+    It is biased upwards: sampling noise makes it positive even for calibrated predictions. See
+    `debiased_calibration_error` for a correction.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def expected_calibration_error(
     References
     ----------
     Naeini, Cooper and Hauskrecht (2015), "Obtaining well calibrated probabilities using Bayesian
-    binning", for both errors; Guo et al. (2017), "On calibration of modern neural networks".
+    binning", also for the maximum; Guo et al. (2017), "On calibration of modern neural networks".
     """
     return mean_gap(reliability_bins(probs, y, num_bins, weights=weights))
 
@@ -53,7 +53,7 @@ def adaptive_calibration_error(
 ) -> Float[Array, ""]:
     r"""Return $\sum_b \frac{N_b}{N} |\mathrm{acc}_b - \mathrm{conf}_b|$ over bins of equal mass.
 
-    The bins are those of `equal_mass_bins`. Like its equal-width sibling it judges the most
+    The bins are those of `equal_mass_bins`. Like `expected_calibration_error`, it uses the most
     probable class only.
 
     Parameters
@@ -75,8 +75,8 @@ def classwise_calibration_error(
 ) -> Float[Array, ""]:
     r"""Return $\frac{1}{C} \sum_c \sum_b \frac{N_{bc}}{N} |\bar y_{bc} - \bar p_{bc}|$.
 
-    The mean over classes of how far the probability of a class is from its frequency, in bins of
-    equal width of that probability. Unlike its siblings it judges all probabilities.
+    The gap between the probability and the frequency of each class, in bins of equal width of that
+    probability, averaged over classes. Unlike the other errors it uses all probabilities.
 
     Parameters
     ----------
@@ -99,15 +99,15 @@ def classwise_calibration_error(
 def squared_calibration_error(
     probs: ArrayLike, y: ArrayLike, num_bins: int = 15, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
-    r"""Estimate the mean square of accuracy minus confidence, without the bias of small bins.
+    r"""Return an estimate of the mean squared calibration error, corrected for small bins.
 
     $$\sum_b \frac{N_b}{N} \left[ (\mathrm{acc}_b - \mathrm{conf}_b)^2 -
     \frac{\mathrm{acc}_b (1 - \mathrm{acc}_b)}{N_b - 1} \right]$$
 
-    over bins of equal mass: what is subtracted is the variance of the accuracy, which alone would
-    make a calibrated prediction look miscalibrated. Unbiased if all confidences in a bin are equal,
-    and below zero as often as chance wills. A bin of a single example adds nothing. Soft labels
-    vary less than is subtracted: with them it is too low.
+    over bins of equal mass. The subtracted term is the sampling variance of the accuracy, which
+    would make calibrated predictions look miscalibrated. The estimate is unbiased if all
+    confidences in a bin are equal, and it can be negative. A bin with a single example contributes
+    zero. Soft labels vary less than the subtracted variance: for them the estimate is too low.
 
     Parameters
     ----------
@@ -135,9 +135,9 @@ def debiased_calibration_error(
 ) -> Float[Array, ""]:
     r"""Return $\sqrt{\max(0, \hat E^2)}$, the root of `squared_calibration_error`.
 
-    In the units of the expected calibration error, and at least as large when there are many
-    examples: a root mean square instead of a mean. Of calibrated predictions it is near zero, where
-    the expected calibration error is not.
+    It has the units of the expected calibration error, and is at least as large for many examples,
+    as a root mean square instead of a mean. For calibrated predictions it is near zero, where the
+    expected calibration error is not.
 
     Parameters
     ----------
@@ -159,6 +159,6 @@ def _max_gap(in_bins: ReliabilityBins) -> Float[Array, ""]:
 
 @jax.jit
 def mean_gap(in_bins: ReliabilityBins) -> Float[Array, ""]:
-    """Return the mean distance of accuracy from confidence."""
+    """Return the mean absolute difference of accuracy and confidence, weighted by counts."""
     gaps = jnp.abs(in_bins.accuracy - in_bins.confidence)
     return jnp.sum(in_bins.counts * gaps) / jnp.sum(in_bins.counts)

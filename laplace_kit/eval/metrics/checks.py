@@ -1,6 +1,6 @@
-"""What metrics take: arrays of one dtype, whose shapes go together and whose values make sense.
+"""Validation of metric arguments: a common dtype, consistent shapes and valid values.
 
-Shapes are always known. Values are looked at where they are known; under `jax.jit` they are not.
+Shapes are always checked. Values are checked where they are concrete, not under `jax.jit`.
 """
 
 from collections.abc import Sequence
@@ -13,31 +13,32 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Num
 from laplace_kit.errors import check_count
 from laplace_kit.tree import is_concrete
 
-# Rows of probabilities may miss one by so much: rounding of bfloat16 included, logits excluded.
+# How far the sum of a row of probabilities may be from one: rounding to bfloat16 passes, logits do
+# not.
 TOLERANCE = 0.02
 
 
 def as_floating(*arrays: ArrayLike) -> list[Float[Array, "..."]]:
-    """Return arrays of the dtype they have in common, float32 at least."""
+    """Return arrays in their common dtype, float32 at least."""
     dtype = jnp.result_type(jnp.float32, *arrays)
     return [jnp.asarray(array, dtype) for array in arrays]
 
 
 def require(condition: Bool[Array, ""], found: str, expected: str) -> None:
-    """Raise a `ValueError` if the condition is known to be false."""
+    """Raise a `ValueError` if the condition is concrete and false."""
     if is_concrete(condition) and not condition:
         raise ValueError(f"Found {found}, expected {expected}.")
 
 
 def check_num_bins(num_bins: int) -> None:
-    """Refuse to sort examples into no bins."""
+    """Raise a `ValueError` unless the number of bins is a positive integer."""
     check_count("num_bins", num_bins, "bins")
 
 
 def fractions(
     name: str, values: ArrayLike | Sequence[float], dtype: jnp.dtype
 ) -> Float[Array, "..."]:
-    """Return an array of numbers from 0 to 1, such as levels, whatever its shape."""
+    """Return numbers from 0 to 1, such as levels, as an array of any shape."""
     values = jnp.asarray(values, dtype)
     valid = _all_within(values, 0.0, 1.0)
     require(valid, f"{name} outside 0 to 1", "fractions; divide percentages by 100")
@@ -61,9 +62,9 @@ def labelled(probs: ArrayLike, y: ArrayLike) -> tuple[Float[Array, "N C"], Float
     if probs.ndim != 2 or probs.size == 0:
         raise ValueError(
             f"Found probs of shape {probs.shape}, expected (N, C) with at least one example; for "
-            "more axes use probs.reshape(-1, C), for p(y = 1) jnp.stack([1 - p, p], axis=-1)."
+            "more axes, use probs.reshape(-1, C), for p(y = 1), jnp.stack([1 - p, p], axis=-1)."
         )
-    _check_distributions("probs", probs, "of logits pass jax.nn.softmax(logits)")
+    _check_distributions("probs", probs, "for logits, pass jax.nn.softmax(logits)")
     if y.shape == probs.shape:
         targets = y.astype(probs.dtype)
         _check_distributions("y", targets, "or pass integer labels (N,)")
@@ -71,7 +72,7 @@ def labelled(probs: ArrayLike, y: ArrayLike) -> tuple[Float[Array, "N C"], Float
     if y.shape != probs.shape[:1]:
         raise ValueError(
             f"Found y of shape {y.shape} for probs of shape {probs.shape}, expected integer labels "
-            f"{probs.shape[:1]} or one-hot labels {probs.shape}; of labels (N, 1) pass y[:, 0]."
+            f"{probs.shape[:1]} or one-hot labels {probs.shape}; for labels (N, 1), pass y[:, 0]."
         )
     if jnp.issubdtype(y.dtype, jnp.inexact):
         raise ValueError(
@@ -89,7 +90,7 @@ def labelled(probs: ArrayLike, y: ArrayLike) -> tuple[Float[Array, "N C"], Float
 
 
 def _without_wrapping(y: ArrayLike) -> Array:
-    """Return labels as an array; 64-bit integers that 32 bits cannot hold stay out of range."""
+    """Return labels as an array, clipping 64-bit integers so that they do not wrap into range."""
     if isinstance(y, np.ndarray) and y.dtype in (np.int64, np.uint64):
         y = np.clip(y, -1, np.iinfo(np.int32).max)
     return jnp.asarray(y)
@@ -97,17 +98,14 @@ def _without_wrapping(y: ArrayLike) -> Array:
 
 @jax.jit
 def _one_hot(y: Num[Array, " N"] | Bool[Array, " N"], probs: Float[Array, "N C"]):
-    """Return one row per label, NaN for those out of range, and whether there are none of these.
-
-    The rows have the shape and dtype of `probs`.
-    """
+    """Return one-hot rows like `probs`, NaN for labels out of range, and whether none is."""
     one_hot = y[:, None] == jnp.arange(probs.shape[1])
     in_range = one_hot.any(axis=1, keepdims=True)
     return jnp.where(in_range, one_hot.astype(probs.dtype), jnp.nan), in_range.all()
 
 
 def distributions(probs: ArrayLike, axes: str) -> Float[Array, "*batch C"]:
-    """Return probabilities whose last axis is the classes; `axes` names those that are expected."""
+    """Return probabilities with the classes on the last axis; `axes` is the expected shape."""
     (probs,) = as_floating(probs)
     if probs.ndim != axes.count(",") + 1 or probs.size == 0:
         raise ValueError(
@@ -115,7 +113,7 @@ def distributions(probs: ArrayLike, axes: str) -> Float[Array, "*batch C"]:
             "or merge axes with reshape."
         )
     rows = probs.reshape(-1, probs.shape[-1])
-    _check_distributions("probs", rows, "of logits pass jax.nn.softmax(logits)")
+    _check_distributions("probs", rows, "for logits, pass jax.nn.softmax(logits)")
     return probs
 
 
@@ -138,24 +136,24 @@ def _are_distributions(rows: Float[Array, "N C"]) -> tuple[Bool[Array, " N"], Bo
 
 
 def binary(p: ArrayLike, y: ArrayLike) -> tuple[Float[Array, " N"], Num[Array, " N"]]:
-    """Return probabilities of the class 1 and labels 0 and 1, as integers; soft ones as they are.
+    """Return the probabilities of class 1 and labels, as integers unless they are soft.
 
-    Under `jax.jit` labels out of range make their probabilities NaN.
+    Under `jax.jit`, labels out of range make their probabilities NaN.
     """
     (p,) = as_floating(p)
     y = _without_wrapping(y)
     if p.ndim != 1 or p.size == 0:
         raise ValueError(
-            f"Found p of shape {p.shape}, expected the probability of the class 1 for each "
-            "example, (N,), and at least one; of probabilities (N, 2) pass probs[:, 1]."
+            f"Found p of shape {p.shape}, expected the probability of class 1 for each of at least "
+            "one example, (N,); for probabilities (N, 2), pass probs[:, 1]."
         )
     if y.shape != p.shape:
         raise ValueError(
             f"Found y of shape {y.shape} for p of shape {p.shape}, expected one label for each "
-            "example; of labels (N, 1) pass y[:, 0]."
+            "example; for labels (N, 1), pass y[:, 0]."
         )
     in_range = _all_within(p, -TOLERANCE, 1 + TOLERANCE)
-    require(in_range, "p outside 0 to 1", "probabilities; of logits pass jax.nn.sigmoid(logits)")
+    require(in_range, "p outside 0 to 1", "probabilities; for logits, pass jax.nn.sigmoid(logits)")
     is_soft = jnp.issubdtype(y.dtype, jnp.inexact)
     y = y.astype(p.dtype if is_soft else jnp.int32)
     require(
@@ -173,15 +171,15 @@ def _unless_mislabelled(p: Float[Array, " N"], y: Num[Array, " N"]) -> Float[Arr
 
 
 def scores(name: str, values: ArrayLike, dtype: jnp.dtype) -> Float[Array, " N"]:
-    """Return one number for each input."""
+    """Return validated scores, one number for each input."""
     values = jnp.asarray(values, dtype)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(
             f"Found {name} of shape {values.shape}, expected one score per input, (N,); reduce "
-            "each prediction to a number first, for example its entropy."
+            "each prediction to a number first, for example to its entropy."
         )
-    numbers = _all_within(values, -jnp.inf, jnp.inf)  # which a NaN is not
-    require(numbers, f"a NaN in {name}", "numbers; drop the inputs it came from")
+    numbers = _all_within(values, -jnp.inf, jnp.inf)  # false for NaN
+    require(numbers, f"a NaN in {name}", "numbers; drop the inputs that it comes from")
     return values
 
 
@@ -191,7 +189,7 @@ def scores(name: str, values: ArrayLike, dtype: jnp.dtype) -> Float[Array, " N"]
 def regression(
     mean: ArrayLike, spread: ArrayLike, y: ArrayLike, spread_name: str
 ) -> list[Float[Array, "..."]]:
-    """Return mean, spread and targets in one dtype; the spread is a variance or a deviation."""
+    """Return mean, spread (variance or standard deviation) and targets in a common dtype."""
     mean, spread, y = as_floating(mean, spread, y)
     check_examples("mean", mean)
     if y.shape != mean.shape:
@@ -202,14 +200,14 @@ def regression(
     if spread.shape not in ((), mean.shape):
         raise ValueError(
             f"Found {spread_name} of shape {spread.shape} for mean of shape {mean.shape}, expected "
-            "the same shape or a scalar; of covariances (N, C, C) pass the diagonals."
+            "the same shape or a scalar; for covariances (N, C, C), pass the diagonals."
         )
     check_spread(spread_name, spread)
     return [mean, spread, y]
 
 
 def check_examples(name: str, values: Float[Array, "..."]) -> None:
-    """Refuse arrays without an example."""
+    """Raise a `ValueError` for an array without examples."""
     if values.ndim == 0 or values.shape[0] == 0:
         raise ValueError(
             f"Found {name} of shape {values.shape}, expected (N,) or (N, *outputs) with at least "
@@ -218,7 +216,7 @@ def check_examples(name: str, values: Float[Array, "..."]) -> None:
 
 
 def check_spread(name: str, spread: Float[Array, "..."]) -> None:
-    """Refuse a variance or a standard deviation that is known not to be positive."""
+    """Raise a `ValueError` if a concrete variance or standard deviation is not positive."""
     found = f"{name} with an entry that is not positive"
     require(_all_positive(spread), found, "positive numbers everywhere; add the observation noise")
 
@@ -229,7 +227,7 @@ def _all_positive(values: Float[Array, "..."]) -> Bool[Array, ""]:
 
 
 def samples(values: ArrayLike, y: ArrayLike) -> list[Float[Array, "..."]]:
-    """Return draws `(S, N, *outputs)` and targets `(N, *outputs)` in one dtype."""
+    """Return draws `(S, N, *outputs)` and targets `(N, *outputs)` in a common dtype."""
     values, y = as_floating(values, y)
     check_examples("y", y)
     if values.shape[1:] != y.shape or values.shape[0] == 0:

@@ -1,4 +1,4 @@
-"""Scores of class probabilities that look at each example alone."""
+"""Per-example scores of class probabilities: likelihood and accuracy."""
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +18,17 @@ def negative_log_likelihood(
     Parameters
     ----------
     probs
-        Probabilities `(N, C)`. A probability of zero counts as the smallest normal number of its
-        dtype, so that one such label costs 87 nats in float32 and 708 in float64, not infinity.
+        Probabilities `(N, C)`. A probability of zero is replaced by the smallest normal number of
+        its dtype, so that such a label costs 87 nats in float32 and 708 in float64, not infinity.
     y
         Labels `(N,)` or `(N, C)`; soft labels give the cross-entropy.
     weights
-        Of the examples, `(N,)`; one each by default.
+        Weights of the examples, `(N,)`; one each by default.
 
     Raises
     ------
     ValueError
-        If shapes or values are not those of probabilities, labels and weights.
+        If probabilities, labels or weights have inconsistent shapes or invalid values.
     """
     probs, targets = checks.labelled(probs, y)
     weights = weighting.checked(weights, len(probs), probs.dtype)
@@ -49,8 +49,8 @@ def accuracy(
     Parameters
     ----------
     probs, y, weights
-        As for `negative_log_likelihood`, with the same errors. Of equal probabilities the first
-        class counts, of a soft label the most probable one.
+        As for `negative_log_likelihood`, with the same errors. Among equal probabilities the first
+        class is taken; a soft label counts as its most probable class.
     """
     probs, targets = checks.labelled(probs, y)
     weights = weighting.checked(weights, len(probs), probs.dtype)
@@ -66,23 +66,24 @@ def top_k_accuracy(
     Parameters
     ----------
     probs, y, weights
-        As for `accuracy`, which this is for `k=1`, with the same errors.
+        As for `accuracy`, which is the case `k=1`, with the same errors.
     k
-        From 1 to the number of classes, which makes the answer 1, or a `ValueError` says so.
+        An integer from 1 to the number of classes, where the result is 1; a `ValueError` otherwise.
     """
     probs, targets = checks.labelled(probs, y)
     if not 1 <= k <= probs.shape[1]:
-        raise ValueError(f"Found k={k} for {probs.shape[1]} classes, expected from 1 to as many.")
+        num = probs.shape[1]
+        raise ValueError(f"Found k={k} for {num} classes, expected an integer from 1 to {num}.")
     weights = weighting.checked(weights, len(probs), probs.dtype)
     return weighting.mean(hits(probs, targets, k), weights)
 
 
 def _ranks(probs: Float[Array, "N C"], targets: Float[Array, "N C"]) -> Float[Array, " N"]:
-    """Return how many classes come before the label; NaN where either is unknown."""
+    """Return the number of classes ranked above the label; NaN where either input is NaN."""
     label = jnp.argmax(targets, axis=1, keepdims=True)
-    of_label = jnp.take_along_axis(probs, label, axis=1)
+    label_prob = jnp.take_along_axis(probs, label, axis=1)
     is_before = jnp.arange(probs.shape[1]) < label
-    rank = jnp.sum((probs > of_label) | ((probs == of_label) & is_before), axis=1)
+    rank = jnp.sum((probs > label_prob) | ((probs == label_prob) & is_before), axis=1)
     unknown = jnp.isnan(jnp.sum(probs + targets, axis=1))
     return jnp.where(unknown, jnp.nan, rank.astype(probs.dtype))
 
@@ -91,17 +92,17 @@ def _ranks(probs: Float[Array, "N C"], targets: Float[Array, "N C"]) -> Float[Ar
 def hits(
     probs: Float[Array, "N C"], targets: Float[Array, "N C"], k: int | Int[Array, ""] = 1
 ) -> Float[Array, " N"]:
-    """Return 1 where the label is among the first `k` classes, else 0; NaN where it is unknown."""
+    """Return 1 where the label is among the `k` most probable classes, else 0; NaN for NaNs."""
     ranks = _ranks(probs, targets)
     return jnp.where(jnp.isnan(ranks), jnp.nan, (ranks < k).astype(probs.dtype))
 
 
 @jax.jit
 def agreement(probs: Float[Array, "N C"], targets: Float[Array, "N C"]) -> Float[Array, " N"]:
-    """Return what the label gives to the most probable class; NaN where either is unknown.
+    """Return the label probability of the predicted class; NaN where either input is NaN.
 
-    Confidence is compared with this: of hard labels the hits, of soft ones a fraction, as large as
-    the confidence where prediction and label are equal.
+    Confidence is compared with this. For hard labels it is 0 or 1; for soft labels it is a fraction
+    that equals the confidence where prediction and label are equal.
     """
     first = jnp.argmax(probs, axis=1, keepdims=True)
     unknown = jnp.isnan(jnp.sum(probs + targets, axis=1))

@@ -1,9 +1,9 @@
-r"""The class-wise calibration error as a function of weights, for many classes and resamples.
+r"""The class-wise calibration error as a function of weights, fast for many classes and resamples.
 
 With $d_{nc} = y_{nc} - p_{nc}$ it is $\frac{1}{C} \sum_c \sum_b |\sum_{n \in b} w_n d_{nc}| /
-\sum_n w_n$: linear in the weights within each bin. As a row sums to one, few of its probabilities
-are beyond the lowest bin. These are summed one by one; all the others of a class are a product with
-the weights.
+\sum_n w_n$, where the sum over a bin is linear in the weights. As each row sums to one, few of its
+probabilities lie above the lowest bin: these are summed by bin. For the lowest bins, the sums of
+all classes are one matrix-vector product.
 """
 
 import math
@@ -17,20 +17,20 @@ from jaxtyping import Array, Float, Int, Num
 from laplace_kit.eval.metrics import bins, checks
 from laplace_kit.eval.metrics.sums import over_examples
 
-_BLOCK = 4096  # examples whose sum rounding to float32 does not harm
+_BLOCK = 4096  # examples that can be summed in float32 without harmful rounding
 
 
 class ClassGaps(NamedTuple):
-    """Labels minus probabilities by the bins of these, of C classes and B bins of equal width.
+    """Labels minus probabilities, for C classes and B bins of equal width of the probabilities.
 
     Attributes
     ----------
     lowest
-        Those in the lowest bin of their class, zero elsewhere.
+        Gaps whose probability is in the lowest bin, zero elsewhere.
     others
-        Those of the K largest probabilities of each example, zero in the lowest bin.
+        Gaps of the K largest probabilities of each example, zero in the lowest bin.
     places
-        The number of the class and bin of each of `others`, of C B in all.
+        Flat index of class and bin of each of `others`, below C B.
     """
 
     lowest: Float[Array, "N C"]
@@ -42,18 +42,10 @@ class ClassGaps(NamedTuple):
 def class_gaps(
     probs: Float[Array, "N C"], targets: Float[Array, "N C"], num_bins: int
 ) -> ClassGaps:
-    """Return what the error needs of every example.
-
-    Parameters
-    ----------
-    probs, targets
-        Probabilities, and labels as distributions.
-    num_bins
-        The number of bins of equal width between 0 and 1.
-    """
+    """Return the gaps between labels, as distributions over classes, and probabilities, by bin."""
     edges = bins.equal_width_edges(num_bins, probs.dtype)
     gaps, indices = targets - probs, bins.bin_indices(probs, edges)
-    # So many entries of a row that sums to one, with what is tolerated, can exceed 1 / num_bins.
+    # A bound on how many entries of a row, which sums to one within TOLERANCE, exceed 1 / num_bins.
     most = min(probs.shape[1], math.ceil(num_bins * (1 + checks.TOLERANCE)))
     classes = jax.lax.top_k(probs, most)[1]
     others = jnp.take_along_axis(jnp.where(indices == 0, 0, gaps), classes, axis=1)
@@ -63,15 +55,7 @@ def class_gaps(
 
 @partial(jax.jit, static_argnames="num_bins")
 def mean_class_gap(gaps: ClassGaps, weights: Num[Array, " N"], num_bins: int) -> Float[Array, ""]:
-    """Return the error for weights of the examples, none of which is negative.
-
-    Parameters
-    ----------
-    gaps, num_bins
-        As `class_gaps` has them.
-    weights
-        One for each example.
-    """
+    """Return the error from `class_gaps` and non-negative weights, one for each example."""
     num_examples, num_classes = gaps.lowest.shape
     weights = weights.astype(gaps.lowest.dtype)
 
@@ -87,6 +71,6 @@ def mean_class_gap(gaps: ClassGaps, weights: Num[Array, " N"], num_bins: int) ->
         padded = jnp.pad(part, [(0, short), *[(0, 0)] * (part.ndim - 1)])
         return padded.reshape(num_blocks, -1, *part.shape[1:])
 
-    of_blocks = jax.vmap(sums)(*jax.tree.map(in_blocks, (weights, gaps)))
-    total = sum(jnp.sum(jnp.abs(jnp.sum(part, axis=0))) for part in of_blocks)
+    block_sums = jax.vmap(sums)(*jax.tree.map(in_blocks, (weights, gaps)))
+    total = sum(jnp.sum(jnp.abs(jnp.sum(part, axis=0))) for part in block_sums)
     return total / (num_classes * over_examples(weights))

@@ -1,8 +1,8 @@
-"""How well a score tells out-of-distribution inputs from others: they are the positive class.
+"""Metrics of out-of-distribution detection, with out-of-distribution inputs as positive class.
 
 Throughout, `in_scores` `(N,)` belong to in-distribution inputs and are expected lower, `out_scores`
-`(M,)` to out-of-distribution inputs and are expected higher. Where the in-distribution inputs shall
-be the positive class, swap the two and their signs, as in `aupr(-out_scores, -in_scores)`.
+`(M,)` to out-of-distribution inputs and are expected higher. To make in-distribution inputs the
+positive class, swap the two and their signs, as in `aupr(-out_scores, -in_scores)`.
 """
 
 from typing import NamedTuple
@@ -25,10 +25,11 @@ def auroc(
     in_weights: ArrayLike | None = None,
     out_weights: ArrayLike | None = None,
 ) -> Float[Array, ""]:
-    r"""Return the area under the ROC curve: the chance that an outsider scores higher.
+    r"""Return the area under the ROC curve.
 
-    $P(s_\mathrm{out} > s_\mathrm{in}) + \frac{1}{2} P(s_\mathrm{out} = s_\mathrm{in})$ over all
-    pairs, exact, by sorting: $O(n \log n)$.
+    It is the probability that an out-of-distribution input scores higher than an in-distribution
+    one, $P(s_\mathrm{out} > s_\mathrm{in}) + \frac{1}{2} P(s_\mathrm{out} = s_\mathrm{in})$ over
+    all pairs, computed exactly by sorting in $O(n \log n)$.
 
     Parameters
     ----------
@@ -36,13 +37,12 @@ def auroc(
         Scores `(N,)` of in-distribution inputs, expected lower, and `(M,)` of out-of-distribution
         inputs, expected higher; for example predictive entropies.
     in_weights, out_weights
-        Of the inputs, `(N,)` and `(M,)`; one each by default.
+        Weights of the inputs, `(N,)` and `(M,)`; one each by default.
 
     Raises
     ------
     ValueError
-        If either is empty or not one-dimensional, or has a score that is not a number, or weights
-        are not valid.
+        If scores are empty, not one-dimensional or NaN, or weights are not valid.
     """
     return area_under_roc(*_samples(in_scores, out_scores, in_weights, out_weights))
 
@@ -55,17 +55,17 @@ def aupr(
     in_weights: ArrayLike | None = None,
     out_weights: ArrayLike | None = None,
 ) -> Float[Array, ""]:
-    r"""Return the average precision, the area under the steps of the precision-recall curve.
+    r"""Return the average precision, the area under the stepwise precision-recall curve.
 
-    $\sum_k (R_k - R_{k-1}) P_k$ over the thresholds from the highest down, with precision $P_k$ and
-    recall $R_k$ of the outsiders: the mean, over outsiders, of the precision among all inputs that
-    score at least as high. It depends on how many inputs of either kind there are; knowing nothing
-    gives the share of outsiders.
+    $\sum_k (R_k - R_{k-1}) P_k$ over decreasing thresholds, with precision $P_k$ and recall $R_k$
+    of out-of-distribution inputs: their mean precision among all inputs that score at least as
+    high. It depends on the ratio of the sample sizes: a random score gives the fraction of
+    out-of-distribution inputs.
 
     Parameters
     ----------
     in_scores, out_scores, in_weights, out_weights
-        As for `auroc`, with the same errors. Weights of both samples are on one scale.
+        As for `auroc`, with the same errors. The weights of both samples have a common scale.
 
     References
     ----------
@@ -82,11 +82,12 @@ def fpr95(
     in_weights: ArrayLike | None = None,
     out_weights: ArrayLike | None = None,
 ) -> Float[Array, ""]:
-    """Return the share of insiders flagged at the highest threshold that flags 95% of outsiders.
+    """Return the false positive rate at a true positive rate of 95%.
 
-    An input is flagged if it scores at least the threshold; nothing is interpolated. The converse,
-    the share of outsiders that pass when 95% of insiders do, is `fpr95(-out_scores, -in_scores)`;
-    the literature has both under one name.
+    The threshold is the highest that flags 95% of the out-of-distribution inputs; an input is
+    flagged if it scores at least the threshold, without interpolation. The converse, the fraction
+    of out-of-distribution inputs that pass when 95% of the in-distribution inputs do, is
+    `fpr95(-out_scores, -in_scores)`; the literature uses the same name for both.
 
     Parameters
     ----------
@@ -102,7 +103,7 @@ def fpr95(
 
 
 class ROCCurve(NamedTuple):
-    """Shares of insiders and of outsiders that score at least each threshold.
+    """False and true positive rates of inputs that score at least each threshold.
 
     The first threshold is infinite, above all scores. Equal scores give equal points.
     """
@@ -120,7 +121,7 @@ def roc_curve(
     in_weights: ArrayLike | None = None,
     out_weights: ArrayLike | None = None,
 ) -> ROCCurve:
-    """Return the receiver operating characteristic with all scores as thresholds, highest first.
+    """Return the ROC curve, with all scores as thresholds, in decreasing order.
 
     Parameters
     ----------
@@ -136,7 +137,7 @@ def roc_curve(
 
 
 def _samples(in_scores, out_scores, in_weights, out_weights):
-    """Return both scores, then both weights."""
+    """Return validated scores of both samples, then their weights."""
     dtype = checks.as_floating(in_scores, out_scores)[0].dtype
     inside = checks.scores("in_scores", in_scores, dtype)
     outside = checks.scores("out_scores", out_scores, dtype)
@@ -145,7 +146,7 @@ def _samples(in_scores, out_scores, in_weights, out_weights):
     return inside, outside, in_weights, out_weights
 
 
-# --- of checked arrays -----------------------------------------------------------------------
+# --- metrics of validated arrays -------------------------------------------------------------
 
 
 @jax.jit
@@ -155,7 +156,7 @@ def area_under_roc(
     in_weights: Num[Array, " N"],
     out_weights: Num[Array, " M"],
 ) -> Float[Array, ""]:
-    """Return the share of pairs in the right order; NaN for NaNs, or weights of nothing."""
+    """Return the fraction of correctly ordered pairs; NaN for NaN scores or weights of zero."""
     winners = sums_above(outside, out_weights, inside)
     shares = (winners.above + winners.at_or_above) / 2 / over_examples(out_weights)
     area = weighting.mean(shares, in_weights)
@@ -169,7 +170,7 @@ def average_precision(
     in_weights: Num[Array, " N"],
     out_weights: Num[Array, " M"],
 ) -> Float[Array, ""]:
-    """Return the mean precision over outsiders; NaN for NaNs, or weights of nothing."""
+    """Return the mean precision over `outside`; NaN for NaN scores or weights of zero."""
     false = sums_above(inside, in_weights, outside).at_or_above
     true = sums_above(outside, out_weights, outside).at_or_above
     precision = weighting.mean(ratio(true, true + false), out_weights)
@@ -180,7 +181,7 @@ def average_precision(
 def _flagged_at(share, inside, outside, in_weights, out_weights) -> Float[Array, ""]:
     total = over_examples(out_weights)
     recall = sums_above(outside, out_weights, outside).at_or_above / total
-    # 19 of 20 are 95%, however the quotient is rounded.
+    # With a tolerance, so that 19 of 20 count as 95% however the quotient is rounded.
     enough = (recall >= share * (1 - 4 * jnp.finfo(inside.dtype).eps)) & (out_weights > 0)
     threshold = jnp.max(jnp.where(enough, outside, -jnp.inf))
     flagged = sums_above(inside, in_weights, threshold[None]).at_or_above[0]
@@ -194,7 +195,7 @@ def _roc_curve(inside, outside, in_weights, out_weights) -> ROCCurve:
     thresholds = jnp.pad(thresholds, (1, 0), constant_values=jnp.inf)
 
     def rates(scores, weights):
-        # Above all scores is nothing, even where a score is infinite.
+        # No score is above the first threshold, not even an infinite one.
         found = sums_above(scores, weights, thresholds).at_or_above / over_examples(weights)
         return _nan_unless_known(found.at[0].set(0), inside, outside)
 

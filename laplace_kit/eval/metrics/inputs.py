@@ -1,9 +1,9 @@
-"""What metrics are given: any array-likes, whose own precision is that of the computation.
+"""Conversion of metric arguments: any array-likes, with computation in their own precision.
 
-JAX computes in float32 unless it is set to more, but probabilities and targets often come from
-other libraries, as NumPy arrays in float64. Where all floating-point arrays are on the host and one
-is float64, so is the computation; only the answer is rounded to what JAX is set to. Device arrays
-and what is inside `jax.jit` are left in the precision they have.
+JAX computes in float32 by default, but probabilities and targets often come from other libraries,
+as NumPy arrays in float64. If all floating-point arrays are on the host and one is float64, so is
+the computation; only the result is rounded to JAX's precision. Device arrays, and arrays inside
+`jax.jit`, keep the precision they have.
 """
 
 import functools
@@ -25,7 +25,7 @@ _OnHost = np.ndarray | np.generic
 
 @runtime_checkable
 class SupportsArray(Protocol):
-    """A data frame, a series, a tensor, or whatever else NumPy can read."""
+    """A data frame, a series, a tensor, or anything else that NumPy can read."""
 
     def __array__(self, *args: Any) -> np.ndarray: ...
 
@@ -34,22 +34,23 @@ Numbers = ArrayLike | Sequence[Any] | SupportsArray
 
 
 def metric(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Let a function of arrays take any array-likes, and compute in their own precision."""
+    """Make a function of arrays accept any array-likes and compute in their own precision."""
     signature, computed = inspect.signature(function), in_own_precision(function)
 
     @functools.wraps(function)
-    def of_array_likes(*args, **kwargs):
+    def converted(*args, **kwargs):
         given = signature.bind(*args, **kwargs)
         given.arguments = {name: as_numbers(name, v) for name, v in given.arguments.items()}
         return computed(*given.args, **given.kwargs)
 
-    return of_array_likes
+    return converted
 
 
 def in_own_precision(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Let a function compute in float64 if its arguments hold float64 arrays of the host alone.
+    """Make a function compute in float64 where its arguments hold float64 arrays of the host.
 
-    The leaves of all arguments decide. Arrays in the result have the precision JAX is set to.
+    This is so if all floating-point leaves are host arrays and one is float64. Arrays in the result
+    are rounded to JAX's precision.
     """
 
     @functools.wraps(function)
@@ -80,19 +81,10 @@ def _rounded(leaf: Any) -> Any:
 
 
 def as_numbers(name: str, values: Any) -> ArrayLike | None:
-    """Return Python's numbers as they are, and other array-likes as JAX's or NumPy's arrays.
+    """Return Python numbers and None unchanged, and other array-likes as JAX or NumPy arrays.
 
-    Parameters
-    ----------
-    name
-        The argument's name, for messages.
-    values
-        As `laplace_kit.arrays.read_array` takes them, with the same errors; None stays None.
-
-    Raises
-    ------
-    TypeError
-        If they are complex.
+    `name` is for messages. Errors are those of `laplace_kit.arrays.read_array`, and a `TypeError`
+    for complex numbers.
     """
     if values is None or isinstance(values, bool | int | float):
         return values

@@ -1,4 +1,4 @@
-"""Central intervals of Gaussian predictions: how often they hold the target, how wide they are."""
+"""Coverage and width of central intervals of Gaussian predictions."""
 
 from collections.abc import Sequence
 
@@ -21,15 +21,16 @@ def interval_coverage(
 ) -> Float[Array, "*levels"]:
     r"""Return the fraction of targets inside the central Gaussian interval of each level.
 
-    The interval of level $q$ is $\mu \pm \Phi^{-1}((1 + q) / 2)\, \sigma$; a calibrated prediction
-    covers $q$. The fraction is over examples and outputs.
+    The interval of level $q$ is $\mu \pm \Phi^{-1}((1 + q) / 2)\, \sigma$; if predictions are
+    calibrated, its coverage is $q$. The fraction is over examples and outputs.
 
     Parameters
     ----------
     mean, std, y, weights
         As for `gaussian_nll`, with standard deviations; the same errors.
     levels
-        Nominal levels between 0 and 1, or a `ValueError` says so; their shape is the answer's.
+        Nominal levels between 0 and 1, of any shape, which is that of the result; a `ValueError`
+        for other values.
     """
     mean, std, y = checks.regression(mean, std, y, "std")
     weights = weighting.checked(weights, len(mean), mean.dtype)
@@ -61,7 +62,7 @@ def interval_width(
 
 
 def _half_widths(levels: Float[Array, "*levels"]) -> Float[Array, "*levels"]:
-    """Return the half-width of the central intervals of a standard Gaussian."""
+    """Return the half-widths of central intervals of a standard Gaussian."""
     return jax.scipy.special.ndtri((1 + levels) / 2)
 
 

@@ -1,6 +1,6 @@
-r"""The probability integral transform: where in its predictive distribution each target fell.
+r"""The probability integral transform (PIT): predictive distribution functions at the targets.
 
-Of calibrated predictions these numbers are uniform between 0 and 1, whatever the distributions.
+For calibrated predictions the PIT values are uniform on [0, 1], whatever the distributions.
 """
 
 import math
@@ -38,8 +38,8 @@ def pit_gaussian(mean: ArrayLike, std: ArrayLike, y: ArrayLike) -> Float[Array, 
 def pit_samples(samples: ArrayLike, y: ArrayLike) -> Float[Array, "N *outputs"]:
     r"""Return the rank of every target among its draws, as a number between 0 and 1.
 
-    $(|\{s: x_s < y\}| + \frac{1}{2} |\{s: x_s = y\}| + \frac{1}{2}) / (S + 1)$: calibrated, each of
-    the $S + 1$ values is as likely as the others.
+    $(|\{s: x_s < y\}| + \frac{1}{2} |\{s: x_s = y\}| + \frac{1}{2}) / (S + 1)$: for calibrated
+    predictions, all $S + 1$ values are equally likely.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def _shares_below(samples: Float[Array, "S *shape"], y: Float[Array, "*shape"]):
 
 
 class UniformityTest(NamedTuple):
-    """The largest distance from the uniform distribution, and how often chance alone exceeds it."""
+    """The Kolmogorov-Smirnov distance from the uniform distribution, and its p-value."""
 
     statistic: Float[Array, ""]
     p_value: Float[Array, ""]
@@ -75,26 +75,26 @@ class UniformityTest(NamedTuple):
 
 @metric
 def pit_uniformity_test(pit: ArrayLike, *, weights: ArrayLike | None = None) -> UniformityTest:
-    r"""Test whether transforms are uniform, as they are if the predictions are calibrated.
+    r"""Return the Kolmogorov-Smirnov test of uniform PIT values, that is, of calibration.
 
-    Kolmogorov and Smirnov's statistic $D = \sup_u |F(u) - u|$ for the share $F(u)$ of transforms
-    up to $u$, and the chance of as large a distance by $K(\lambda) = 2 \sum_{j \ge 1} (-1)^{j-1}
-    e^{-2 j^2 \lambda^2}$ at $\lambda = z + \frac{1}{6 \sqrt n} + \frac{z - 1}{4 n}$ with
-    $z = \sqrt n D$, right to 0.003 from ten examples on and to 0.0003 from fifty.
+    The statistic is $D = \sup_u |F(u) - u|$ for the fraction $F(u)$ of PIT values up to $u$. The
+    p-value is $K(\lambda) = 2 \sum_{j \ge 1} (-1)^{j-1} e^{-2 j^2 \lambda^2}$ at
+    $\lambda = z + \frac{1}{6 \sqrt n} + \frac{z - 1}{4 n}$ with $z = \sqrt n D$, accurate to 0.003
+    from ten examples on and to 0.0003 from fifty.
 
     Parameters
     ----------
     pit
-        Transforms `(N, *outputs)`, which are taken to be independent of each other; the outputs of
-        one example seldom are, and then the chance is larger than it says. Those of `pit_samples`
-        have steps: let there be many draws.
+        PIT values `(N, *outputs)`, assumed to be independent. The outputs of one example rarely
+        are, and then the p-value is too small. The values of `pit_samples` are discrete: use many
+        draws.
     weights
-        Of the examples, `(N,)`; one each by default.
+        Weights of the examples, `(N,)`; one each by default.
 
     Raises
     ------
     ValueError
-        If there are none, they are not between 0 and 1 or the weights are not valid.
+        If there are no values, a value is not between 0 and 1 or the weights are not valid.
 
     References
     ----------
@@ -114,8 +114,8 @@ def quantile_calibration_error(
 ) -> Float[Array, ""]:
     r"""Return $\sqrt{\frac{1}{m} \sum_{j=1}^m (\hat p_j - p_j)^2}$ over levels $p_j$.
 
-    $\hat p_j$ is the share of targets below the predictive quantile of level $p_j$, that is, of
-    transforms up to $p_j$, over examples and outputs. Its square is Kuleshov's calibration error
+    $\hat p_j$ is the fraction of targets below the predictive quantile of level $p_j$, that is, of
+    PIT values up to $p_j$, over examples and outputs. Its square is Kuleshov's calibration error
     with the weights $1 / m$.
 
     Parameters
@@ -123,7 +123,7 @@ def quantile_calibration_error(
     pit, weights
         As for `pit_uniformity_test`, with the same errors.
     levels
-        Between 0 and 1, `(m,)`, or a `ValueError` says so; by default 0.05 to 0.95.
+        Levels between 0 and 1, `(m,)`, by default 0.05 to 0.95; a `ValueError` for other values.
 
     References
     ----------
@@ -136,7 +136,7 @@ def quantile_calibration_error(
 
 
 def _checked(pit, weights) -> tuple[Float[Array, " K"], Num[Array, " K"]]:
-    """Return the transforms of all outputs in a row, and the weights of each."""
+    """Return the flattened PIT values and the weight of each."""
     (pit,) = checks.as_floating(pit)
     checks.check_examples("pit", pit)
     pit = checks.fractions("pit", pit, pit.dtype)
@@ -155,7 +155,7 @@ def _uniformity_test(pit: Float[Array, " K"], weights: Num[Array, " K"]) -> Unif
 
 
 def _kolmogorov(x: Float[Array, ""]) -> Float[Array, ""]:
-    r"""Return $P(K > x)$ for Kolmogorov's distribution, by the series that converges faster."""
+    r"""Return $P(K > x)$ for the Kolmogorov distribution, by the series that converges faster."""
     j = jnp.arange(1, 9, dtype=x.dtype)
     tail = 2 * jnp.sum((-1) ** (j - 1) * jnp.exp(-2 * (j * x) ** 2))
     near_zero = jnp.maximum(x, 0.1)

@@ -1,4 +1,4 @@
-"""Sums over the examples whose score passes a threshold: what every curve of thresholds needs."""
+"""Sums over the examples whose score exceeds a threshold, shared by all threshold curves."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Num
 
 
 class SumsAbove(NamedTuple):
-    """Sums over the scores above each threshold, without and with those that equal it."""
+    """Sums over the scores above each threshold, excluding and including equal ones."""
 
     above: Float[Array, " T"]
     at_or_above: Float[Array, " T"]
@@ -26,5 +26,5 @@ def sums_above(
 
 
 def ratio(part: Num[Array, "*shape"], whole: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Return part / whole, zero where the whole is nothing."""
+    """Return `part / whole`, zero where `whole` is zero."""
     return jnp.where(whole == 0, 0, part / jnp.where(whole == 0, 1, whole))

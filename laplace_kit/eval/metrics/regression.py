@@ -1,4 +1,4 @@
-"""Scores of predictions of numbers: Gaussians, means alone, or draws."""
+"""Regression scores of Gaussian predictions, point predictions and predictive draws."""
 
 import math
 from functools import partial
@@ -18,7 +18,7 @@ def gaussian_nll(
     r"""Return the mean of $-\log \mathcal{N}(y_n \mid \mu_n, \sigma_n^2)$ over examples, in nats.
 
     $\frac{1}{N} \sum_n \sum_c \frac{1}{2} [\log(2 \pi \sigma_{nc}^2) + (y_{nc} - \mu_{nc})^2 /
-    \sigma_{nc}^2]$: the sum over outputs, which are independent given the input.
+    \sigma_{nc}^2]$, summed over outputs, which are independent given the input.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def gaussian_nll(
         Predictive means, positive variances (noise included) and targets, `(N, *outputs)`; `var`
         may be a scalar.
     weights
-        Of the examples, `(N,)`; one each by default.
+        Weights of the examples, `(N,)`; one each by default.
 
     Raises
     ------
@@ -67,10 +67,12 @@ def _rmse(mean, y, weights):
 def mae(mean: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None) -> Float[Array, ""]:
     r"""Return the mean of $|y - \mu|$ over examples and outputs, in the units of `y`.
 
+    It is minimised by the conditional median.
+
     Parameters
     ----------
     mean, y, weights
-        As for `gaussian_nll`, with the same errors. Who is judged by it should predict medians.
+        As for `gaussian_nll`, with the same errors.
     """
     mean, _, y = checks.regression(mean, 1.0, y, "std")
     weights = weighting.checked(weights, len(mean), mean.dtype)
@@ -88,7 +90,7 @@ def chi_squared(
 ) -> Float[Array, ""]:
     r"""Return the mean of $(y - \mu)^2 / \sigma^2$ over examples and outputs.
 
-    One when the variances are right on average, above one when they are too small.
+    One if the variances are right on average, above one if they are too small.
 
     Parameters
     ----------
@@ -109,15 +111,15 @@ def _chi_squared(mean, var, y, weights):
 def sharpness(std: ArrayLike, *, weights: ArrayLike | None = None) -> Float[Array, ""]:
     r"""Return $\sqrt{\mathrm{mean}\,\sigma^2}$ over examples and outputs, in the units of `y`.
 
-    It knows no targets: among calibrated predictions the sharper are the better ones. Equal to the
-    root mean square error where the variances are right on average.
+    It does not depend on the targets: among calibrated predictions, sharper ones are better. It
+    equals the root mean squared error if the variances are right on average.
 
     Parameters
     ----------
     std
         Predictive standard deviations `(N, *outputs)`.
     weights
-        Of the examples, `(N,)`; one each by default.
+        Weights of the examples, `(N,)`; one each by default.
 
     Raises
     ------
@@ -176,8 +178,8 @@ def crps_samples(
     r"""Return the continuous ranked probability score of draws, in the units of `y`.
 
     $\frac{1}{S} \sum_s |x_s - y| - \frac{1}{2 S^2} \sum_{s,t} |x_s - x_t|$, averaged over examples
-    and outputs: the score of the distribution that gives each draw the same probability. Exact, by
-    sorting: $O(S \log S)$ for each target. One draw gives the absolute error.
+    and outputs: the score of the empirical distribution of the draws, computed exactly by sorting
+    in $O(S \log S)$ for each target. One draw gives the absolute error.
 
     Parameters
     ----------
@@ -186,15 +188,15 @@ def crps_samples(
     y
         Targets `(N, *outputs)`.
     fair
-        Whether to divide by $2 S (S - 1)$ instead: an unbiased estimate of the score of the
-        distribution that was drawn from. It needs two draws.
+        Whether to divide by $2 S (S - 1)$ instead of $2 S^2$: an unbiased estimate of the score of
+        the underlying distribution. It needs two draws.
     weights
-        Of the examples, `(N,)`; one each by default.
+        Weights of the examples, `(N,)`; one each by default.
 
     Raises
     ------
     ValueError
-        If the shapes do not go together, there are too few draws or the weights are not valid.
+        If the shapes are inconsistent, there are too few draws or the weights are not valid.
 
     References
     ----------
@@ -212,10 +214,10 @@ def crps_samples(
 def _crps_of_draws(
     samples: Float[Array, "S *shape"], y: Float[Array, "*shape"], num_others: int
 ) -> Float[Array, "*shape"]:
-    # Around the target, so that numbers far from zero cost no digits.
+    # Centred at the target, so that numbers far from zero lose no digits.
     errors = jnp.sort(samples - y, axis=0)
     num = errors.shape[0]
-    # Of all pairs, each draw is the larger one as often as others are below it.
+    # Sorted, draw s is the larger one in s pairs and the smaller one in S - 1 - s.
     signs = (2 * jnp.arange(num, dtype=errors.dtype) - (num - 1)) / (num * num_others)
     spread = jnp.tensordot(signs, errors, axes=1, precision="highest")
     return jnp.mean(jnp.abs(errors), axis=0) - spread

@@ -1,4 +1,4 @@
-"""Scores of doubt: one number for each input, the higher, the further from what is known."""
+"""Uncertainty scores: one number for each input, higher where the classifier is less certain."""
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,10 @@ _NEARLY_ONE = 0.999  # nearer, float32 has fewer than four digits of the distanc
 
 @metric
 def max_probability_score(probs: ArrayLike) -> Float[Array, " N"]:
-    r"""Return $1 - \max_c p_{nc}$, for each input.
+    r"""Return $1 - \max_c p_{nc}$ for each input.
 
-    Near certainty it is the sum of the other probabilities, which tells apart what rounds to one.
+    Near certainty it is computed as the sum of the other probabilities, so that inputs whose
+    largest probability rounds to one still have different scores.
 
     Parameters
     ----------
@@ -25,19 +26,19 @@ def max_probability_score(probs: ArrayLike) -> Float[Array, " N"]:
     Raises
     ------
     ValueError
-        If these are not rows of probabilities.
+        If the rows are not probability distributions.
 
     References
     ----------
     Hendrycks and Gimpel (2017), "A baseline for detecting misclassified and out-of-distribution
     examples in neural networks".
     """
-    return besides_largest(checks.distributions(probs, "(N, C)"))
+    return one_minus_largest(checks.distributions(probs, "(N, C)"))
 
 
 @metric
 def entropy_score(probs: ArrayLike) -> Float[Array, " N"]:
-    r"""Return $-\sum_c p_{nc} \log p_{nc}$, in nats, for each input: all uncertainty there is.
+    r"""Return the entropy $-\sum_c p_{nc} \log p_{nc}$ of each input in nats: total uncertainty.
 
     Parameters
     ----------
@@ -48,10 +49,10 @@ def entropy_score(probs: ArrayLike) -> Float[Array, " N"]:
 
 
 @jax.jit
-def besides_largest(probs: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:
-    """Return one minus the largest probability, without cancellation where that is nearly one."""
+def one_minus_largest(probs: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:
+    """Return one minus the largest probability, without cancellation near one."""
     largest = jnp.max(probs, axis=-1)
     is_largest = jnp.arange(probs.shape[-1]) == jnp.argmax(probs, axis=-1)[..., None]
     others = jnp.sum(jnp.where(is_largest, 0, probs), axis=-1)
-    # Elsewhere equal probabilities shall give equal scores, however the others are rounded.
+    # Elsewhere the plain difference, so that equal probabilities give equal scores.
     return jnp.where(largest > _NEARLY_ONE, others, 1 - largest)

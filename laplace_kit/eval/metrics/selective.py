@@ -1,4 +1,4 @@
-"""Selective prediction: how many errors are left if the doubtful examples are left out."""
+"""Selective prediction: error rates after abstaining on the least confident examples."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,15 @@ from laplace_kit.eval.metrics import checks, weighting
 from laplace_kit.eval.metrics.classification import hits
 from laplace_kit.eval.metrics.inputs import metric
 from laplace_kit.eval.metrics.ranking import ratio, sums_above
-from laplace_kit.eval.metrics.scores import besides_largest
+from laplace_kit.eval.metrics.scores import one_minus_largest
 from laplace_kit.eval.metrics.sums import over_examples
 
 
 class RiskCoverageCurve(NamedTuple):
-    """Share and error rate of the examples at least as confident as each threshold, highest first.
+    """Coverage and risk at decreasing confidence thresholds.
 
-    Equal confidences give equal points.
+    Coverage is the fraction of examples with at least that confidence, risk their error rate. Equal
+    confidences give equal points.
     """
 
     coverage: Float[Array, " N"]
@@ -33,15 +34,15 @@ def risk_coverage_curve(
     confidence: ArrayLike | None = None,
     weights: ArrayLike | None = None,
 ) -> RiskCoverageCurve:
-    r"""Return the share of examples with $\kappa_m \ge \kappa_n$, and the error rate among them.
+    r"""Return the fraction of examples with $\kappa_m \ge \kappa_n$, and their error rate.
 
     Parameters
     ----------
     probs, y, weights
         As for `accuracy`, with the same errors.
     confidence
-        Of each example, $\kappa$ `(N,)`, higher where it is surer, such as minus the mutual
-        information; by default the largest probability.
+        Confidence $\kappa$ `(N,)`, higher where predictions are more certain, such as the negative
+        mutual information; by default the largest probability.
 
     Returns
     -------
@@ -51,7 +52,7 @@ def risk_coverage_curve(
     Raises
     ------
     ValueError
-        Also if the confidence is not one number for each example.
+        As for `accuracy`, and if the confidence is not one number for each example.
 
     References
     ----------
@@ -74,9 +75,9 @@ def aurc(
 ) -> Float[Array, ""]:
     r"""Return the area under the risk-coverage curve, $\frac{1}{N} \sum_n r(\kappa_n)$.
 
-    $r(\kappa)$ is the error rate of the examples whose confidence is $\kappa$ or more; equal
-    confidences are accepted together, so that the examples' order does not matter. Small where
-    errors are few and doubted.
+    $r(\kappa)$ is the error rate of the examples whose confidence is at least $\kappa$. Equal
+    confidences are accepted together, so that the order of the examples does not matter. It is
+    small if errors are few and have low confidence.
 
     Parameters
     ----------
@@ -94,11 +95,12 @@ def aurc(
 def _judged(probs, y, confidence, weights):
     """Return confidence, errors and weights of the examples.
 
-    By default the largest probability minus one: near one, floating-point numbers are too coarse.
+    The default confidence is the largest probability minus one, as floating-point numbers are too
+    coarse near one.
     """
     probs, targets = checks.labelled(probs, y)
     if confidence is None:
-        confidence = -besides_largest(probs)
+        confidence = -one_minus_largest(probs)
     confidence = checks.scores("confidence", confidence, probs.dtype)
     if len(confidence) != len(probs):
         raise ValueError(

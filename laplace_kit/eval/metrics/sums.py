@@ -1,15 +1,15 @@
-"""Sums over examples that stay accurate however many there are.
+"""Sums over examples that stay accurate for any number of examples.
 
-A float32 that counts one by one stops at 2^24: one more is less than half the distance to the next
-number. Summed in blocks, and the blocks' sums in blocks again, all that is added is of about one
-size, and the error grows with the logarithm of the number of examples.
+A float32 counter stops at 2^24, where adding one no longer changes it. Pairwise summation adds
+numbers of similar size, block sums of block sums, so that the error grows only with the logarithm
+of the number of examples.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Num
 
-# Fewer than so many are summed at once: there, rounding is small and further operations cost more.
+# Up to this many values are summed at once: rounding is small, and more blocks would cost more.
 _BLOCK = 512
 
 
@@ -25,8 +25,8 @@ def over_examples(values: Num[Array, "N *rest"]) -> Num[Array, " *rest"]:
 def in_groups(
     values: Num[Array, " N"], groups: Int[Array, " N"], num_groups: int
 ) -> Num[Array, " B"]:
-    """Return the sum of the values of each group; `groups` says in which each value is."""
-    # As many blocks that all of their sums are no more than the values.
+    """Return the sum of the values in each group; `groups` holds the group index of each value."""
+    # Blocks at least as long as the number of groups: there are no more block sums than values.
     block = max(_BLOCK, num_groups)
     num_blocks = -(-len(values) // block)
     places = jnp.arange(len(values)) // block * num_groups + groups

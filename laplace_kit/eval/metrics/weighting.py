@@ -1,9 +1,9 @@
-r"""Weights of examples: what they mean, and averages with them.
+r"""Weights of examples, and weighted averages.
 
-Weights that are whole numbers *count*: a weight of three is the example three times over, a weight
-of zero its absence. Any others are *proportions*, whose scale means nothing. For an average the two
-are the same; where the number of examples matters, proportions are scaled to sum to $(\sum_n w_n)^2
-/ \sum_n w_n^2$, the number of equally weighted examples whose mean is as precise (Kish, 1965).
+Integer-valued weights are *counts*: a weight of three repeats the example three times, a weight of
+zero leaves it out. All other weights are *proportions*, whose scale does not matter. Averages are
+the same for both. Where the number of examples matters, proportions are scaled to sum to the
+effective number of examples, $(\sum_n w_n)^2 / \sum_n w_n^2$ (Kish, 1965).
 """
 
 import jax
@@ -17,24 +17,10 @@ from laplace_kit.eval.metrics import checks, sums
 def checked(
     weights: ArrayLike | None, num: int, dtype: jnp.dtype, name: str = "weights"
 ) -> Num[Array, " N"]:
-    """Return weights as an array of this dtype, or the integers 1 where there are none.
+    """Return validated weights `(num,)` in a dtype, or integer ones if `weights` is None.
 
-    Parameters
-    ----------
-    weights
-        Non-negative, `(N,)`, not all zero; None for one each.
-    num
-        Number of examples.
-    dtype
-        That of the metric's arrays.
-    name
-        The argument's name, for messages.
-
-    Raises
-    ------
-    ValueError
-        If weights have another shape, are negative, infinite or NaN, or sum to zero. Where values
-        are not known, such weights all become NaN.
+    A `ValueError` is raised for weights of another shape, or that are negative, infinite, NaN or
+    all zero. Under `jax.jit`, such values make all weights NaN.
     """
     if weights is None:
         return jax.device_put(np.ones(num, np.int32))  # which needs no program
@@ -46,21 +32,21 @@ def checked(
         )
     weights, valid, positive = _validated(weights)
     found = f"{name} with an entry that is negative or not finite"
-    checks.require(valid, found, "numbers of at least zero; for examples to leave out, zero")
-    checks.require(positive, f"{name} that sum to zero", "some examples that are not left out")
+    checks.require(valid, found, "finite numbers of at least zero; zero leaves an example out")
+    checks.require(positive, f"{name} that sum to zero", "a positive weight for some example")
     return weights
 
 
 @jax.jit
 def _validated(weights: Num[Array, " N"]) -> tuple[Array, Array, Array]:
-    """Return the weights, NaN if not valid, and whether all are and whether any is positive."""
+    """Return the weights, all NaN if invalid; whether all are valid; whether any is positive."""
     valid, positive = jnp.all((weights >= 0) & jnp.isfinite(weights)), jnp.any(weights > 0)
     return jnp.where(valid & positive, weights, jnp.nan), valid, positive
 
 
 @jax.jit
 def as_counts(weights: Num[Array, " N"]) -> Num[Array, " N"]:
-    """Return counts as they are, and proportions in numbers of examples that tell as much."""
+    """Return counts unchanged, and proportions scaled to the effective number of examples."""
     if jnp.issubdtype(weights.dtype, jnp.integer):
         return weights
     are_counts = jnp.all(weights == jnp.round(weights))
@@ -70,12 +56,12 @@ def as_counts(weights: Num[Array, " N"]) -> Num[Array, " N"]:
 
 @jax.jit
 def mean(values: Float[Array, "N *rest"], weights: Num[Array, " N"]) -> Float[Array, " *rest"]:
-    """Average over examples."""
+    """Return the weighted mean over examples."""
     columns = weights.reshape(-1, *[1] * (values.ndim - 1))
     return sums.over_examples(columns * values) / sums.over_examples(weights)
 
 
 @jax.jit
 def mean_of_all(values: Float[Array, "N *rest"], weights: Num[Array, " N"]) -> Float[Array, ""]:
-    """Average over examples and outputs."""
+    """Return the weighted mean over examples and outputs."""
     return jnp.mean(mean(values, weights))

@@ -1,8 +1,8 @@
-"""Calibration plots: plain functions that draw on the `Axes` they are given and return it.
+"""Calibration plots: plain functions that draw on given `Axes` and return them.
 
-The colours are those of Okabe and Ito, which colour-blind readers tell apart; series that overlap
-differ in hatch or line style too. The figure is the caller's: no function here makes one, imports
-matplotlib or touches pyplot and its global state.
+The colours are the colour-blind safe palette of Okabe and Ito; overlapping series also differ in
+hatch or line style. The caller makes the figure: no function here creates one, imports matplotlib
+or uses pyplot and its global state.
 """
 
 from laplace_kit.eval.plots.classification import bin_counts as bin_counts

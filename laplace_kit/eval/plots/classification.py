@@ -1,4 +1,4 @@
-"""Plots of a classifier: reliability, confidence, and risk against coverage."""
+"""Plots of classifiers: reliability, confidence, risk and coverage, uncertainty."""
 
 from typing import TYPE_CHECKING
 
@@ -28,18 +28,18 @@ def reliability_diagram(
     *,
     num_bins: int = 15,
 ) -> "matplotlib.axes.Axes":
-    r"""Draw the accuracy of each bin of confidence, and its gap to the mean confidence there.
+    r"""Draw the accuracy and its gap to the mean confidence in each confidence bin.
 
     The bar of bin $b$ has height $\mathrm{acc}_b$; the hatched bar spans from there to
-    $\mathrm{conf}_b$. The mean length of the hatched bars, weighted by the counts of the bins, is
-    the expected calibration error. Empty bins have no bar. The dark whisker of a bin spans
-    $\mathrm{conf}_b \pm 1.96 \sqrt{\mathrm{conf}_b (1 - \mathrm{conf}_b) / N_b}$: of a calibrated
-    classifier 95% of the bars of accuracy end inside it.
+    $\mathrm{conf}_b$. The mean length of the hatched bars, weighted by bin counts, is the expected
+    calibration error. Empty bins have no bar. The dark whisker of a bin spans
+    $\mathrm{conf}_b \pm 1.96 \sqrt{\mathrm{conf}_b (1 - \mathrm{conf}_b) / N_b}$: for a calibrated
+    classifier, 95% of the accuracy bars end inside it.
 
     Parameters
     ----------
     ax
-        Where to draw.
+        Axes to draw on.
     probs
         Probabilities, `(N, C)`.
     y
@@ -50,8 +50,7 @@ def reliability_diagram(
     Returns
     -------
     Axes
-        `ax`; its containers are the bars of accuracy, the bars of the gap and the whiskers, in
-        this order.
+        `ax`; its containers are the accuracy bars, the gap bars and the whiskers, in this order.
 
     References
     ----------
@@ -101,7 +100,7 @@ def bin_counts(
     *,
     num_bins: int = 15,
 ) -> "matplotlib.axes.Axes":
-    """Draw how many predictions are in each bin of `reliability_diagram`, on a logarithmic scale.
+    """Draw the number of predictions in each bin of `reliability_diagram`, on a log scale.
 
     Parameters
     ----------
@@ -111,11 +110,11 @@ def bin_counts(
     Returns
     -------
     Axes
-        `ax`; its container is one bar for each bin.
+        `ax`; its container holds one bar for each bin.
     """
     edges, counts, _, _ = map(np.asarray, metrics.reliability_bins(probs, y, num_bins))
     ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=GREY, edgecolor="white")
-    # Linear up to one, so that an empty bin and a bin of one differ.
+    # Linear up to one, so that an empty bin differs from a bin with one prediction.
     ax.set_yscale("symlog", linthresh=1.0)
     ax.set(xlim=(0, 1), ylim=(0, 3.0 * counts.max()), xlabel="confidence", ylabel="count")
     return tidy(ax, legend=False)
@@ -128,9 +127,9 @@ def confidence_histogram(
     *,
     num_bins: int = 20,
 ) -> "matplotlib.axes.Axes":
-    """Draw how confident a classifier is where it is right and where it is wrong.
+    """Draw histograms of the confidence of correct and of wrong predictions.
 
-    Each histogram sums to one, so that a few errors stay visible beside many successes.
+    Each histogram sums to one, so that a few errors stay visible next to many correct predictions.
 
     Parameters
     ----------
@@ -140,14 +139,14 @@ def confidence_histogram(
     Returns
     -------
     Axes
-        `ax`; its patches are the histograms of the right and of the wrong predictions, in this
-        order, as far as there are any.
+        `ax`; its patches are the histograms of the correct and of the wrong predictions, in this
+        order, where there are any.
     """
     probs, y = np.asarray(probs, float), np.asarray(y)
     labels = y if y.ndim == 1 else y.argmax(axis=1)
     confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels
     edges = np.linspace(0.0, 1.0, num_bins + 1)
-    share_histogram(ax, confidence[right], edges, "right", BLUE)
+    share_histogram(ax, confidence[right], edges, "correct", BLUE)
     share_histogram(ax, confidence[~right], edges, "wrong", VERMILLION, hatch="////")
     ax.set(xlim=(0, 1), xlabel="confidence", ylabel="share of predictions")
     return tidy(ax, legend=True)
@@ -161,16 +160,16 @@ def risk_coverage_curve(
     label: str = "observed",
     series: int = 0,
 ) -> "matplotlib.axes.Axes":
-    """Draw the error among the most confident share of the predictions against that share.
+    """Draw the risk of the most confident predictions against coverage.
 
     Parameters
     ----------
     ax
-        Where to draw; several predictors may share it.
+        Axes to draw on; several predictors may share them.
     coverage, risk
-        Shares kept and the mean loss of those, `(K,)` each.
+        The fraction of predictions kept and their mean loss, `(K,)` each.
     label, series
-        The name of the curve, and its number, which decides its colour and line style.
+        The name of the curve, and its number, which determines its colour and line style.
 
     Returns
     -------
@@ -178,11 +177,11 @@ def risk_coverage_curve(
         `ax`; its last line is the curve, its last collection the dot where it begins.
     """
     curve(ax, coverage, risk, label, series)
-    # Equally sure predictions are kept together, so that a curve may begin where it ends.
+    # Equally confident predictions are kept together, so that a curve may be a single point.
     first, color = (np.asarray(values)[:1] for values in (coverage, risk)), series_style(series)[0]
     ax.scatter(*first, s=9, color=color, clip_on=False, zorder=3)
-    ax.set(xlim=(0, 1), xlabel="share of predictions kept, surest first", ylabel="risk of those")
-    # Otherwise the first curve would decide on the height of all.
+    ax.set(xlim=(0, 1), xlabel="coverage, most confident predictions first", ylabel="risk")
+    # Otherwise the first curve would determine the limit for all.
     ax.set_ylim(bottom=0, auto=True)
     return tidy(ax, legend=True)
 
@@ -193,25 +192,25 @@ def entropy_scatter(
     epistemic: Float[ArrayLike, " N"],
     right: Bool[ArrayLike, " N"],
 ) -> "matplotlib.axes.Axes":
-    """Draw the two parts of the predictive entropy against each other, right and wrong apart.
+    """Draw the two parts of the predictive entropy, for correct and for wrong predictions.
 
     Parameters
     ----------
     ax
-        Where to draw.
+        Axes to draw on.
     aleatoric, epistemic
         The expected entropy and the mutual information in nats, `(N,)` each; their sum is the
         entropy of the prediction.
     right
-        Which predictions are right, `(N,)`.
+        Whether each prediction is correct, `(N,)`.
 
     Returns
     -------
     Axes
-        `ax`; its collections are the points of right and of wrong predictions, in this order.
+        `ax`; its collections are the points of correct and of wrong predictions, in this order.
     """
     aleatoric, epistemic, right = map(np.asarray, (aleatoric, epistemic, right))
-    label = f"right ({np.count_nonzero(right)})"
+    label = f"correct ({np.count_nonzero(right)})"
     ax.scatter(
         aleatoric[right], epistemic[right], s=10, color=BLUE, alpha=0.4, linewidth=0, label=label
     )

@@ -1,4 +1,4 @@
-"""Plots of scores that tell inputs of another kind from those that are known."""
+"""Plots of out-of-distribution detection: score histograms and ROC curves."""
 
 from typing import TYPE_CHECKING
 
@@ -25,14 +25,14 @@ def score_histograms(
     *,
     num_bins: int = 20,
 ) -> "matplotlib.axes.Axes":
-    """Draw an out-of-distribution score on inputs of the known kind and on others.
+    """Draw histograms of a score on in-distribution and out-of-distribution inputs.
 
-    Each histogram sums to one; the less the two overlap, the better the score tells them apart.
+    Each histogram sums to one; the less they overlap, the better the score separates the inputs.
 
     Parameters
     ----------
     ax
-        Where to draw.
+        Axes to draw on.
     in_scores
         Scores of in-distribution inputs, `(N,)`.
     out_scores
@@ -61,16 +61,17 @@ def roc_curve(
     label: str = "observed",
     series: int = 0,
 ) -> "matplotlib.axes.Axes":
-    """Draw the share of foreign inputs found against the share of known ones flagged with them.
+    """Draw an ROC curve: true against false positive rate of out-of-distribution detection.
 
     Parameters
     ----------
     ax
-        Where to draw; several scores may share it.
+        Axes to draw on; several curves may share them.
     false_positive, true_positive
-        Shares of the known and of the foreign inputs that score above each threshold, `(K,)` each.
+        Fractions of the in-distribution and out-of-distribution inputs that score at least each
+        threshold, `(K,)` each.
     label, series
-        The name of the curve, and its number, which decides its colour and line style.
+        The name of the curve, and its number, which determines its colour and line style.
 
     Returns
     -------
@@ -79,5 +80,5 @@ def roc_curve(
     """
     diagonal(ax, 0.0, 1.0)
     curve(ax, false_positive, true_positive, label, series)
-    ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="test set flagged", ylabel="foreign inputs found")
+    ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="false positive rate", ylabel="true positive rate")
     return tidy(ax, legend=True)

@@ -1,4 +1,4 @@
-"""Plots of a regressor: predictive bands, predictions against observations, coverage, PIT."""
+"""Plots of regressors: predictions against targets, coverage, PIT, uncertainty."""
 
 from statistics import NormalDist
 from typing import TYPE_CHECKING
@@ -23,22 +23,22 @@ def coverage_curve(
     label: str = "observed",
     series: int = 0,
 ) -> "matplotlib.axes.Axes":
-    """Draw the share of observations inside the central intervals against their nominal level.
+    """Draw the coverage of central intervals against their nominal level.
 
     Below the diagonal the intervals are too narrow (over-confident), above it too wide.
 
     Parameters
     ----------
     ax
-        Where to draw; several predictors may share it.
+        Axes to draw on; several predictors may share them.
     mean, std, y
-        Predictive mean, predictive standard deviation and observations, `(N, *outputs)` each.
+        Predictive mean, predictive standard deviation and targets, `(N, *outputs)` each.
     num_levels
-        Number of nominal levels, evenly spaced between 0 and 1, which are left out.
+        Number of nominal levels, evenly spaced between 0 and 1, both excluded.
     label
         The name of the curve in the legend.
     series
-        The number of the curve, which decides its colour and line style.
+        The number of the curve, which determines its colour and line style.
 
     Returns
     -------
@@ -69,23 +69,23 @@ def predictive_band(
     Parameters
     ----------
     ax
-        Where to draw.
+        Axes to draw on.
     x
         Inputs, `(N,)`, in any order.
     mean, std
         Predictive mean and standard deviation, noise included, `(N,)` each.
     epistemic_std
-        The part of `std` that is uncertainty about the weights, `(N,)`, drawn as an inner band.
+        The part of `std` due to uncertainty in the weights, `(N,)`, drawn as an inner band.
     x_observed, y_observed
-        Observations to draw as points, `(M,)` each: training data, for example.
+        Data to draw as points, `(M,)` each, for example training data.
     level
         Probability of the central intervals.
 
     Returns
     -------
     Axes
-        `ax`; its collections are the outer band, the inner band and the points, in this order, as
-        far as they are given, and its line is the mean.
+        `ax`; its collections are the outer band, the inner band and the points, in this order,
+        where they are given; its line is the mean.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def predictive_band(
         found, missing = ("y", "x") if x_observed is None else ("x", "y")
         raise ValueError(
             f"Found {found}_observed without {missing}_observed, expected both or neither; pass "
-            "the inputs and the values of the observations together."
+            "the inputs and the targets of the data together."
         )
     order = np.argsort(np.asarray(x))
     x, mean, std = (np.asarray(values, float)[order] for values in (x, mean, std))
@@ -123,23 +123,23 @@ def predicted_against_observed(
     *,
     level: float = 0.9,
 ) -> "matplotlib.axes.Axes":
-    """Draw predictions with their central intervals against the observations.
+    """Draw predictions with their central intervals against the targets.
 
-    A share `level` of a calibrated predictor's intervals cross the diagonal.
+    If predictions are calibrated, a fraction `level` of the intervals cross the diagonal.
 
     Parameters
     ----------
     ax
-        Where to draw.
+        Axes to draw on.
     mean, std, y
-        Predictive mean, predictive standard deviation and observations, `(N,)` each.
+        Predictive mean, predictive standard deviation and targets, `(N,)` each.
     level
         Probability of the central intervals.
 
     Returns
     -------
     Axes
-        `ax`; its container is the points with their intervals.
+        `ax`; its container holds the points with their intervals.
     """
     mean, std, y = (np.asarray(values, float) for values in (mean, std, y))
     ax.errorbar(
@@ -161,24 +161,24 @@ def predicted_against_observed(
 def pit_histogram(
     ax: "matplotlib.axes.Axes", pit: Float[ArrayLike, " N"], *, num_bins: int = 10
 ) -> "matplotlib.axes.Axes":
-    r"""Draw how the probability integral transforms $F_n(y_n)$ are spread between 0 and 1.
+    r"""Draw a histogram of the probability integral transforms $F_n(y_n)$.
 
-    Of a calibrated predictor they are uniform: 95% of the bars end inside the grey band. A valley
-    says that the predictions are too narrow, a hill too wide, a slope that they are biased.
+    If predictions are calibrated, they are uniform, and 95% of the bars end inside the grey band.
+    A U-shape means predictive distributions that are too narrow, a hump too wide, a slope biased.
 
     Parameters
     ----------
     ax
-        Where to draw.
+        Axes to draw on.
     pit
-        Predictive distribution functions at the observations, `(N,)`.
+        Predictive distribution functions at the targets, `(N,)`.
     num_bins
         Number of bins of equal width.
 
     Returns
     -------
     Axes
-        `ax`; its container is the bars, of density one on average.
+        `ax`; its container holds the bars, with mean density one.
 
     References
     ----------
@@ -208,14 +208,14 @@ def deviation_scatter(
     epistemic_std: Float[ArrayLike, " N"],
     error: Float[ArrayLike, " N"],
 ) -> "matplotlib.axes.Axes":
-    """Draw the two parts of the predictive deviation against each other.
+    """Draw the epistemic against the aleatoric standard deviation.
 
     Parameters
     ----------
     ax
-        Where to draw.
+        Axes to draw on.
     noise_std, epistemic_std
-        The deviation that the noise and that the uncertainty about the weights make, `(N,)` each;
+        The standard deviations due to the noise and due to uncertainty in the weights, `(N,)` each;
         their squares sum to the predictive variance.
     error
         The absolute error of each prediction, `(N,)`: the area of a point grows with it.
@@ -223,7 +223,7 @@ def deviation_scatter(
     Returns
     -------
     Axes
-        `ax`; its collection is the points.
+        `ax`; its collection holds the points.
     """
     noise_std, epistemic_std, error = (
         np.asarray(values, float) for values in (noise_std, epistemic_std, error)
@@ -231,14 +231,14 @@ def deviation_scatter(
     area = 4 + 56 * error / max(error.max(), np.finfo(float).tiny)
     label = "one target; the larger its error, the larger the point"
     ax.scatter(noise_std, epistemic_std, area, color=BLUE, alpha=0.4, linewidth=0, label=label)
-    # From zero, as one noise for all targets leaves no range of its own.
+    # From zero: constant noise gives the axis no range.
     ax.set_xlim(left=0)
     ax.set_ylim(bottom=0)
     ax.locator_params(axis="x", nbins=6)
-    ax.set(xlabel="aleatoric deviation", ylabel="epistemic deviation")
+    ax.set(xlabel="aleatoric std", ylabel="epistemic std")
     return tidy(ax, legend=True)
 
 
 def half_width(level: float) -> float:
-    """Return half the central interval of probability `level` of a standard normal variable."""
+    """Return the half-width of the central interval of a standard normal distribution."""
     return NormalDist().inv_cdf((1 + level) / 2)

@@ -1,4 +1,4 @@
-"""Colours, line styles and parts that the plots share."""
+"""Colours, line styles and helpers shared by the plots."""
 
 from typing import TYPE_CHECKING
 
@@ -8,15 +8,15 @@ from jaxtyping import ArrayLike
 if TYPE_CHECKING:
     import matplotlib.axes
 
-# Okabe and Ito (2008), which colour-blind readers tell apart.
+# The colour-blind safe palette of Okabe and Ito (2008).
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 GREY = "#767676"
 SERIES = ((VERMILLION, "--"), (BLUE, "-"), (GREEN, "-."), (PURPLE, ":"))
 
 
 def series_style(series: int) -> tuple[str, str]:
-    """Return the colour and the line style of the series of a number, counted from zero."""
-    # Colours that come again have another line style.
+    """Return the colour and the line style of a series, numbered from zero."""
+    # Repeated colours have another line style.
     color, _ = SERIES[series % len(SERIES)]
     _, style = SERIES[(series + series // len(SERIES)) % len(SERIES)]
     return color, style
@@ -41,7 +41,7 @@ def curve(
         marker=marker,
         markersize=3,
         clip_on=False,
-        # Solid lines below the others, through whose gaps they show where curves are equal.
+        # Solid lines below the others: where curves coincide, they show through the gaps.
         zorder=2.0 if style == "-" else 2.1,
     )
 
@@ -54,7 +54,7 @@ def share_histogram(
     color: str,
     hatch: str | None = None,
 ) -> None:
-    """Draw the share of `values` in each bin, if there are any."""
+    """Draw a histogram of `values`, normalised to sum to one, if there are any."""
     if values.size == 0:
         return
     ax.stairs(
@@ -75,9 +75,9 @@ def diagonal(ax: "matplotlib.axes.Axes", low: float, high: float) -> None:
 
 
 def tidy(ax: "matplotlib.axes.Axes", *, legend: bool) -> "matplotlib.axes.Axes":
-    """Leave two spines and, where asked, put the legend above the plot, where it hides no data."""
+    """Remove two spines and, if asked, put the legend above the plot, where it hides no data."""
     ax.spines[["top", "right"]].set_visible(False)
-    # A power of ten above the axis goes to the left, over the numbers that it belongs to.
+    # The power of ten above the axis is aligned with the tick labels.
     ax.yaxis.get_offset_text().set_horizontalalignment("right")
     if legend:
         ax.legend(

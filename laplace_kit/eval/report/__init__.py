@@ -1,7 +1,7 @@
-"""Calibration reports: predictions and targets go in; a page, plots and `metrics.json` come out.
+"""Calibration reports: from predictions and targets to a page, plots and `metrics.json`.
 
-A report knows nothing of posteriors: it sees what one or several named predictors, such as "map"
-and "laplace", say about the same examples. Every number it shows is one of `metrics.json`.
+A report does not depend on posteriors: it takes the predictions of one or several named predictors,
+such as "map" and "laplace", for the same examples. Every number shown is in `metrics.json`.
 """
 
 from laplace_kit.eval.report.classification import classification_report as classification_report

@@ -1,4 +1,4 @@
-"""Archives of predictions: which names their arrays may have, and what each name means."""
+"""Archives of predictions: the valid array names and their meaning."""
 
 import re
 import struct
@@ -12,7 +12,7 @@ import numpy as np
 
 from laplace_kit.eval.report.contents import Contents, refused
 
-SHARED = ("y", "x")  # what all predictors have in common
+SHARED = ("y", "x")  # fields shared by all predictors
 REGRESSION = ("mean", "std", "epistemic_std")
 
 _NAME = r"[\w.+-]+"
@@ -23,12 +23,12 @@ _FIELDS = {
     "ood": ("probs", "logits", "epistemic"),
 }
 _EXPECTED = (
-    "y and probs (or logits), or y, mean and std; of several predictors with the name of each in "
-    "front, as in map/probs; and shifted/<set>/... or ood/<set>/..."
+    "y and probs (or logits), or y, mean and std; for several predictors, prefixed with their "
+    "names, as in map/probs; and shifted/<set>/... or ood/<set>/..."
 )
 
-# What reading a damaged archive may raise; `RuntimeError` stands for entries that seem encrypted,
-# compressed by unknown methods, or nested without end, `MemoryError` for absurd shapes.
+# Errors that a damaged archive may raise: `RuntimeError` for entries that seem encrypted, have an
+# unknown compression or are nested too deeply, `MemoryError` for absurd shapes.
 _DAMAGE = (
     *(OSError, EOFError, zipfile.BadZipFile, zlib.error, struct.error),
     *(ValueError, KeyError, TypeError, RuntimeError, MemoryError, OverflowError),
@@ -36,7 +36,7 @@ _DAMAGE = (
 
 
 class Place(NamedTuple):
-    """Whose predictions, and on which set: `None` for a lone predictor, and for the test set."""
+    """A predictor and a data set; `None` for a single unnamed predictor and for the test set."""
 
     predictor: str | None
     kind: str | None = None
@@ -44,13 +44,13 @@ class Place(NamedTuple):
 
 
 class Key(NamedTuple):
-    """The name of an array in its parts: a place, and what the array says there."""
+    """A parsed array name: the predictor and data set, and the field."""
 
     place: Place
     field: str
 
     def __str__(self) -> str:
-        """Return the name."""
+        """Return the array name."""
         return "/".join(filter(None, (*self.place, self.field)))
 
 
@@ -58,7 +58,7 @@ Keys = Mapping[Key, str]
 
 
 def parse(name: str) -> Key | None:
-    """Return what the name of an array means, `None` if nothing."""
+    """Return the parsed name of an array, `None` if it is not valid."""
     match = _KEY.fullmatch(name)
     if not match:
         return None
@@ -71,22 +71,13 @@ def parse(name: str) -> Key | None:
 def read_npz(path: Path) -> Contents:
     """Return the arrays of an archive.
 
-    Parameters
-    ----------
-    path
-        The file.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be opened.
-    ValueError
-        If it is damaged, foreign, or holds what would have to be unpickled.
+    An `OSError` is raised if the file cannot be opened, a `ValueError` if it is damaged, not an
+    archive, or holds pickled objects.
     """
     with path.open("rb") as file:
         try:
             if file.read(2) != b"PK":
-                raise ValueError("it is no archive")
+                raise ValueError("it is not an archive")
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
                 return Contents(path, {name: np.asarray(archive[name]) for name in archive.files})
@@ -94,24 +85,16 @@ def read_npz(path: Path) -> Contents:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise refused(
                 path,
-                f"what cannot be read as an archive of arrays ({reason})",
-                "a whole file of numbers, made by numpy.savez",
+                f"a file that cannot be read as an archive of arrays ({reason})",
+                "a complete file of numbers, made by numpy.savez",
                 "save it again",
             ) from error
 
 
-def keys_of(contents: Contents) -> Keys:
-    """Return the names of the arrays by what they mean, if together they can be predictions.
+def parse_names(contents: Contents) -> Keys:
+    """Return the array names by parsed key.
 
-    Parameters
-    ----------
-    contents
-        Of a file.
-
-    Raises
-    ------
-    ValueError
-        If a name means nothing, or one that is always needed is missing.
+    A `ValueError` is raised if a name is not valid, or the arrays do not form predictions.
     """
     found = ", ".join(contents.arrays)[:300] or "no arrays"
     parsed = {name: parse(name) for name in contents.arrays}
@@ -126,23 +109,17 @@ def keys_of(contents: Contents) -> Keys:
         raise contents.refused(found, _EXPECTED, "add what is missing")
     if None in names and len(names) > 1:
         raise contents.refused(
-            found, "the name of its predictor in front of each array, or of none", "add the names"
+            found, "a predictor's name in front of every array, or of none", "add the names"
         )
     if fields & {*REGRESSION} and not fields <= {*SHARED, *REGRESSION}:
         raise contents.refused(
-            found, "probabilities, or means and standard deviations", "use a file for each"
+            found, "probabilities, or means and standard deviations", "use separate files"
         )
     return {key: name for name, key in parsed.items()}
 
 
 def one_of(contents: Contents, keys: Keys, place: Place, *fields: str) -> str:
-    """Return the name of the one array among `fields` that there is at a place.
-
-    Raises
-    ------
-    ValueError
-        If there is none, or more than one.
-    """
+    """Return the name of the single array among `fields` at a place; a `ValueError` otherwise."""
     wanted = [Key(place, field) for field in fields]
     there = [keys[key] for key in wanted if key in keys]
     if len(there) != 1:

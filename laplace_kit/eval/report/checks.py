@@ -1,4 +1,4 @@
-"""What predictions must satisfy before a report is made of them."""
+"""Validation of predictions, names and directories before a report is made."""
 
 import os
 import re
@@ -12,50 +12,44 @@ from jaxtyping import ArrayLike, Bool, Float
 from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
 from laplace_kit.eval.report.table import RESERVED
 
-# What is estimated from draws may miss its bounds a little.
+# Estimates from draws may slightly violate their bounds.
 INFORMATION_TOLERANCE = 1e-3
-# As in the metrics: rounding of bfloat16 passes, logits do not.
+# As in the metrics: rounding to bfloat16 passes, logits do not.
 SUM_TOLERANCE = 0.02
-# A part may exceed the whole by rounding, to bfloat16 at worst.
+# A part may exceed the total by rounding, to bfloat16 at worst.
 PART_TOLERANCE = 0.02
 
 
 def usable_directory(directory: str | Path) -> Path:
-    """Return `directory` as a path, after a look at whether it can be one.
-
-    Raises
-    ------
-    ValueError
-        If it, or one of its parents, is a file, or may not be written to.
-    """
+    """Return `directory` as a path; a `ValueError` if it cannot be created or written to."""
     directory = Path(directory)
     nearest = next(path for path in (directory, *directory.parents) if path.exists())
     if not nearest.is_dir():
         raise ValueError(
-            f"Found a file at {nearest}, expected a directory to write the report to, or nothing "
-            "yet; choose another directory or move the file away."
+            f"Found a file at {nearest}, expected a directory to write the report to, or no file; "
+            "choose another directory or move the file away."
         )
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ValueError(
-            f"Found the directory {nearest}, which may not be written to, expected one for the "
-            "report that may; choose another directory or change its permissions."
+            f"Found the directory {nearest} without write permission, expected a writable one for "
+            "the report; choose another directory or change its permissions."
         )
     return directory
 
 
 def check_title(title: str) -> None:
-    """Refuse a title that no file can hold, as of an argument that the locale could not decode."""
+    """Raise a `ValueError` for a title with bytes that the locale could not decode."""
     try:
         title.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"Found the title {title!r}, which holds bytes that were not decoded, expected text; "
-            "pass title.encode('utf-8', 'surrogateescape').decode('utf-8')."
+            f"Found the title {title!r} with undecoded bytes, expected text; pass "
+            "title.encode('utf-8', 'surrogateescape').decode('utf-8')."
         ) from error
 
 
 def check_mapping(argument: str, value: object) -> None:
-    """Refuse predictions, or sets, that have no names."""
+    """Raise a `TypeError` unless predictions or sets are a mapping from names."""
     if value is not None and not isinstance(value, Mapping):
         raise TypeError(
             f"Found {argument}= of type {type(value).__name__}, expected a mapping from names; "
@@ -64,123 +58,123 @@ def check_mapping(argument: str, value: object) -> None:
 
 
 def check_predictors(names: Collection[object]) -> None:
-    """Refuse a report of nothing, and names that cannot be part of a file's."""
+    """Raise a `ValueError` unless there are predictors with valid names."""
     if not names:
         raise ValueError(
-            "Found no predictions, expected those of one predictor at least; pass, for example, "
+            "Found no predictions, expected at least one predictor; pass, for example, "
             "{'laplace': ...}."
         )
     check_names(names, RESERVED)
 
 
 def check_names(names: Collection[object], reserved: Collection[str] = ()) -> None:
-    """Refuse names that cannot be part of a file's name, or that mean something else."""
+    """Raise a `ValueError` for names that cannot be part of a file name, or are reserved."""
     for name in names:
         if not isinstance(name, str) or name in reserved or not re.fullmatch(r"[\w.+-]+", name):
             raise ValueError(
-                f"Found the name {name!r}, expected letters, digits, '_', '.', '+' or '-', as it "
-                f"becomes part of a file's name, and none of {list(reserved)}; choose another."
+                f"Found the name {name!r}, expected letters, digits, '_', '.', '+' or '-', since "
+                f"it becomes part of a file name, and none of {list(reserved)}; choose another."
             )
 
 
-def subject_of(names: Collection[str], subject: str | None) -> str:
-    """Return the predictor whose examples are shown: "laplace", or else the reference."""
+def check_subject(names: Collection[str], subject: str | None) -> str:
+    """Return the predictor that selects examples, by default "laplace" or else the first."""
     if subject is None:
         return "laplace" if "laplace" in names else next(iter(names))
     if subject not in names:
         raise ValueError(
-            f"Found the subject {subject!r}, expected one of the predictors, {[*names]}."
+            f"Found the subject {subject!r}, expected one of the predictors {[*names]}."
         )
     return subject
 
 
 def check_deviations(predictions: Mapping[str, RegressionPredictions]) -> None:
-    """Refuse epistemic deviations that are no part of the whole."""
-    for name, of in predictions.items():
-        if of.epistemic_std is None:
+    """Raise a `ValueError` for epistemic standard deviations that exceed `std`."""
+    for name, given in predictions.items():
+        if given.epistemic_std is None:
             continue
-        part, whole = np.asarray(of.epistemic_std), np.asarray(of.std)
+        part, whole = np.asarray(given.epistemic_std), np.asarray(given.std)
         if part.shape != whole.shape:
             raise ValueError(
-                f"Found an epistemic deviation of shape {part.shape} of {name!r}, expected "
-                f"{whole.shape}, as std has it."
+                f"Found epistemic_std of shape {part.shape} for {name!r}, expected {whole.shape}, "
+                "the shape of std."
             )
         bad = np.argwhere(~((part >= 0) & (part <= whole * (1 + PART_TOLERANCE))))
         if len(bad):
             index = tuple(map(int, bad[0]))
             raise ValueError(
-                f"Found an epistemic deviation of {part[index]:.4g} of {name!r} at {index} where "
-                f"std is {whole[index]:.4g}, expected a part of it, from zero; add the observation "
-                "noise to std, in variances."
+                f"Found an epistemic_std of {part[index]:.4g} for {name!r} at {index} where std is "
+                f"{whole[index]:.4g}, expected a value from zero to std; include the observation "
+                "noise in std, std**2 = epistemic_std**2 + noise_std**2."
             )
 
 
 def check_sets(
     predictions: Mapping[str, ClassPredictions], shifted_labels: Mapping[str, ArrayLike]
 ) -> None:
-    """Refuse shifted sets without labels, and what is said of them that does not go together."""
-    predicted = dict.fromkeys(where for of in predictions.values() for where in of.shifted)
+    """Raise a `ValueError` for shifted sets without labels, and for inconsistent predictions."""
+    predicted = dict.fromkeys(where for given in predictions.values() for where in given.shifted)
     if set(predicted) != set(shifted_labels):
         raise ValueError(
-            f"Found {sorted(predicted)} as shifted sets, expected {sorted(shifted_labels)}, as "
-            "`shifted_labels` has them; give labels to every set, and predictions to all labels."
+            f"Found {sorted(predicted)} as shifted sets, expected {sorted(shifted_labels)} as in "
+            "`shifted_labels`; pass labels for every set, and predictions for all labels."
         )
-    for name, of in predictions.items():
+    for name, given in predictions.items():
         for what, known, kind in (
-            ("epistemic parts", of.ood_epistemic, "ood"),
-            ("log probabilities", of.shifted_log_probs, "shifted"),
+            ("epistemic parts", given.ood_epistemic, "ood"),
+            ("log probabilities", given.shifted_log_probs, "shifted"),
         ):
-            unknown = sorted(set(known) - set(getattr(of, kind)))
+            unknown = sorted(set(known) - set(getattr(given, kind)))
             if unknown:
                 raise ValueError(
                     f"Found {unknown} among the {what} of {name!r}, expected sets of its "
-                    f"`{kind}`, {sorted(getattr(of, kind))}; give the probabilities of those "
+                    f"`{kind}`, {sorted(getattr(given, kind))}; pass the probabilities for those "
                     "inputs too."
                 )
-        _check_parts(f"{name!r} on 'test set'", of)
-        for where, part in of.ood_epistemic.items():
-            _check_information("epistemic", f"{name!r} on {where!r}", part, of.ood[where])
+        _check_parts(f"{name!r} on 'test set'", given)
+        for where, part in given.ood_epistemic.items():
+            _check_information("epistemic", f"{name!r} on {where!r}", part, given.ood[where])
         with about(name, "test set"):
-            _check_log_probs(of.probs, of.log_probs)
-        for where, logs in of.shifted_log_probs.items():
+            _check_log_probs(given.probs, given.log_probs)
+        for where, logs in given.shifted_log_probs.items():
             with about(name, where):
-                _check_log_probs(of.shifted[where], logs)
+                _check_log_probs(given.shifted[where], logs)
 
 
-def _check_parts(whose: str, of: ClassPredictions) -> None:
-    """Refuse parts of the uncertainty that are not those of one whole."""
-    if of.epistemic is None:
-        if of.aleatoric is not None:
+def _check_parts(whose: str, given: ClassPredictions) -> None:
+    """Raise a `ValueError` for parts of the uncertainty that do not add up to one entropy."""
+    if given.epistemic is None:
+        if given.aleatoric is not None:
             raise ValueError(
-                f"Found an aleatoric part of {whose} without an epistemic one, expected both parts "
-                "of the entropy; give the mutual information of labels and weights too."
+                f"Found an aleatoric part for {whose} without an epistemic one, expected both "
+                "parts of the entropy; pass the mutual information of labels and weights too."
             )
         return
-    _check_information("epistemic", whose, of.epistemic, of.probs)
-    if of.aleatoric is not None:
-        _check_information("aleatoric", whose, of.aleatoric, of.probs)
-        both = np.add(of.epistemic, of.aleatoric)
-        _check_information("epistemic and aleatoric", whose, both, of.probs)
+    _check_information("epistemic", whose, given.epistemic, given.probs)
+    if given.aleatoric is not None:
+        _check_information("aleatoric", whose, given.aleatoric, given.probs)
+        both = np.add(given.epistemic, given.aleatoric)
+        _check_information("epistemic and aleatoric", whose, both, given.probs)
         return
-    whole, part = entropy(of.probs), np.asarray(of.epistemic)
+    whole, part = entropy(given.probs), np.asarray(given.epistemic)
     bad = np.flatnonzero(part > whole + INFORMATION_TOLERANCE)
     if len(bad):
         raise ValueError(
-            f"Found an epistemic part of {part[bad[0]]:.4g} of {whose}, example {bad[0]}, where "
+            f"Found an epistemic part of {part[bad[0]]:.4g} for {whose}, example {bad[0]}, where "
             f"the entropy of its probabilities is {whole[bad[0]]:.4g}, and {len(bad) - 1} more "
-            "such examples, expected a part of it; where these probabilities are not the average "
-            "that it was computed from, give aleatoric, the expected entropy of the same draws, "
-            "too."
+            "such examples, expected at most the entropy; if the probabilities are not the average "
+            "over the draws that the epistemic part was computed from, pass aleatoric, the "
+            "expected entropy of the same draws, too."
         )
 
 
 def _check_information(what: str, whose: str, part: ArrayLike, probs: ArrayLike) -> None:
-    """Refuse what cannot be a part of the entropy of labels with these probabilities."""
+    """Raise a `ValueError` unless `part` can be a part of the entropy of labels."""
     part, (num, num_classes) = np.asarray(part), np.shape(probs)
     if part.shape != (num,):
         raise ValueError(
-            f"Found an {what} part of shape {part.shape} of {whose}, expected {(num,)}, one number "
-            "for each row of probabilities."
+            f"Found an {what} part of shape {part.shape} for {whose}, expected {(num,)}, one "
+            "number for each row of probabilities."
         )
     largest = np.log(num_classes)
     for bad, expected, remedy in (
@@ -194,32 +188,32 @@ def _check_information(what: str, whose: str, part: ArrayLike, probs: ArrayLike)
     ):
         if bad.any():
             raise ValueError(
-                f"Found an {what} part of {part[bad][0]:.4g} of {whose}, expected {expected}; "
+                f"Found an {what} part of {part[bad][0]:.4g} for {whose}, expected {expected}; "
                 f"{remedy}."
             )
 
 
 def _check_log_probs(probs: ArrayLike, log_probs: ArrayLike | None) -> None:
-    """Refuse logarithms that are not those of the probabilities."""
+    """Raise a `ValueError` unless `log_probs` are the logarithms of `probs`."""
     if log_probs is None:
         return
     if np.shape(log_probs) != np.shape(probs):
         raise ValueError(
             f"Found log_probs of shape {np.shape(log_probs)} for probs of shape {np.shape(probs)}, "
-            "expected the same shape; give both for the same examples and classes."
+            "expected the same shape; pass both for the same examples and classes."
         )
     bad = np.argwhere(~are_logarithms(log_probs, probs))
     if len(bad):
         index = tuple(map(int, bad[0]))
         raise ValueError(
             f"Found log_probs of {np.asarray(log_probs)[index]:.4g} at {index} where probs are "
-            f"{np.asarray(probs)[index]:.4g}, expected finite logarithms of these; give "
+            f"{np.asarray(probs)[index]:.4g}, expected finite logarithms of probs; pass "
             "jax.nn.log_softmax(logits), or leave them out."
         )
 
 
 def are_logarithms(log_probs: ArrayLike, probs: ArrayLike) -> Bool[np.ndarray, "N C"]:
-    """Return where finite numbers are the logarithms of probabilities, rounding apart."""
+    """Return where `log_probs` are finite logarithms of `probs`, up to rounding."""
     logs = np.asarray(log_probs, float)
     close = abs(np.exp(np.minimum(logs, 1.0)) - np.asarray(probs, float)) <= SUM_TOLERANCE
     return close & np.isfinite(logs)
@@ -232,7 +226,7 @@ def entropy(probs: ArrayLike) -> Float[np.ndarray, " N"]:
 
 
 def finite(name: str, values: ArrayLike) -> np.ndarray:
-    """Return an array of numbers, none of which is infinite or missing."""
+    """Return values as an array; a `ValueError` if one is NaN or infinite."""
     array = np.asarray(values)
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
@@ -246,7 +240,7 @@ def finite(name: str, values: ArrayLike) -> np.ndarray:
 
 @contextmanager
 def about(name: str, where: str) -> Iterator[None]:
-    """Add to an error the predictor and the set it is about."""
+    """Add a note to errors that names the predictor and the set."""
     try:
         yield
     except (TypeError, ValueError) as error:

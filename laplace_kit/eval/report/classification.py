@@ -28,24 +28,24 @@ def classification_report(
     title: str = "Calibration report",
     card: PosteriorCard | Mapping[str, str] | None = None,
 ) -> Report:
-    """Measure classifiers on the same examples and write a report.
+    """Write a calibration report that compares classifiers on the same examples.
 
     Parameters
     ----------
     predictions
-        What each predictor says, by its name, such as "map" and "laplace". The first is the
+        The predictions of each predictor by name, such as "map" and "laplace". The first is the
         reference that the others are compared with. A predictor may lack some of the sets.
     y
         Test labels, `(N,)`, or one-hot or soft labels, `(N, C)`.
     directory
-        Where to write; made if it is missing.
+        Output directory; created if it does not exist.
     shifted_labels
-        The labels of each shifted set, by the set's name.
+        The labels of each shifted set, by name.
     x
-        Test inputs with a leading axis N, shown for the examples worth a look: as pictures where
-        they are images, `(N, H, W)` or `(N, H, W, 1 | 3)`, else by their leading values.
+        Test inputs with a leading axis N, shown for selected examples: as pictures where they are
+        images, `(N, H, W)` or `(N, H, W, 1 | 3)`, otherwise by their leading values.
     subject
-        The predictor by which these examples are chosen; by default "laplace", or the first.
+        The predictor that selects these examples; by default "laplace", or the first.
     title
         The heading of the page.
     card
@@ -54,27 +54,27 @@ def classification_report(
     Returns
     -------
     Report
-        The numbers, and the files written. Cost: 1,000 bootstrap resamples of all metrics, in one
-        compiled program for each size of set; the bytes are the same on every run.
+        The metrics, and the files written. Cost: 1,000 bootstrap resamples of all metrics, in one
+        compiled program for each size of set. The files are bytewise the same on every run.
 
     Raises
     ------
     ValueError
-        If shapes or values are not those of probabilities and labels, a shifted set has no labels,
-        a name cannot be part of a file name, or `directory` is a file.
+        If probabilities or labels are not valid, a shifted set has no labels, a name cannot be part
+        of a file name, or `directory` is a file.
     """
     directory, shifts = checks.usable_directory(directory), dict(shifted_labels or {})
     checks.check_title(title)
     checks.check_predictors(predictions)
     checks.check_names([*shifts, *(where for of in predictions.values() for where in of.ood)])
     checks.check_sets(predictions, shifts)
-    subject = checks.subject_of(predictions, subject)
+    subject = checks.check_subject(predictions, subject)
     numbers = measure_classification(predictions, y, shifts)
     probs = {name: of.probs for name, of in predictions.items()}
     content = Content(
         title,
         _sections(predictions, y, shifts, numbers),
-        examples.of_classes(probs, hard_labels(y), subject, x),
+        examples.classification_galleries(probs, hard_labels(y), subject, x),
         page.as_card(card),
     )
     write_predictions = partial(
@@ -108,19 +108,21 @@ def _sections(
         sections.confidence(probs, y, on_test),
         sections.risk_coverage(curves, on_test),
         *([sections.uncertainty(parts, right)] if parts else []),
-        *_foreign(predictions, numbers["ood"]),
+        *_ood_sections(predictions, numbers["ood"]),
     )
 
 
 def _parts(of: ClassPredictions) -> tuple[np.ndarray, np.ndarray]:
-    """Return the aleatoric and the epistemic part of the entropy."""
+    """Return the aleatoric and epistemic parts of the entropy."""
     epistemic = np.asarray(of.epistemic, float)
     aleatoric = checks.entropy(of.probs) - epistemic if of.aleatoric is None else of.aleatoric
     return np.asarray(aleatoric, float), epistemic
 
 
-def _foreign(predictions: Mapping[str, ClassPredictions], measured: Mapping) -> Iterator[Section]:
-    """Draw each out-of-distribution set: its scores, and how well they detect it."""
+def _ood_sections(
+    predictions: Mapping[str, ClassPredictions], measured: Mapping
+) -> Iterator[Section]:
+    """Yield score histograms and ROC curves for each out-of-distribution set."""
     inside = {name: scores(of.probs, of.epistemic) for name, of in predictions.items()}
     for where, values in measured.items():
         outside = {}

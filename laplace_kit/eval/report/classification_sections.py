@@ -1,4 +1,4 @@
-"""What a report draws of classifiers; captions quote measured values."""
+"""Sections of a classification report; captions quote measured values."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,40 +20,40 @@ def reliability(
     labels: Mapping[str, ArrayLike],
     measured: Mapping[str, Mapping[str, Values]],
 ) -> Section:
-    """Draw a reliability diagram with the counts of its bins for each set and predictor."""
+    """Draw a reliability diagram with bin counts for each set and predictor."""
     drawn = []
     for where, by_name in probs.items():
-        for name, of_name in by_name.items():
+        for name, predicted in by_name.items():
             figure = pictures.new_figure(4.8)
             upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-            plots.reliability_diagram(upper, of_name, labels[where]).set_xlabel("")
-            plots.bin_counts(lower, of_name, labels[where])
+            plots.reliability_diagram(upper, predicted, labels[where]).set_xlabel("")
+            plots.bin_counts(lower, predicted, labels[where])
             caption = pictures.caption(name, where, "ece", measured[where][name])
             file = pictures.file_name("reliability", name, where)
             drawn.append(pictures.picture(file, caption, figure))
     note = (
-        "How often predictions of each confidence are right. Bars that reach the dashed line are "
-        "calibrated; where they stay below it the predictor claims too much. A bar that ends "
-        "inside the dark whisker could do so by chance. The lower panel counts the predictions "
-        "behind each bar."
+        "Accuracy of the predictions in each bin of confidence. Bars that end at the dashed line "
+        "are calibrated; bars that end below it are over-confident. A bar that ends inside the "
+        "dark whisker is consistent with calibration. The lower panel shows the number of "
+        "predictions in each bin."
     )
     return Section("Reliability", note, tuple(drawn))
 
 
 def confidence(probs: _ByName, y: ArrayLike, measured: Mapping[str, Values]) -> Section:
-    """Draw the confidence of right and of wrong test predictions for each predictor."""
+    """Draw histograms of the confidence of correct and wrong test predictions, by predictor."""
     drawn = []
-    for name, of_name in probs.items():
+    for name, predicted in probs.items():
         figure = pictures.new_figure()
-        plots.confidence_histogram(figure.subplots(), of_name, y)
+        plots.confidence_histogram(figure.subplots(), predicted, y)
         caption = pictures.caption(name, TEST, "accuracy", measured[name])
         file = pictures.file_name("confidence", name)
         drawn.append(pictures.picture(file, caption, figure))
     note = (
-        "Confidence of the right and of the wrong predictions, each as shares of its own number. "
+        "Histograms of the confidence of correct and of wrong predictions, each normalised to one. "
         "Errors made with high confidence are the costly ones."
     )
-    return Section("Confidence, right and wrong", note, tuple(drawn))
+    return Section("Confidence, correct and wrong", note, tuple(drawn))
 
 
 def risk_coverage(
@@ -66,23 +66,23 @@ def risk_coverage(
     labels = pictures.legend_names(curves)
     for series, (name, (coverage, risk)) in enumerate(curves.items()):
         plots.risk_coverage_curve(ax, coverage, risk, label=labels[name], series=series)
-    ax.set_ylabel("error rate among those kept")
+    ax.set_ylabel("error rate of those kept")
     found = (f"{display_name(name)} {number(measured[name]['aurc'])}" for name in curves)
-    caption = pictures.in_words(f"AURC: {', '.join(found)}", curves)
+    caption = pictures.with_legend_key(f"AURC: {', '.join(found)}", curves)
     drawn = pictures.picture("risk_coverage.png", caption, figure)
     note = (
-        "Where the least confident predictions are handed to somebody else, how often are the "
-        "others wrong? A useful confidence makes the curve fall to the left; the area under it "
-        "is the AURC, the lower the better."
+        "Selective prediction: the error rate of the remaining predictions if the least confident "
+        "ones are deferred. If the confidence is informative, the curve falls towards the left. "
+        "The area under it is the AURC, the lower the better."
     )
-    return Section("Risk against coverage", note, (drawn,))
+    return Section("Risk-coverage curve", note, (drawn,))
 
 
 def uncertainty(
     parts: Mapping[str, tuple[Float[ArrayLike, " N"], Float[ArrayLike, " N"]]],
     right: Mapping[str, Bool[np.ndarray, " N"]],
 ) -> Section:
-    """Draw the parts `(aleatoric, epistemic)` of the entropy for each predictor that knows them."""
+    """Draw the parts `(aleatoric, epistemic)` of the entropy where they are known, by predictor."""
     drawn = []
     for name, each in parts.items():
         aleatoric, epistemic = (np.asarray(part, float) for part in each)
@@ -92,9 +92,9 @@ def uncertainty(
         caption = f"{display_name(name)}, {TEST}: epistemic share of the entropy {share}"
         drawn.append(pictures.picture(pictures.file_name("uncertainty", name), caption, figure))
     note = (
-        "The entropy of each prediction in two parts: epistemic, the mutual information of label "
-        "and weights, which more data would remove, and aleatoric, the rest: the entropy that is "
-        "expected whatever the weights are."
+        "The entropy of each prediction in two parts: the epistemic part is the mutual information "
+        "of label and weights, which more data would remove; the aleatoric part is the expected "
+        "entropy given the weights, which more data would not remove."
     )
     return Section("Epistemic against aleatoric", note, tuple(drawn))
 
@@ -102,7 +102,7 @@ def uncertainty(
 def score_histograms(
     where: str, inside: _Scores, outside: _Scores, measured: Mapping[str, Values]
 ) -> Section:
-    """Draw the scores of a foreign set against the test set's, by predictor and kind of score."""
+    """Draw score histograms of an out-of-distribution set and the test set, by predictor."""
     drawn = []
     for name, scores in outside.items():
         figure = pictures.new_figure(2.2 * len(scores) + 0.4)
@@ -116,9 +116,9 @@ def score_histograms(
         caption = f"{display_name(name)}, {where}: AUROC by {', by '.join(found)}"
         drawn.append(pictures.picture(pictures.file_name("ood", name, where), caption, figure))
     note = (
-        "Scores of the test set and of inputs of another kind: the less the two overlap, the "
-        "better such inputs are told apart. The epistemic score is the part of the entropy that "
-        "is uncertainty about the weights."
+        "Uncertainty scores of the test set and of out-of-distribution inputs: the less they "
+        "overlap, the better the score detects such inputs. The epistemic score is the part of the "
+        "entropy that is due to uncertainty in the weights."
     )
     return Section(f"Out of distribution, {where}", note, tuple(drawn))
 
@@ -129,7 +129,7 @@ def roc_curves(
     measured: Mapping[str, Values],
     predictors: Sequence[str],
 ) -> Section:
-    """Draw the ROC curves of a foreign set, each predictor in the colour that it always has."""
+    """Draw the ROC curves of an out-of-distribution set, with the same colours as elsewhere."""
     drawn, labels = [], pictures.legend_names(predictors)
     for kind, by_name in curves.items():
         figure = pictures.new_figure(4.4)
@@ -139,12 +139,12 @@ def roc_curves(
             plots.roc_curve(ax, false_positive, true_positive, label=labels[name], series=series)
         found = (f"{display_name(name)} {_auroc(measured[name], kind)}" for name in by_name)
         caption = f"By {SCORES[kind].short}, {where}: AUROC {', '.join(found)}"
-        caption = pictures.in_words(caption, predictors)
+        caption = pictures.with_legend_key(caption, predictors)
         drawn.append(pictures.picture(f"roc_{kind}@{where}.png", caption, figure))
     note = (
-        "How many of the foreign inputs are found when as many of the test set are flagged with "
-        "them. The area under the curve is the AUROC: 1 where they are always told apart, 0.5 "
-        "where never."
+        "ROC curves of the detection of out-of-distribution inputs: the fraction of them that is "
+        "flagged, against the fraction of the test set that is flagged. The area under the curve "
+        "is the AUROC: 1 for perfect detection, 0.5 for chance."
     )
     return Section(f"Detection, {where}", note, tuple(drawn))
 

@@ -32,13 +32,13 @@ Predict = Callable[[PyTree], Predictive]
 
 @runtime_checkable
 class Predictor(Protocol):
-    """Whatever predicts, such as another `Laplace`."""
+    """An object with a method `predict`, such as another `Laplace`."""
 
     def predict(self, x: PyTree) -> Predictive:
         """Return the predictive distribution at inputs."""
 
 
-# Probabilities; means and deviations; both with all that a report reads; or what predicts them.
+# Probabilities; means and standard deviations; complete predictions; or an object that predicts.
 Compared = (
     ArrayLike | tuple[ArrayLike, ArrayLike] | ClassPredictions | RegressionPredictions | Predictor
 )
@@ -57,52 +57,53 @@ def compare_report(
     title: str = "Calibration report",
     card: PosteriorCard | Mapping[str, str] | None = None,
 ) -> Report:
-    """Predict with every predictor on the same inputs and write the report.
+    """Write a report that compares several predictors on the same data.
 
     Parameters
     ----------
     predict
-        By name, functions from inputs to a `Predictive`; the first is the reference.
+        Functions from inputs to a `Predictive`, by name; the first is the reference.
     likelihood
         Decides between a classification and a regression report.
     x, y
         The labelled test set.
     directory
-        Where to write.
+        Output directory.
     compare
         Other predictions on the test set, by name: probabilities of the outputs' shape, or a pair
         of means and standard deviations of the targets' shape, `ClassPredictions` or
         `RegressionPredictions`, or an object whose `predict(x)` returns a `Predictive`, such as
-        another `Laplace`. Only the last two can say something about `shifted` and `ood`.
+        another `Laplace`. Only `ClassPredictions` and such objects can cover `shifted` and `ood`.
     shifted
         Further labelled sets `(x, y)` by name (classification).
     ood
         Unlabelled out-of-distribution inputs by name (classification).
     title, card
-        The page's heading, and facts about the posterior.
+        The heading of the page, and facts about the posterior.
 
     Returns
     -------
     report
-        The numbers and the files. The epistemic part of the entropy of several classes comes from
-        1,000 draws of the logits with a fixed key: the bytes are the same on every run.
+        The metrics and the files. For several classes, the epistemic part of the entropy is
+        estimated from 1,000 draws of the logits with a fixed key, so that every run writes the same
+        bytes.
 
     Raises
     ------
     TypeError, ValueError
-        If the likelihood has no predictive to report on, `ood` or `shifted` is given for one that
-        is not a classification or has other inputs than the test set, something to compare with
-        does not go with the targets, or a name cannot be part of a file's.
+        If the likelihood defines no predictive, if `ood` or `shifted` is given for regression or
+        has inputs unlike those of the test set, if an entry of `compare` does not fit the targets,
+        or if a name cannot be part of a file name.
     """
     checks.check_mapping("compare", compare)
     compare, shifted, ood = compare or {}, shifted or {}, ood or {}
-    # Before the work of predicting.
+    # Before predicting, which takes long.
     checks.usable_directory(directory)
     checks.check_title(title)
     checks.check_predictors([*predict, *compare])
     for where, inputs in (*((where, z) for where, (z, _) in shifted.items()), *ood.items()):
         _check_inputs(where, inputs, x)
-    # What predicts is asked about every set; other predictions are about the test set as it is.
+    # Objects that predict do so on every set; other predictions are for the test set only.
     twice = [name for name in compare if name in predict]
     if twice:
         raise ValueError(
@@ -193,13 +194,13 @@ def _regression(predict, compare, likelihood, data, directory, title, card):
 
 
 def _check_inputs(where: str, inputs: PyTree, x: PyTree) -> None:
-    """Refuse a set whose inputs are not arrays of as many axes in the same places as `x`."""
+    """Raise a `ValueError` unless inputs have the pytree structure and the ranks of `x`."""
     found, expected = (jax.tree.map(np.ndim, of) for of in (inputs, x))
     if found != expected:
         raise ValueError(
-            f"Found the set {where!r} with the inputs {jax.tree.map(np.shape, inputs)} by their "
-            f"shapes, expected them as the test set's, {jax.tree.map(np.shape, x)}, but for their "
-            "number; pass inputs in one array, and no labels where there are none."
+            f"Found the set {where!r} with inputs of shape {jax.tree.map(np.shape, inputs)}, "
+            f"expected {jax.tree.map(np.shape, x)} as in the test set, except for the number of "
+            "examples; pass inputs in the same form, and no labels in ood=."
         )
 
 
@@ -251,7 +252,7 @@ def _given_probabilities(name: str, probs: ArrayLike, like: Predictive) -> Predi
     if np.shape(probs) != like.probs.shape:
         raise ValueError(
             f"Found {name!r} of shape {np.shape(probs)} in compare=, expected probabilities of "
-            f"shape {like.probs.shape}, as the model's, of the test set in its order."
+            f"shape {like.probs.shape}, as the model's, for the test set in its order."
         )
     targets = replace(like.targets, probs=jnp.asarray(probs, like.probs.dtype), logits=None)
     return replace(like, targets=targets)
@@ -263,19 +264,19 @@ def _given_moments(name: str, moments, like: Predictive) -> tuple[Array, Array]:
         raise ValueError(
             f"Found {name!r} of {'shapes ' + str(shapes) if shapes else type(moments).__name__} in "
             f"compare=, expected a pair of means and standard deviations, noise included, of shape "
-            f"{like.mean.shape} each, as the targets'."
+            f"{like.mean.shape} each, the shape of the targets."
         )
     mean, std = (jnp.asarray(part, like.mean.dtype) for part in moments)
     return mean, std
 
 
 def _one_for_each(x: PyTree, rows: Array | np.ndarray) -> PyTree | None:
-    """Return the inputs where there is one row for each of them."""
+    """Return the inputs if there is one for each row, else `None`."""
     return x if all(len(leaf) == len(rows) for leaf in jax.tree.leaves(x)) else None
 
 
 def named_sets(ood: PyTree, x: PyTree) -> dict[str, PyTree]:
-    """Read one out-of-distribution set, or a mapping of several; inputs may be mappings too."""
+    """Return out-of-distribution sets by name: one set, or a mapping; inputs may be mappings."""
     if ood is None:
         return {}
     several = isinstance(ood, Mapping) and not (isinstance(x, Mapping) and set(ood) == set(x))

@@ -1,4 +1,4 @@
-"""The arrays of a file of predictions, each value looked at: errors name file, array and place."""
+"""Validated arrays of a prediction file; errors name the file, the array and the position."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,24 +16,14 @@ from laplace_kit.eval.report.checks import (
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds, and how to say where in it a value is.
-
-    Parameters
-    ----------
-    path
-        The file.
-    arrays
-        By name.
-    lines
-        Of a table: the line in which each example stands.
-    """
+    """The arrays of a file by name; for tables, also the line number of each example."""
 
     path: Path
     arrays: Mapping[str, np.ndarray]
     lines: tuple[int, ...] | None = None
 
     def at(self, name: str, index: tuple[int, ...]) -> str:
-        """Return the place of an entry or a row as a reader of the file finds it."""
+        """Return the position of an entry or a row in the terms of the file, for messages."""
         if self.lines is None:
             return f"{name}[{', '.join(map(str, index))}]"
         row, *column = index
@@ -42,17 +32,17 @@ class Contents:
         return f"{name} in line {self.lines[row]}"
 
     def refused(self, found: str, expected: str, remedy: str) -> ValueError:
-        """Return the error that says so in one line."""
+        """Return the error for this file; see the function `refused`."""
         return refused(self.path, found, expected, remedy)
 
 
 def refused(path: Path, found: str, expected: str, remedy: str) -> ValueError:
-    """Return the error that names file, what was found in it, what was expected, the remedy."""
+    """Return the error that names the file, what was found and expected, and the remedy."""
     return ValueError(f"{path}: found {found}, expected {expected}; {remedy}.")
 
 
 def numbers(contents: Contents, name: str) -> np.ndarray:
-    """Return the array `name`, after a look whether it holds finite real numbers, one at least."""
+    """Return the array `name`, which must hold finite real numbers, at least one."""
     array = contents.arrays[name]
     if array.dtype.kind not in "fiub":
         raise contents.refused(
@@ -76,7 +66,7 @@ def numbers(contents: Contents, name: str) -> np.ndarray:
 
 
 def inputs(contents: Contents, name: str) -> np.ndarray:
-    """Return inputs with one leading axis, as long as that of `y`."""
+    """Return inputs, whose leading axis must have the length of that of `y`."""
     values, num = numbers(contents, name), np.shape(contents.arrays["y"])[:1]
     if values.shape[:1] != num:
         raise contents.refused(
@@ -91,7 +81,7 @@ def inputs(contents: Contents, name: str) -> np.ndarray:
 
 
 def probabilities(contents: Contents, name: str) -> np.ndarray:
-    """Return probabilities `(N, C)`, also of logits, and of the second of two classes, `(N,)`."""
+    """Return probabilities `(N, C)` from those or logits; `(N,)` is the second of two classes."""
     values = _floating(contents, name)
     if values.ndim > 2 or (values.ndim == 2 and values.shape[1] == 1):
         raise contents.refused(
@@ -115,7 +105,7 @@ def probabilities(contents: Contents, name: str) -> np.ndarray:
 
 
 def log_probabilities(contents: Contents, name: str, probs: np.ndarray) -> np.ndarray:
-    """Return the logarithms `(N, C)` of probabilities: from an array of them, or of logits."""
+    """Return log probabilities `(N, C)`, from an array of them or of logits."""
     values = _floating(contents, name)
     if name.rpartition("/")[2] == "logits":
         return _log_softmax(_two_columns(values))
@@ -124,14 +114,14 @@ def log_probabilities(contents: Contents, name: str, probs: np.ndarray) -> np.nd
         raise contents.refused(
             f"{values[index]:.4g} at {contents.at(name, index)} where the probability is "
             f"{probs[index]:.4g}",
-            "the logarithms of probs",
-            "save those of the same predictions, or drop them",
+            "the logarithm of probs",
+            "save log_probs of the same predictions, or drop them",
         )
     return values
 
 
 def labels(contents: Contents, name: str, probs: np.ndarray) -> np.ndarray:
-    """Return integer labels `(N,)`, or distributions over the classes `(N, C)`, of `probs`."""
+    """Return integer labels `(N,)`, or distributions over classes `(N, C)`, that fit `probs`."""
     y = numbers(contents, name)
     if y.shape == probs.shape:
         _check_distributions(contents, name, y)
@@ -142,7 +132,7 @@ def labels(contents: Contents, name: str, probs: np.ndarray) -> np.ndarray:
             f"labels {probs.shape[:1]}, or one-hot labels {probs.shape}",
             "save both for the same examples, without further axes",
         )
-    # The numbers of a table have no dtype of their own.
+    # Numbers in a table have no dtype.
     if y.dtype.kind == "f" and contents.lines is None:
         raise contents.refused(
             f"{name} of dtype {y.dtype} and shape {y.shape}",
@@ -159,7 +149,7 @@ def labels(contents: Contents, name: str, probs: np.ndarray) -> np.ndarray:
 
 
 def information(contents: Contents, name: str, probs: np.ndarray) -> np.ndarray:
-    """Return a part `(N,)` of the entropy of the labels whose probabilities these are."""
+    """Return a part `(N,)` of the entropy of labels with probabilities `probs`."""
     values, largest = _floating(contents, name), np.log(probs.shape[1])
     _check_shape(contents, name, values, probs.shape[:1])
     _check_not_negative(contents, name, values, INFORMATION_TOLERANCE)
@@ -193,26 +183,26 @@ def means(contents: Contents, name: str, y: np.ndarray) -> np.ndarray:
 
 
 def deviations(contents: Contents, name: str, y: np.ndarray, *, positive: bool) -> np.ndarray:
-    """Return standard deviations of the shape of the targets: positive, or else not negative."""
+    """Return standard deviations of the shape of the targets, positive or non-negative."""
     values = means(contents, name, y)
     _check_not_negative(contents, name, values)
     if positive and (index := first_index(values == 0)):
         raise contents.refused(
             f"0 at {contents.at(name, index)}",
             "positive standard deviations",
-            "add the observation noise",
+            "include the observation noise",
         )
     return values
 
 
 def epistemic_parts(contents: Contents, name: str, std: np.ndarray) -> np.ndarray:
-    """Return the standard deviations due to the weights, none larger than those of all, `std`."""
+    """Return the epistemic standard deviations, none of which exceeds `std`."""
     values = deviations(contents, name, std, positive=False)
     if index := first_index(values > std * (1 + PART_TOLERANCE)):
         raise contents.refused(
             f"{values[index]:.4g} at {contents.at(name, index)} where std is {std[index]:.4g}",
-            "a part of std",
-            "add the observation noise to std, in variances",
+            "at most std",
+            "include the noise in std, std**2 = epistemic_std**2 + noise_std**2",
         )
     return values
 
@@ -231,7 +221,7 @@ def _floating(contents: Contents, name: str) -> np.ndarray:
 
 
 def _two_columns(logits: np.ndarray) -> np.ndarray:
-    """Return logits `(N, C)` as they are, and those of the second of two classes with zeros."""
+    """Return logits `(N, C)`; for logits `(N,)` of the second of two classes, add zeros."""
     return logits if logits.ndim == 2 else np.stack([0 * logits, logits], axis=1)
 
 
@@ -250,24 +240,24 @@ def _check_distributions(contents: Contents, name: str, rows: np.ndarray) -> Non
             f"{contents.at(name, index)} with the sum {sums[index]:.4g} and the smallest entry "
             f"{smallest[index]:.4g}",
             "numbers from 0 to 1 that sum to one",
-            "transpose it, to one row for each example"
+            "transpose it, so that each example is a row"
             if _sums_to_one(rows, axis=0).all()
             else "apply the softmax to logits, or divide by the sum",
         )
 
 
 def _check_logits(contents: Contents, name: str, values: np.ndarray) -> None:
-    """Refuse probabilities in the place of logits, whose softmax would be far too unsure."""
+    """Raise a `ValueError` for probabilities saved as logits."""
     if values.ndim == 2 and _sums_to_one(values, axis=1).all():
         raise contents.refused(
             f"{name} whose rows all sum to one",
-            "numbers before the softmax",
-            "name probabilities probs",
+            "values before the softmax",
+            "save probabilities as probs",
         )
 
 
 def _sums_to_one(values: np.ndarray, axis: int) -> np.ndarray:
-    """Say of each row, or column, whether it is a distribution."""
+    """Return whether each row, or column, is a distribution."""
     with np.errstate(over="ignore"):
         sums = values.sum(axis=axis, dtype=float)
     return (abs(sums - 1) <= SUM_TOLERANCE) & (values.min(axis=axis) >= -SUM_TOLERANCE)
@@ -277,7 +267,7 @@ def _check_shape(contents: Contents, name: str, values: np.ndarray, shape: tuple
     if values.shape != shape:
         raise contents.refused(
             f"{name} of shape {contents.arrays[name].shape}",
-            f"one value for each of the others, {shape}",
+            f"{shape} as the other arrays",
             "save all arrays for the same examples",
         )
 

@@ -1,4 +1,4 @@
-"""Tables of predictions as text: one line for each example, under a header that names columns."""
+"""Predictions as CSV tables: a header, and one line for each example."""
 
 import csv
 import re
@@ -14,19 +14,11 @@ _COLUMNS = "y and p_0 ... p_{C-1}, or y and p, or y, mean and std"
 
 
 def read_csv(path: Path) -> Contents:
-    """Return the columns of a table as arrays, `p_0` ... `p_{C-1}` or `p` together as `probs`.
+    """Return the columns of a table as arrays; `p_0` ... `p_{C-1}`, or `p`, become `probs`.
 
-    Parameters
-    ----------
-    path
-        UTF-8 text with commas between the columns; empty lines are passed over.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be opened.
-    ValueError
-        If it is not such a table, with the line of the first fault.
+    The file is UTF-8 text with commas between the columns; empty lines are skipped. An `OSError` is
+    raised if it cannot be opened, a `ValueError` that names the first faulty line if it is not
+    valid.
     """
     header, rows, lines = _parse(path)
     values = np.array([_numbers(path, header, row, n) for row, n in zip(rows, lines, strict=True)])
@@ -41,7 +33,7 @@ def read_csv(path: Path) -> Contents:
 
 
 def _parse(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
-    """Return the header, the rows and the number of each row's line."""
+    """Return the header, the rows and their line numbers."""
     numbered = []
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.reader(file, strict=True, skipinitialspace=True)
@@ -50,7 +42,7 @@ def _parse(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
         except (csv.Error, UnicodeDecodeError) as error:
             raise refused(
                 path,
-                f"what is not a table of text, after line {rows.line_num} ({error})",
+                f"text that is not valid CSV, after line {rows.line_num} ({error})",
                 "UTF-8 with commas between the columns",
                 "save it again as CSV",
             ) from error
@@ -63,7 +55,7 @@ def _parse(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
         )
     (header, _), *body = numbered
     header = [name.strip() for name in header]
-    # Before the lengths of the rows, which decimal commas between semicolons make look uneven.
+    # Check the header before the row lengths: with semicolons and decimal commas, rows look uneven.
     _check_header(path, header)
     for row, line in body:
         if len(row) != len(header):
@@ -71,7 +63,7 @@ def _parse(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
                 path,
                 f"{len(row)} values in line {line}",
                 f"{len(header)}, as the header has",
-                "the file may be cut off, or hold a comma too many: save it again",
+                "the file may be truncated, or have an extra comma: save it again",
             )
     return header, [row for row, _ in body], [line for _, line in body]
 
@@ -89,14 +81,14 @@ def _check_header(path: Path, header: list[str]) -> None:
             path,
             f"the column {odd[:80]!r}" + (" twice" if odd in known else ""),
             f"{_COLUMNS}, and epistemic or epistemic_std if known",
-            "rename or drop it (of pandas: index=False), and put commas between the columns",
+            "rename or drop it (in pandas, write with index=False), and put commas between columns",
         )
     if classes != list(range(len(classes))) or len(classes) == 1 or (classes and "p" in header):
         raise refused(
             path,
             f"the columns {', '.join(name for name in header if name[0] == 'p')}",
-            "p_0, p_1 and so on, one for each class, or p alone for p(y = 1)",
-            "name the columns so",
+            "p_0, p_1 and so on, one for each class, or only p for p(y = 1)",
+            "rename the columns",
         )
 
 
@@ -110,11 +102,11 @@ def _numbers(path: Path, header: list[str], row: list[str], line: int) -> list[f
         except ValueError as error:
             expected = (
                 "a number",
-                "write 50% as 0.5, number the classes from 0, and drop examples with gaps",
+                "write 50% as 0.5, number the classes from 0, and drop incomplete examples",
             )
             if is_label and cell.strip():
                 expected = (
-                    "the number of a class, from 0 on, or True or False",
+                    "a class number, from 0 on, or True or False",
                     "number the classes in the order of the columns p_0, p_1 and so on, and drop "
                     "examples without a label",
                 )

@@ -1,4 +1,4 @@
-"""The examples worth a look: the most uncertain, and those furthest from what was claimed."""
+"""Selected examples: the most uncertain ones, and those with the worst predictions."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,14 +14,14 @@ from laplace_kit.eval.report.table import display_name, rounded, with_error
 NUM_SHOWN = 12
 _NUM_VALUES = 5
 _SMALLEST_SIDE = 8
-# Neighbouring pixels of an image are alike: steps between them, over those between any two pixels,
-# in the rougher of the two directions and on average of both.
+# Neighbouring pixels of an image are similar: upper limits of the RMS step between neighbours over
+# that between any two pixels, in the rougher of the two directions and on average.
 _ROUGHEST, _ROUGH = 0.9, 0.8
 
 
 @dataclass(frozen=True)
 class Example:
-    """One example: what each predictor says, the truth, and its input as a picture or values."""
+    """An example: its target, the predictions, and the input as a picture or values."""
 
     index: int
     truth: str
@@ -32,7 +32,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Examples chosen by one rule; `features` are the names of the leading input values."""
+    """Examples selected by one rule; `features` are the names of the leading input values."""
 
     title: str
     note: str
@@ -42,58 +42,58 @@ class Gallery:
     examples: tuple[Example, ...]
 
 
-def of_classes(
+def classification_galleries(
     probs: Mapping[str, Float[ArrayLike, "N C"]],
     labels: Int[np.ndarray, " N"],
     subject: str,
     x: PyTree = None,
 ) -> tuple[Gallery, ...]:
-    """Show where the subject is least sure, and where it is surest and wrong."""
-    probs = {name: np.asarray(of, float) for name, of in probs.items()}
-    of_subject = probs[subject]
-    confidence, wrong = of_subject.max(axis=1), of_subject.argmax(axis=1) != labels
-    unsure = -(of_subject * np.log(np.maximum(of_subject, 1e-30))).sum(axis=1)
+    """Return the subject's most uncertain, and its most confidently wrong, predictions."""
+    probs = {name: np.asarray(values, float) for name, values in probs.items()}
+    chosen = probs[subject]
+    confidence, wrong = chosen.max(axis=1), chosen.argmax(axis=1) != labels
+    entropy = -(chosen * np.log(np.maximum(chosen, 1e-30))).sum(axis=1)
     num_wrong, name = int(wrong.sum()), display_name(subject)
 
-    def says(of: np.ndarray, index: int) -> str:
-        return f"{of[index].argmax()} ({of[index].max():.0%})"
+    def says(values: np.ndarray, index: int) -> str:
+        return f"{values[index].argmax()} ({values[index].max():.0%})"
 
     def truth(index: int) -> str:
         return str(labels[index])
 
-    surest = np.argsort(-np.where(wrong, confidence, -1.0), kind="stable")[:num_wrong]
+    worst = np.argsort(-np.where(wrong, confidence, -1.0), kind="stable")[:num_wrong]
     gallery = _galleries(probs, says, "Label", truth, x)
     return (
         gallery(
             "Most uncertain examples",
-            f"Where the entropy of {name}'s probabilities is the largest.",
-            np.argsort(-unsure, kind="stable"),
+            f"The examples with the largest predictive entropy of {name}.",
+            np.argsort(-entropy, kind="stable"),
         ),
         gallery(
             "Most confidently wrong",
-            f"The wrong predictions of {name} that it was surest of, of {num_wrong} in all. Labels "
-            "may be wrong, too."
+            f"Wrong predictions of {name} with the highest confidence, of {num_wrong} in total. "
+            "Check the labels too."
             if num_wrong
             else f"No prediction of {name} on the test set is wrong.",
-            surest,
+            worst,
         ),
     )
 
 
-def of_numbers(
+def regression_galleries(
     mean: Mapping[str, Float[np.ndarray, "N C"]],
     std: Mapping[str, Float[np.ndarray, "N C"]],
     y: Num[np.ndarray, "N C"],
     subject: str,
     x: PyTree = None,
 ) -> tuple[Gallery, ...]:
-    """Show where the subject's deviations are the largest, and where it misses by the most."""
-    of_each = {name: (mean[name], std[name]) for name in mean}
-    misses = np.abs(y - mean[subject]) / std[subject]
-    output, name = misses.argmax(axis=1), display_name(subject)
+    """Return the subject's largest standard deviations, and its largest standardised errors."""
+    moments = {name: (mean[name], std[name]) for name in mean}
+    errors = np.abs(y - mean[subject]) / std[subject]
+    output, name = errors.argmax(axis=1), display_name(subject)
 
-    def says(of: tuple[np.ndarray, np.ndarray], index: int) -> str:
-        centre, spread = (values[index, output[index]] for values in of)
+    def says(values: tuple[np.ndarray, np.ndarray], index: int) -> str:
+        centre, spread = (part[index, output[index]] for part in values)
         return with_error(float(centre), float(spread))
 
     def truth(index: int) -> str:
@@ -101,25 +101,29 @@ def of_numbers(
         place = (index, output[index])
         return rounded(float(y[place]), float(std[subject][place])) + where
 
-    gallery = _galleries(of_each, says, "Observed", truth, x)
+    gallery = _galleries(moments, says, "Target", truth, x)
     return (
         gallery(
             "Most uncertain examples",
-            f"Where the predictive deviation of {name} is the largest.",
+            f"The examples with the largest predictive standard deviation of {name}.",
             np.argsort(-std[subject].max(axis=1), kind="stable"),
         ),
         gallery(
-            "Furthest from the prediction",
-            f"Where the observation is the most predictive deviations of {name} away.",
-            np.argsort(-misses.max(axis=1), kind="stable"),
+            "Largest standardised errors",
+            f"The targets furthest from the mean of {name} in predictive standard deviations.",
+            np.argsort(-errors.max(axis=1), kind="stable"),
         ),
     )
 
 
 def _galleries(
-    of_each: Mapping, says: Callable[..., str], what: str, truth: Callable[[int], str], x: PyTree
+    predictions: Mapping,
+    says: Callable[..., str],
+    what: str,
+    truth: Callable[[int], str],
+    x: PyTree,
 ) -> Callable[[str, str, np.ndarray], Gallery]:
-    """Return what makes a gallery of a title, a note and indices, the first of which are shown."""
+    """Return a function that makes a gallery from a title, a note and indices."""
     images = as_images(x)
     features, values = ((), None) if images is not None else leading_values(x)
 
@@ -128,13 +132,13 @@ def _galleries(
             Example(
                 index,
                 truth(index),
-                tuple(says(of, index) for of in of_each.values()),
+                tuple(says(given, index) for given in predictions.values()),
                 () if values is None else tuple(f"{value:.4g}" for value in values[index]),
                 None if images is None else _image(images, index),
             )
             for index in map(int, indices[:NUM_SHOWN])
         )
-        return Gallery(title, note, what, tuple(map(display_name, of_each)), features, shown)
+        return Gallery(title, note, what, tuple(map(display_name, predictions)), features, shown)
 
     return gallery
 
@@ -144,7 +148,7 @@ def _image(images: np.ndarray, index: int) -> Picture:
 
 
 def leading_values(x: PyTree) -> tuple[tuple[str, ...], np.ndarray | None]:
-    """Return names and values `(N, K)` of the first few numbers of each input."""
+    """Return the names and values `(N, K)` of the first few numbers of each input."""
     leaves = jax.tree_util.tree_leaves_with_path(x)
     numeric = [(path, leaf) for path, leaf in leaves if np.issubdtype(leaf.dtype, np.number)]
     names, columns = [], []
@@ -160,10 +164,11 @@ def leading_values(x: PyTree) -> tuple[tuple[str, ...], np.ndarray | None]:
 
 
 def as_images(x: PyTree) -> np.ndarray | None:
-    """Return inputs as images, `(N, H, W)` or `(N, H, W, 3)`, where they obviously are.
+    """Return inputs as images, `(N, H, W)` or `(N, H, W, 3)`, if they evidently are images.
 
-    These are arrays `(N, H, W, 1)` and `(N, H, W, 3)` with sides of eight pixels or more, and where
-    neighbours are alike in both directions also `(N, H, W)` and flat squares `(N, H * H)`.
+    Images are arrays `(N, H, W, 1)` and `(N, H, W, 3)` with sides of at least eight pixels; if
+    neighbouring pixels are similar in both directions, also `(N, H, W)` and flat squares
+    `(N, H * H)`.
     """
     if not hasattr(x, "shape") or not np.issubdtype(x.dtype, np.number):
         return None
@@ -181,14 +186,14 @@ def as_images(x: PyTree) -> np.ndarray | None:
 
 
 def _neighbours_are_alike(images: Float[np.ndarray, "N H W"]) -> bool:
-    """Compare the steps between neighbours with those between any two pixels."""
+    """Return whether neighbouring pixels differ less than any two pixels."""
     typical = np.sqrt(2.0) * images.std(axis=(1, 2)).mean()
     steps = [np.sqrt(np.square(np.diff(images, axis=axis)).mean()) for axis in (1, 2)]
     return bool(max(steps) < _ROUGHEST * typical and sum(steps) < 2 * _ROUGH * typical)
 
 
 def pictures(galleries: Sequence[Gallery]) -> tuple[Picture, ...]:
-    """Return the pictures of all examples, each once."""
+    """Return the pictures of all examples, without duplicates."""
     found = {
         example.image.file: example.image
         for gallery in galleries

@@ -1,23 +1,23 @@
-r"""Predictions in files, of any model: `.npz` archives, and `.csv` tables of one predictor.
+r"""Files of predictions of any model: `.npz` archives, and `.csv` tables of one predictor.
 
 An archive holds `y` and, for one predictor, `probs` or `logits`, or `mean` and `std`. With several
-predictors, the name of each stands in front of its arrays, as in `map/probs`.
+predictors, the names of the arrays are prefixed with that of the predictor, as in `map/probs`.
 
-| array | shape | what it is |
+| array | shape | meaning |
 | --- | --- | --- |
 | `y` | `(N,)` or `(N, C)` | integer labels, or one-hot or soft ones; or targets |
 | `probs` | `(N, C)` or `(N,)` | class probabilities, or $p(y = 1)$ |
-| `logits` | `(N, C)` or `(N,)` | in place of them: before the softmax, or the sigmoid |
+| `logits` | `(N, C)` or `(N,)` | instead of `probs`: before the softmax, or the sigmoid |
 | `log_probs` | `(N, C)` | the logarithms of `probs`, if known where these round to zero |
 | `epistemic` | `(N,)` | mutual information of label and weights in nats, if known |
-| `aleatoric` | `(N,)` | expected entropy under the same weights, if not the rest of the entropy |
+| `aleatoric` | `(N,)` | expected entropy given the weights, by default entropy minus `epistemic` |
 | `mean`, `std` | `(N, C)` or `(N,)` | Gaussian predictions, noise included |
-| `epistemic_std` | as `std` | the part of it that is uncertainty about the weights, if known |
-| `x` | `(N, ...)` | the inputs, to show or to draw predictions over, if wanted |
+| `epistemic_std` | as `std` | the part due to uncertainty in the weights, if known |
+| `x` | `(N, ...)` | the inputs, optional, to show examples and draw predictions |
 | `shifted/<set>/y` | as `y` | the labels of a shifted set |
 | `shifted/<set>/probs` or `logits` | as `probs` | predictions on it; and `log_probs`, if known |
 | `ood/<set>/probs` or `logits` | as `probs` | predictions on inputs without labels |
-| `ood/<set>/epistemic` | `(M,)` | the mutual information there, if known |
+| `ood/<set>/epistemic` | `(M,)` | the mutual information on them, if known |
 
 A table has a header and the columns `y` and `p_0` ... `p_{C-1}`, or `y` and `p` for $p(y = 1)$, and
 `epistemic` and `aleatoric` if known; or `y`, `mean`, `std`, and `epistemic_std` if known. Nothing
@@ -39,9 +39,9 @@ from laplace_kit.eval.report.archive import (
     Key,
     Keys,
     Place,
-    keys_of,
     one_of,
     parse,
+    parse_names,
     read_npz,
 )
 from laplace_kit.eval.report.contents import (
@@ -67,12 +67,12 @@ _READERS = {".npz": read_npz, ".csv": read_csv}
 
 @dataclass(frozen=True)
 class StoredPredictions:
-    """What files of predictions say: the arguments of a report.
+    """Predictions read from files: the arguments of a report.
 
     Parameters
     ----------
     predictions
-        Of each predictor, by name; one without a name has that of its file.
+        The predictions of each predictor, by name; an unnamed predictor has the name of its file.
     y
         Labels `(N,)` or `(N, C)`, or targets `(N, C)`.
     shifted_labels
@@ -88,8 +88,8 @@ class StoredPredictions:
 
     @property
     def is_classification(self) -> bool:
-        """Whether these are probabilities, not means and standard deviations."""
-        return all(isinstance(of, ClassPredictions) for of in self.predictions.values())
+        """Whether the predictions are probabilities, not means and standard deviations."""
+        return all(isinstance(given, ClassPredictions) for given in self.predictions.values())
 
 
 # --- writing -----------------------------------------------------------------------------------
@@ -101,14 +101,14 @@ def write(
     y: ArrayLike,
     shifted_labels: Mapping[str, ArrayLike] | None = None,
 ) -> None:
-    """Write predictions to an `.npz` archive, whole or not at all; equal ones make equal bytes.
+    """Write predictions to an `.npz` archive, atomically; equal predictions give equal bytes.
 
     Parameters
     ----------
     path
-        Where to; an existing file is replaced.
+        The file; an existing one is replaced.
     predictions
-        What each predictor says, by name.
+        The predictions of each predictor, by name.
     y
         Labels `(N,)` or `(N, C)`, or targets `(N, C)`.
     shifted_labels
@@ -117,17 +117,17 @@ def write(
     Raises
     ------
     ValueError
-        If `path` does not end in `.npz`, or `read` would not understand a name.
+        If `path` does not end in `.npz`, or a name is not valid.
     """
     path = Path(path)
     arrays = {"y": y, **_named("shifted", "y", shifted_labels or {})}
-    for name, of in predictions.items():
-        arrays |= {f"{name}/{field}": values for field, values in _arrays(of).items()}
+    for name, given in predictions.items():
+        arrays |= {f"{name}/{field}": values for field, values in _arrays(given).items()}
     odd = [name for name in arrays if parse(name) is None]
     if odd or path.suffix != ".npz":
         raise refused(
             path,
-            f"the name {odd[0]!r}" if odd else f"the ending {path.suffix!r}",
+            f"the name {odd[0]!r}" if odd else f"the suffix {path.suffix!r}",
             "letters, digits, '_', '.', '+' or '-' in names, and a file that ends in .npz",
             "choose another",
         )
@@ -140,20 +140,20 @@ def write(
         unfinished.unlink(missing_ok=True)
 
 
-def _arrays(of: ClassPredictions | RegressionPredictions) -> dict[str, ArrayLike]:
-    """Return what one predictor says by the names that it has in a file."""
-    if isinstance(of, RegressionPredictions):
-        found = {"mean": of.mean, "std": of.std, "epistemic_std": of.epistemic_std}
+def _arrays(given: ClassPredictions | RegressionPredictions) -> dict[str, ArrayLike]:
+    """Return the arrays of one predictor by their names in a file."""
+    if isinstance(given, RegressionPredictions):
+        found = {"mean": given.mean, "std": given.std, "epistemic_std": given.epistemic_std}
     else:
         found = {
-            "probs": of.probs,
-            "log_probs": of.log_probs,
-            "epistemic": of.epistemic,
-            "aleatoric": of.aleatoric,
-            **_named("shifted", "probs", of.shifted),
-            **_named("shifted", "log_probs", of.shifted_log_probs),
-            **_named("ood", "probs", of.ood),
-            **_named("ood", "epistemic", of.ood_epistemic),
+            "probs": given.probs,
+            "log_probs": given.log_probs,
+            "epistemic": given.epistemic,
+            "aleatoric": given.aleatoric,
+            **_named("shifted", "probs", given.shifted),
+            **_named("shifted", "log_probs", given.shifted_log_probs),
+            **_named("ood", "probs", given.ood),
+            **_named("ood", "epistemic", given.ood_epistemic),
         }
     return {field: values for field, values in found.items() if values is not None}
 
@@ -166,32 +166,32 @@ def _plain(values: ArrayLike) -> np.ndarray:
     array = np.asarray(values)
     if array.dtype.kind in "fiub":
         return array
-    return array.astype(np.float32)  # bfloat16 and its like, which NumPy's format does not know
+    return array.astype(np.float32)  # bfloat16 and others that the NumPy format does not support
 
 
 # --- reading -----------------------------------------------------------------------------------
 
 
 def read(path: str | os.PathLike) -> StoredPredictions:
-    """Read predictions from an archive or a table, and look at every value.
+    """Return predictions from an archive or a table, after checking every value.
 
     Parameters
     ----------
     path
-        A file that ends in `.npz` or `.csv`, as described above.
+        A file that ends in `.npz` or `.csv`, as described at the top of this module.
 
     Returns
     -------
     StoredPredictions
-        Probabilities are `(N, C)` and means `(N, C)`, whatever form the file has.
+        Probabilities are `(N, C)` and means `(N, C)`, whatever their form in the file.
 
     Raises
     ------
     OSError
         If the file cannot be opened.
     ValueError
-        If it is damaged, foreign or incomplete, its arrays do not go together, or a value is not
-        what its name says: in one line, with the file, the place and the remedy.
+        If the file is damaged, incomplete or of another kind, its arrays are inconsistent, or a
+        value is not valid. The message is one line with the file, the position and the remedy.
     """
     path = Path(path)
     if path.is_dir():
@@ -199,17 +199,17 @@ def read(path: str | os.PathLike) -> StoredPredictions:
             path,
             "a directory",
             "a file that ends in .npz or .csv",
-            f"name the file in it, as {path / 'predictions.npz'} is of a report",
+            f"pass a file in it, such as {path / 'predictions.npz'} of a report",
         )
     if path.suffix.lower() not in _READERS:
         raise refused(
             path,
-            f"the ending {path.suffix!r}",
+            f"the suffix {path.suffix!r}",
             ".npz or .csv",
             "save the arrays with numpy.savez('predictions.npz', y=..., probs=...)",
         )
     contents = _READERS[path.suffix.lower()](path)
-    keys = keys_of(contents)
+    keys = parse_names(contents)
     names = dict.fromkeys(key.place.predictor for key in keys if key.field not in SHARED)
     own = {name: name or as_name(path.stem) for name in names}
     x = inputs(contents, "x") if "x" in contents.arrays else None
@@ -238,9 +238,9 @@ def _classifier(
 ) -> ClassPredictions:
     own = {place: values for place, values in probs.items() if place.predictor == name}
 
-    def known(field: str, of: Callable) -> dict[Place, np.ndarray]:
+    def known(field: str, read_array: Callable) -> dict[Place, np.ndarray]:
         return {
-            place: of(contents, keys[key], values)
+            place: read_array(contents, keys[key], values)
             for place, values in own.items()
             if (key := Key(place, field)) in keys
         }
@@ -279,32 +279,32 @@ def _regressor(
 def _labels(
     contents: Contents, keys: Keys, probs: Mapping[Place, np.ndarray]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return the labels of the test set and of the shifted sets, which fit every predictor."""
+    """Return the labels of the test set and of the shifted sets; they must fit all predictors."""
     labelled = [key.place.set for key in keys if key.field == "y" and key.place.set]
     predicted = {place.set for place in probs if place.kind == "shifted"}
     if predicted != {*labelled}:
         raise contents.refused(
             f"the shifted sets {sorted(predicted)}",
-            f"{sorted(labelled)}, as there are labels for",
-            "save labels, as in shifted/<set>/y, and probabilities for each",
+            f"{sorted(labelled)}, the sets with labels",
+            "save labels, as shifted/<set>/y, and probabilities for each set",
         )
-    y = [labels(contents, "y", of) for place, of in probs.items() if place.kind is None]
+    y = [labels(contents, "y", values) for place, values in probs.items() if place.kind is None]
     shifted = {
-        place.set: labels(contents, f"shifted/{place.set}/y", of)
-        for place, of in probs.items()
+        place.set: labels(contents, f"shifted/{place.set}/y", values)
+        for place, values in probs.items()
         if place.kind == "shifted"
     }
     return y[0], {where: shifted[where] for where in labelled}
 
 
 def as_name(text: str) -> str:
-    """Return a file's name, which the locale may have hidden, as the name of a predictor."""
+    """Return a file name, which may hold undecoded bytes, as a valid predictor name."""
     known = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return re.sub(r"[^\w.+-]+", "-", known) or "predictions"
 
 
 def check_alike(path: Path, probs: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Refuse probabilities, by set, of different classes, or of different inputs in one set."""
+    """Raise a `ValueError` unless all probabilities, by set, have consistent shapes."""
     sizes, num_classes = {}, None
     for where, values in probs:
         num_classes = num_classes or values.shape[1]
@@ -313,6 +313,6 @@ def check_alike(path: Path, probs: Iterable[tuple[str, np.ndarray]]) -> None:
             raise refused(
                 path,
                 f"probabilities of shape {values.shape} on {where}",
-                f"{expected}, to go with the others",
-                "save those of the same inputs, and of all classes",
+                f"{expected} as the others",
+                "save probabilities for the same inputs, and for all classes",
             )

@@ -1,4 +1,4 @@
-"""Fonts for the text of pictures: matplotlib's own, and others of the system for what it lacks."""
+"""Fonts for text in pictures: matplotlib's default, with system fonts for missing characters."""
 
 import functools
 import warnings
@@ -10,22 +10,15 @@ if TYPE_CHECKING:
 
 
 def drawable(text: str) -> bool:
-    """Return whether the fonts of this system have every character of a text."""
+    """Return whether the installed fonts have every character of a text."""
     return fallbacks(text) is not None
 
 
 def fallbacks(text: str) -> tuple[str, ...] | None:
-    """Return the families that have what matplotlib's default font lacks of a text.
+    """Return font families with the characters of a text that matplotlib's default font lacks.
 
-    Parameters
-    ----------
-    text
-        Any; spaces and line ends are no matter.
-
-    Returns
-    -------
-    families
-        None needed: an empty tuple. `None` if no font has one of the characters.
+    The tuple is empty if no character is missing, and `None` if no font has one of them. White
+    space is ignored.
     """
     from matplotlib import font_manager
 
@@ -42,7 +35,7 @@ def fallbacks(text: str) -> tuple[str, ...] | None:
 
 
 def apply(figure: "matplotlib.figure.Figure") -> None:
-    """Let every text of a figure fall back on other fonts, where its own lacks characters."""
+    """Set fallback fonts for every text of a figure whose font lacks characters."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
@@ -57,12 +50,12 @@ def _missing(text: Iterable[str], path: str) -> str:
 
 @functools.cache
 def _characters(path: str) -> frozenset[int]:
-    """Return the code points that a font has, none where it cannot be read."""
+    """Return the code points of a font; none if it cannot be read."""
     from matplotlib.ft2font import FT2Font
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a font without a table of Unicode is no fault here
+            warnings.simplefilter("ignore")  # fonts without a Unicode table are skipped
             return frozenset(FT2Font(path).get_charmap())
     except (OSError, RuntimeError):
         return frozenset()

@@ -1,22 +1,22 @@
-"""The numbers of a report: every metric of every predictor on every set, with its interval.
+"""The metrics of a report, for every predictor and set, with confidence intervals.
 
-`metrics.json` holds one object, of schema 2:
+`metrics.json` holds one object, with schema 2:
 
 | key | value |
 | --- | --- |
 | `schema` | 2 |
 | `task` | `"classification"` or `"regression"` |
 | `num_examples` | size of the test set |
-| `predictors` | names of the predictors, the reference of all differences first |
+| `predictors` | names of the predictors; the first is the reference of all differences |
 | *predictor* | metrics on the test set by name |
 | `shifted` | by set, by predictor: metrics by name |
-| `ood` | by set, by predictor: `auroc`, `aupr`, `fpr95` of the largest probability, the same of other scores with `_entropy` or `_epistemic` after the name |
-| `claims` | by predictor: the share of right answers that it `claimed` on the test set (of regression: the level of its intervals), the share that it `kept`, and the `p_value` of as large a gap if the claims were true |
-| `bootstrap` | `level` and `num_resamples`; then `test`, `shifted` and `ood`, of whose sets each has `intervals`, by predictor and metric `[low, high]`, and `differences`, by predictor but the first and metric `[difference, low, high]`: that predictor less the first, on the same resamples |
+| `ood` | by set, by predictor: `auroc`, `aupr`, `fpr95` by the largest probability, and by other scores with the suffix `_entropy` or `_epistemic` |
+| `claims` | by predictor: `claimed`, the mean confidence on the test set (for regression, the level of the intervals); `kept`, the accuracy (the coverage); and `p_value`, the probability of as large a gap for a calibrated predictor |
+| `bootstrap` | `level` and `num_resamples`; then `test`, `shifted` and `ood`, for each set with `intervals`, by predictor and metric `[low, high]`, and `differences`, by predictor except the first and metric `[difference, low, high]`: that predictor minus the first, on the same resamples |
 
-A metric that is not finite is `null`, and has no interval. Differences are of metrics alone whose
-larger, or smaller, value is always the better one. Schema 1 had neither `predictors`, `claims` nor
-`bootstrap`.
+A metric that is not finite is `null`, and has no interval. Differences are given only for metrics
+of which a larger, or a smaller, value is always better. Schema 1 had neither `predictors`, `claims`
+nor `bootstrap`.
 """  # noqa: E501
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,12 @@ from laplace_kit.eval.report.pictures import TEST
 from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
 from laplace_kit.eval.report.registry import METRICS
 from laplace_kit.eval.report.scores import SCORES, scores
-from laplace_kit.eval.report.suites import OfClasses, OfNumbers, OfScores, Pairs
+from laplace_kit.eval.report.suites import (
+    ClassificationSuite,
+    DetectionSuite,
+    Pairs,
+    RegressionSuite,
+)
 from laplace_kit.targets.classes import label_log_probs
 
 SCHEMA = 2
@@ -45,7 +50,7 @@ _CLAIMED_BY_INTERVALS = 0.9
 
 
 class Measured(NamedTuple):
-    """Of one set, by predictor and metric: the values, and what the bootstrap says of them."""
+    """The metrics on one set by predictor and metric, with bootstrap intervals and differences."""
 
     values: dict[str, dict[str, float | None]]
     bootstrap: dict[str, dict[str, dict[str, list[float]]]]
@@ -57,11 +62,11 @@ def measure_classification(
     y: ArrayLike,
     shifted_labels: Mapping[str, ArrayLike],
 ) -> dict[str, Any]:
-    """Return what `metrics.json` holds of classifiers."""
+    """Return the content of `metrics.json` for classifiers."""
     everyone = predictions.items()
-    foreign = dict.fromkeys(where for of in predictions.values() for where in of.ood)
+    ood_sets = dict.fromkeys(where for of in predictions.values() for where in of.ood)
     shifted = {
-        where: _of_classes(
+        where: _measure_probs(
             where,
             {name: of.shifted[where] for name, of in everyone if where in of.shifted},
             {name: of.shifted_log_probs.get(where) for name, of in everyone},
@@ -72,14 +77,14 @@ def measure_classification(
     probs = {name: of.probs for name, of in everyone}
     log_probs = {name: of.log_probs for name, of in everyone}
     ood = {
-        where: _of_foreign(where, {name: of for name, of in everyone if where in of.ood})
-        for where in foreign
+        where: _measure_detection(where, {name: of for name, of in everyone if where in of.ood})
+        for where in ood_sets
     }
     return _numbers(
         "classification",
         len(np.asarray(y)),
-        _of_classes(TEST, probs, log_probs, y),
-        {name: _claim_of_classes(of.probs, y) for name, of in everyone},
+        _measure_probs(TEST, probs, log_probs, y),
+        {name: _accuracy_claim(of.probs, y) for name, of in everyone},
         {"shifted": shifted, "ood": ood},
     )
 
@@ -88,24 +93,24 @@ def measure_classification(
 def measure_regression(
     predictions: Mapping[str, RegressionPredictions], y: Num[np.ndarray, "N ..."]
 ) -> dict[str, Any]:
-    """Return what `metrics.json` holds of regressors."""
+    """Return the content of `metrics.json` for regressors."""
     for name, of in predictions.items():
         with about(name, TEST):
-            # The values are looked at here, as a compiled program cannot.
+            # Values are checked here, as they cannot be inside a compiled program.
             regression(finite("mean", of.mean), finite("std", of.std), y, "std")
     arrays = [
         np.stack([np.asarray(getattr(of, part)) for of in predictions.values()], axis=1)
         for part in ("mean", "std")
     ]
-    test = _of_columns([(name, "") for name in predictions], OfNumbers, *arrays, y)
-    claims = {name: _claim_of_intervals(of, len(y)) for name, of in test.values.items()}
+    test = _measure_columns([(name, "") for name in predictions], RegressionSuite, *arrays, y)
+    claims = {name: _coverage_claim(of, len(y)) for name, of in test.values.items()}
     return _numbers("regression", len(y), test, claims, {})
 
 
 # --- all predictors on one set --------------------------------------------------------------------
 
 
-def _of_classes(
+def _measure_probs(
     where: str,
     probs: Mapping[str, ArrayLike],
     log_probs: Mapping[str, ArrayLike | None],
@@ -117,18 +122,20 @@ def _of_classes(
     losses = (_losses(of, log_probs[name], y) for name, of in probs.items())
     columns = (probs.values(), losses)
     stacked = (np.stack([np.asarray(of) for of in each], axis=1) for each in columns)
-    return _of_columns([(name, "") for name in probs], OfClasses, *stacked, np.asarray(y))
+    return _measure_columns(
+        [(name, "") for name in probs], ClassificationSuite, *stacked, np.asarray(y)
+    )
 
 
 def _losses(probs: ArrayLike, log_probs: ArrayLike | None, y: ArrayLike) -> Float[np.ndarray, " N"]:
-    """Return the negative log probability of each label, in the precision of the predictions."""
+    """Return the negative log-likelihood of each label, in the precision of the predictions."""
     dtype = jnp.promote_types(np.asarray(probs).dtype, np.float32)
     floating = (None if of is None else np.asarray(of, dtype) for of in (probs, log_probs))
     with jax.enable_x64(dtype == np.float64):
         return -np.asarray(label_log_probs(*floating, np.asarray(y)))
 
 
-def _of_foreign(where: str, predictions: Mapping[str, ClassPredictions]) -> Measured:
+def _measure_detection(where: str, predictions: Mapping[str, ClassPredictions]) -> Measured:
     columns = {}
     for name, of in predictions.items():
         with about(name, where):
@@ -137,24 +144,24 @@ def _of_foreign(where: str, predictions: Mapping[str, ClassPredictions]) -> Meas
         both = [kind for kind in outside if kind in inside]
         columns |= {(name, SCORES[kind].suffix): (inside[kind], outside[kind]) for kind in both}
     arrays = (np.stack(each, axis=1) for each in zip(*columns.values(), strict=True))
-    return _of_columns([*columns], OfScores, *arrays)
+    return _measure_columns([*columns], DetectionSuite, *arrays)
 
 
-def _of_columns(
+def _measure_columns(
     columns: Sequence[tuple[str, str]], statistic: Callable[[Pairs], Callable], *arrays: np.ndarray
 ) -> Measured:
-    """Measure columns, each a predictor's and a suffix of metrics, with the first predictor's."""
+    """Return the metrics of columns `(predictor, suffix)` and their differences to the first."""
     reference = columns[0][0]
     pairs = tuple(
         (place, columns.index((reference, suffix)))
         for place, (name, suffix) in enumerate(columns)
         if name != reference and (reference, suffix) in columns
     )
-    bootstrap = metrics.bootstrap_two_sample if statistic is OfScores else metrics.bootstrap
+    bootstrap = metrics.bootstrap_two_sample if statistic is DetectionSuite else metrics.bootstrap
     found = bootstrap(
         statistic(pairs),
         *arrays,
-        # With one key for all, a report has the same bytes on every run.
+        # A fixed key, so that a report has the same bytes on every run.
         key=jax.random.key(0),
         num_resamples=NUM_RESAMPLES,
         level=LEVEL,
@@ -163,7 +170,7 @@ def _of_columns(
 
 
 def _by_name(columns: Sequence[tuple[str, str]], pairs: Pairs, found: Interval) -> Measured:
-    """Sort values, intervals and differences by predictor and metric."""
+    """Return values, intervals and differences by predictor and metric."""
     (values, changes), (low, low_change), (high, high_change), _ = found
     names = dict.fromkeys(name for name, _ in columns)
     by_name = {name: {} for name in names}
@@ -174,7 +181,7 @@ def _by_name(columns: Sequence[tuple[str, str]], pairs: Pairs, found: Interval) 
             value = values[key][place]
             ends = (float(end[key][place]) for end in (low, high))
             bounds = METRICS[key].attainable(*ends)
-            # JSON knows no infinity, which overflow makes of finite predictions.
+            # JSON has no infinity, which overflow may produce from finite predictions.
             by_name[name][key + suffix] = float(value) if np.isfinite(value) else None
             if np.isfinite((value, *bounds)).all():
                 intervals[name][key + suffix] = [*bounds]
@@ -190,10 +197,10 @@ def _by_name(columns: Sequence[tuple[str, str]], pairs: Pairs, found: Interval) 
 # --- claims ---------------------------------------------------------------------------------------
 
 
-def _claim_of_classes(probs: ArrayLike, y: ArrayLike) -> dict[str, float]:
-    """Compare mean confidence with accuracy; right answers are independent given the claims.
+def _accuracy_claim(probs: ArrayLike, y: ArrayLike) -> dict[str, float]:
+    """Return mean confidence, accuracy and p-value; correctness is independent given confidence.
 
-    A soft label is right by as much as it gives to the predicted class.
+    A soft label counts as correct by its probability of the predicted class.
     """
     probs, y = np.asarray(probs, float), np.asarray(y)
     predicted, everyone = probs.argmax(axis=1), np.arange(len(probs))
@@ -201,29 +208,29 @@ def _claim_of_classes(probs: ArrayLike, y: ArrayLike) -> dict[str, float]:
     return _claim(probs.max(axis=1), float(right.mean()))
 
 
-def _claim_of_intervals(values: Mapping[str, Any], num_examples: int) -> dict[str, float]:
-    """Compare the 90% intervals with their coverage, the outputs of an example counting as one."""
+def _coverage_claim(values: Mapping[str, Any], num_examples: int) -> dict[str, float]:
+    """Return level, coverage and p-value of 90% intervals; an example's outputs count as one."""
     return _claim(np.full(num_examples, _CLAIMED_BY_INTERVALS), values["coverage_90"])
 
 
 def _claim(claims: Float[np.ndarray, " N"], kept: float) -> dict[str, float]:
-    """Return the mean claim, and the chance of as large a gap were all true: the two-sided, exact.
+    """Return the mean claim and the exact two-sided p-value of the gap under the claims.
 
-    The normal limit would not do: of a confident predictor the errors are few, however many
-    examples there are.
+    The normal approximation fails for confident predictors, which make few errors on any number of
+    examples.
     """
-    chances, num_kept = _of_number(np.clip(claims, 0.0, 1.0)), round(kept * len(claims))
+    chances, num_kept = _poisson_binomial(np.clip(claims, 0.0, 1.0)), round(kept * len(claims))
     tail = min(chances[: num_kept + 1].sum(), chances[num_kept:].sum())
     p_value = float(np.clip(2.0 * tail, 0.0, 1.0))
     return {"claimed": float(claims.mean()), "kept": float(kept), "p_value": p_value}
 
 
-def _of_number(probs: Float[np.ndarray, " N"]) -> Float[np.ndarray, " M"]:
-    """Return the distribution of how many of independent events happen, in O(N log^2 N)."""
+def _poisson_binomial(probs: Float[np.ndarray, " N"]) -> Float[np.ndarray, " M"]:
+    """Return the Poisson-binomial distribution of the number of events, in O(N log^2 N)."""
     found = np.stack([1.0 - probs, probs], axis=1)
     while len(found) > 1:
         if len(found) % 2:
-            found = np.concatenate([found, np.eye(1, found.shape[1])])  # nothing that happens
+            found = np.concatenate([found, np.eye(1, found.shape[1])])  # an impossible event
         size = 2 * found.shape[1]
         first, second = (np.fft.rfft(half, size) for half in (found[::2], found[1::2]))
         found = np.fft.irfft(first * second, size)
@@ -265,6 +272,6 @@ def _numbers(
 
 
 def hard_labels(y: ArrayLike) -> np.ndarray:
-    """Return labels `(N,)`; of one-hot or soft labels `(N, C)` the most probable."""
+    """Return labels `(N,)`; for one-hot or soft labels `(N, C)`, the most probable ones."""
     y = np.asarray(y)
     return y if y.ndim == 1 else y.argmax(axis=1)

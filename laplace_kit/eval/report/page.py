@@ -1,4 +1,4 @@
-"""The files of a report: one self-contained page, the pictures next to it, and the numbers."""
+"""The files of a report: a self-contained page, pictures and metrics."""
 
 import json
 import re
@@ -18,14 +18,14 @@ from laplace_kit.eval.report.verdict import claims, verdict
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and the numbers in it; `str(report)` is the table of metrics.
+    """A written report: its files and metrics; `str(report)` is the table of metrics.
 
     Parameters
     ----------
     directory
-        Where the report is.
+        The directory of the report.
     metrics
-        What `metrics.json` holds; its schema is in `laplace_kit.eval.report.measures`. A metric
+        The content of `metrics.json`; its schema is in `laplace_kit.eval.report.measures`. A metric
         that is not finite is `None`.
     files
         The page, `metrics.json`, `predictions.npz` and the pictures.
@@ -42,7 +42,7 @@ class Report:
 
     @property
     def verdict(self) -> tuple[str, ...]:
-        """What the numbers say, in plain words."""
+        """The conclusions from the metrics, one sentence each."""
         return verdict(self.metrics)
 
     def __str__(self) -> str:
@@ -52,16 +52,16 @@ class Report:
 
 @dataclass(frozen=True)
 class PosteriorCard:
-    """The posterior's own facts: by name, parameter by parameter, and what to beware of.
+    """Facts about a posterior: a summary, a table of parameters, and warnings.
 
     Parameters
     ----------
     facts
-        By name, in words.
+        Facts by name, as text.
     columns, layers
-        A table with one row for each parameter, and the names of its columns.
+        The column names and the rows of a table, one row for each parameter.
     warnings
-        What to beware of, each with a remedy.
+        Warnings, each with a remedy.
     """
 
     facts: Mapping[str, str]
@@ -71,13 +71,13 @@ class PosteriorCard:
 
 
 def as_card(card: PosteriorCard | Mapping[str, str] | None) -> PosteriorCard | None:
-    """Return a card of facts alone where no more is given."""
+    """Return a card, also for a mapping of facts."""
     return card if card is None or isinstance(card, PosteriorCard) else PosteriorCard(card)
 
 
 @dataclass(frozen=True)
 class Content:
-    """Everything on a page but its numbers."""
+    """Everything on a page except its metrics."""
 
     title: str
     sections: tuple[Section, ...]
@@ -91,18 +91,10 @@ def write(
     content: Content,
     write_predictions: Callable[[Path], None],
 ) -> Report:
-    """Write the page, `metrics.json`, `predictions.npz` and the pictures; each whole or not at all.
+    """Write the page, `metrics.json`, `predictions.npz` and the pictures, each atomically.
 
-    Parameters
-    ----------
-    directory
-        Where to write; made if it is missing.
-    metrics
-        What `metrics.json` shall hold, without NaN or infinity.
-    content
-        The rest of the page.
-    write_predictions
-        Writes `predictions.npz` to a path.
+    `metrics` is the content of `metrics.json`, without NaN or infinity; `write_predictions` writes
+    `predictions.npz` to a path. A missing directory is created.
     """
     text = json.dumps(metrics, indent=2, allow_nan=False)
     drawn = [picture for section in content.sections for picture in section.pictures]
@@ -126,7 +118,7 @@ def _render(metrics: Mapping[str, Any], metrics_text: str, content: Content) -> 
     import jinja2
     import markupsafe
 
-    # Titles, names and the card come from the caller: everything is escaped but the style sheet.
+    # Titles, names and the card come from the caller: all text is escaped, except the style sheet.
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -150,24 +142,24 @@ def _render(metrics: Mapping[str, Any], metrics_text: str, content: Content) -> 
         labels={key: metric.label for key, metric in METRICS.items()},
         groups=table.groups(metrics),
         num_predictors=len(metrics["predictors"]),
-        series={name: _Line.of(number) for number, name in enumerate(metrics["predictors"])},
+        series={name: _Line.series(number) for number, name in enumerate(metrics["predictors"])},
     )
 
 
 class _Line(NamedTuple):
-    """The line that stands for a predictor in every plot, in the terms of SVG."""
+    """The line style of a predictor in every plot, as SVG attributes."""
 
     color: str
     dashes: str
 
     @classmethod
-    def of(cls, series: int) -> "_Line":
+    def series(cls, series: int) -> "_Line":
         color, style = series_style(series)
         return cls(color, {"-": "none", "--": "7 3", "-.": "8 3 2 3", ":": "3 3"}[style])
 
 
 def _contents(content: Content) -> tuple[str, ...]:
-    """Return the headings that the page begins with."""
+    """Return the titles in the table of contents."""
     parts = (*content.sections, *content.galleries)
     card = ("Posterior",) if content.card else ()
     return ("Verdict", "Metrics", *(part.title for part in parts), *card)

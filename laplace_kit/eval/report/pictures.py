@@ -1,4 +1,4 @@
-"""Pictures of a report: figures rendered to PNG, with the words that can stand in for them."""
+"""Pictures of a report: figures rendered to PNG, with captions that double as alt text."""
 
 import base64
 import io
@@ -23,7 +23,7 @@ _LONGEST_LABEL = 22
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as a PNG, with the name of its file and a caption that can stand in for it."""
+    """A figure as PNG, with its file name and a caption that doubles as alt text."""
 
     file: str
     caption: str
@@ -31,13 +31,13 @@ class Picture:
 
     @property
     def data_uri(self) -> str:
-        """The picture as an address that holds it."""
+        """The picture as a data URI."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
 
 @dataclass(frozen=True)
 class Section:
-    """Pictures of one kind and how to read them."""
+    """Pictures of one kind, with a note on how to read them."""
 
     title: str
     note: str
@@ -45,14 +45,14 @@ class Section:
 
 
 def new_figure(height: float = 3.4) -> "matplotlib.figure.Figure":
-    """Return an empty figure of a height in inches that no global state knows of."""
+    """Return an empty figure of a height in inches, without pyplot's global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
 
 
 def picture(file: str, caption: str, figure: "matplotlib.figure.Figure") -> Picture:
-    """Render; without the name of the software in it, the same figure gives the same bytes."""
+    """Return the rendered figure; without software metadata, equal figures give equal bytes."""
     buffer = io.BytesIO()
     fonts.apply(figure)
     figure.savefig(buffer, format="png", metadata={"Software": None})
@@ -62,8 +62,8 @@ def picture(file: str, caption: str, figure: "matplotlib.figure.Figure") -> Pict
 def pixels(file: str, caption: str, values: ArrayLike) -> Picture:
     """Return an image `(H, W)` or `(H, W, 3)` as a picture of its own pixels.
 
-    Grey values span from black at the smallest to white at the largest, colours are clipped to the
-    range that they come in, 0 to 1 or 0 to 255.
+    Grey values range from black for the smallest to white for the largest. Colours are clipped to
+    their range, 0 to 1 or 0 to 255.
     """
     from matplotlib import image
 
@@ -78,12 +78,12 @@ def pixels(file: str, caption: str, values: ArrayLike) -> Picture:
 
 
 def file_name(kind: str, name: str, where: str = TEST) -> str:
-    """Name a picture; no predictor or set has an @ in its name."""
+    """Return the file name of a picture; names of predictors and sets contain no @."""
     return f"{kind}_{name}.png" if where == TEST else f"{kind}_{name}@{where}.png"
 
 
 def caption(name: str, where: str, key: str, values: Values) -> str:
-    """Say what a picture shows, with one measured value."""
+    """Return a caption with one measured value."""
     label = METRICS[key].label.split(",")[0]
     return f"{display_name(name)}, {where}: {label} {number(values[key])}"
 
@@ -95,10 +95,10 @@ def names(predictors) -> str:
 
 
 def legend_names(predictors: Iterable[str]) -> dict[str, str]:
-    """Return the predictors' names as a legend has them.
+    """Return the predictors' names for a legend.
 
-    One that no font of this system can draw is replaced by the predictor's number, which `in_words`
-    explains.
+    A name that no installed font can draw is replaced by the predictor's number, which
+    `with_legend_key` explains.
     """
     return {
         name: legend_name(name) if fonts.drawable(name) else f"predictor {number}"
@@ -106,17 +106,17 @@ def legend_names(predictors: Iterable[str]) -> dict[str, str]:
     }
 
 
-def in_words(caption: str, predictors: Iterable[str]) -> str:
-    """Add to a caption which predictors the legend has by number alone, for want of a font."""
+def with_legend_key(caption: str, predictors: Iterable[str]) -> str:
+    """Return a caption that explains which predictors the legend shows by number only."""
     predictors = list(predictors)
     labels = legend_names(predictors)
     missing = [f"{labels[name]} is {name}" for name in predictors if not fonts.drawable(name)]
     if not missing:
         return caption
-    return f"{caption}. No font here has these letters: {', '.join(missing)}"
+    return f"{caption}. No installed font has all the letters of these names: {', '.join(missing)}"
 
 
 def legend_name(predictor: str) -> str:
-    """Return a predictor's name, without its middle where it would outgrow a legend."""
+    """Return a predictor's name, abbreviated in the middle if it is too long for a legend."""
     name, half = display_name(predictor), _LONGEST_LABEL // 2
     return name if len(name) <= _LONGEST_LABEL else f"{name[: half - 1]}…{name[-half:]}"

@@ -1,4 +1,4 @@
-"""What predictors say about the same examples: the arrays that a report is made of."""
+"""Predictions for the same examples: the input arrays of a report."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,31 +10,31 @@ from jaxtyping import ArrayLike, Float
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ClassPredictions:
-    """One classifier's probabilities, each row summing to one.
+    """The class probabilities of one classifier; each row sums to one.
 
     Parameters
     ----------
     probs
-        On the test set, `(N, C)`.
+        Probabilities on the test set, `(N, C)`.
     shifted
-        On shifted sets, whose labels are known, by name, `(M, C)` each.
+        Probabilities on labelled shifted sets, by name, `(M, C)` each.
     ood
-        On out-of-distribution inputs, which have no labels, by name, `(M, C)` each.
+        Probabilities on unlabelled out-of-distribution inputs, by name, `(M, C)` each.
     epistemic
         The mutual information of each test label and the weights in nats, `(N,)`, if known: the
-        part of the entropy that is uncertainty about the weights.
+        part of the entropy that is due to uncertainty in the weights.
     ood_epistemic
-        The same on the sets of `ood`, by name, `(M,)` each, as far as it is known.
+        The mutual information on the sets of `ood`, by name, `(M,)` each, where known.
     aleatoric
-        The entropy of each test label that is expected under the weights in nats, `(N,)`, if known:
-        the other part of the same total as `epistemic`. Where the probabilities are those of a link
-        that total is not their entropy. By default what `epistemic` leaves of the entropy of
-        `probs`.
+        The expected entropy of each test label given the weights in nats, `(N,)`, if known:
+        `epistemic` and `aleatoric` sum to the entropy of the average over the weights, which is not
+        exactly the entropy of `probs` where these are computed by a link. By default the entropy of
+        `probs` minus `epistemic`.
     log_probs
-        The logarithms of `probs`, `(N, C)`, if they are known by themselves, such as
+        The logarithms of `probs`, `(N, C)`, if known separately, such as
         `jax.nn.log_softmax(logits)`: the NLL is then exact where `probs` round to zero.
     shifted_log_probs
-        The same on the sets of `shifted`, by name, as far as they are known.
+        Log probabilities on the sets of `shifted`, by name, where known.
     """
 
     probs: Float[ArrayLike, "N C"]
@@ -50,7 +50,7 @@ class ClassPredictions:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RegressionPredictions:
-    """One regressor's Gaussian predictions on the test set.
+    """The Gaussian predictions of one regressor on the test set.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class RegressionPredictions:
     std
         Predictive standard deviation, noise included, `(N, C)`.
     epistemic_std
-        The part of it that is uncertainty about the weights, `(N, C)`, if known.
+        The part of `std` that is due to uncertainty in the weights, `(N, C)`, if known.
     """
 
     mean: Float[ArrayLike, "N C"]

@@ -1,4 +1,4 @@
-"""Calibration reports of regressors: from means, deviations and targets to a page."""
+"""Calibration reports of regressors: from means, standard deviations and targets to a page."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -26,23 +26,23 @@ def regression_report(
     title: str = "Calibration report",
     card: PosteriorCard | Mapping[str, str] | None = None,
 ) -> Report:
-    """Measure regressors on the same examples and write a report.
+    """Write a calibration report that compares regressors on the same examples.
 
     Parameters
     ----------
     predictions
-        What each predictor says, by its name, such as "map" and "laplace". The first is the
+        The predictions of each predictor by name, such as "map" and "laplace". The first is the
         reference that the others are compared with.
     y
         Targets, `(N, C)`.
     directory
-        Where to write; made if it is missing.
+        Output directory; created if it does not exist.
     x
-        Inputs with a leading axis N. Where they are different numbers, `(N,)` or `(N, 1)`,
-        and there is one output, the predictive band is drawn over them; the examples worth a look
-        are shown with them, as in `classification_report`.
+        Inputs with a leading axis N. If they are scalars that vary, `(N,)` or `(N, 1)`, and there
+        is one output, the predictive band is drawn over them. They are shown for selected examples,
+        as in `classification_report`.
     subject
-        The predictor by which these examples are chosen; by default "laplace", or the first.
+        The predictor that selects these examples; by default "laplace", or the first.
     title
         The heading of the page.
     card
@@ -51,8 +51,8 @@ def regression_report(
     Returns
     -------
     Report
-        The numbers, and the files written. Cost: 1,000 bootstrap resamples of all metrics, in one
-        compiled program; the bytes are the same on every run.
+        The metrics, and the files written. Cost: 1,000 bootstrap resamples of all metrics, in one
+        compiled program. The files are bytewise the same on every run.
 
     Raises
     ------
@@ -65,14 +65,14 @@ def regression_report(
     checks.check_predictors(predictions)
     checks.check_deviations(predictions)
     y = checks.finite("y", y)
-    subject = checks.subject_of(predictions, subject)
+    subject = checks.check_subject(predictions, subject)
     numbers = measure_regression(predictions, y)
     mean = {name: np.asarray(of.mean) for name, of in predictions.items()}
     std = {name: np.asarray(of.std) for name, of in predictions.items()}
     content = Content(
         title,
         _sections(predictions, y, x, numbers),
-        examples.of_numbers(mean, std, y, subject, x),
+        examples.regression_galleries(mean, std, y, subject, x),
         page.as_card(card),
     )
     return page.write(
@@ -114,7 +114,7 @@ def _sections(
 def _risk_coverage(
     mean: np.ndarray, std: np.ndarray, y: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return shares kept, the smallest deviations first, and the mean squared error of those."""
+    """Return coverage, in the order of the standard deviations, and the mean squared error."""
     kept = np.arange(1, len(y) + 1)
     with np.errstate(over="ignore"):
         squared = np.square(y - mean)[np.argsort(std, kind="stable")]

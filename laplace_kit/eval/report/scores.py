@@ -1,4 +1,4 @@
-"""Scores of doubt, high where a classifier does not know, and what a report calls them."""
+"""Uncertainty scores, higher where a classifier is less certain, and their names in reports."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from laplace_kit.eval import metrics
 
 @dataclass(frozen=True)
 class Score:
-    """What a score is called: on an axis, in a sentence, and after the name of a metric of it."""
+    """The names of a score: on an axis, in a sentence, and as suffix of its metrics."""
 
     label: str
     short: str
@@ -28,7 +28,7 @@ SCORES: Mapping[str, Score] = {
 def scores(
     probs: Float[ArrayLike, "N C"], epistemic: Float[ArrayLike, " N"] | None
 ) -> dict[str, Float[Array, " N"]]:
-    """Return the scores of `SCORES` that are known, by name, `(N,)` each."""
+    """Return the known scores of `SCORES` by name, `(N,)` each."""
     known = {
         "max_probability": metrics.max_probability_score(probs),
         "entropy": metrics.entropy_score(probs),

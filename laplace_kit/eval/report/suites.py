@@ -1,4 +1,4 @@
-"""The metrics of a report, all of them in one compiled program, for several predictors at once."""
+"""All metrics of a report in one compiled program, for several predictors at once."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,7 @@ from laplace_kit.eval import metrics
 from laplace_kit.eval.metrics.inputs import in_own_precision
 from laplace_kit.eval.report.registry import METRICS
 
-Pairs = tuple[tuple[int, int], ...]  # of predictors, by their places: the first less the second
+Pairs = tuple[tuple[int, int], ...]  # indices of predictors: the first minus the second
 Values = dict[str, Array]
 
 
@@ -41,7 +41,7 @@ def classification_metrics(
     Raises
     ------
     ValueError
-        If the shapes do not go together, or the values are not probabilities or labels.
+        If the shapes are inconsistent, or the probabilities or labels are not valid.
     """
     return {
         "accuracy": float(metrics.accuracy(probs, y, weights=weights)),
@@ -75,7 +75,7 @@ def regression_metrics(
     -------
     dict
         `rmse` and `crps` (units of `y`), `nll` (nats, summed over outputs), `coverage_90` (a
-        share) and `chi_squared` (1 where the variances are right on average).
+        fraction) and `chi_squared` (1 if the variances are right on average).
 
     Raises
     ------
@@ -95,10 +95,10 @@ def regression_metrics(
 # --- statistics for the bootstrap -----------------------------------------------------------------
 
 
-class OfClasses(NamedTuple):
-    """Metrics of classifiers: each `(K,)`, and the differences of pairs.
+class ClassificationSuite(NamedTuple):
+    """Metrics of K classifiers, `(K,)` each, and the differences of pairs.
 
-    Called with `probs` `(N, K, C)`, the negative log probability `losses` `(N, K)` of each label,
+    Called with `probs` `(N, K, C)`, the negative log-likelihoods `losses` `(N, K)` of the labels,
     and the labels.
     """
 
@@ -106,26 +106,26 @@ class OfClasses(NamedTuple):
 
     def __call__(self, probs, losses, y, *, weights):
         arrays = (probs, losses, y, weights)
-        return _with_differences(_of_probs, (1, 1, None, None), self.pairs, *arrays)
+        return _with_differences(_classification, (1, 1, None, None), self.pairs, *arrays)
 
 
-class OfNumbers(NamedTuple):
-    """Metrics of regressors, `mean` and `std` `(N, K, C)`, in the same form."""
+class RegressionSuite(NamedTuple):
+    """Metrics of K regressors, `mean` and `std` `(N, K, C)`, in the same form."""
 
     pairs: Pairs
 
     def __call__(self, mean, std, y, *, weights):
-        return _with_differences(_of_moments, (1, 1, None, None), self.pairs, mean, std, y, weights)
+        return _with_differences(_regression, (1, 1, None, None), self.pairs, mean, std, y, weights)
 
 
-class OfScores(NamedTuple):
-    """How well scores `(N, K)` tell two samples apart, in the same form."""
+class DetectionSuite(NamedTuple):
+    """Detection metrics of K scores of two samples, `(N, K)` and `(M, K)`, in the same form."""
 
     pairs: Pairs
 
     def __call__(self, inside, outside, *, in_weights, out_weights):
         arrays = (inside, outside, in_weights, out_weights)
-        return _with_differences(_of_scores, (1, 1, None, None), self.pairs, *arrays)
+        return _with_differences(_detection, (1, 1, None, None), self.pairs, *arrays)
 
 
 @partial(jax.jit, static_argnames=("suite", "axes", "pairs"))
@@ -135,15 +135,15 @@ def _with_differences(
     pairs: Pairs,
     *arrays: ArrayLike | None,
 ) -> tuple[Values, Values]:
-    """Return metrics of all columns, and of pairs the differences whose sign tells the better."""
+    """Return the metrics of all columns, and the differences of pairs for monotone metrics."""
     values = jax.vmap(suite, axes)(*arrays)
     if not pairs:
         return values, {}
     new, old = (np.array(places) for places in zip(*pairs, strict=True))
-    return values, {k: of[new] - of[old] for k, of in values.items() if METRICS[k].is_monotone}
+    return values, {k: v[new] - v[old] for k, v in values.items() if METRICS[k].is_monotone}
 
 
-def _of_probs(
+def _classification(
     probs: Float[Array, "N C"],
     losses: Float[Array, " N"],
     y: ArrayLike,
@@ -163,7 +163,7 @@ def _of_probs(
     }
 
 
-def _of_moments(
+def _regression(
     mean: Float[Array, "N C"], std: Float[Array, "N C"], y: ArrayLike, weights: ArrayLike | None
 ) -> Values:
     transforms, var = metrics.pit_gaussian(mean, std, y), jnp.square(std)
@@ -178,7 +178,7 @@ def _of_moments(
     }
 
 
-def _of_scores(
+def _detection(
     inside: Float[Array, " N"],
     outside: Float[Array, " M"],
     in_weights: ArrayLike | None,

@@ -1,6 +1,6 @@
-"""The tables of a report: every metric of every predictor, its interval, and paired differences.
+"""The tables of a report: metrics of every predictor, with intervals and paired differences.
 
-Everything here is a function of what `metrics.json` holds: no table can disagree with it.
+All functions depend only on the content of `metrics.json`, so that the tables agree with it.
 """
 
 import math
@@ -12,7 +12,7 @@ from laplace_kit.eval.report.registry import METRICS, Metric
 
 Values = Mapping[str, float | None]
 
-# Metrics in float32 that differ by less are equal.
+# Metrics that differ by less, in float32, count as equal.
 _ROUNDING = 1e-6
 
 RESERVED = (
@@ -29,7 +29,7 @@ RESERVED = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One predictor's value of a metric; `best` where it beats another's."""
+    """The value of a metric for one predictor; `best` if no other is better and one is worse."""
 
     text: str
     interval: str
@@ -39,7 +39,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Change:
-    """What one predictor gains on the reference; `judgement` says if it is more than chance."""
+    """The difference of a predictor to the reference; `judgement` is its significance."""
 
     text: str
     interval: str
@@ -49,7 +49,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Row:
-    """One metric, for all predictors of the group; `changes` is empty where none is defined."""
+    """One metric for all predictors of a group; `changes` is empty where undefined."""
 
     metric: Metric
     cells: tuple[Cell, ...]
@@ -58,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """The metrics of one set of examples for its predictors; `changes` are to the first of them."""
+    """The metrics of all predictors on one set of examples; `changes` are relative to the first."""
 
     title: str
     predictors: tuple[str, ...]
@@ -71,12 +71,12 @@ def predictors(metrics: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def display_name(predictor: str) -> str:
-    """Return a predictor's name as a reader expects it."""
+    """Return a predictor's name for display."""
     return {"map": "MAP", "laplace": "Laplace"}.get(predictor, predictor)
 
 
 def number(value: float | None) -> str:
-    """Return a metric as text: four decimals, or three digits where these would hide the value."""
+    """Return a metric as text: four decimals, or three digits for very small or large values."""
     if value is None:
         return "not finite"
     if abs(value) < _ROUNDING:
@@ -86,26 +86,20 @@ def number(value: float | None) -> str:
 
 
 def with_error(value: float, error: float) -> str:
-    """Return a value and its error as text: two digits of the error, the value to the same place.
-
-    Parameters
-    ----------
-    value, error
-        In the same units, the error at least zero.
-    """
+    """Return a value and its non-negative error as text, rounded to two digits of the error."""
     (value_text, error_text), power = _to_the_place_of(error, value, error)
     both = f"{value_text} ± {error_text}"
     return f"({both}){power}" if power else both
 
 
 def rounded(value: float, error: float) -> str:
-    """Return a value alone, to the same place as `with_error` has it."""
+    """Return a value as text, rounded as in `with_error`."""
     (text,), power = _to_the_place_of(error, value)
     return text + power
 
 
 def _to_the_place_of(error: float, *values: float) -> tuple[list[str], str]:
-    """Return numbers in units of one power of ten, to the second digit of an error."""
+    """Return numbers in units of a power of ten, rounded to the second digit of an error."""
     size = max(error, *map(abs, values))
     if not (error > 0 and size < math.inf):
         return [f"{value:.4g}" for value in values], ""
@@ -113,13 +107,13 @@ def _to_the_place_of(error: float, *values: float) -> tuple[list[str], str]:
     if -4 <= power < 15 and decimals > -5:
         power = 0
     places = max(decimals + power, 0)
-    # Plus zero, which has no sign.
+    # Adding zero removes the sign of negative zero.
     texts = [f"{round(value, decimals) / 10.0**power + 0.0:.{places}f}" for value in values]
     return texts, f"e{power:+03d}" if power else ""
 
 
 def _exponent(number: float) -> int:
-    """Return the power of ten of a positive number that is rounded to two digits."""
+    """Return the decimal exponent of a positive number rounded to two digits."""
     return int(f"{number:.1e}".partition("e")[2])
 
 
@@ -134,29 +128,12 @@ def sets(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Values]
 
 
 def groups(metrics: Mapping[str, Any]) -> tuple[Group, ...]:
-    """Return the table of metrics, set by set.
-
-    Parameters
-    ----------
-    metrics
-        The content of `metrics.json`.
-
-    Returns
-    -------
-    tuple of Group
-        The test set, then the shifted sets, then the out-of-distribution ones.
-    """
+    """Return the metrics of the test set, the shifted sets and the out-of-distribution sets."""
     return tuple(_group(*found) for found in sets(metrics))
 
 
 def text_table(metrics: Mapping[str, Any]) -> str:
-    """Return the table of metrics as plain text, an asterisk after each better value.
-
-    Parameters
-    ----------
-    metrics
-        The content of `metrics.json`.
-    """
+    """Return the table of metrics as plain text, with an asterisk after each best value."""
     table = groups(metrics)
     columns = predictors(metrics)
     first = max(len(row.metric.label) for group in table for row in group.rows) + 2
@@ -169,7 +146,7 @@ def text_table(metrics: Mapping[str, Any]) -> str:
             cells = dict(zip(group.predictors, row.cells, strict=True))
             texts = (_padded(cells.get(column), width) for column in columns)
             lines.append(f"  {row.metric.label:<{first}}" + "".join(texts))
-    lines.append(f"{metrics['num_examples']} test examples" + "; * is better" * (len(columns) > 1))
+    lines.append(f"{metrics['num_examples']} test examples" + "; * is best" * (len(columns) > 1))
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -181,7 +158,7 @@ def _padded(cell: Cell | None, width: int) -> str:
 
 def _group(title: str, values: Mapping[str, Values], bootstrap: Mapping[str, Any]) -> Group:
     names = tuple(values)
-    # A score that one predictor cannot give, for want of draws, has no row of its own for it.
+    # Not every predictor has every score: the epistemic part may be unknown.
     keys = dict.fromkeys(key for of_name in values.values() for key in of_name)
     return Group(title, names, tuple(_row(key, values, bootstrap) for key in keys))
 
@@ -217,7 +194,7 @@ def _changes(key: str, names: tuple[str, ...], differences: Mapping) -> tuple[Ch
 
 
 def judgement(metric: Metric, difference: tuple[float, float, float] | list[float]) -> str:
-    """Say whether a difference to the reference, `(value, low, high)`, is more than chance."""
+    """Return "better", "worse" or "not significant" for a difference `(value, low, high)`."""
     _, low, high = difference
     if low <= 0.0 <= high:
         return "not significant"
@@ -230,5 +207,5 @@ def interval(bounds: list[float] | None) -> str:
 
 
 def signed(value: float) -> str:
-    """Return a difference as text, with its sign unless it is rounding error."""
+    """Return a difference as text, with its sign unless it rounds to zero."""
     return number(value) if value < _ROUNDING else f"+{number(value)}"

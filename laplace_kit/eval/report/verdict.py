@@ -1,6 +1,6 @@
-"""What the numbers of a report say, in plain words.
+"""The conclusions of a report as sentences.
 
-Everything here is a function of what `metrics.json` holds: no sentence can disagree with it.
+All functions depend only on the content of `metrics.json`, so that the sentences agree with it.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Claim:
-    """Whether a predictor claims more than it keeps: in a few words, and in a sentence."""
+    """Whether a predictor is over- or under-confident: in a few words, and in a sentence."""
 
     predictor: str
     judgement: str
@@ -24,19 +24,11 @@ class Claim:
 
 
 def verdict(metrics: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what the numbers say, in plain words.
+    """Return the conclusions from the content of `metrics.json`, one sentence each.
 
-    Parameters
-    ----------
-    metrics
-        The content of `metrics.json`.
-
-    Returns
-    -------
-    tuple of str
-        For several predictors, first what each of the others gains on the first of them on the
-        test set. For each, whether it is over- or under-confident there, by how much, and whether
-        that is more than chance. Then the comparisons on each of the other sets.
+    First come the comparisons of all predictors with the first on the test set; then, for each
+    predictor, whether it is over- or under-confident there, by how much, and whether significantly;
+    then the comparisons on the other sets.
     """
     (_, test, bootstrap), *others = sets(metrics)
     said = tuple(claim.sentence for claim in claims(metrics))
@@ -52,13 +44,7 @@ def verdict(metrics: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def claims(metrics: Mapping[str, Any]) -> tuple[Claim, ...]:
-    """Return of each predictor whether it is over- or under-confident on the test set.
-
-    Parameters
-    ----------
-    metrics
-        The content of `metrics.json`; its `claims` hold what is judged.
-    """
+    """Return, for each predictor, whether it is over- or under-confident on the test set."""
     return tuple(
         _claim(name, metrics["task"], numbers) for name, numbers in metrics["claims"].items()
     )
@@ -67,9 +53,9 @@ def claims(metrics: Mapping[str, Any]) -> tuple[Claim, ...]:
 def _claim(name: str, task: str, numbers: Mapping[str, float]) -> Claim:
     claimed, kept, p_value = numbers["claimed"], numbers["kept"], numbers["p_value"]
     if task == "classification":
-        evidence = f"it claims {claimed:.1%} on average and is right in {kept:.1%} of the cases"
+        evidence = f"its mean confidence is {claimed:.1%}, its accuracy {kept:.1%}"
     else:
-        evidence = f"its {claimed:.0%} intervals hold {kept:.1%} of the observations"
+        evidence = f"its {claimed:.0%} intervals cover {kept:.1%} of the targets"
     gap, chance = claimed - kept, _chance(p_value)
     if p_value >= _SIGNIFICANT:
         short = "calibrated on average"
@@ -86,7 +72,7 @@ def _chance(p_value: float) -> str:
 
 
 def _comparisons(values: Mapping[str, Values], bootstrap: Mapping[str, Any]) -> list[str]:
-    """Say what each of the other predictors gains on the first."""
+    """Return a sentence for each of the other predictors that compares it with the first."""
     reference, *others = values
     sentences = []
     for name in others:
@@ -103,7 +89,7 @@ def _comparisons(values: Mapping[str, Values], bootstrap: Mapping[str, Any]) -> 
 
 
 def _clause(key: str, old: float | None, new: float | None, differences: Mapping) -> str:
-    """Say which value of a metric is the better one, and whether that is more than chance."""
+    """Return a clause on which value of a metric is better, and whether significantly."""
     metric = METRICS[key]
     label = metric.label.split(",")[0]
     both = f"{number(new)} against {number(old)}"

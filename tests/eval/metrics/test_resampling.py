@@ -151,13 +151,13 @@ def test_a_single_example_says_nothing_of_others():
     assert np.isnan([found.low, found.high]).all()
 
 
-def test_replicates_hold_what_their_weights_decide(monkeypatch):
+def test_replicates_need_memory_only_for_what_depends_on_their_weights(monkeypatch):
     """Probabilities of many classes are larger by far than what a resample of an accuracy takes."""
     rng = np.random.default_rng(0)
     probs, labels = rng.dirichlet(np.ones(200), size=40), rng.integers(200, size=40)
     probs = probs.astype(np.float32)
     statistic = resampling._OneSample(resampling._hashable(mt.accuracy))
-    decided = resampling._decided_bytes(statistic, (probs, labels), [jnp.ones(40)])
+    decided = resampling._replicate_bytes(statistic, (probs, labels), [jnp.ones(40)])
     assert 40 * 4 <= decided < probs.nbytes / 10
     whole = mt.bootstrap(mt.accuracy, probs, labels, key=KEY, num_resamples=25)
     monkeypatch.setattr(Limits, "working_set", lambda _: 8 * probs.size)

@@ -76,7 +76,7 @@ def test_confidence_histogram_shares_right_and_wrong_apart(ax, classified, one_h
 def test_confidence_histogram_leaves_out_the_errors_that_are_not_there(ax, classified):
     probs, _ = classified
     plots.confidence_histogram(ax, probs, probs.argmax(axis=1))
-    assert [patch.get_label() for patch in ax.patches] == ["right (200)"]
+    assert [patch.get_label() for patch in ax.patches] == ["correct (200)"]
 
 
 def test_risk_coverage_curves_are_told_apart(ax):
@@ -104,4 +104,4 @@ def test_entropy_scatter_tells_right_from_wrong(ax):
     right, wrong = ax.collections
     np.testing.assert_array_equal(right.get_offsets(), [[0.1, 0.4], [0.3, 0.6]])
     np.testing.assert_array_equal(wrong.get_offsets(), [[0.2, 0.5]])
-    assert (right.get_label(), wrong.get_label()) == ("right (2)", "wrong (1)")
+    assert (right.get_label(), wrong.get_label()) == ("correct (2)", "wrong (1)")

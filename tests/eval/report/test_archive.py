@@ -39,19 +39,19 @@ def test_other_names_mean_nothing(name):
         (("y", "prob"), "'prob' among y, prob, expected y and probs"),
         (("probs",), "found probs, expected y and probs"),
         (("y",), "found y, expected y and probs"),
-        (("y", "probs", "map/probs"), "the name of its predictor in front of each array"),
+        (("y", "probs", "map/probs"), "y, probs, map/probs, .*in front of every array"),
         (("y", "probs", "mean", "std"), "probabilities, or means and standard deviations"),
     ],
 )
 def test_arrays_that_make_no_predictions_together(names, message):
     contents = Contents(Path("a.npz"), dict.fromkeys(names, np.zeros(3)))
     with pytest.raises(ValueError, match=message):
-        archive.keys_of(contents)
+        archive.parse_names(contents)
 
 
 def test_one_of_two_forms_is_wanted():
     contents = Contents(Path("a.npz"), dict.fromkeys(("y", "probs", "logits"), np.zeros(3)))
-    keys = archive.keys_of(contents)
+    keys = archive.parse_names(contents)
     with pytest.raises(ValueError, match="found probs and logits, expected probs or logits"):
         archive.one_of(contents, keys, Place(None), "probs", "logits")
     with pytest.raises(ValueError, match="expected mean too; add what is missing"):

@@ -1,6 +1,7 @@
 """What a report refuses before it measures; the rest is tested where reports are written."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPred
 
 
 def test_the_subject_is_laplace_or_the_reference():
-    assert checks.subject_of(["map", "laplace", "other"], None) == "laplace"
-    assert checks.subject_of(["map", "other"], None) == "map"
-    assert checks.subject_of(["map", "other"], "other") == "other"
+    assert checks.check_subject(["map", "laplace", "other"], None) == "laplace"
+    assert checks.check_subject(["map", "other"], None) == "map"
+    assert checks.check_subject(["map", "other"], "other") == "other"
 
 
 def test_a_new_directory_is_not_made_yet(tmp_path):
@@ -22,7 +23,7 @@ def test_a_new_directory_is_not_made_yet(tmp_path):
 
 def test_a_directory_without_permission_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
-    message = r"Found the directory .*, which may not be written to, expected one"
+    message = rf"Found the directory {re.escape(str(tmp_path))} .*permission"
     for directory in (tmp_path, tmp_path / "a" / "b"):
         with pytest.raises(ValueError, match=message):
             checks.usable_directory(directory)
@@ -57,14 +58,13 @@ def test_information_in_bits_is_refused():
     [
         (
             {"epistemic": [0.2, 0.5]},
-            r"0\.5 of 'map' on 'test set', example 1, where the entropy of its probabilities is "
-            r"0\.3251, and 0 more",
+            r"part of 0\.5 for 'map' on 'test set', example 1, .*entropy .*0\.3251, and 0 more",
         ),
         ({"epistemic": [0.2, np.nan]}, r"epistemic part of nan .*finite numbers"),
         ({"epistemic": [-0.2, 0.1]}, r"epistemic part of -0\.2 .*no negative numbers"),
-        ({"aleatoric": [0.2, 0.1]}, "aleatoric part of 'map' on 'test set' without an epistemic"),
-        ({"epistemic": [0.2, 0.1], "aleatoric": [0.6, 0.1]}, r"0\.8 of 'map' .*at most 0\.6931"),
-        ({"epistemic": [0.2, 0.1], "aleatoric": [0.6]}, r"aleatoric part of shape \(1,\) of 'map'"),
+        ({"aleatoric": [0.2, 0.1]}, "aleatoric part .*'map' on 'test set' without an epistemic"),
+        ({"epistemic": [0.2, 0.1], "aleatoric": [0.6, 0.1]}, r"0\.8 .*'map' .*at most 0\.6931"),
+        ({"epistemic": [0.2, 0.1], "aleatoric": [0.6]}, r"aleatoric .*shape \(1,\) .*'map'.*\(2,"),
     ],
 )
 def test_parts_of_the_entropy_are_those_of_one_whole(parts, message):
@@ -115,7 +115,7 @@ def test_errors_keep_their_words_and_gain_a_note():
 
 
 def test_a_title_of_undecoded_bytes_is_refused():
-    with pytest.raises(ValueError, match=r"title 'G\\udcfcte', which holds bytes that were not"):
+    with pytest.raises(ValueError, match=r"title 'G\\udcfcte' .*bytes, expected text"):
         checks.check_title("G\udcfcte")
     checks.check_title("Güte \u56fe")
 
@@ -125,10 +125,10 @@ def test_a_title_of_undecoded_bytes_is_refused():
     [
         (
             [[0.1], [0.6]],
-            r"deviation of 0\.6 of 'map' at \(1, 0\) where std is 0\.5",
+            r"epistemic_std of 0\.6 .*'map' at \(1, 0\) where std is 0\.5",
         ),
-        ([[-0.1], [0.1]], r"deviation of -0\.1 of 'map' at \(0, 0\)"),
-        ([[np.nan], [0.1]], r"deviation of nan of 'map' at \(0, 0\)"),
+        ([[-0.1], [0.1]], r"epistemic_std of -0\.1 .*'map' at \(0, 0\)"),
+        ([[np.nan], [0.1]], r"epistemic_std of nan .*'map' at \(0, 0\)"),
     ],
 )
 def test_epistemic_deviations_are_parts_of_the_whole(part, message):

@@ -59,7 +59,7 @@ def test_what_a_predictor_lacks_is_left_out_for_it(tmp_path, classified):
     [
         ({}, "Found no predictions, expected"),
         ({"ood": ClassPredictions(HALVES)}, "Found the name 'ood', expected .*choose another"),
-        ({"../map": ClassPredictions(HALVES)}, "part of a file's name"),
+        ({"../map": ClassPredictions(HALVES)}, "Found the name '../map', expected letters"),
         (
             {"map": ClassPredictions(HALVES, ood={"a b": HALVES})},
             "Found the name 'a b', expected letters",
@@ -70,7 +70,7 @@ def test_what_a_predictor_lacks_is_left_out_for_it(tmp_path, classified):
         ),
         (
             {"map": ClassPredictions(HALVES, epistemic=np.zeros(3))},
-            r"an epistemic part of shape \(3,\) of 'map' on 'test set', expected \(4,\)",
+            r"an epistemic part of shape \(3,\) for 'map' on 'test set', expected \(4,\)",
         ),
         (
             {"map": ClassPredictions(HALVES, ood_epistemic={"noise": np.zeros(4)})},

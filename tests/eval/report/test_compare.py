@@ -208,9 +208,9 @@ def test_others_that_do_not_fit(likelihood, predict, y, other, message):
     ("options", "message"),
     [
         ({"compare": {"deep ensemble": np.ones((N, 3))}}, "name 'deep ensemble'"),
-        ({"ood": {"far": (X, X)}}, r"set 'far' .*\(30, 2\), but for their number"),
-        ({"ood": {"far": X[0]}}, r"set 'far' with the inputs \(2,\)"),
-        ({"shifted": {"far": (X[None], X)}}, r"inputs \(1, 30, 2\) by their shapes"),
+        ({"ood": {"far": (X, X)}}, r"set 'far' .*\(\(30, 2\), \(30, 2\)\), expected \(30, 2\)"),
+        ({"ood": {"far": X[0]}}, r"set 'far' .*shape \(2,\), expected \(30, 2\)"),
+        ({"shifted": {"far": (X[None], X)}}, r"'far' .*shape \(1, 30, 2\), expected \(30, 2\)"),
         ({"directory": __file__}, "Found a file at"),
     ],
 )

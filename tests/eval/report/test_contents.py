@@ -58,7 +58,7 @@ def test_what_are_no_probabilities(arrays, message):
 def test_probabilities_are_no_logits():
     for logits in ([[0.0, 0.0]], [[3.0, -2.0]], [[0.5, 0.5], [0.5, 0.4]], [0.5, 0.5]):
         contents.probabilities(holding(logits=logits), "logits")
-    with pytest.raises(ValueError, match=r"logits whose rows all sum to one.*name probabilities"):
+    with pytest.raises(ValueError, match=r"logits whose rows all sum to one.*as probs"):
         contents.probabilities(holding(logits=[[0.5, 0.5], [0.9, 0.1]]), "logits")
 
 
@@ -85,7 +85,7 @@ def test_regression_arrays():
         contents.deviations(file, "std", y, positive=True)
     with pytest.raises(ValueError, match=r"-1 at minus\[1, 0\], expected no negative"):
         contents.deviations(file, "minus", y, positive=True)
-    with pytest.raises(ValueError, match=r"odd of shape \(1,\), expected one value for each"):
+    with pytest.raises(ValueError, match=r"odd of shape \(1,\), expected \(2, 1\)"):
         contents.means(file, "odd", y)
     with pytest.raises(ValueError, match=r"\(2, 1, 1\), expected \(N,\) or \(N, C\)"):
         contents.targets(holding(y=np.zeros((2, 1, 1))), "y")
@@ -96,7 +96,7 @@ def test_an_epistemic_part_is_no_larger_than_the_whole():
     # Rounded to bfloat16, a part may seem larger.
     file = holding(y=[0.0, 0.0], rounded=[1.004, 0.0], larger=[0.5, 2.5], negative=[-0.5, 1.0])
     np.testing.assert_array_equal(contents.epistemic_parts(file, "rounded", std), [[1.004], [0.0]])
-    with pytest.raises(ValueError, match=r"2.5 at larger\[1, 0\] where std is 2, .*add the obser"):
+    with pytest.raises(ValueError, match=r"2.5 at larger\[1, 0\] where std is 2, .*noise"):
         contents.epistemic_parts(file, "larger", std)
     with pytest.raises(ValueError, match=r"-0.5 at negative\[0, 0\], expected no negative"):
         contents.epistemic_parts(file, "negative", std)
@@ -130,5 +130,5 @@ def test_log_probabilities_of_logits_and_as_they_are():
     wrong = holding(log_probs=expected[::-1])
     with pytest.raises(ValueError, match=r"at log_probs\[0, 0\] where the probability is 1, "):
         contents.log_probabilities(wrong, "log_probs", probs)
-    with pytest.raises(ValueError, match=r"log_probs of shape \(1, 3\), expected one value"):
+    with pytest.raises(ValueError, match=r"log_probs of shape \(1, 3\), expected \(2, 3\)"):
         contents.log_probabilities(holding(log_probs=expected[:1]), "log_probs", probs)

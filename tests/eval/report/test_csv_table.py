@@ -54,7 +54,7 @@ def test_labels_may_be_true_and_false(words, tmp_path):
         ("y,p\n1,0.5\n0,\n", "found no p in line 3, expected a number"),
         (
             "y,p\ncat,0.5\n",
-            "found 'cat' as y in line 2, expected the number of a class",
+            "found 'cat' as y in line 2, expected a class number",
         ),
         ("y,p\n1,true\n", "found 'true' as p in line 2, expected a number"),
         ("y,mean,std\nTrue,1,1\n", "found 'True' as y in line 2, expected a number"),
@@ -65,7 +65,7 @@ def test_labels_may_be_true_and_false(words, tmp_path):
         ("y,p,p\n1,0.5,0.5\n", "found the column 'p' twice"),
         ("y,p_0,p_2\n1,0.5,0.5\n", "found the columns p_0, p_2, expected p_0, p_1 and so on"),
         ("y,p,p_0,p_1\n1,0,0,1\n", "found the columns p, p_0, p_1"),
-        ('y,p\n"1,0.5\n', "found what is not a table of text"),
+        ('y,p\n"1,0.5\n', "found text that is not valid CSV, after line 2"),
     ],
 )
 def test_faults_are_told_with_their_line(text, message, tmp_path):

@@ -17,17 +17,19 @@ def smooth(num, side):
 
 def test_classes_by_entropy_and_by_confidence_in_what_is_wrong():
     probs = {"map": PROBS[:, ::-1], "laplace": PROBS}
-    unsure, wrong = examples.of_classes(probs, LABELS, "laplace")
+    unsure, wrong = examples.classification_galleries(probs, LABELS, "laplace")
     assert [example.index for example in unsure.examples] == [1, 3, 2, 0]
     assert [example.index for example in wrong.examples] == [2]
     assert wrong.predictors == ("MAP", "Laplace")
     assert wrong.examples[0].says == ("0 (80%)", "1 (80%)")
     assert wrong.examples[0].truth == "0"
-    assert "wrong predictions of Laplace that it was surest of, of 1 in all" in wrong.note
+    assert "predictions of Laplace with the highest confidence, of 1 in total" in wrong.note
 
 
 def test_nothing_wrong_is_said():
-    _, wrong = examples.of_classes({"laplace": PROBS}, PROBS.argmax(axis=1), "laplace")
+    _, wrong = examples.classification_galleries(
+        {"laplace": PROBS}, PROBS.argmax(axis=1), "laplace"
+    )
     assert wrong.examples == ()
     assert wrong.note == "No prediction of Laplace on the test set is wrong."
 
@@ -35,7 +37,7 @@ def test_nothing_wrong_is_said():
 def test_numbers_by_deviation_and_by_miss():
     mean, y = np.zeros((3, 2)), np.array([[0.0, 1.0], [5.0, 0.0], [0.0, 0.1]])
     std = np.array([[1.0, 1.0], [2.0, 2.0], [0.1, 0.01]])
-    unsure, far = examples.of_numbers({"map": mean}, {"map": std}, y, "map")
+    unsure, far = examples.regression_galleries({"map": mean}, {"map": std}, y, "map")
     assert [example.index for example in unsure.examples] == [1, 0, 2]
     assert [example.index for example in far.examples] == [2, 1, 0]
     assert far.examples[0].truth == "0.100, output 1"
@@ -85,7 +87,7 @@ def test_leading_values_are_named_by_their_place():
 
 def test_each_picture_is_kept_once():
     probs = {"laplace": np.repeat(PROBS, 2, axis=0)}
-    found = examples.of_classes(probs, np.repeat(LABELS, 2), "laplace", smooth(8, 12))
+    found = examples.classification_galleries(probs, np.repeat(LABELS, 2), "laplace", smooth(8, 12))
     shown = {example.index for gallery in found for example in gallery.examples}
     assert {image.file for image in examples.pictures(found)} == {
         f"example_{index}.png" for index in shown

@@ -127,7 +127,7 @@ def test_claims_are_judged_by_what_chance_would_do(classified, regressed):
         abs=1e-12,
     )
     expected = binom.pmf(np.arange(8), 7, 0.3)
-    found = measures._of_number(np.full(7, 0.3))
+    found = measures._poisson_binomial(np.full(7, 0.3))
     np.testing.assert_allclose(found, [*expected, *[0.0] * (len(found) - 8)], atol=1e-14)
     assert written.metrics["claims"]["laplace"]["p_value"] == pytest.approx(1, abs=1e-3)
     assert regressed[-1].metrics["claims"]["laplace"]["p_value"] > 0.05
@@ -136,8 +136,8 @@ def test_claims_are_judged_by_what_chance_would_do(classified, regressed):
 
 def test_certainty_is_calibrated_only_where_it_is_right():
     certain = np.eye(2)[[0, 1, 1]]
-    right = measures._claim_of_classes(certain, np.array([0, 1, 1]))
-    wrong = measures._claim_of_classes(certain, np.array([0, 1, 0]))
+    right = measures._accuracy_claim(certain, np.array([0, 1, 1]))
+    wrong = measures._accuracy_claim(certain, np.array([0, 1, 0]))
     assert (right["p_value"], wrong["p_value"]) == (1.0, 0.0)
 
 
@@ -150,7 +150,7 @@ def test_miscalibration_is_told_in_sign_and_size(num):
     # A temperature keeps what is most probable: the gap is that between confidences, and chance.
     for temperature, sign in ((0.5, 1), (2.0, -1)):
         probs = softmax(logits / temperature, axis=1)
-        found = measures._claim_of_classes(probs, y)
+        found = measures._accuracy_claim(probs, y)
         expected = (probs.max(axis=1) - honest.max(axis=1)).mean()
         assert np.sign(expected) == sign
         assert found["claimed"] - found["kept"] == pytest.approx(expected, abs=1.5 / num**0.5)
@@ -158,7 +158,7 @@ def test_miscalibration_is_told_in_sign_and_size(num):
     targets = rng.normal(size=(num, 1))
     for scale, sign in ((0.5, 1), (2.0, -1)):
         kept = (np.abs(targets) <= norm.ppf(0.95) * scale).mean()
-        found = measures._claim_of_intervals({"coverage_90": kept}, num)
+        found = measures._coverage_claim({"coverage_90": kept}, num)
         expected = 0.9 - (2 * norm.cdf(norm.ppf(0.95) * scale) - 1)
         assert np.sign(expected) == sign
         assert found["claimed"] - found["kept"] == pytest.approx(expected, abs=1.5 / num**0.5)
@@ -170,7 +170,7 @@ def test_honest_predictors_are_seldom_found_guilty(num, doubt):
     rng = np.random.default_rng(0)
     probs = np.full((num, 2), [1.0 - doubt, doubt])
     p_values = [
-        measures._claim_of_classes(probs, (rng.uniform(size=num) < doubt).astype(int))["p_value"]
+        measures._accuracy_claim(probs, (rng.uniform(size=num) < doubt).astype(int))["p_value"]
         for _ in range(500)
     ]
     assert np.mean(np.array(p_values) < 0.05) < 0.06
@@ -179,10 +179,10 @@ def test_honest_predictors_are_seldom_found_guilty(num, doubt):
 
 def test_soft_labels_are_right_by_what_they_give():
     labels = np.random.default_rng(0).dirichlet(np.ones(3), 500)
-    found = measures._claim_of_classes(labels, labels)
+    found = measures._accuracy_claim(labels, labels)
     assert found["kept"] == pytest.approx(found["claimed"])
     assert found["p_value"] == pytest.approx(1.0)
-    assert measures._claim_of_classes(labels, labels.argmax(axis=1))["p_value"] < 1e-6
+    assert measures._accuracy_claim(labels, labels.argmax(axis=1))["p_value"] < 1e-6
 
 
 def test_overflow_becomes_null_without_an_interval(regressed):

@@ -60,7 +60,7 @@ def test_targets_may_differ_by_rounding(tmp_path):
         ({"y": LABELS, "probs": np.full((4, 5), 0.2)}, r"of shape \(4, 5\) on the test set"),
         (
             {"y": MEAN, "mean": MEAN, "std": STD},
-            "means and standard deviations, expected the other",
+            r"means and standard deviations, expected probabilities, as in .*a.npz",
         ),
         (
             {"y": LABELS, "probs": HALVES, "ood/noise/probs": HALVES[:2]},
@@ -68,7 +68,7 @@ def test_targets_may_differ_by_rounding(tmp_path):
         ),
         (
             {"y": LABELS, "probs": HALVES, "shifted/s/probs": HALVES, "shifted/s/y": LABELS[::-1]},
-            r"at shifted/s/y\[0\], expected 0, as another has it",
+            r"at shifted/s/y\[0\], expected 0, as in another file",
         ),
     ],
 )

@@ -33,7 +33,7 @@ def test_a_picture_for_every_predictor():
 def test_coverage_curves_quote_every_predictor():
     values = {"map": {"coverage_90": 0.5}, "other": {"coverage_90": 0.875}}
     found = sections.coverage(MEAN, STD, Y, values)
-    assert captions(found) == ["Of 90% intervals: MAP 0.5000, other 0.8750"]
+    assert captions(found) == ["Coverage of 90% intervals: MAP 0.5000, other 0.8750"]
 
 
 def test_the_epistemic_share_is_that_of_the_variances():

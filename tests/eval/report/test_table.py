@@ -105,7 +105,7 @@ def test_text_table_lines_up():
     assert nll.split() == ["NLL", "0.5000", "1.00e-06", "*"]
     assert lines[0].index("MAP") + 3 == nll.index("0.5000") + 6
     assert lines[0].index("Laplace") + 7 == nll.index("1.00e-06") + 8
-    assert lines[-1] == "1000 test examples; * is better"
+    assert lines[-1] == "1000 test examples; * is best"
 
 
 def test_a_metric_has_one_name():

@@ -65,8 +65,8 @@ def test_a_single_predictor_is_judged_alone():
     given = {"laplace": {"claimed": 0.97, "kept": 0.9, "p_value": 1e-9}}
     (sentence,) = verdict(numbers(claims=given, laplace=(0.2, 0.02)))
     assert sentence == (
-        "Laplace is over-confident by 7.0 points (p < 0.001): it claims 97.0% on average and is "
-        "right in 90.0% of the cases."
+        "Laplace is over-confident by 7.0 points (p < 0.001): its mean confidence is 97.0%, its "
+        "accuracy 90.0%."
     )
 
 
@@ -86,7 +86,7 @@ def test_confidence_is_judged_by_its_chance(claimed, kept, p_value, judgement):
 
 def test_intervals_are_judged_by_their_coverage():
     found = claim(0.9, 0.7, 1e-9, "regression")
-    assert "its 90% intervals hold 70.0% of the observations" in found.sentence
+    assert "its 90% intervals cover 70.0% of the targets" in found.sentence
     assert found.judgement == "over-confident by 20.0 points"
 
 
