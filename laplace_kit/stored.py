@@ -31,9 +31,17 @@ from laplace_kit.tune.result import Tuning
 for _cls in (
     *BUILT_IN,
     *(Layout, Slot, Move, Design, Rows, FactoredRows, LookupRows),
-    *(Selection, Node, Coverage, LeafCoverage, Prediction, Tuning),
+    *(Selection, Node, Coverage, Prediction, Tuning),
 ):
     storable(_cls.__name__)(_cls)
+
+
+def _read_leaf_coverage(parts: dict[str, Any]) -> LeafCoverage:
+    """Return it from a file; in those of version 1 the method is called a road."""
+    return LeafCoverage(**{{"road": "method"}.get(name, name): parts[name] for name in parts})
+
+
+storable("LeafCoverage", read=_read_leaf_coverage)(LeafCoverage)
 NAMES = frozenset(
     (
         *("mode", "selection", "likelihood", "structure", "log_likelihood", "gradient", "num_data"),
