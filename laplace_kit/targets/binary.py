@@ -47,7 +47,8 @@ class BinaryTargets(LabelTargets):
     def log_prob(self, y):
         y = y.astype(self.probs.dtype)  # -y of an unsigned label is no number below zero
         if self.logits is not None:
-            return y * self.logits - jax.nn.softplus(self.logits)
+            yes, no = jax.nn.log_sigmoid(self.logits), jax.nn.log_sigmoid(-self.logits)
+            return y * yes + (1 - y) * no  # no difference of large numbers
         return y * finite_log(self.probs) + (1 - y) * finite_log(1 - self.probs)
 
     def sample(self, key, num_samples):
