@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from jaxtyping import Array, Float, PyTree
 
@@ -54,7 +55,7 @@ def as_loss(loss: str | Callable[[Predictive, PyTree], float], likelihood: Likel
     if loss == "nll":
         return lambda *labelled: float(negative_log_likelihood(likelihood, *labelled))
     if loss == "crps":
-        return lambda *labelled: evaluate(likelihood, *labelled)["crps"]
+        return partial(_crps, evaluate, likelihood)
     score = {
         "ece": metrics.expected_calibration_error,
         "brier": metrics.brier_score,
@@ -65,6 +66,18 @@ def as_loss(loss: str | Callable[[Predictive, PyTree], float], likelihood: Likel
         return float(score(*as_classes(likelihood, predictive, y), weights=rows))
 
     return weighted
+
+
+def _crps(
+    evaluate: Callable, likelihood: Likelihood, predictive: Predictive, y: PyTree, weights: Any
+) -> float:
+    if not predictive.targets.is_normal:
+        raise ValueError(
+            f"Found the loss 'crps' for a {type(likelihood).__name__} likelihood, whose targets "
+            "are not normal, expected 'nll', or a function of the predictive and the targets, such "
+            "as lambda pred, y: metrics.crps_samples(pred.sample(key, 1000), y)."
+        )
+    return evaluate(likelihood, predictive, y, weights)["crps"]
 
 
 def _own_loss(

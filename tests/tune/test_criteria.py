@@ -71,3 +71,10 @@ def test_labels_that_are_missing_do_not_count():
 def test_a_loss_of_another_likelihood(objective, likelihood, expected):
     with pytest.raises(ValueError, match=expected):
         as_loss(objective, likelihood)
+
+
+def test_no_crps_of_counts():
+    outputs = Outputs(jnp.zeros((3, 1)), jnp.ones((3, 1)))
+    predictive = Predictive(lk.Poisson().targets(outputs), lk.Poisson())
+    with pytest.raises(ValueError, match="'crps' for a Poisson"):
+        as_loss("crps", lk.Poisson())(predictive, jnp.zeros((3, 1)), None)
