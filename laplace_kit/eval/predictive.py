@@ -62,7 +62,7 @@ class Prediction:
     def changed(
         self,
         method: Method | Literal["auto"] | None = None,
-        link: links.Link | None = None,
+        link: links.Link | Literal["auto"] | None = None,
         covariance: CovarianceForm | None = None,
         num_samples: int | Literal["auto"] | None = None,
     ) -> "Prediction":
