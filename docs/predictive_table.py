@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 import laplace_kit as lk
-from laplace_kit.eval.evaluate import evaluate
+from laplace_kit.eval.evaluation import evaluate
 from laplace_kit.eval.link import LINKS
 from laplace_kit.eval.recalibration import recalibrate
 

@@ -11,7 +11,7 @@ import pytest
 import laplace_kit as lk
 from laplace_kit.lazy import imported_for_type_checkers
 
-PACKAGES = (lk, lk.approx, lk.curv, lk.eval)
+PACKAGES = (lk, lk.approx, lk.curv, lk.eval, lk.targets, lk.tune)
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
@@ -35,7 +35,7 @@ def test_no_name_is_a_module_that_would_take_its_place(package):
 
 def test_names_are_there_whatever_was_imported_before():
     code = (
-        "import laplace_kit.eval.report.page, laplace_kit.curv.submatrix, laplace_kit.fit\n"
+        "import laplace_kit.eval.report.page, laplace_kit.curv.principal, laplace_kit.fitting\n"
         "import laplace_kit as lk\n"
         "from laplace_kit.eval import Report, metrics, plots\n"
         "print(callable(lk.fit), callable(lk.curv.submatrix), callable(lk.curv.linearized),\n"

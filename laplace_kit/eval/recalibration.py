@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Num, PyTree
 
 from laplace_kit import tree
 from laplace_kit.arrays import on_host
-from laplace_kit.eval.evaluate import as_classes, observed_entries
+from laplace_kit.eval.evaluation import as_classes, observed_entries
 from laplace_kit.eval.outputs import Predictive
 from laplace_kit.likelihood import Likelihood, Masked, check_targets, unmasked
 from laplace_kit.targets.base import LabelTargets, NoTargets, NumberTargets, no_distribution

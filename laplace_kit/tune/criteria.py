@@ -35,7 +35,7 @@ def as_loss(loss: str | Callable[[Predictive, PyTree], float], likelihood: Likel
         return partial(_own_loss, loss)
     # What measures predictions is loaded where it is wanted.
     from laplace_kit.eval import metrics
-    from laplace_kit.eval.evaluate import (
+    from laplace_kit.eval.evaluation import (
         as_classes,
         evaluate,
         negative_log_likelihood,

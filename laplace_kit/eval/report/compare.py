@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from laplace_kit.eval.evaluate import (
+from laplace_kit.eval.evaluation import (
     as_classes,
     class_log_probs,
     observed_entries,

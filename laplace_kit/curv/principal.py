@@ -4,7 +4,7 @@ import functools
 
 from laplace_kit import tree
 from laplace_kit.curv.linear import DampedOperator, ScaledOperator, SelfAdjointOperator, SumOperator
-from laplace_kit.curv.linearized import LinearizedOperator, linearized
+from laplace_kit.curv.linearization import LinearizedOperator, linearized
 from laplace_kit.curv.objective import restrict
 from laplace_kit.curv.operator import CurvatureOperator
 from laplace_kit.curv.split import with_features
