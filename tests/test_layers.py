@@ -115,7 +115,8 @@ def test_the_rule_sees_every_form_of_import():
     source = (
         "import laplace_kit.eval.metrics\nfrom laplace_kit import Laplace, tree\n"
         "from laplace_kit.approx import full\nfrom . import ggn\nfrom .operator import bind\n"
-        "from ..eval import link\ndef f():\n    from laplace_kit.fitting import fit\n    import jax\n"
+        "from ..eval import link\ndef f():\n    from laplace_kit.fitting import fit\n"
+        "    import jax\n"
     )
     assert imports(path, source) == {
         "laplace_kit",

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, PyTree
 from laplace_kit.curv.entries import call_with_entries
 from laplace_kit.curv.plan import Plan, make_plan
 from laplace_kit.data import Chunk
-from laplace_kit.likelihood import Likelihood, check_targets
+from laplace_kit.likelihood import Likelihood
+from laplace_kit.likelihood.base import check_targets
 from laplace_kit.memory import DEFAULT_LIMITS, Limits
 from laplace_kit.selection import Selection, Subset, select
 from laplace_kit.tree import as_pytree_function, pytree_dataclass, replace

@@ -28,7 +28,7 @@ from laplace_kit.eval.recalibration import (
     checked_targets,
     observed_targets,
 )
-from laplace_kit.likelihood import unmasked
+from laplace_kit.likelihood.masked import unmasked
 from laplace_kit.targets.base import NumberTargets, no_distribution
 from laplace_kit.targets.inversion import check_levels
 from laplace_kit.tree import pytree_dataclass

@@ -7,7 +7,8 @@ from jaxtyping import Array, Float, PyTree
 
 from laplace_kit.errors import check_option
 from laplace_kit.eval.outputs import Predictive
-from laplace_kit.likelihood import Likelihood, without_mask
+from laplace_kit.likelihood import Likelihood
+from laplace_kit.likelihood.masked import without_mask
 
 LOSSES = ("nll", "ece", "brier", "crps")
 

@@ -23,8 +23,8 @@ def read_all(paths: Sequence[str | os.PathLike]) -> StoredPredictions:
     Parameters
     ----------
     paths
-        As for `read_predictions`, at least one. If predictor names repeat, they are prefixed with the names of
-        the directories of their files.
+        As for `read_predictions`, at least one. If predictor names repeat, they are prefixed with
+        the names of the directories of their files.
 
     Raises
     ------

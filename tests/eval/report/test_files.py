@@ -152,7 +152,9 @@ def test_logits_and_probabilities_of_the_second_class_become_probabilities(tmp_p
 
 def test_soft_labels_and_several_outputs(tmp_path):
     assert same(read_predictions(save(tmp_path / "a.npz", y=HALVES, probs=HALVES)).y, HALVES)
-    assert read_predictions(save(tmp_path / "a.npz", y=MEAN, mean=MEAN[:, None], std=STD)).y.shape == (4, 1)
+    assert read_predictions(
+        save(tmp_path / "a.npz", y=MEAN, mean=MEAN[:, None], std=STD)
+    ).y.shape == (4, 1)
 
 
 def test_inputs_come_along(tmp_path):
@@ -184,7 +186,9 @@ def text(path, content, encoding="utf-8"):
 
 def test_tables(tmp_path):
     path = tmp_path / "a.csv"
-    found = read_predictions(text(path, "p_1, y,p_0\r\n0.25, 1.0,0.75\r\n\r\n1,0,0\r\n", "utf-8-sig"))
+    found = read_predictions(
+        text(path, "p_1, y,p_0\r\n0.25, 1.0,0.75\r\n\r\n1,0,0\r\n", "utf-8-sig")
+    )
     assert same(found.predictions["a"].probs, np.array([[0.75, 0.25], [0.0, 1.0]]))
     assert same(found.y, np.array([1, 0]))
     found = read_predictions(text(path, 'y,p,epistemic\n1,"0.25",0.1\n'))
