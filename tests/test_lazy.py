@@ -26,13 +26,6 @@ def test_every_name_for_type_checkers_is_what_its_module_has(package):
         assert name in dir(package)
 
 
-@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
-def test_no_name_is_a_module_that_would_take_its_place(package):
-    homes = imported_for_type_checkers(Path(package.__file__).read_text(encoding="utf-8"))
-    modules = {path.stem for path in Path(package.__file__).parent.iterdir()}
-    assert {name for name, home in homes.items() if home != package.__name__} & modules == set()
-
-
 def test_names_are_there_whatever_was_imported_before():
     code = (
         "import laplace_kit.eval.report.page, laplace_kit.curv.principal, laplace_kit.fitting\n"

@@ -9,7 +9,6 @@ import scipy.stats
 import twins
 
 from laplace_kit import likelihood as lk
-from laplace_kit.likelihood.base import check_targets
 from laplace_kit.likelihood import (
     Bernoulli,
     Categorical,
@@ -20,6 +19,7 @@ from laplace_kit.likelihood import (
     Masked,
     Poisson,
 )
+from laplace_kit.likelihood.base import check_targets
 
 F = np.asarray([[0.3, -1.2, 0.8], [2.0, 0.1, -0.7]])
 

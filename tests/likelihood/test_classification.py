@@ -10,8 +10,8 @@ import pytest
 import twins
 from scipy import special
 
-from laplace_kit.likelihood.base import check_targets
 from laplace_kit.likelihood import Bernoulli, Categorical
+from laplace_kit.likelihood.base import check_targets
 
 RNG = np.random.default_rng(0)
 F = RNG.normal(size=(2, 2, 3))  # two positions by two, three classes

@@ -8,8 +8,8 @@ import pytest
 import scipy.stats
 import twins
 
-from laplace_kit.likelihood.base import check_targets
 from laplace_kit.likelihood import Gaussian, HeteroscedasticGaussian
+from laplace_kit.likelihood.base import check_targets
 
 F = np.asarray([[0.3, -1.2, 0.8], [2.0, 0.1, -0.7]])
 NOISE = np.asarray([0.3, 1.0, 2.5])

@@ -8,8 +8,8 @@ import pytest
 import twins
 
 from laplace_kit import curv, tree
-from laplace_kit.likelihood.base import check_targets
 from laplace_kit.likelihood import Bernoulli, Categorical, FromLoss, Gaussian, Poisson
+from laplace_kit.likelihood.base import check_targets
 
 F = np.asarray([[0.3, -1.2, 0.8], [2.0, 0.1, -0.7]])
 

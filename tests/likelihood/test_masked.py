@@ -8,8 +8,6 @@ import pytest
 import twins
 
 from laplace_kit import curv
-from laplace_kit.likelihood.base import check_targets
-from laplace_kit.likelihood.masked import targets_seen, unmasked
 from laplace_kit.likelihood import (
     Bernoulli,
     Categorical,
@@ -20,6 +18,8 @@ from laplace_kit.likelihood import (
     MultivariateGaussian,
     Poisson,
 )
+from laplace_kit.likelihood.base import check_targets
+from laplace_kit.likelihood.masked import targets_seen, unmasked
 
 RNG = np.random.default_rng(0)
 F = RNG.normal(size=(2, 4))

@@ -10,8 +10,8 @@ import scipy.stats
 import twins
 
 from laplace_kit import curv
-from laplace_kit.likelihood.base import check_targets
 from laplace_kit.likelihood import Gaussian, MultivariateGaussian
+from laplace_kit.likelihood.base import check_targets
 
 RNG = np.random.default_rng(0)
 ROOT = RNG.normal(size=(4, 4))
