@@ -39,7 +39,7 @@ PACKAGES = [
 
 @functools.cache
 def exports(name: str) -> frozenset[str]:
-    """Return the names that a package's `__init__` imports as themselves, or a module's `__all__`."""
+    """Return what a package's `__init__` imports under its own name, or a module's `__all__`."""
     module = importlib.import_module(name)
     if hasattr(module, "__all__"):
         return frozenset(module.__all__)
@@ -77,6 +77,14 @@ def named(text: str) -> set[str]:
     return dotted | {f"{home}.{name}" for home, names in imports for name in names.split(", ")}
 
 
+def messages(source: str) -> set[str]:
+    """Return the strings of a source that are no docstrings."""
+    nodes = list(ast.walk(ast.parse(source)))
+    docs = {node.value for node in nodes if isinstance(node, ast.Expr)}
+    constants = {node for node in nodes if isinstance(node, ast.Constant)} - docs
+    return {node.value for node in constants if isinstance(node.value, str)}
+
+
 def directives(page: Path) -> list[tuple[str, tuple[str, ...]]]:
     """Return what an API page renders: each object, and those of its members that are selected."""
     pattern = r"^::: (\S+)\n((?:    .*\n|\n(?=    ))*)"
@@ -112,9 +120,7 @@ def test_names_in_messages_and_docstrings_of_what_is_public_are_public():
     docs += [importlib.import_module(name).__doc__ for name in PUBLIC]
     texts = {doc for doc in docs if isinstance(doc, str)}
     for path in PACKAGE.rglob("*.py"):
-        raised = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Raise))
-        constants = (n for node in raised for n in ast.walk(node) if isinstance(n, ast.Constant))
-        texts |= {node.value for node in constants if isinstance(node.value, str)}
+        texts |= messages(path.read_text(encoding="utf-8"))
     names = set().union(*map(named, texts))
     assert len(names) > 20
     assert not list(filter(None, map(why_not_public, sorted(names))))

@@ -42,7 +42,7 @@ class Objective:
         Raises
         ------
         ValueError
-            If the model refuses them; see `laplace_kit.curv.plan.make_plan`.
+            If the model refuses them.
         """
         if self.plan is not None and self.plan.suits(x):
             return self
