@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib
 import pkgutil
+import pydoc
 import re
 from collections import Counter
 from pathlib import Path
@@ -124,6 +125,13 @@ def test_names_in_messages_and_docstrings_of_what_is_public_are_public():
     names = set().union(*map(named, texts))
     assert len(names) > 20
     assert not list(filter(None, map(why_not_public, sorted(names))))
+
+
+def test_names_in_other_docstrings_exist():
+    sources = [path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")]
+    names = set().union(*(re.findall(r"`(laplace_kit\.[\w.]+)`", source) for source in sources))
+    assert len(names) > 10
+    assert not [name for name in names if pydoc.locate(name) is None]
 
 
 def test_every_export_stands_on_one_api_page_and_nothing_else_does():

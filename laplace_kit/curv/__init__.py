@@ -54,6 +54,12 @@ if TYPE_CHECKING:
     )
     from laplace_kit.curv.matrix_free.estimate import estimate_trace as estimate_trace
     from laplace_kit.curv.matrix_free.krylov import Status as Status
+    from laplace_kit.curv.matrix_free.precondition import (
+        DiagonalPreconditioner as DiagonalPreconditioner,
+    )
+    from laplace_kit.curv.matrix_free.precondition import (
+        KroneckerPreconditioner as KroneckerPreconditioner,
+    )
     from laplace_kit.curv.matrix_free.precondition import Preconditioner as Preconditioner
     from laplace_kit.curv.matrix_free.precondition import (
         diagonal_preconditioner as diagonal_preconditioner,

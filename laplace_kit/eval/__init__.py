@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from laplace_kit.eval.batches import predict_batches as predict_batches
     from laplace_kit.eval.batches import predict_over as predict_over
     from laplace_kit.eval.batches import split as split
+    from laplace_kit.eval.conformal import ConformalIntervals as ConformalIntervals
+    from laplace_kit.eval.conformal import ConformalSets as ConformalSets
     from laplace_kit.eval.conformal import conformal_intervals as conformal_intervals
     from laplace_kit.eval.conformal import conformal_sets as conformal_sets
     from laplace_kit.eval.evaluation import evaluate as evaluate
