@@ -11,8 +11,8 @@ import numpy as np
 import laplace_kit as lk
 from benchmarks.timing import Job, Timing, machine, measure, table
 from benchmarks.workloads import loss, mlp
+from laplace_kit.curv import linearized
 from laplace_kit.curv.linear import SelfAdjointOperator
-from laplace_kit.curv.linearized import linearized
 from laplace_kit.curv.matrix_free.lanczos import tridiagonalize
 
 

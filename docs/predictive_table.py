@@ -11,9 +11,8 @@ import jax
 import numpy as np
 
 import laplace_kit as lk
-from laplace_kit.eval.evaluate import evaluate
+from laplace_kit.eval import evaluate, recalibrate
 from laplace_kit.eval.link import LINKS
-from laplace_kit.eval.recalibration import recalibrate
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "predictives.md"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import laplace_kit as lk
-from laplace_kit.eval.evaluate import evaluate
+from laplace_kit.eval import evaluate
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "tuning.md"

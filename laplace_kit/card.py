@@ -14,7 +14,8 @@ from laplace_kit.approx.prior import Prior
 from laplace_kit.approx.update import Expansion
 from laplace_kit.curv.capture.coverage import Coverage
 from laplace_kit.curv.trained_model import TrainedModel
-from laplace_kit.likelihood import Likelihood, without_mask
+from laplace_kit.likelihood import Likelihood
+from laplace_kit.likelihood.masked import without_mask
 from laplace_kit.record import Record
 from laplace_kit.selection import Selection
 from laplace_kit.tune.result import Tuning

@@ -23,6 +23,8 @@ from laplace_kit.tree import pytree_dataclass, replace
 from laplace_kit.weights import as_weights, check_some_count
 from laplace_kit.xla_cpu import adapted
 
+__all__ = ["Data", "DataLike", "InMemory", "Stream", "as_data"]
+
 # Kept with a posterior, for what is judged on training data after the fit.
 NUM_EXAMPLES = 256
 
@@ -114,7 +116,7 @@ def as_data(data: Any, *, progress: bool = False, once: bool = False) -> Data:
         If `data` is not iterable, or cannot be iterated again, or weights are no array.
     ValueError
         If it is empty, or the leading axes differ, or weights are not as
-        `laplace_kit.weights.as_weights` takes them, or all zero.
+        `laplace_kit.fit` takes them, or all zero.
     """
     if isinstance(data, InMemory | Stream):
         return data

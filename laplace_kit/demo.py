@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from laplace_kit.eval.report import Report
 from laplace_kit.eval.report.checks import usable_directory
-from laplace_kit.fit import fit
+from laplace_kit.fitting import fit
 from laplace_kit.laplace import Laplace
 
 NUM_CLASSES = 3

@@ -150,7 +150,7 @@ class Laplace:
         Parameters
         ----------
         method, link, covariance, num_samples
-            As in `laplace_kit.eval.predictive.predict`; `None` keeps what is set. `"auto"` returns
+            As in `laplace_kit.eval.predict`; `None` keeps what is set. `"auto"` returns
             to what `fit` sets: linearised; a link that `tune` may choose, `"probit"` until it has;
             the covariance that fits the memory; the method's own number of samples.
         """
@@ -158,7 +158,7 @@ class Laplace:
         return tree.replace(self, prediction=changed)
 
     def update(self, data: Any, *, key: PRNGKeyArray | None = None) -> "Laplace":
-        """Return the posterior of the old data and new ones; see `laplace_kit.continual`.
+        """Return the posterior of the old data and new ones; see `laplace_kit.approx.updated`.
 
         Parameters
         ----------
@@ -292,7 +292,7 @@ class Laplace:
         joint: bool = False,
         batch_size: int | None = None,
     ) -> Predictive:
-        """Return the predictive distribution at inputs; see `laplace_kit.eval.predictive.predict`.
+        """Return the predictive distribution at inputs; see `laplace_kit.eval.predict`.
 
         Parameters
         ----------
@@ -338,7 +338,7 @@ class Laplace:
         Parameters
         ----------
         key, num_samples, method
-            As in `laplace_kit.eval.functions.sample_functions`: `samples(x)` is `(K, N, *event)`,
+            As in `laplace_kit.eval.sample_functions`: `samples(x)` is `(K, N, *event)`,
             `samples[k]` one function, differentiable in `x`.
         """
         of = self.objective, self.posterior

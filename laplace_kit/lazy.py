@@ -13,8 +13,7 @@ def on_first_use(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
     """Return `__getattr__` and `__dir__` for a package that imports names only for type checkers.
 
     They serve the package's modules, and the names that it imports under `if TYPE_CHECKING:`, which
-    is parsed on first use. A name that a module shares must be imported eagerly, as the module
-    would take its place.
+    is parsed on first use. No name may be that of a module, which would take its place.
 
     Parameters
     ----------

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+__all__ = ["ModelAndParams", "batched", "from_equinox", "from_linen", "from_nnx", "with_offset"]
+
 ModelAndParams = tuple[jax.tree_util.Partial, PyTree]
 
 # How to turn a module into a function, by the package and the name of a class it inherits from.

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from laplace_kit.curv.mode import labelled
 from laplace_kit.curv.objective import Objective
-from laplace_kit.eval import evaluate as evaluation
+from laplace_kit.eval import evaluation
 from laplace_kit.eval.outputs import Predictive
 from laplace_kit.eval.report import PosteriorCard, Report
 from laplace_kit.eval.report.checks import check_mapping

@@ -19,7 +19,9 @@ from laplace_kit.curv.design import Design
 from laplace_kit.curv.trained_model import TrainedModel
 from laplace_kit.eval.link import LinkFunction
 from laplace_kit.eval.predictive import Prediction
-from laplace_kit.likelihood import BUILT_IN, Likelihood, without_mask
+from laplace_kit.likelihood import Likelihood
+from laplace_kit.likelihood.masked import without_mask
+from laplace_kit.likelihood.names import BUILT_IN
 from laplace_kit.portable import Node, check_like, from_portable, to_portable
 from laplace_kit.record import Record
 from laplace_kit.selection import Selection

@@ -20,7 +20,7 @@ from laplace_kit.approx.spec import StructureSpec
 from laplace_kit.curv.objective import Objective, chunk_loss
 from laplace_kit.data import Chunk, Data, InMemory, as_data, chunks, whole
 from laplace_kit.errors import check_option
-from laplace_kit.fit import fit
+from laplace_kit.fitting import fit
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Gaussian, Likelihood, MultivariateGaussian, as_likelihood
 from laplace_kit.portable import to_portable

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from laplace_kit.approx.subset import layers as layers
     from laplace_kit.approx.update import Expansion as Expansion
     from laplace_kit.approx.update import Update as Update
+    from laplace_kit.approx.update import sum_of_curvatures as sum_of_curvatures
     from laplace_kit.approx.update import updated as updated
 
 __getattr__, __dir__ = on_first_use(__name__)

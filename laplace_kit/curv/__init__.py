@@ -2,13 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from laplace_kit.curv.linearized import linearized as linearized
-from laplace_kit.curv.submatrix import submatrix as submatrix
 from laplace_kit.lazy import on_first_use
 
 if TYPE_CHECKING:
     from laplace_kit.curv import plots as plots
     from laplace_kit.curv.capture.coverage import Coverage as Coverage
+    from laplace_kit.curv.capture.coverage import LeafCoverage as LeafCoverage
     from laplace_kit.curv.capture.coverage import coverage as coverage
     from laplace_kit.curv.design import Design as Design
     from laplace_kit.curv.design import design_matrix as design_matrix
@@ -46,7 +45,8 @@ if TYPE_CHECKING:
     from laplace_kit.curv.linear import ScaledOperator as ScaledOperator
     from laplace_kit.curv.linear import SelfAdjointOperator as SelfAdjointOperator
     from laplace_kit.curv.linear import SumOperator as SumOperator
-    from laplace_kit.curv.linearized import LinearizedOperator as LinearizedOperator
+    from laplace_kit.curv.linearization import LinearizedOperator as LinearizedOperator
+    from laplace_kit.curv.linearization import linearized as linearized
     from laplace_kit.curv.matrix_free.eigen import eigenpairs as eigenpairs
     from laplace_kit.curv.matrix_free.estimate import estimate_diagonal as estimate_diagonal
     from laplace_kit.curv.matrix_free.estimate import (
@@ -54,6 +54,12 @@ if TYPE_CHECKING:
     )
     from laplace_kit.curv.matrix_free.estimate import estimate_trace as estimate_trace
     from laplace_kit.curv.matrix_free.krylov import Status as Status
+    from laplace_kit.curv.matrix_free.precondition import (
+        DiagonalPreconditioner as DiagonalPreconditioner,
+    )
+    from laplace_kit.curv.matrix_free.precondition import (
+        KroneckerPreconditioner as KroneckerPreconditioner,
+    )
     from laplace_kit.curv.matrix_free.precondition import Preconditioner as Preconditioner
     from laplace_kit.curv.matrix_free.precondition import (
         diagonal_preconditioner as diagonal_preconditioner,
@@ -70,6 +76,7 @@ if TYPE_CHECKING:
     from laplace_kit.curv.matrix_free.solve import NotConvergedWarning as NotConvergedWarning
     from laplace_kit.curv.matrix_free.solve import Solution as Solution
     from laplace_kit.curv.matrix_free.solve import solve as solve
+    from laplace_kit.curv.objective import Objective as Objective
     from laplace_kit.curv.operator import CurvatureOperator as CurvatureOperator
     from laplace_kit.curv.partition import BlockDiagonalOperator as BlockDiagonalOperator
     from laplace_kit.curv.partition import block_diagonal as block_diagonal
@@ -77,6 +84,7 @@ if TYPE_CHECKING:
         per_example_gradient_norms as per_example_gradient_norms,
     )
     from laplace_kit.curv.per_example import per_example_gradients as per_example_gradients
+    from laplace_kit.curv.principal import submatrix as submatrix
     from laplace_kit.curv.spec import CurvatureSpec as CurvatureSpec
     from laplace_kit.curv.statistics import LayerStatistics as LayerStatistics
     from laplace_kit.curv.statistics import layer_statistics as layer_statistics

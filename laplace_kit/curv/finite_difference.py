@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num, PyTree
 
 from laplace_kit import tree
-from laplace_kit.curv.linearized import linearized
+from laplace_kit.curv.linearization import linearized
 from laplace_kit.curv.objective import chunk_loss
 from laplace_kit.curv.operator import STATIC, CurvatureOperator, by_unit_vectors
 from laplace_kit.curv.vector import read_vectors

@@ -128,7 +128,7 @@ class GaussNewtonOperator(CurvatureOperator):
         fn_of_width
             Maps the number of directions at a time to the hashable function that `sum_over` sums.
         work
-            Its memory for one block; see `laplace_kit.curv.capture.cost.rows_cost`.
+            Its memory for one block, as `rows_cost` takes it.
         args
             Further arrays.
         sum_bytes

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, PyTree
 from laplace_kit.curv.entries import call_with_entries
 from laplace_kit.curv.plan import Plan, make_plan
 from laplace_kit.data import Chunk
-from laplace_kit.likelihood import Likelihood, check_targets
+from laplace_kit.likelihood import Likelihood
+from laplace_kit.likelihood.base import check_targets
 from laplace_kit.memory import DEFAULT_LIMITS, Limits
 from laplace_kit.selection import Selection, Subset, select
 from laplace_kit.tree import as_pytree_function, pytree_dataclass, replace
@@ -41,7 +42,7 @@ class Objective:
         Raises
         ------
         ValueError
-            If the model refuses them; see `laplace_kit.curv.plan.make_plan`.
+            If the model refuses them.
         """
         if self.plan is not None and self.plan.suits(x):
             return self

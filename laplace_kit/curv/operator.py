@@ -18,7 +18,8 @@ from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.curv.plan import Plan
 from laplace_kit.curv.vector import read_vectors
 from laplace_kit.data import Chunk, Data, DataLike, InMemory, as_data, batch_spec, sum_over
-from laplace_kit.likelihood import LikelihoodLike, as_likelihood, check_targets
+from laplace_kit.likelihood import LikelihoodLike, as_likelihood
+from laplace_kit.likelihood.base import check_targets
 from laplace_kit.memory import Limits, evenly
 from laplace_kit.tree import as_pytree_function
 

@@ -20,7 +20,7 @@ from laplace_kit.curv.linear import (
     WrappedOperator,
 )
 from laplace_kit.curv.operator import CurvatureOperator
-from laplace_kit.curv.submatrix import submatrix
+from laplace_kit.curv.principal import submatrix
 from laplace_kit.curv.vector import read_vectors
 from laplace_kit.errors import check_option
 from laplace_kit.selection import Named, Subset, select

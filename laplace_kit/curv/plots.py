@@ -14,6 +14,8 @@ from laplace_kit.curv.landscape import Landscape
 if TYPE_CHECKING:
     import matplotlib.axes
 
+__all__ = ["eigenvalue_bars", "loss_curve", "loss_surface", "spectral_density"]
+
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#767676"
 
 _NUM_LEVELS = 15

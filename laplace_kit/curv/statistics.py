@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from laplace_kit.curv.linear import SelfAdjointOperator
-from laplace_kit.curv.linearized import linearized
+from laplace_kit.curv.linearization import linearized
 from laplace_kit.curv.matrix_free.host import on_host, product
 from laplace_kit.curv.matrix_free.tridiagonal import lanczos, ritz_pairs
 from laplace_kit.curv.partition import Groups, block_diagonal

@@ -101,7 +101,7 @@ def _check_batches(batches: Iterable[Any]) -> None:
     if isinstance(batches, tuple | Mapping) or hasattr(batches, "shape"):
         raise TypeError(
             f"Found inputs in memory ({type(batches).__name__}), expected an iterable of batches; "
-            "pass them to predict, or cut them by laplace_kit.eval.batches.split(x, batch_size)."
+            "pass them to predict, or cut them by laplace_kit.eval.split(x, batch_size)."
         )
 
 

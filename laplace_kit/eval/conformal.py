@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
 
 from laplace_kit.errors import check_option
-from laplace_kit.eval.evaluate import observed_entries
+from laplace_kit.eval.evaluation import observed_entries
 from laplace_kit.eval.outputs import Predictive
 from laplace_kit.eval.prediction_sets import class_probabilities, probability_after
 from laplace_kit.eval.recalibration import (
@@ -28,7 +28,7 @@ from laplace_kit.eval.recalibration import (
     checked_targets,
     observed_targets,
 )
-from laplace_kit.likelihood import unmasked
+from laplace_kit.likelihood.masked import unmasked
 from laplace_kit.targets.base import NumberTargets, no_distribution
 from laplace_kit.targets.inversion import check_levels
 from laplace_kit.tree import pytree_dataclass

@@ -8,7 +8,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Num, PRNGKeyArray
 from laplace_kit import tree
 from laplace_kit.eval import link as links
 from laplace_kit.eval.prediction_sets import class_probabilities, most_probable
-from laplace_kit.likelihood import Likelihood, without_mask
+from laplace_kit.likelihood import Likelihood
+from laplace_kit.likelihood.masked import without_mask
 from laplace_kit.targets.base import LabelTargets, NumberTargets, Targets
 from laplace_kit.targets.binary import BinaryTargets
 from laplace_kit.targets.classes import ClassTargets
@@ -201,7 +202,7 @@ def from_gaussian(
     likelihood, f_mean, f_var, f_cov
         The likelihood, with or without a mask, and the moments of its outputs.
     link, key, num_samples
-        How class probabilities follow from Gaussian logits; see `laplace_kit.eval.link`.
+        How class probabilities follow from Gaussian logits; see `predict`.
     """
     likelihood = without_mask(likelihood)
     targets = likelihood.targets(Outputs(f_mean, f_var, f_cov))

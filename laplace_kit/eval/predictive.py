@@ -110,8 +110,8 @@ def predict(
         `(mean, covariance) -> probabilities`. For several classes it takes the mean `(N, C)` and
         the covariances `(N, C, C)`, or the variances `(N, C)` where `f_cov` is not held; for binary
         outputs mean and variance of one shape. It is compiled: define it once, as another function
-        is another program. See `laplace_kit.eval.link`. Only for the linearised predictive: the
-        sampled one averages probabilities.
+        is another program. See `laplace_kit.eval.class_probabilities`. Only for the linearised
+        predictive: the sampled one averages probabilities.
     covariance
         `"full"` output covariances, `"diagonal"` variances only, or `"auto"`: full where `f_cov`
         fits a share of the memory limit.

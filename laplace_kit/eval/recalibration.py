@@ -13,9 +13,11 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Num, PyTree
 
 from laplace_kit import tree
 from laplace_kit.arrays import on_host
-from laplace_kit.eval.evaluate import as_classes, observed_entries
+from laplace_kit.eval.evaluation import as_classes, observed_entries
 from laplace_kit.eval.outputs import Predictive
-from laplace_kit.likelihood import Likelihood, Masked, check_targets, unmasked
+from laplace_kit.likelihood import Likelihood, Masked
+from laplace_kit.likelihood.base import check_targets
+from laplace_kit.likelihood.masked import unmasked
 from laplace_kit.targets.base import LabelTargets, NoTargets, NumberTargets, no_distribution
 from laplace_kit.tree import pytree_dataclass
 

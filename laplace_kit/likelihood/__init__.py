@@ -2,7 +2,6 @@
 
 from laplace_kit.likelihood.base import Factorized as Factorized
 from laplace_kit.likelihood.base import Likelihood as Likelihood
-from laplace_kit.likelihood.base import check_targets as check_targets
 from laplace_kit.likelihood.classification import Bernoulli as Bernoulli
 from laplace_kit.likelihood.classification import Categorical as Categorical
 from laplace_kit.likelihood.counts import Poisson as Poisson
@@ -10,11 +9,7 @@ from laplace_kit.likelihood.gaussian import Gaussian as Gaussian
 from laplace_kit.likelihood.gaussian import HeteroscedasticGaussian as HeteroscedasticGaussian
 from laplace_kit.likelihood.loss import FromLoss as FromLoss
 from laplace_kit.likelihood.masked import Masked as Masked
-from laplace_kit.likelihood.masked import targets_seen as targets_seen
-from laplace_kit.likelihood.masked import unmasked as unmasked
-from laplace_kit.likelihood.masked import without_mask as without_mask
 from laplace_kit.likelihood.multivariate import MultivariateGaussian as MultivariateGaussian
-from laplace_kit.likelihood.names import BUILT_IN as BUILT_IN
 from laplace_kit.likelihood.names import LikelihoodLike as LikelihoodLike
 from laplace_kit.likelihood.names import as_likelihood as as_likelihood
 from laplace_kit.likelihood.negative_binomial import NegativeBinomial as NegativeBinomial

@@ -75,7 +75,7 @@ def binary(outputs: Outputs) -> BinaryTargets:
     Parameters
     ----------
     outputs
-        The distribution of the logits. `laplace_kit.eval.link` has other approximations.
+        The distribution of the logits. `laplace_kit.eval.bernoulli_probabilities` has others.
     """
     if outputs.draws is None:
         logits, drawn = probit_logits(outputs), None

@@ -8,7 +8,8 @@ from laplace_kit.approx.noise import GAUSSIANS, unmasked_gaussian
 from laplace_kit.curv.mode import labelled
 from laplace_kit.errors import check_option, warn
 from laplace_kit.eval.link import Link
-from laplace_kit.likelihood import Gaussian, Likelihood, without_mask
+from laplace_kit.likelihood import Gaussian, Likelihood
+from laplace_kit.likelihood.masked import without_mask
 from laplace_kit.tune.criteria import Loss
 from laplace_kit.tune.folds import cross_validated
 from laplace_kit.tune.marginal import evidence

@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, PyTree
 
 from laplace_kit.errors import check_option
 from laplace_kit.eval.outputs import Predictive
-from laplace_kit.likelihood import Likelihood, without_mask
+from laplace_kit.likelihood import Likelihood
+from laplace_kit.likelihood.masked import without_mask
 
 LOSSES = ("nll", "ece", "brier", "crps")
 
@@ -36,7 +37,7 @@ def as_loss(loss: str | Callable[[Predictive, PyTree], float], likelihood: Likel
         return partial(_own_loss, loss)
     # What measures predictions is loaded where it is wanted.
     from laplace_kit.eval import metrics
-    from laplace_kit.eval.evaluate import (
+    from laplace_kit.eval.evaluation import (
         as_classes,
         evaluate,
         negative_log_likelihood,

@@ -13,7 +13,7 @@ from laplace_kit.curv.finite_difference import (
     finite_difference_hvp_with_error,
 )
 from laplace_kit.curv.hessian import hvp
-from laplace_kit.curv.linearized import linearized
+from laplace_kit.curv.linearization import linearized
 
 difference = jax.jit(finite_difference_hvp, static_argnums=0)
 with_error = jax.jit(finite_difference_hvp_with_error, static_argnums=0)

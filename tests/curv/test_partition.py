@@ -9,9 +9,9 @@ from exact import as_users_call
 
 from laplace_kit import curv, tree
 from laplace_kit.curv.linear import SelfAdjointOperator
-from laplace_kit.curv.linearized import linearized
+from laplace_kit.curv.linearization import linearized
 from laplace_kit.curv.partition import BlockDiagonalOperator, block_diagonal
-from laplace_kit.curv.submatrix import submatrix
+from laplace_kit.curv.principal import submatrix
 
 # The small network's leaves in flat order, and their layers.
 LEAVES = {"hidden/0/bias": 4, "hidden/0/kernel": 12, "out/bias": 3, "out/kernel": 12}

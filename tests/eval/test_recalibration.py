@@ -8,7 +8,7 @@ import twins
 from scipy import optimize, special, stats
 
 from laplace_kit import tree
-from laplace_kit.eval.evaluate import negative_log_likelihood
+from laplace_kit.eval.evaluation import negative_log_likelihood
 from laplace_kit.eval.outputs import Predictive, from_gaussian, with_joint_covariance
 from laplace_kit.eval.recalibration import StdScaling, TemperatureScaling, recalibrate
 from laplace_kit.likelihood import (

@@ -19,6 +19,7 @@ from laplace_kit.likelihood import (
     Masked,
     Poisson,
 )
+from laplace_kit.likelihood.base import check_targets
 
 F = np.asarray([[0.3, -1.2, 0.8], [2.0, 0.1, -0.7]])
 
@@ -171,7 +172,7 @@ def test_entries_of_independent_targets(likelihood, event, y):
 def test_shapes_that_do_not_go_together_are_named(name, outputs, targets, dtype, words):
     f, y = jax.ShapeDtypeStruct(outputs, jnp.float32), jax.ShapeDtypeStruct(targets, dtype)
     with pytest.raises(ValueError, match="found") as error:
-        lk.check_targets(lk.as_likelihood(name), f, y)
+        check_targets(lk.as_likelihood(name), f, y)
     message = str(error.value)
     assert message.startswith(type(lk.as_likelihood(name)).__name__)
     assert "expected" in message
@@ -190,16 +191,16 @@ def test_shapes_that_do_not_go_together_are_named(name, outputs, targets, dtype,
 )
 def test_shapes_that_go_together_pass(name, outputs, targets, dtype):
     f, y = jax.ShapeDtypeStruct(outputs, jnp.float32), jax.ShapeDtypeStruct(targets, dtype)
-    lk.check_targets(lk.as_likelihood(name), f, y)
+    check_targets(lk.as_likelihood(name), f, y)
 
 
 def test_outputs_and_targets_must_be_arrays():
     f = jax.ShapeDtypeStruct((5, 2), jnp.float32)
     with pytest.raises(ValueError, match="expected one array with a leading axis"):
-        lk.check_targets(Gaussian(), (f, f), f)
+        check_targets(Gaussian(), (f, f), f)
     for name in ("gaussian", "heteroscedastic_gaussian", "categorical", "bernoulli", "poisson"):
         with pytest.raises(ValueError, match=r"targets of type tuple.*\(y, mask\).*lk\.FromLoss"):
-            lk.check_targets(lk.as_likelihood(name), f, (f, f))
+            check_targets(lk.as_likelihood(name), f, (f, f))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 import twins
 from scipy import special
 
-from laplace_kit import likelihood as lk
 from laplace_kit.likelihood import Bernoulli, Categorical
+from laplace_kit.likelihood.base import check_targets
 
 RNG = np.random.default_rng(0)
 F = RNG.normal(size=(2, 2, 3))  # two positions by two, three classes
@@ -100,9 +100,9 @@ def test_smoothing_is_a_share(smoothing):
 
 def test_ignored_label_must_be_one_that_labels_can_have():
     f, y = jax.ShapeDtypeStruct((5, 3), jnp.float32), jax.ShapeDtypeStruct((5,), jnp.uint8)
-    lk.check_targets(Categorical(ignore_index=255), f, y)
+    check_targets(Categorical(ignore_index=255), f, y)
     with pytest.raises(ValueError, match=r"dtype uint8, which cannot hold ignore_index=-100"):
-        lk.check_targets(Categorical(ignore_index=-100), f, y)
+        check_targets(Categorical(ignore_index=-100), f, y)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_class_weights_are_one_number_for_each_class(weights, words):
 def test_class_weights_are_as_many_as_classes():
     f, y = jax.ShapeDtypeStruct((5, 4), jnp.float32), jax.ShapeDtypeStruct((5,), jnp.int32)
     with pytest.raises(ValueError, match=r"3 class weights for outputs \(5, 4\).*of the 4 classes"):
-        lk.check_targets(Categorical(CLASS_WEIGHTS), f, y)
+        check_targets(Categorical(CLASS_WEIGHTS), f, y)
 
 
 # --- Bernoulli ------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ import pytest
 import scipy.stats
 import twins
 
-from laplace_kit import likelihood as lk
 from laplace_kit.likelihood import Gaussian, HeteroscedasticGaussian
+from laplace_kit.likelihood.base import check_targets
 
 F = np.asarray([[0.3, -1.2, 0.8], [2.0, 0.1, -0.7]])
 NOISE = np.asarray([0.3, 1.0, 2.5])
@@ -77,7 +77,7 @@ def test_noise_may_be_any_positive_scalar(noise_std):
 def test_noise_must_broadcast_to_the_outputs(noise, outputs):
     f = jax.ShapeDtypeStruct(outputs, jnp.float32)
     with pytest.raises(ValueError, match=r"Gaussian: found noise_std of shape .*one example") as e:
-        lk.check_targets(Gaussian(np.ones(noise)), f, f)
+        check_targets(Gaussian(np.ones(noise)), f, f)
     assert str(noise) in str(e.value)
     assert str(outputs[1:]) in str(e.value)
 
@@ -88,7 +88,7 @@ def test_noise_must_broadcast_to_the_outputs(noise, outputs):
 )
 def test_noise_that_broadcasts_passes(noise, outputs):
     f = jax.ShapeDtypeStruct(outputs, jnp.float32)
-    lk.check_targets(Gaussian(np.ones(noise)), f, f)
+    check_targets(Gaussian(np.ones(noise)), f, f)
     losses = Gaussian(np.ones(noise)).entry_losses(jnp.zeros(outputs[1:]), jnp.zeros(outputs[1:]))
     assert losses.shape == outputs[1:]
 

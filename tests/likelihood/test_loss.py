@@ -8,8 +8,8 @@ import pytest
 import twins
 
 from laplace_kit import curv, tree
-from laplace_kit import likelihood as lk
 from laplace_kit.likelihood import Bernoulli, Categorical, FromLoss, Gaussian, Poisson
+from laplace_kit.likelihood.base import check_targets
 
 F = np.asarray([[0.3, -1.2, 0.8], [2.0, 0.1, -0.7]])
 
@@ -86,11 +86,11 @@ def test_samples_with_its_sampler():
 def test_targets_of_several_arrays():
     f = jax.ShapeDtypeStruct((5, 2), jnp.float32)
     likelihood = FromLoss(twins.log_cosh_loss)
-    lk.check_targets(likelihood, f, {"y": f, "weight": f})
+    check_targets(likelihood, f, {"y": f, "weight": f})
     four = jax.ShapeDtypeStruct((4,), jnp.float32)
     for targets in (four, {"y": f, "weight": four}):
         with pytest.raises(ValueError, match="expected 5 targets"):
-            lk.check_targets(likelihood, f, targets)
+            check_targets(likelihood, f, targets)
 
 
 # --- derivatives of the user's own ----------------------------------------------------------------

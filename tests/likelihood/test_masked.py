@@ -8,7 +8,6 @@ import pytest
 import twins
 
 from laplace_kit import curv
-from laplace_kit import likelihood as lk
 from laplace_kit.likelihood import (
     Bernoulli,
     Categorical,
@@ -19,6 +18,8 @@ from laplace_kit.likelihood import (
     MultivariateGaussian,
     Poisson,
 )
+from laplace_kit.likelihood.base import check_targets
+from laplace_kit.likelihood.masked import targets_seen, unmasked
 
 RNG = np.random.default_rng(0)
 F = RNG.normal(size=(2, 4))
@@ -99,9 +100,9 @@ def test_missing_entries_may_be_anything(x64):
 
 def test_targets_that_are_seen_have_zeros_where_some_are_missing():
     f, y = jnp.ones(3), jnp.asarray([2.0, jnp.nan, jnp.inf])
-    seen = lk.targets_seen(Masked(Gaussian()), f, (y, jnp.asarray([1, 0, 0])))
+    seen = targets_seen(Masked(Gaussian()), f, (y, jnp.asarray([1, 0, 0])))
     np.testing.assert_array_equal(seen, [2.0, 0.0, 0.0])
-    assert lk.targets_seen(Gaussian(), f, y) is y
+    assert targets_seen(Gaussian(), f, y) is y
 
 
 def test_mask_and_ignored_labels_together(x64):
@@ -187,8 +188,8 @@ def spec(*shape, dtype="float32"):
     ],
 )
 def test_masks_that_go_with_the_targets(likelihood, f, y, mask):
-    lk.check_targets(Masked(likelihood), spec(*f), (y, spec(*mask)))
-    lk.check_targets(Masked(likelihood), spec(*f), [y, spec(*mask, dtype="bool")])
+    check_targets(Masked(likelihood), spec(*f), (y, spec(*mask)))
+    check_targets(Masked(likelihood), spec(*f), [y, spec(*mask, dtype="bool")])
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_masks_that_go_with_the_targets(likelihood, f, y, mask):
 )
 def test_masks_that_do_not(targets, message):
     with pytest.raises(ValueError, match=message):
-        lk.check_targets(Masked(Gaussian()), spec(5, 2), targets)
+        check_targets(Masked(Gaussian()), spec(5, 2), targets)
 
 
 def test_values_outside_the_support_count_where_they_were_observed():
@@ -218,5 +219,5 @@ def test_values_outside_the_support_count_where_they_were_observed():
 
 def test_unmasked_is_the_likelihood_under_the_mask():
     inner, y = Gaussian(), jnp.zeros(3)
-    assert lk.unmasked(Masked(inner), (y, y)) == (inner, y)
-    assert lk.unmasked(inner, y) == (inner, y)
+    assert unmasked(Masked(inner), (y, y)) == (inner, y)
+    assert unmasked(inner, y) == (inner, y)

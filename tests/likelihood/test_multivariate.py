@@ -10,8 +10,8 @@ import scipy.stats
 import twins
 
 from laplace_kit import curv
-from laplace_kit import likelihood as lk
 from laplace_kit.likelihood import Gaussian, MultivariateGaussian
+from laplace_kit.likelihood.base import check_targets
 
 RNG = np.random.default_rng(0)
 ROOT = RNG.normal(size=(4, 4))
@@ -135,11 +135,11 @@ def test_sizes_must_go_together():
     likelihood = MultivariateGaussian(np.eye(2))
     message = r"covariance of shape \(2, 2\) for outputs \(5, 3\), expected \(3, 3\)"
     with pytest.raises(ValueError, match=message):
-        lk.check_targets(likelihood, f, f)
+        check_targets(likelihood, f, f)
     with pytest.raises(ValueError, match="expected the same shape"):
-        lk.check_targets(likelihood, f, jax.ShapeDtypeStruct((5, 2), jnp.float32))
+        check_targets(likelihood, f, jax.ShapeDtypeStruct((5, 2), jnp.float32))
     four = jax.ShapeDtypeStruct((5, 2, 2), jnp.float32)
-    lk.check_targets(MultivariateGaussian(np.eye(4)), four, four)
+    check_targets(MultivariateGaussian(np.eye(4)), four, four)
 
 
 def test_targets_must_be_finite():

@@ -8,7 +8,8 @@ import pytest
 from jax.scipy.special import gammaln
 from scipy import stats
 
-from laplace_kit.likelihood import NegativeBinomial, as_likelihood, check_targets
+from laplace_kit.likelihood import NegativeBinomial, as_likelihood
+from laplace_kit.likelihood.base import check_targets
 
 F = np.asarray([[-1.0, 0.3, 2.0], [4.0, 0.0, -3.0]])
 Y = np.asarray([[0, 1, 12], [90, 7, 0]])

@@ -8,7 +8,8 @@ import pytest
 from scipy import special
 
 import laplace_kit as lk
-from laplace_kit.likelihood import Ordinal, as_likelihood, check_targets
+from laplace_kit.likelihood import Ordinal, as_likelihood
+from laplace_kit.likelihood.base import check_targets
 
 CUTPOINTS = np.asarray([-1.0, 0.2, 2.5])
 F = np.asarray([[0.3, -1.2, 0.8], [2.0, 0.1, -0.7]])

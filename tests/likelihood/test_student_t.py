@@ -8,7 +8,8 @@ import pytest
 from scipy import integrate, stats
 
 import laplace_kit as lk
-from laplace_kit.likelihood import StudentT, as_likelihood, check_targets
+from laplace_kit.likelihood import StudentT, as_likelihood
+from laplace_kit.likelihood.base import check_targets
 
 F = np.asarray([[0.3, -1.2, 0.8], [2.0, 0.1, -0.7]])
 Y = np.asarray([[0.5, 9.0, 0.8], [-40.0, 0.0, -0.6]])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from laplace_kit.eval.evaluate import evaluate
+from laplace_kit.eval.evaluation import evaluate
 from laplace_kit.eval.link import LINKS
 from laplace_kit.eval.outputs import Predictive, from_gaussian, from_samples
 from laplace_kit.likelihood import Bernoulli, Categorical, Poisson

@@ -22,7 +22,7 @@ from benchmarks.peers.protocol import (
 )
 from laplace_kit import tree
 from laplace_kit.approx.kronecker import fit_kronecker
-from laplace_kit.curv.linearized import linearized
+from laplace_kit.curv import linearized
 from laplace_kit.curv.matrix_free.lanczos import tridiagonalize
 
 STRUCTURES = ("full", "diagonal", "kron", "ekfac", "low_rank")

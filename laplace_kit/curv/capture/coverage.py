@@ -22,9 +22,9 @@ METHODS = {
 class LeafCoverage:
     """How layer capture treats one parameter.
 
-    `kind` is how it enters the model, one of `laplace_kit.curv.capture.layers.KINDS`; `method` is
-    how its Jacobian rows are computed, one of `METHODS`; `partner` is the path of the weight that a
-    bias shares a layer with, or `None`.
+    `kind` is how it enters the model, such as `"dense"` or `"bias"`; `method` is how its Jacobian
+    rows are computed: `"factors"`, `"lookup"` or `"exact rows"`; `partner` is the path of the
+    weight that a bias shares a layer with, or `None`.
     """
 
     path: str

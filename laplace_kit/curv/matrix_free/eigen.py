@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from laplace_kit.curv.linear import SelfAdjointOperator
-from laplace_kit.curv.linearized import linearized
+from laplace_kit.curv.linearization import linearized
 from laplace_kit.curv.matrix_free.ritz import (
     Eigenpairs,
     check_rank,

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import tree
 from laplace_kit.curv.linear import DampedOperator, SelfAdjointOperator
-from laplace_kit.curv.linearized import linearized
+from laplace_kit.curv.linearization import linearized
 from laplace_kit.curv.matrix_free.probing import Estimate, Integrand, over_probes
 from laplace_kit.curv.matrix_free.tridiagonal import lanczos, ritz_pairs
 from laplace_kit.tree import pytree_dataclass

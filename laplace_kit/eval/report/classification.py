@@ -78,7 +78,7 @@ def classification_report(
         page.as_card(card),
     )
     write_predictions = partial(
-        files.write, predictions=predictions, y=y, shifted_labels=shifts or None
+        files.write_predictions, predictions=predictions, y=y, shifted_labels=shifts or None
     )
     return page.write(directory, numbers, content, write_predictions)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from laplace_kit.eval.evaluate import (
+from laplace_kit.eval.evaluation import (
     as_classes,
     class_log_probs,
     observed_entries,
@@ -22,7 +22,8 @@ from laplace_kit.eval.report.classification import classification_report
 from laplace_kit.eval.report.page import PosteriorCard, Report
 from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
 from laplace_kit.eval.report.regression import regression_report
-from laplace_kit.likelihood import Likelihood, unmasked, without_mask
+from laplace_kit.likelihood import Likelihood
+from laplace_kit.likelihood.masked import unmasked, without_mask
 from laplace_kit.targets.base import NoTargets
 from laplace_kit.targets.uncertainty import Uncertainty
 from laplace_kit.tree import replace

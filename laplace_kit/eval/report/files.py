@@ -95,7 +95,7 @@ class StoredPredictions:
 # --- writing -----------------------------------------------------------------------------------
 
 
-def write(
+def write_predictions(
     path: str | os.PathLike,
     predictions: Predictions,
     y: ArrayLike,
@@ -172,7 +172,7 @@ def _plain(values: ArrayLike) -> np.ndarray:
 # --- reading -----------------------------------------------------------------------------------
 
 
-def read(path: str | os.PathLike) -> StoredPredictions:
+def read_predictions(path: str | os.PathLike) -> StoredPredictions:
     """Return predictions from an archive or a table, after checking every value.
 
     Parameters

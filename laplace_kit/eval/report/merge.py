@@ -13,7 +13,7 @@ from laplace_kit.eval.report.files import (
     StoredPredictions,
     as_name,
     check_alike,
-    read,
+    read_predictions,
 )
 
 
@@ -23,16 +23,16 @@ def read_all(paths: Sequence[str | os.PathLike]) -> StoredPredictions:
     Parameters
     ----------
     paths
-        As for `read`, at least one. If predictor names repeat, they are prefixed with the names of
-        the directories of their files.
+        As for `read_predictions`, at least one. If predictor names repeat, they are prefixed with
+        the names of the directories of their files.
 
     Raises
     ------
     OSError, ValueError
-        As for `read`, or if the files are not for the same examples and classes.
+        As for `read_predictions`, or if the files are not for the same examples and classes.
     """
     paths = [Path(path) for path in paths]
-    first, *others = stored = [read(path) for path in paths]
+    first, *others = stored = [read_predictions(path) for path in paths]
     shifted_labels = dict(first.shifted_labels)
     for path, other in zip(paths[1:], others, strict=True):
         if other.is_classification != first.is_classification:

@@ -25,8 +25,8 @@ class Report:
     directory
         The directory of the report.
     metrics
-        The content of `metrics.json`; its schema is in `laplace_kit.eval.report.measures`. A metric
-        that is not finite is `None`.
+        The content of `metrics.json`, of plain numbers and texts. A metric that is not finite is
+        `None`.
     files
         The page, `metrics.json`, `predictions.npz` and the pictures.
     """

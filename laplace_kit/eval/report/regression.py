@@ -76,7 +76,7 @@ def regression_report(
         page.as_card(card),
     )
     return page.write(
-        directory, numbers, content, partial(files.write, predictions=predictions, y=y)
+        directory, numbers, content, partial(files.write_predictions, predictions=predictions, y=y)
     )
 
 

@@ -8,7 +8,7 @@ import twins
 from matrices import Diagonal, rotated, rotation
 
 from laplace_kit import curv
-from laplace_kit.curv.linearized import LinearizedOperator
+from laplace_kit.curv.linearization import LinearizedOperator
 from laplace_kit.curv.matrix_free import lanczos as module
 from laplace_kit.curv.matrix_free.lanczos import leading_eigenpairs, tridiagonalize
 from laplace_kit.likelihood import FromLoss

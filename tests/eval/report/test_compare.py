@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from scipy import special
 
-from laplace_kit.eval.evaluate import evaluate
+from laplace_kit.eval.evaluation import evaluate
 from laplace_kit.eval.outputs import from_gaussian
 from laplace_kit.eval.predictive import Predictive
 from laplace_kit.eval.report import ClassPredictions, RegressionPredictions, Report, compare
 from laplace_kit.eval.report.compare import compare_report
-from laplace_kit.eval.report.files import read
+from laplace_kit.eval.report.files import read_predictions
 from laplace_kit.eval.report.measures import measure_classification
 from laplace_kit.likelihood import Bernoulli, Categorical, FromLoss, Gaussian, Masked, Poisson
 from laplace_kit.targets import BinaryTargets, ClassTargets, NormalTargets, Outputs
@@ -340,7 +340,7 @@ def test_losses_of_saturated_predictors_are_exact_everywhere(kind, tmp_path):
     of_label = p[np.arange(N), y] if kind == "several" else np.where(y == 1, p, 1 - p)
     clipped = -np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).mean()
     assert found.metrics["given"]["nll"] == pytest.approx(clipped, rel=1e-5)
-    read_again = read(tmp_path / "predictions.npz")
+    read_again = read_predictions(tmp_path / "predictions.npz")
     again = measure_classification(read_again.predictions, read_again.y, read_again.shifted_labels)
     for name in ("map", "laplace"):
         assert again[name]["nll"] == pytest.approx(found.metrics[name]["nll"], rel=1e-6)

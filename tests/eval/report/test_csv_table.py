@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laplace_kit.eval.report.csv_table import read_csv
-from laplace_kit.eval.report.files import read
+from laplace_kit.eval.report.files import read_predictions
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -40,7 +40,7 @@ def test_one_column_is_the_probability_of_the_second_class(tmp_path):
 def test_labels_may_be_true_and_false(words, tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("y,p\n{},0.5\n{},0.25\n".format(*words))
-    found = read(path)
+    found = read_predictions(path)
     assert found.y.tolist() == [1, 0]
     assert np.issubdtype(found.y.dtype, np.integer)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from laplace_kit.eval.report import ClassPredictions, RegressionPredictions, files
-from laplace_kit.eval.report.files import read, write
+from laplace_kit.eval.report.files import read_predictions, write_predictions
 
 HALVES = np.full((4, 2), 0.5)
 LABELS = np.array([0, 1, 0, 1])
@@ -82,8 +82,8 @@ def classifiers(draw):
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(classifiers())
 def test_classifiers_are_read_as_they_were_written(tmp_path, arguments):
-    write(tmp_path / "a.npz", *arguments)
-    found = read(tmp_path / "a.npz")
+    write_predictions(tmp_path / "a.npz", *arguments)
+    found = read_predictions(tmp_path / "a.npz")
     predictions, y, shifted_labels = arguments
     assert list(found.predictions) == list(predictions)
     for name, of in predictions.items():
@@ -107,8 +107,8 @@ def test_regressors_are_read_as_they_were_written(tmp_path, data):
         for name in names
     }
     y = data.draw(anything)
-    write(tmp_path / "a.npz", predictions, y)
-    found = read(tmp_path / "a.npz")
+    write_predictions(tmp_path / "a.npz", predictions, y)
+    found = read_predictions(tmp_path / "a.npz")
     assert same(found.y, y)
     assert {name: same(vars(found.predictions[name]), vars(predictions[name])) for name in names}
     assert not found.shifted_labels
@@ -117,10 +117,10 @@ def test_regressors_are_read_as_they_were_written(tmp_path, data):
 def test_equal_predictions_make_equal_bytes_and_replace_the_file_whole(tmp_path):
     predictions = {"map": ClassPredictions(jnp.asarray(HALVES, jnp.bfloat16))}
     for name in ("a.npz", "b.npz", "b.npz"):
-        write(tmp_path / name, predictions, LABELS)
+        write_predictions(tmp_path / name, predictions, LABELS)
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"a.npz", "b.npz"}
-    assert read(tmp_path / "a.npz").predictions["map"].probs.dtype == np.float32
+    assert read_predictions(tmp_path / "a.npz").predictions["map"].probs.dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_equal_predictions_make_equal_bytes_and_replace_the_file_whole(tmp_path)
 )
 def test_what_could_not_be_read_again_is_not_written(tmp_path, name, predictor):
     with pytest.raises(ValueError, match=r"found the .*choose another"):
-        write(tmp_path / name, {predictor: ClassPredictions(HALVES)}, LABELS)
+        write_predictions(tmp_path / name, {predictor: ClassPredictions(HALVES)}, LABELS)
     assert not list(tmp_path.iterdir())
 
 
@@ -137,28 +137,30 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, name, predictor):
 
 def test_logits_and_probabilities_of_the_second_class_become_probabilities(tmp_path):
     logits = np.array([[2.0, -1.0, 900.0], [0.0, 0.0, 0.0]])
-    found = read(save(tmp_path / "of a.npz", y=[2, 0], logits=logits))
+    found = read_predictions(save(tmp_path / "of a.npz", y=[2, 0], logits=logits))
     assert list(found.predictions) == ["of-a"]
     np.testing.assert_allclose(
         found.predictions["of-a"].probs, [[0.0, 0.0, 1.0], [1 / 3, 1 / 3, 1 / 3]], atol=1e-15
     )
     p = np.array([0.2, 0.9])
-    by_p = read(save(tmp_path / "p.npz", y=[False, True], probs=p))
-    by_logit = read(save(tmp_path / "p.npz", y=[0, 1], logits=np.log(p / (1 - p))))
+    by_p = read_predictions(save(tmp_path / "p.npz", y=[False, True], probs=p))
+    by_logit = read_predictions(save(tmp_path / "p.npz", y=[0, 1], logits=np.log(p / (1 - p))))
     for stored in (by_p, by_logit):
         np.testing.assert_allclose(stored.predictions["p"].probs, [[0.8, 0.2], [0.1, 0.9]])
         assert same(stored.y, np.array([0, 1]))
 
 
 def test_soft_labels_and_several_outputs(tmp_path):
-    assert same(read(save(tmp_path / "a.npz", y=HALVES, probs=HALVES)).y, HALVES)
-    assert read(save(tmp_path / "a.npz", y=MEAN, mean=MEAN[:, None], std=STD)).y.shape == (4, 1)
+    assert same(read_predictions(save(tmp_path / "a.npz", y=HALVES, probs=HALVES)).y, HALVES)
+    assert read_predictions(
+        save(tmp_path / "a.npz", y=MEAN, mean=MEAN[:, None], std=STD)
+    ).y.shape == (4, 1)
 
 
 def test_inputs_come_along(tmp_path):
     x = np.arange(32).reshape(4, 8)
-    assert same(read(save(tmp_path / "a.npz", x=x, y=LABELS, probs=HALVES)).x, x)
-    assert same(read(save(tmp_path / "a.npz", x=x, y=MEAN, mean=MEAN, std=STD)).x, x)
+    assert same(read_predictions(save(tmp_path / "a.npz", x=x, y=LABELS, probs=HALVES)).x, x)
+    assert same(read_predictions(save(tmp_path / "a.npz", x=x, y=MEAN, mean=MEAN, std=STD)).x, x)
 
 
 def test_sets_of_one_predictor_and_of_several(tmp_path):
@@ -168,10 +170,10 @@ def test_sets_of_one_predictor_and_of_several(tmp_path):
         "ood/noise/probs": HALVES[:3],
         "ood/noise/epistemic": np.zeros(3),
     }
-    alone = read(save(tmp_path / "a.npz", y=LABELS, probs=HALVES, **arrays))
+    alone = read_predictions(save(tmp_path / "a.npz", y=LABELS, probs=HALVES, **arrays))
     named = {f"map/{k}": v for k, v in arrays.items() if not k.endswith("/y")}
     named |= {"shifted/dark/y": [1, 0], "map/probs": HALVES}
-    several = read(save(tmp_path / "b.npz", y=LABELS, **named))
+    several = read_predictions(save(tmp_path / "b.npz", y=LABELS, **named))
     assert same(vars(alone.predictions["a"]), vars(several.predictions["map"]))
     assert same(alone.shifted_labels, {"dark": np.array([1, 0])})
     assert same(several.shifted_labels, {"dark": np.array([1, 0])})
@@ -184,13 +186,15 @@ def text(path, content, encoding="utf-8"):
 
 def test_tables(tmp_path):
     path = tmp_path / "a.csv"
-    found = read(text(path, "p_1, y,p_0\r\n0.25, 1.0,0.75\r\n\r\n1,0,0\r\n", "utf-8-sig"))
+    found = read_predictions(
+        text(path, "p_1, y,p_0\r\n0.25, 1.0,0.75\r\n\r\n1,0,0\r\n", "utf-8-sig")
+    )
     assert same(found.predictions["a"].probs, np.array([[0.75, 0.25], [0.0, 1.0]]))
     assert same(found.y, np.array([1, 0]))
-    found = read(text(path, 'y,p,epistemic\n1,"0.25",0.1\n'))
+    found = read_predictions(text(path, 'y,p,epistemic\n1,"0.25",0.1\n'))
     assert same(found.predictions["a"].probs, np.array([[0.75, 0.25]]))
     assert same(found.predictions["a"].epistemic, np.array([0.1]))
-    found = read(text(path, "y,mean,std,epistemic_std\n1,2e0,3,0\n"))
+    found = read_predictions(text(path, "y,mean,std,epistemic_std\n1,2e0,3,0\n"))
     assert same(
         vars(found.predictions["a"]),
         {"mean": np.array([[2.0]]), "std": np.array([[3.0]]), "epistemic_std": np.array([[0.0]])},
@@ -204,8 +208,8 @@ def test_a_large_table_reads_as_the_archive_of_the_same_numbers(tmp_path):
     lines += [
         ",".join(map(repr, [int(k), *map(float, row)])) for k, row in zip(y, probs, strict=True)
     ]
-    table = read(text(tmp_path / "a.csv", "\n".join(lines)))
-    archive = read(save(tmp_path / "a.npz", y=y, probs=probs))
+    table = read_predictions(text(tmp_path / "a.csv", "\n".join(lines)))
+    archive = read_predictions(save(tmp_path / "a.npz", y=y, probs=probs))
     assert same(table.y, archive.y)
     assert same(table.predictions["a"].probs, archive.predictions["a"].probs)
 
@@ -310,7 +314,7 @@ def test_archives_that_are_refused(tmp_path, arrays, message):
     path = tmp_path / "bad.npz"
     np.savez(path, **arrays)
     with pytest.raises(ValueError, match=message) as error:
-        read(path)
+        read_predictions(path)
     assert str(error.value).startswith(f"{path}: found ")
     assert "\n" not in str(error.value)
 
@@ -347,7 +351,7 @@ def test_archives_that_are_refused(tmp_path, arrays, message):
 def test_tables_that_are_refused(tmp_path, content, message):
     path = text(tmp_path / "bad.csv", content)
     with pytest.raises(ValueError, match=message) as error:
-        read(path)
+        read_predictions(path)
     assert str(error.value).startswith(f"{path}: found ")
     assert "\n" not in str(error.value)
 
@@ -361,19 +365,19 @@ def test_what_is_no_archive(tmp_path):
     for content in (b"", b"y,p\n1,0", whole[: len(whole) // 2], whole[:-4]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"cannot be read as an archive .*save it again"):
-            read(path)
+            read_predictions(path)
     path.write_bytes(other.getvalue())
     with pytest.raises(ValueError, match=r"bad\.npz: found "):
-        read(path)
+        read_predictions(path)
     np.savez(path, y=np.array([{}, None]), probs=HALVES)
     with pytest.raises(ValueError, match=r"Object arrays cannot be loaded"):
-        read(path)
+        read_predictions(path)
     with pytest.raises(ValueError, match=r"the suffix '.txt', expected .npz or .csv"):
-        read(tmp_path / "a.txt")
+        read_predictions(tmp_path / "a.txt")
     with pytest.raises(ValueError, match=r"found a directory, expected a file .*predictions\.npz"):
-        read(tmp_path)
+        read_predictions(tmp_path)
     with pytest.raises(FileNotFoundError):
-        read(tmp_path / "missing.npz")
+        read_predictions(tmp_path / "missing.npz")
 
 
 # --- fuzz --------------------------------------------------------------------------------------
@@ -404,4 +408,4 @@ def test_odd_tables_are_refused_or_read(tmp_path, content):
 
 def _read_or_refuse(path):
     with contextlib.suppress(ValueError):
-        read(path)
+        read_predictions(path)

@@ -140,7 +140,7 @@ def test_words_of_the_caller_are_shown_as_they_are(classified):
 
 def test_predictions_can_be_read_again(classified):
     predictions, y, written = classified
-    found = files.read(written.directory / "predictions.npz")
+    found = files.read_predictions(written.directory / "predictions.npz")
     np.testing.assert_array_equal(found.y, y)
     for name, of in predictions.items():
         np.testing.assert_array_equal(found.predictions[name].probs, of.probs)

@@ -8,8 +8,8 @@ import twins
 
 from laplace_kit import curv, tree
 from laplace_kit.curv.linear import SelfAdjointOperator
-from laplace_kit.curv.linearized import LinearizedOperator, linearized
-from laplace_kit.curv.submatrix import submatrix
+from laplace_kit.curv.linearization import LinearizedOperator, linearized
+from laplace_kit.curv.principal import submatrix
 
 # The parameters of the small network in flat order: hidden bias and kernel, output bias and kernel.
 NUMBERS = np.asarray([20, 3, 17, 30, 0])

@@ -96,7 +96,7 @@ def fit(
     subset
         Which parameters are random: `None` for all, `"last_layer"`, a predicate on the leaf's path,
         a pytree prefix of booleans, per leaf or per element, or indices into the flat parameters;
-        see `laplace_kit.approx.subset`. The others are frozen, and what depends on them alone is
+        `laplace_kit.approx` has rules. The others are frozen, and what depends on them alone is
         computed once.
     rank
         Only for `"low_rank"`, also where `"auto"` takes it; 50 by default, or P if smaller.

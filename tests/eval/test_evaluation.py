@@ -8,7 +8,7 @@ from scipy import integrate, stats
 from sklearn.metrics import log_loss
 
 import laplace_kit as lk
-from laplace_kit.eval.evaluate import (
+from laplace_kit.eval.evaluation import (
     as_classes,
     evaluate,
     negative_log_likelihood,

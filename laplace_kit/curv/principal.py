@@ -4,7 +4,7 @@ import functools
 
 from laplace_kit import tree
 from laplace_kit.curv.linear import DampedOperator, ScaledOperator, SelfAdjointOperator, SumOperator
-from laplace_kit.curv.linearized import LinearizedOperator, linearized
+from laplace_kit.curv.linearization import LinearizedOperator, linearized
 from laplace_kit.curv.objective import restrict
 from laplace_kit.curv.operator import CurvatureOperator
 from laplace_kit.curv.split import with_features
@@ -26,7 +26,7 @@ def submatrix(operator: SelfAdjointOperator, subset: Subset) -> SelfAdjointOpera
     operator
         An operator over P free parameters.
     subset
-        A subset of the operator's parameters, as in `laplace_kit.selection.select`: a predicate on
+        A subset of the operator's parameters, as for `laplace_kit.fit`: a predicate on
         the leaf's path, a pytree prefix of booleans, per leaf or per element, or one flat array,
         booleans `(P,)` or the indices of k parameters in any order.
 

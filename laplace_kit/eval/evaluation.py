@@ -11,7 +11,9 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Num, PyTree
 from laplace_kit.eval import metrics
 from laplace_kit.eval.predictive import Predictive
 from laplace_kit.eval.report import classification_metrics, regression_metrics
-from laplace_kit.likelihood import Factorized, Likelihood, Masked, check_targets, unmasked
+from laplace_kit.likelihood import Factorized, Likelihood, Masked
+from laplace_kit.likelihood.base import check_targets
+from laplace_kit.likelihood.masked import unmasked
 from laplace_kit.targets.base import LabelTargets, NoTargets
 from laplace_kit.targets.binary import BinaryTargets
 

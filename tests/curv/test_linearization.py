@@ -8,7 +8,7 @@ import twins
 
 from laplace_kit import curv, memory
 from laplace_kit.chunks import chunk_of_sum
-from laplace_kit.curv.linearized import LinearizedOperator, linearized
+from laplace_kit.curv.linearization import LinearizedOperator, linearized
 from laplace_kit.curv.operator import _chunk_mv
 from laplace_kit.curv.partition import block_diagonal
 from laplace_kit.memory import Limits
