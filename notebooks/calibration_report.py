@@ -261,9 +261,9 @@ assert abs(on_shuffled["laplace"]["auroc"] - on_shuffled["map"]["auroc"]) < 0.05
 # ## What the posterior says of itself
 #
 # The page ends with the posterior's card, the same as `print(la)`. Read the line that begins with
-# "beware" first. Here it says that these weights were trained without the prior that was chosen
+# "warnings" first. Here it says that these weights were trained without the prior that was chosen
 # since: the evidence of such a posterior is no guide. The test above is.
 
 # %%
 print(la)
-assert "not the mode of this prior" in la.card()["beware"]
+assert "not the mode of this prior" in la.card()["warnings"]

@@ -160,10 +160,10 @@ def _by_row(fn: Callable, predictives: list[Predictive]) -> Predictive:
     names = [f.name for f in dataclasses.fields(targets[0]) if f.name not in targets[0].shared]
     fields = [{name: _rows_of(getattr(one, name)) for name in names} for one in targets]
 
-    def of_rows(*leaves):
+    def map_array(*leaves):
         return fn(*leaves) if np.ndim(leaves[0]) else leaves[0]
 
-    changed = tree.replace(targets[0], **jax.tree.map(of_rows, *fields))
+    changed = tree.replace(targets[0], **jax.tree.map(map_array, *fields))
     return tree.replace(predictives[0], targets=changed)
 
 

@@ -129,9 +129,9 @@ class Masked(Factorized):
         Zeros are needed, as masking a derivative by a factor of zero fails if it is not finite.
         """
         observed = self.observed(f, y)
-        of_outputs, values = self.to_outputs(observed, f), y[0]
-        of_targets = of_outputs if values.shape == f.shape else observed
-        return observed, jnp.where(of_outputs, f, 0), jnp.where(of_targets, values, 0)
+        is_output, values = self.to_outputs(observed, f), y[0]
+        is_target = is_output if values.shape == f.shape else observed
+        return observed, jnp.where(is_output, f, 0), jnp.where(is_target, values, 0)
 
 
 def targets_seen(likelihood: Likelihood, f: Float[Array, "*event"], y: PyTree) -> PyTree:

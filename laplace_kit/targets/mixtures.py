@@ -91,8 +91,8 @@ class MixtureTargets(NumberTargets):
         return _quantile(self, q)
 
     def sample(self, key, num_samples):
-        of_outputs, of_targets = jax.random.split(key)
-        return self.law.sample(of_targets, self.outputs.sample(of_outputs, num_samples))
+        output_key, target_key = jax.random.split(key)
+        return self.law.sample(target_key, self.outputs.sample(output_key, num_samples))
 
 
 def mixture(outputs: Outputs, law: Law) -> MixtureTargets:

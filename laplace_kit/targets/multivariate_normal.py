@@ -64,9 +64,9 @@ class MultivariateNormalTargets(NumberTargets):
         return normal_quantile(self, q)
 
     def sample(self, key, num_samples):
-        of_outputs, of_noise = jax.random.split(key)
-        f = self.outputs.sample(of_outputs, num_samples)
-        z = jax.random.normal(of_noise, (*f.shape[:2], len(self.noise_covariance)), f.dtype)
+        output_key, noise_key = jax.random.split(key)
+        f = self.outputs.sample(output_key, num_samples)
+        z = jax.random.normal(noise_key, (*f.shape[:2], len(self.noise_covariance)), f.dtype)
         with jax.default_matmul_precision("highest"):
             noise = z @ jnp.linalg.cholesky(self.noise_covariance).T
         return f + noise.reshape(f.shape)

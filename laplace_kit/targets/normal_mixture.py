@@ -58,10 +58,12 @@ class NormalMixtureTargets(NumberTargets):
         return _quantile(_conditioned(self.outputs), q)
 
     def sample(self, key, num_samples):
-        of_outputs, of_noise = jax.random.split(key)
-        f = self.outputs.sample(of_outputs, num_samples)
+        output_key, noise_key = jax.random.split(key)
+        f = self.outputs.sample(output_key, num_samples)
         mean, log_precision = jnp.split(f, 2, axis=-1)
-        return mean + jnp.exp(-log_precision / 2) * jax.random.normal(of_noise, mean.shape, f.dtype)
+        return mean + jnp.exp(-log_precision / 2) * jax.random.normal(
+            noise_key, mean.shape, f.dtype
+        )
 
     def scaled(self, factor):
         mean, log_precision = jnp.split(self.outputs.mean, 2, axis=-1)

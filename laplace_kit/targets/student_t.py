@@ -63,9 +63,9 @@ class StudentTTargets(NumberTargets):
         return _quantile(self, q)
 
     def sample(self, key, num_samples):
-        of_outputs, of_noise = jax.random.split(key)
-        f = self.outputs.sample(of_outputs, num_samples)
-        noise = jax.random.t(of_noise, self.degrees_of_freedom, f.shape, f.dtype)
+        output_key, noise_key = jax.random.split(key)
+        f = self.outputs.sample(output_key, num_samples)
+        noise = jax.random.t(noise_key, self.degrees_of_freedom, f.shape, f.dtype)
         return f + self.scale * noise
 
     def scaled(self, factor):

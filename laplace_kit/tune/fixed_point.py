@@ -115,9 +115,9 @@ def maximise_evidence(
     visited, values = grid.points + path.points, grid.values + path.values
     if per_leaf:
         least = 100 * float(jnp.finfo(dtype).eps)
-        of_leaves = partial(_evidence_by_leaf, structure, params, jitter, least, terms)
+        evidence_by_leaf = partial(_evidence_by_leaf, structure, params, jitter, least, terms)
         num = len(jax.tree.leaves(params))
-        path, best = _ascend(of_leaves, terms, best._replace(z=np.repeat(best.z, num)), box)
+        path, best = _ascend(evidence_by_leaf, terms, best._replace(z=np.repeat(best.z, num)), box)
         visited = [point._replace(z=np.repeat(point.z, num)) for point in visited] + path.points
         values += path.values
     if not np.isfinite(values).any():
