@@ -64,7 +64,7 @@ class Posterior(abc.ABC):
         return self.size
 
     def for_prediction(self, layouts: tuple[Layout, ...]) -> "Posterior":
-        """Return the posterior with arrays that predictions share, laid out by the model's layers."""
+        """Return the posterior with arrays that predictions share, laid out by layers."""
         return self
 
     def variance(self) -> Float[Array, " P"]:
