@@ -131,8 +131,8 @@ def conformal_sets(
     key
         For `"aps"`: subtracts from each score a random share of the class's own probability,
         $u p_y$ with $u$ uniform between 0 and 1, so that sets are smaller, sometimes empty, and
-        cover with exactly the level. Without it, labels that are the least probable class all have
-        the score one, and with two classes nearly every set holds both.
+        cover hardly more than the level. Without it, labels that are the least probable class all
+        have the score one, and with two classes nearly every set holds both.
 
     Returns
     -------
@@ -264,7 +264,7 @@ def _conformity(
         return probs
     conformity = probability_after(probs)
     if key is not None:
-        # One share per label, as the scores of its classes are adjacent and only one is the label's.
+        # One share per label: the scores of its classes are adjacent, and one is the label's.
         conformity += jax.random.uniform(key, (*probs.shape[:-1], 1), probs.dtype) * probs
     # Otherwise a class of probability zero would score like the class before it.
     return jnp.where(probs > 0, conformity, -jnp.inf)

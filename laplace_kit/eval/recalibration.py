@@ -192,7 +192,7 @@ def _best_temperature(
     logits: Float[ArrayLike, "M C"], labels: Float[Array, "M C"]
 ) -> Float[Array, ""]:
     """Return the best temperature, by bisection: the slope increases in the inverse temperature."""
-    # Finite, so that the product with an inverse temperature does not make it NaN.
+    # Finite also after products with labels and inverse temperatures, so that none becomes NaN.
     logits = jnp.maximum(logits, jnp.finfo(logits.dtype).min / 1e4)
     margins = logits - jnp.sum(labels * logits, axis=1, keepdims=True)
 
