@@ -40,7 +40,7 @@ class Masked(Factorized):
         found = self.likelihood
         if not isinstance(found, Factorized) or isinstance(found, Masked):
             raise TypeError(
-                f"Found a likelihood of type {type(found).__name__} to mask, expected one of "
+                f"Found a likelihood of type {type(found).__name__} to mask, expected one with "
                 "independent entries: lk.Gaussian, lk.HeteroscedasticGaussian, lk.Categorical, "
                 "lk.Bernoulli or lk.Poisson; a loss of your own, lk.FromLoss(loss), may take "
                 "(y, mask) as its targets."
@@ -113,7 +113,7 @@ class Masked(Factorized):
 
     @property
     def has_classes(self) -> bool:
-        """Whether targets are labels, as the likelihood under the mask says."""
+        """Whether targets are class labels."""
         return self.likelihood.has_classes
 
     def targets(self, outputs):
