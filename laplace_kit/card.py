@@ -23,7 +23,7 @@ from laplace_kit.tune.result import Tuning
 if TYPE_CHECKING:
     from laplace_kit.eval.report import PosteriorCard
 
-# A Gaussian's own draws are the root of the number of its directions away from its mean.
+# A draw from a Gaussian in k dimensions is about sqrt(k) standard deviations from the mean.
 _FAR_FROM_MODE = 0.25
 _LARGEST_CONDITION = 1e7
 _LISTED = 4  # frozen leaves by name
@@ -36,8 +36,8 @@ class Card(NamedTuple):
     warnings: list[str]
 
     def as_dict(self) -> dict[str, str]:
-        """Return facts and warnings, these as one text under `"beware"` if there are any."""
-        return self.facts | ({"beware": "; ".join(self.warnings)} if self.warnings else {})
+        """Return the facts and, if there are warnings, one text with all of them: `"warnings"`."""
+        return self.facts | ({"warnings": "; ".join(self.warnings)} if self.warnings else {})
 
     def as_text(self) -> str:
         """Return the card as lines of text."""
@@ -46,13 +46,13 @@ class Card(NamedTuple):
         return "\n".join(f"{name:<{width}}  {text}" for name, text in whole.items())
 
     def for_report(self, model: TrainedModel, prior: Prior, coverage: Coverage) -> "PosteriorCard":
-        """Return it with a table of the parameters, each with its own prior precision."""
+        """Return the card with a table of the parameter leaves and their prior precisions."""
         from laplace_kit.eval.report import PosteriorCard
 
         precision = tree.unravel(prior.vector(model), model.mode)
         layers = tuple(
-            (leaf.path, str(leaf.shape), leaf.kind, leaf.method, _range(of_leaf))
-            for leaf, of_leaf in zip(coverage, jax.tree.leaves(precision), strict=True)
+            (leaf.path, str(leaf.shape), leaf.kind, leaf.method, _range(values))
+            for leaf, values in zip(coverage, jax.tree.leaves(precision), strict=True)
         )
         columns = ("parameter", "shape", "kind", "method", "prior precision")
         return PosteriorCard(self.facts, columns, layers, tuple(self.warnings))
@@ -92,20 +92,20 @@ def make_card(
         "jitter": f"{float(diagnostics.jitter):.2g} of the diagonal",
     }
     facts = {name: text for name, text in facts.items() if text}
-    return Card(facts, warnings_of(diagnostics, record.tuning, tree.dtype(model.mode)))
+    return Card(facts, card_warnings(diagnostics, record.tuning, tree.dtype(model.mode)))
 
 
-def warnings_of(diagnostics: Diagnostics, tuning: Tuning | None, dtype: jnp.dtype) -> list[str]:
-    """Return what to beware of, each with a remedy; empty where nothing was found.
+def card_warnings(diagnostics: Diagnostics, tuning: Tuning | None, dtype: jnp.dtype) -> list[str]:
+    """Return the warnings about a posterior, each with a remedy; empty if there are none.
 
     Parameters
     ----------
     diagnostics
-        What was measured of the posterior.
+        The diagnostics of the posterior.
     tuning
-        The way to its prior precision, if that was tuned.
+        How its prior precision was tuned, if it was.
     dtype
-        That of the free parameters.
+        The dtype of the free parameters.
     """
     said = []
     typical = math.sqrt(max(float(diagnostics.effective_parameters), 0))
@@ -140,7 +140,7 @@ def _num_params(model: TrainedModel) -> int:
 
 
 def _frozen(selection: Selection) -> str:
-    """Return how many leaves are frozen, wholly or in part, and the first of them."""
+    """Return the number of leaves that are frozen, wholly or in part, and the first few names."""
     frozen, indices = selection.frozen, selection.indices
     num_free = {
         path: len(index)

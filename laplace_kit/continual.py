@@ -25,7 +25,7 @@ def updated_by(
     *,
     key: PRNGKeyArray | None = None,
 ) -> tuple[PyTree, Expansion, Record]:
-    r"""Return what makes the posterior of old and new data; see `laplace_kit.approx.update`.
+    r"""Return mode, expansion and record for old and new data; see `laplace_kit.approx.update`.
 
     The old posterior is the prior of the new data: the mode moves by
     $-(H_1 + H_2 + d)^{-1} \nabla \mathcal L_2$, one Newton step, and the log-likelihood of the old
@@ -38,16 +38,16 @@ def updated_by(
     objective
         The model at the old mode.
     expansion, precision, record
-        Of the old data about that mode, the prior precision `(P,)`, and what was chosen for them.
+        The old data's expansion about that mode, the prior precision `(P,)`, and the old record.
     key
-        For the structure, and for the labels of `"mc_fisher"` in place of the key that `fit` was
-        given: with that one, new examples equal to old ones get the same labels.
+        For the structure, and for the labels of `"mc_fisher"`, where it replaces the key that `fit`
+        was given: with the old key, new examples equal to old ones get the same labels.
 
     Returns
     -------
     mode, expansion, record
         The new mode, like the old one; the expansion of all data about it, in the structure of the
-        old one; and what is known of both. Cost: a gradient and a curvature of the new data.
+        old one; and the new record. Cost: a gradient and a curvature of the new data.
 
     Raises
     ------

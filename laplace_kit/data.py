@@ -1,9 +1,9 @@
 """One type for data: arrays in memory, or a re-iterable stream of batches.
 
 Sums over examples run through `sum_over`: in memory one compiled program scans over chunks of a
-fixed size; over a stream the host loops over one compiled step. The last chunk is brought to size
-with examples that were already there and a weight of zero, so that no padded zeros ever reach the
-model and no ragged batch recompiles.
+fixed size; over a stream the host loops over one compiled step. The last chunk is filled up with
+examples seen before, at weight zero, so that no zero padding reaches the model and no ragged batch
+recompiles.
 """
 
 import itertools
@@ -25,15 +25,15 @@ from laplace_kit.xla_cpu import adapted
 
 __all__ = ["Data", "DataLike", "InMemory", "Stream", "as_data"]
 
-# Kept with a posterior, for what is judged on training data after the fit.
+# Examples kept with a posterior, for checks on training data after the fit.
 NUM_EXAMPLES = 256
 
 
 @pytree_dataclass()
 class Chunk:
-    """Some examples: inputs, targets and a weight for each; `prints` as in `InMemory`.
+    """A chunk of examples: inputs, targets and a weight for each; `prints` as in `InMemory`.
 
-    The weight is one, or that of the data, and zero for an example that fills the chunk up.
+    The weight is that of the data, one by default, and zero for padding examples.
     """
 
     x: PyTree
@@ -46,8 +46,8 @@ class Chunk:
 class InMemory:
     """Inputs and targets as arrays with one leading axis of examples, which may have weights.
 
-    Inputs that were computed, by the frozen part of a model, come with the fingerprints of the
-    examples that they were computed from, and may be infinite as a mask is.
+    If the inputs are features, computed by the frozen part of a model, `prints` holds the
+    fingerprints of the original examples; features may be infinite, as masks are.
     """
 
     x: PyTree
@@ -56,8 +56,8 @@ class InMemory:
     weights: Float[Array, " N"] | None = None
 
     @property
-    def of_features(self) -> bool:
-        """Whether the inputs were computed."""
+    def has_features(self) -> bool:
+        """Whether the inputs are features computed by the frozen part of a model."""
         return self.prints is not None
 
     @property
@@ -72,7 +72,7 @@ class InMemory:
 
     @property
     def num_first(self) -> int:
-        """The number of examples of the first batch: here all are one."""
+        """The number of examples in the first batch; in memory, all of them."""
         return self.num_examples
 
 
@@ -80,7 +80,7 @@ class InMemory:
 class Stream:
     """A re-iterable of `(x, y)` or `(x, y, weights)` batches.
 
-    `first` describes the shapes of inputs and targets in the first one, hashably.
+    `first` holds the shapes and dtypes of the first batch in hashable form.
     """
 
     batches: Iterable
@@ -102,21 +102,21 @@ def as_data(data: Any, *, progress: bool = False, once: bool = False) -> Data:
     ----------
     data
         A tuple `(x, y)` of arrays or pytrees with one leading axis, or a list of such pairs, a
-        torch `DataLoader`, or any object whose `iter()` starts afresh each time. A third part,
-        `(x, y, weights)`, is what each example counts, `(N,)`. What is already `InMemory` or
-        `Stream` is returned as it is.
+        torch `DataLoader`, or any object whose `iter()` starts again each time. The optional
+        third part, `(x, y, weights)`, holds the weights of the examples, `(N,)`. `InMemory` and
+        `Stream` are returned as they are.
     progress
         Show a bar for each pass over a stream.
     once
-        Whether a single pass will be made, for which an iterator, such as a generator, will do.
+        Whether only a single pass will be made, so that an iterator, such as a generator, suffices.
 
     Raises
     ------
     TypeError
-        If `data` is not iterable, or cannot be iterated again, or weights are no array.
+        If `data` is not iterable, or cannot be iterated again, or the weights are not an array.
     ValueError
-        If it is empty, or the leading axes differ, or weights are not as
-        `laplace_kit.fit` takes them, or all zero.
+        If it is empty, the leading axes differ, or the weights are all zero or refused by
+        `laplace_kit.fit`.
     """
     if isinstance(data, InMemory | Stream):
         return data
@@ -150,9 +150,9 @@ def with_weights(data: Data, weights: Any) -> Data:
     Parameters
     ----------
     data
-        In memory, and without weights so far.
+        In memory, without weights.
     weights
-        As `laplace_kit.weights.as_weights` takes them.
+        As in `laplace_kit.weights.as_weights`.
 
     Raises
     ------
@@ -207,7 +207,7 @@ def _in_memory(parts: Any) -> InMemory:
         )
     if len({leaf.shape[0] for leaf in leaves}) > 1:
         is_rows = isinstance(x, list) and len(x) == leaves[-1].shape[0]
-        remedy = "; of a list of examples make one array, np.stack(x)" if is_rows else ""
+        remedy = "; turn a list of examples into one array, np.stack(x)" if is_rows else ""
         raise ValueError(
             f"Found data whose leading axes differ ({shapes}), expected the same number of "
             f"examples in every array of x and y{remedy}."
@@ -242,13 +242,13 @@ def read_batches(data: Data) -> Iterator[InMemory]:
         if found != first:
             raise ValueError(
                 f"Found a batch whose examples have the shapes {_listed(found)}, expected those of "
-                f"the first batch, {_listed(first)}; make every batch alike but for the number of "
+                f"the first batch, {_listed(first)}; make batches differ only in their number of "
                 "examples."
             )
         if batch.is_weighted != data.is_weighted:
             has = "with" if batch.is_weighted else "without"
             raise ValueError(
-                f"Found a batch {has} weights after a first one that was not so, expected "
+                f"Found a batch {has} weights although the first one was not, expected "
                 "(x, y, weights) in every batch, or in none."
             )
         yield batch
@@ -263,9 +263,9 @@ def sum_over(fn: Callable, args: PyTree, data: Data, batch_size: int | None) -> 
     Parameters
     ----------
     fn
-        A module-level function `(args, chunk) -> pytree of sums`. It must weigh each example by
-        `chunk.weight`, and a factor that enters twice by its root. Being static, it is compiled
-        once per shape of `args` and of the chunk.
+        A module-level function `(args, chunk) -> pytree of sums`. It must weight each example by
+        `chunk.weight`, and a factor that enters twice by its square root. It is static, and
+        compiled once per shape of `args` and of the chunk.
     args
         A pytree of arrays: everything that `fn` needs besides the chunk.
     data
@@ -294,8 +294,8 @@ def sum_over(fn: Callable, args: PyTree, data: Data, batch_size: int | None) -> 
         )
     total = None
     for chunk in chunks(data, batch_size):
-        if total is None:  # zeros made on the host: a first step of its own would be a program more
-            spec = _of_chunk.eval_shape(fn, args, chunk)
+        if total is None:  # zeros from the host: a separate first step would be one more program
+            spec = _chunk_sum.eval_shape(fn, args, chunk)
             total = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), spec)
         total = _step(fn, args, chunk, total)
     if total is None:
@@ -308,7 +308,7 @@ def sum_over(fn: Callable, args: PyTree, data: Data, batch_size: int | None) -> 
 
 @partial(jax.jit, static_argnums=0, inline=True)
 def one_step(fn: Callable, args: PyTree, chunk: PyTree) -> PyTree:
-    """Return `fn(args, chunk)`, traced once for whoever counts the step and whoever loops it."""
+    """Return `fn(args, chunk)`; one trace serves the cost estimate and the loop."""
     return fn(args, chunk)
 
 
@@ -332,7 +332,7 @@ def _sum_chunks(fn, batch_size, args, data):
 
 
 def automatic(fn: Callable, out_sharding: NamedSharding | None) -> Callable:
-    """Leave shardings within `fn` to the compiler: no product over examples has to name its own."""
+    """Leave shardings within `fn` to the compiler, so that products need not name their own."""
     if out_sharding is None:
         return fn
     return jax.sharding.auto_axes(fn, out_sharding=out_sharding)
@@ -348,17 +348,17 @@ def sharding_of(arrays: PyTree, spec: PartitionSpec) -> NamedSharding | None:
 
 
 @partial(jax.jit, static_argnames="fn", inline=True)
-def _of_chunk(fn, args, chunk):
+def _chunk_sum(fn, args, chunk):
     return _accumulable(adapted(partial(one_step, fn))(args, chunk))
 
 
 @partial(jax.jit, static_argnames="fn", donate_argnames="total")
 def _step(fn, args, chunk, total):
-    return jax.tree.map(jnp.add, total, _of_chunk(fn, args, chunk))
+    return jax.tree.map(jnp.add, total, _chunk_sum(fn, args, chunk))
 
 
 def _accumulable(sums: PyTree) -> PyTree:
-    """Give floating sums at least float32, so that many small terms are not lost."""
+    """Cast floating sums to at least float32, so that many small terms are not lost."""
     return jax.tree.map(
         lambda s: (
             s.astype(jnp.promote_types(s.dtype, jnp.float32))
@@ -370,7 +370,7 @@ def _accumulable(sums: PyTree) -> PyTree:
 
 
 def _slice(data: InMemory, i: int | Int[Array, ""], batch_size: int) -> Chunk:
-    """Cut chunk `i`; the last one starts earlier and gives the examples seen before no weight."""
+    """Cut chunk `i`; the last one starts earlier, with weight zero for examples seen before."""
     if batch_size == data.num_examples:
         return whole(data)
     start = jnp.minimum(i * batch_size, data.num_examples - batch_size)
@@ -401,12 +401,12 @@ def chunks(data: Stream, batch_size: int | None) -> Iterator[Chunk]:
 
 
 def _listed(shapes: list[tuple[int, ...]]) -> str:
-    """Return shapes as text, the first of many."""
+    """Return the first few shapes as text."""
     return ", ".join(map(str, shapes[:6])) + (", ..." if len(shapes) > 6 else "")
 
 
 def take(batch: InMemory, rows: np.ndarray) -> InMemory:
-    """Select rows on the host: on the device each size of batch would need a program of its own."""
+    """Select rows on the host: on the device each batch size would need its own program."""
     return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], batch)
 
 

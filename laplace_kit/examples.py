@@ -1,4 +1,4 @@
-"""Examples as whole arrays: all of some data, or a few that stand for them."""
+"""Examples as whole arrays: all of a data set, or a small sample of it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -31,11 +31,11 @@ class Examples(NamedTuple):
 
 def gather(data: DataLike) -> Examples:
     """Return all examples, from memory or from one pass over batches."""
-    return joined([_of_batch(batch) for batch in read_batches(as_data(data, once=True))])
+    return joined([_examples_of(batch) for batch in read_batches(as_data(data, once=True))])
 
 
 def joined(parts: Sequence[Examples]) -> Examples:
-    """Return the examples of all parts; where only some have weights, others count once each."""
+    """Return the examples of all parts; parts without weights get ones if any part has weights."""
     if len(parts) == 1:
         return parts[0]
     if any(part.weights is not None for part in parts):
@@ -44,25 +44,25 @@ def joined(parts: Sequence[Examples]) -> Examples:
 
 
 def first_examples(data: Data, num: int) -> Examples:
-    """Return examples with positive weight: spread over data in memory, or a stream's first ones.
+    """Return up to `num` examples of positive weight: evenly spaced in memory, or a stream's first.
 
-    In memory, examples of weight zero make up the number where there are fewer others.
+    In memory, examples of weight zero fill up where too few have a positive weight.
     """
     if isinstance(data, InMemory):
-        total, whole = data.num_examples, _of_batch(data)
+        total, whole = data.num_examples, _examples_of(data)
         return whole if total <= num else _spread(whole, np.arange(num) * total // num)
     parts, found = [], 0
     for batch in read_batches(data):
         weights = np.ones(batch.num_examples) if batch.weights is None else batch.weights
         rows = np.flatnonzero(np.asarray(weights) > 0)[: num - found]
-        parts.append(_of_batch(take(batch, rows)))
+        parts.append(_examples_of(take(batch, rows)))
         found += len(rows)
         if found >= num:
             break
     return joined(parts)
 
 
-def _of_batch(batch: InMemory) -> Examples:
+def _examples_of(batch: InMemory) -> Examples:
     return Examples(batch.x, batch.y, batch.weights)
 
 
@@ -73,7 +73,7 @@ def _weights_or_ones(part: Examples) -> Array | np.ndarray:
 
 @jax.jit
 def _spread(examples: Examples, rows: Int[Array, " M"]) -> Examples:
-    """Return examples in these rows or, of weighted ones, as many spread over those that count."""
+    """Return these rows; with weights, evenly spaced rows among those of positive weight."""
 
     def select(examples, rows):
         if examples.weights is not None:

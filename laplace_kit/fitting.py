@@ -80,11 +80,11 @@ def fit(
         `"bernoulli"`, `"poisson"`.
     structure
         How the curvature is approximated, by name or as an object with options: `"full"` or
-        `lk.Full()`; `"ekfac"` or `"kron"`, Kronecker-factored by layer (not of the Hessian), or
+        `lk.Full()`; `"ekfac"` or `"kron"`, Kronecker-factored by layer (not for the Hessian), or
         `lk.Kronecker()`; `"low_rank"` or `lk.LowRank()`; `"diagonal"` or `lk.Diagonal()`; an object
         of a `StructureSpec` of your own. `"auto"` or `lk.Auto()` takes the richest that fits the
         memory limit, falling back to the last layer if neither full nor EKFAC fits all parameters;
-        `la.choice` holds what was chosen and why.
+        `la.choice` holds the choice and the reason.
     curvature
         `"ggn"` or `lk.GGN()`, `"hessian"` or `lk.Hessian()`, `"empirical_fisher"` or
         `lk.EmpiricalFisher()`, `"mc_fisher"` or `lk.MonteCarloFisher(key)`, or an object of a
@@ -96,8 +96,8 @@ def fit(
     subset
         Which parameters are random: `None` for all, `"last_layer"`, a predicate on the leaf's path,
         a pytree prefix of booleans, per leaf or per element, or indices into the flat parameters;
-        `laplace_kit.approx` has rules. The others are frozen, and what depends on them alone is
-        computed once.
+        `laplace_kit.approx` has rules. The others are frozen, and values that depend only on them
+        are computed once.
     rank
         Only for `"low_rank"`, also where `"auto"` takes it; 50 by default, or P if smaller.
     weight_sharing
@@ -107,15 +107,15 @@ def fit(
     num_samples
         Only for `"mc_fisher"`; see `lk.MonteCarloFisher`.
     weights
-        How often each example counts, `(N,)`: finite numbers of at least zero. A weight k is k
-        copies of the example in every sum, a weight of zero its absence, and `la.num_data` the
+        How often each example counts, `(N,)`: finite numbers of at least zero. An example of weight
+        k counts as k copies in every sum, one of weight zero is left out, and `la.num_data` is the
         total. Over a stream weights come in the batches, `(x, y, weights)`.
     batch_size
         The number of examples held at a time; `None` chooses from the memory limit.
     memory_limit
         In bytes; `None` for a quarter of the device's memory.
     progress
-        Show a bar: of stages in memory, of batches over a stream.
+        Show a progress bar: stages for data in memory, batches for a stream.
 
     Returns
     -------
@@ -128,8 +128,8 @@ def fit(
     Raises
     ------
     TypeError, ValueError
-        For anything that cannot be right, before work is done: the message names what was found,
-        what was expected and the remedy.
+        For invalid arguments, before any work is done: the message names the value found, the value
+        expected and the remedy.
 
     References
     ----------
@@ -162,7 +162,7 @@ def fit(
         enter("checking the mode")
         cached, features = with_features(objective, data)
         if features is not data:
-            check_inputs(data.x)  # which may leave no trace in the features
+            check_inputs(data.x)  # invalid inputs may leave no trace in the features
         mode = examine_mode(cached, features)
         examples = first_examples(data, NUM_EXAMPLES)
         check_independence(model_fn, params, examples.x, limits)
@@ -210,29 +210,28 @@ def load(
         The same function that was given to `fit`: functions are not stored.
     params
         Parameters like those that were given to `fit`: their structure and shapes are checked, and
-        their values are not read. Needed where they are more than dictionaries, lists and tuples,
-        such as modules of equinox, `NamedTuple`s or a `FrozenDict`, as no class is stored; the
-        whole module will do, too.
+        their values are not read. Needed if they are more than dictionaries, lists and tuples, such
+        as modules of equinox, `NamedTuple`s or a `FrozenDict`, as classes are not stored; the whole
+        module can be passed as well.
     likelihood
-        Needed where it was `FromLoss`, which is a function too, or of a class of your own that is
-        not registered by `lk.storable`; otherwise it is in the file.
+        Needed if it was `FromLoss`, which holds a function, or of a class of your own that is not
+        registered by `lk.storable`; otherwise it is in the file.
     link
-        Needed where `with_prediction` was given a function for the link; otherwise it is in the
-        file.
+        Needed if `with_prediction` was given a function as the link; otherwise it is in the file.
 
     Returns
     -------
     la
-        A `Laplace` with the arrays that were saved; training examples are not among them.
+        A `Laplace` with the saved arrays; training examples are not among them.
 
     Raises
     ------
     OSError
-        If the file cannot be opened, as where there is none (`FileNotFoundError`).
+        If the file cannot be opened; `FileNotFoundError` if there is none.
     ValueError
-        If the file is damaged, foreign or of a later version, lacks a likelihood or a link, holds
-        other parameters than `params`, or an object of a class that is not registered: import the
-        module that defines a structure of your own before its file is read.
+        If the file is damaged, not from laplace_kit or of a later version, lacks a likelihood or a
+        link, holds other parameters than `params`, or an object of a class that is not registered:
+        import the module that defines a structure of your own before its file is read.
     """
     found = storage.read(path)
     if not stored.is_posterior(found):
@@ -250,7 +249,7 @@ def load(
     return Laplace(**stored.parts(fields, as_pytree_function(model_fn)))
 
 
-# --- what to fit ----------------------------------------------------------------------------------
+# --- plan of the fit ------------------------------------------------------------------------------
 
 
 def _prior(precision: PyTree, mean: PyTree, free: PyTree, selection: Selection):
@@ -265,7 +264,7 @@ def _prior(precision: PyTree, mean: PyTree, free: PyTree, selection: Selection):
 
 
 class _Model(NamedTuple):
-    """What `fit` was given, apart from what it is asked to do with it."""
+    """Model, data and limits as they were given to `fit`."""
 
     model_fn: Callable
     params: PyTree
@@ -275,9 +274,9 @@ class _Model(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """The model as a function of the parameters chosen, and the structure that fits them.
+    """The model as a function of the chosen parameters, and the structure to fit.
 
-    `subset` says in words which they are, `why` the reason for them if nobody asked for these.
+    `subset` describes the chosen parameters in words; `why` is the reason if `Auto` chose them.
     """
 
     objective: Objective
@@ -288,7 +287,7 @@ class _Plan(NamedTuple):
 
 
 def _plan(model: _Model, subset: Subset, asked: StructureSpec, curvature: CurvatureSpec) -> _Plan:
-    """Choose subset and structure: for `Auto` the last layer where no richer one fits all."""
+    """Choose subset and structure: `Auto` takes the last layer if no rich structure fits all."""
     x, _ = batch_spec(model.data)
     words, limit = "a subset", model.limits.budget
     if _is_last_layer(subset):
@@ -303,7 +302,7 @@ def _plan(model: _Model, subset: Subset, asked: StructureSpec, curvature: Curvat
         return plan
     try:
         mask = last_layer(model.model_fn, model.params, x)
-    except ValueError:  # there is none, and all parameters it is
+    except ValueError:  # the model has no last layer: keep all parameters
         return plan
     objective, selection, fewer = _sized(model, mask, curvature)
     rich = asked.with_candidates_only()
@@ -321,7 +320,7 @@ def _is_last_layer(subset: Subset) -> bool:
 def _sized(
     model: _Model, subset: Subset, curvature: CurvatureSpec
 ) -> tuple[Objective, Selection, Sizes]:
-    """Return the planned model of a subset, and the sizes that its structure is chosen by."""
+    """Return the planned model of a subset, and the sizes on which its structure depends."""
     x, y = batch_spec(model.data)
     objective, selection = restrict(
         model.model_fn, model.params, model.likelihood, subset, model.limits
@@ -334,7 +333,7 @@ def _sized(
 
 @contextlib.contextmanager
 def _stages(progress: bool) -> Iterator[Callable[[str], None]]:
-    """Yield a function that announces each stage, on a progress bar if one is wanted."""
+    """Yield a function that shows each stage on a progress bar, if `progress`."""
     if not progress:
         yield lambda stage: None
         return

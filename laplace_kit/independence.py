@@ -1,7 +1,7 @@
-"""Whether a model treats every example by itself, and does so the same way each time.
+"""A check that a model is deterministic and treats each example independently of its batch.
 
-Posteriors and predictions sum over examples, and call the model for any number of them at a time:
-outputs that depend on the rest of the batch are those of another model in each of these calls.
+Posteriors and predictions call the model with batches of any size. If outputs depend on the rest of
+the batch, each of these calls is to a different model.
 """
 
 from collections.abc import Callable
@@ -19,19 +19,19 @@ from laplace_kit.memory import DEFAULT_LIMITS, Limits
 from laplace_kit.tree import as_pytree_function
 
 _NUM_EXAMPLES = 4
-# Batches of other sizes are rounded otherwise, and where a model jumps, an example that lies there
-# makes much of that: so much of the largest output, for half of the examples, is no rounding.
+# Rounding depends on the batch size, and an example at a jump of the model amplifies it. A change
+# of this share of the largest output, for half of the examples, is more than rounding.
 _TOO_LARGE = 0.1
 
 
 def check_independence(
     model_fn: Callable, params: PyTree, x: PyTree, limits: Limits = DEFAULT_LIMITS
 ) -> None:
-    """Compare the outputs of a few examples as one batch with those of each of them alone.
+    """Compare the outputs of a few examples in one batch with those of each example by itself.
 
     Where these differ by more than rounding in the dtype of the outputs, the model is called twice
-    with the same batch, and by the same program with a batch that repeats the worst example: of a
-    sound model, only roundings can differ there, in whatever precision it computes inside.
+    with the same batch, and by the same program with a batch that repeats the worst example: there
+    a sound model differs only by rounding, whatever precision it computes in.
 
     Parameters
     ----------
@@ -40,22 +40,22 @@ def check_independence(
     params
         Its parameters.
     x
-        Inputs with a leading axis, whose outputs are finite. Under a transformation, where values
-        cannot be looked at, and with a single example nothing is checked.
+        Inputs with a leading axis, whose outputs are finite. Nothing is checked inside JAX
+        transformations, where values are unknown, or with a single example.
     limits
-        How many examples may be held at a time.
+        The number of examples that may be held at a time.
 
     Raises
     ------
     ValueError
-        If outputs depend on the other examples of the batch, on their number or place, or are not
-        the same twice. Cost: one program, of the model for a few examples.
+        If outputs depend on the other examples of the batch, on their number or position, or differ
+        between two calls. Cost: one program, the model for a few examples.
     """
     num = min(_NUM_EXAMPLES, len(jax.tree.leaves(x)[0]), limits.batch_size or _NUM_EXAMPLES)
     model_fn = as_pytree_function(model_fn)
     if num < 2 or not tree.is_concrete((model_fn, params, x)):
         return
-    with jax.default_matmul_precision("highest"):  # fewer bits would explain more
+    with jax.default_matmul_precision("highest"):  # lower precision would hide differences
         distance, scale = _compare(model_fn, params, x, num)
         if not tree.is_concrete((distance, scale)):  # under a transformation of something else
             return
@@ -79,8 +79,8 @@ def _alone(model_fn, params, x_n) -> Float[Array, "*event"]:
 
 
 def _explain(model_fn, params, few: PyTree, tolerance: float, scale: float) -> None:
-    """Raise what the difference comes of, unless it is rounding after all."""
-    # Functions of their own are traced anew: what a model draws in its trace is drawn again.
+    """Raise a `ValueError` that names the cause of the difference, unless it is rounding."""
+    # Two functions are traced separately: numbers drawn while tracing are drawn again.
     first, second = (jax.jit(lambda model_fn, *args: model_fn(*args)) for _ in range(2))
     together = first(model_fn, params, few)
     change = float(jnp.max(_row_distances(together, second(model_fn, params, few))))

@@ -44,11 +44,11 @@ class Laplace:
     r"""A Gaussian over a model's parameters, $\mathcal N(\theta^*, T (H + d)^{-1})$; made by `fit`.
 
     A frozen pytree of a few parts: `with_prior`, `tune` and `update` return new objects. `model`
-    holds the parameters at the mode, free and frozen; `likelihood` says what its outputs mean;
-    `expansion` is that of the training data's log-likelihood about the mode, with the curvature
-    $H$, free of the prior; `prior` has the mean, the precision $d$ and the temperature $T$;
-    `posterior` is the zero-mean Gaussian about the mode that they make. `prediction` says how
-    `predict` does it, `record` what was chosen on the way, and why.
+    holds the parameters at the mode, free and frozen; `likelihood` is the distribution of targets
+    given outputs; `expansion` is the second-order expansion of the training data's log-likelihood
+    at the mode, with the curvature $H$, without the prior; `prior` has the mean, the precision $d$
+    and the temperature $T$; `posterior` is the zero-mean Gaussian of deviations from the mode.
+    `prediction` holds the defaults of `predict`, `record` what `fit` and `tune` chose, and why.
     """
 
     model: TrainedModel
@@ -68,9 +68,9 @@ class Laplace:
     model_fn = _part("model.model_fn", "The model, a function of all parameters and inputs.")
     mode = _part("model.mode", "The free parameters at the mode.")
     selection = _part("model.selection", "Which parameters are free, and the values of the others.")
-    structure = _part("expansion.structure", "The curvature $H$, free of the prior.")
-    log_likelihood = _part("expansion.log_likelihood", "That of the training data at the mode.")
-    gradient = _part("expansion.gradient", "That of the summed loss at the mode, flat `(P,)`.")
+    structure = _part("expansion.structure", "The curvature $H$, without the prior.")
+    log_likelihood = _part("expansion.log_likelihood", "Log-likelihood of the data at the mode.")
+    gradient = _part("expansion.gradient", "Gradient of the summed loss at the mode, `(P,)`.")
     num_data = _part("expansion.num_data", "The number of training examples, or total weight.")
     prior_precision = _part("prior.precision", "The prior precision, in the form it was given.")
     prior_mean = _part("prior.mean", "The prior mean, flat `(P,)`.")
@@ -78,8 +78,8 @@ class Laplace:
     choice = _part("record.choice", "What `fit` chose, and why.")
     coverage = _part("record.coverage", "How layer capture treats each parameter.")
     jitter = _part("record.jitter", "The share by which the precision's diagonal was raised.")
-    tuning = _part("record.tuning", "The way to the prior precision; `None` if set by hand.")
-    examples = _part("record.examples", "Some of the training data; `None` in one from a file.")
+    tuning = _part("record.tuning", "How the prior precision was tuned; `None` if set by hand.")
+    examples = _part("record.examples", "Some of the training data; `None` if loaded from a file.")
 
     @property
     def deviation(self) -> Float[Array, " P"]:
@@ -107,7 +107,7 @@ class Laplace:
         return tree.replace(self, prior=prior, record=record).refactorised()
 
     def with_temperature(self, temperature: float | Float[Array, ""]) -> "Laplace":
-        r"""Return the posterior $\mathcal N(\theta^*, T (H + d)^{-1})$; the evidence knows no T.
+        r"""Return the posterior $\mathcal N(\theta^*, T (H + d)^{-1})$, with the same evidence.
 
         Parameters
         ----------
@@ -125,13 +125,13 @@ class Laplace:
         Parameters
         ----------
         noise_std
-            The standard deviation: as many values as the likelihood has, all in one proportion to
-            those it has, as every sum over the data scales with that.
+            The standard deviation: a scalar, or of the shape of the likelihood's, and proportional
+            to it, so that every sum over the data is only rescaled.
 
         Raises
         ------
         TypeError, ValueError
-            If the likelihood is not Gaussian, or the noise is not positive and in proportion.
+            If the likelihood is not Gaussian, or the noise is not positive and proportional.
         """
         la = scaled(self, noise_factor(self.likelihood, noise_std))
         known = tree.replace(la.likelihood, known=True)
@@ -145,14 +145,14 @@ class Laplace:
         covariance: CovarianceForm | None = None,
         num_samples: int | Literal["auto"] | None = None,
     ) -> "Laplace":
-        """Return the posterior with other defaults of `predict`, which `tune` judges by too.
+        """Return the posterior with other defaults of `predict`, which `tune` uses too.
 
         Parameters
         ----------
         method, link, covariance, num_samples
-            As in `laplace_kit.eval.predict`; `None` keeps what is set. `"auto"` returns
-            to what `fit` sets: linearised; a link that `tune` may choose, `"probit"` until it has;
-            the covariance that fits the memory; the method's own number of samples.
+            As in `laplace_kit.eval.predict`; `None` keeps the present value. `"auto"`
+            restores the value of `fit`: linearised; a link that `tune` may choose, `"probit"` until
+            then; the covariance that fits the memory; the method's own number of samples.
         """
         changed = self.prediction.changed(method, link, covariance, num_samples)
         return tree.replace(self, prediction=changed)
@@ -209,41 +209,41 @@ class Laplace:
         bounds: tuple[float, float] = (1e-4, 1e6),
         key: PRNGKeyArray | None = None,
     ) -> "Laplace":
-        """Return the posterior with a prior precision that the evidence, or labelled data, choose.
+        """Return the posterior with the prior precision chosen by the evidence or labelled data.
 
-        The usual chain of the functions of `laplace_kit.tune`, which say more: the noise where it
-        is unknown, the prior precision, and then the temperature.
+        The usual sequence of the functions of `laplace_kit.tune`: first the noise if it is unknown,
+        then the prior precision, and then the temperature.
 
         Parameters
         ----------
         method
             `"evidence"` maximises the marginal likelihood of the training data; `"validation"`
-            minimises the loss of held-out data under the very predictive that `predict` will make,
-            `"cross_validation"` that of folds of the training data, each predicted without itself
-            by the linearised model. `None`: validation if data are given, else the evidence.
+            minimises the loss of held-out data under the predictive that `predict` returns,
+            `"cross_validation"` the loss of folds of the training data, each predicted by the
+            linearised model without it. `None`: validation if data are given, else the evidence.
         data, objective
             Held-out data, or for `"cross_validation"` the training data, and their loss: `"nll"`,
             `"ece"`, `"brier"`, `"crps"`, or a function of a `Predictive` and targets.
         per_leaf
             One precision for every leaf instead of one for all parameters; only by the evidence.
         noise
-            That of a Gaussian likelihood: `"residuals"` takes the one of greatest likelihood at the
-            mode, before the prior is tuned; `"evidence"` maximises over both together; `"keep"`
-            neither. `None`: residuals if it is unknown, as for `lk.Gaussian()`, else keep.
+            For a Gaussian likelihood: `"residuals"` takes the noise of greatest likelihood at the
+            mode, before the prior is tuned; `"evidence"` maximises over noise and prior together;
+            `"keep"` keeps it. `None`: residuals if it is unknown, as in `lk.Gaussian()`, else keep.
         temperature
             Whether to tune the temperature too: by the variational bound of the evidence, or by the
             loss of the held-out data or of the folds. `None`: with the evidence, except for
             Gaussian likelihoods, whose evidence is exact.
         link, num_folds, bounds, key
-            The link that `predict` takes from here on, `None` for the present one or, if that is
-            open, for the best with held-out data; the number of folds; the smallest and the largest
-            precision to consider; for predictives that draw samples.
+            The link of later predictions, `None` for the present one or, if none was chosen, the
+            best on held-out data; the number of folds; the smallest and the largest precision to
+            consider; a key for predictives that draw samples.
 
         Raises
         ------
         TypeError, ValueError
-            If an option is unknown or does not go with the method, or the objective has no optimum
-            within the bounds, as the evidence where the curvature is indefinite.
+            If an option is unknown or incompatible with the method, or the objective has no optimum
+            within the bounds, such as the evidence where the curvature is indefinite.
 
         Warns
         -----
@@ -299,7 +299,7 @@ class Laplace:
         x
             Inputs with a leading axis N.
         method, link, covariance, num_samples, key, joint
-            As there; `None` for what `self.prediction` says.
+            As there; `None` for the defaults in `self.prediction`.
         batch_size
             The number of inputs held at a time; by default that of `fit`.
         """
@@ -324,16 +324,16 @@ class Laplace:
         Parameters
         ----------
         batches
-            Inputs, or pairs `(x, y)` of which x is taken; iterated once.
+            Inputs, or pairs `(x, y)` whose y is ignored; iterated once.
         key, progress
-            Where `self.prediction` draws samples; show a bar.
+            A key for predictions that draw samples; whether to show a progress bar.
         """
         return predict_over(partial(self.predict, key=key), batches, progress=progress)
 
     def sample_functions(
         self, key: PRNGKeyArray, num_samples: int, *, method: Method = "linearized"
     ) -> functions.FunctionSamples:
-        """Return functions drawn from the posterior, to be evaluated anywhere, again and again.
+        """Return functions drawn from the posterior, to be evaluated at any inputs.
 
         Parameters
         ----------
@@ -354,7 +354,7 @@ class Laplace:
         data
             `(x, y)` or `(x, y, weights)` in memory, or an iterable of such: one pass is made.
         key
-            Where `self.prediction` draws samples.
+            For predictions that draw samples.
         """
         from laplace_kit import quality
 
@@ -371,7 +371,7 @@ class Laplace:
         title: str = "Calibration report",
         key: PRNGKeyArray | None = None,
     ) -> "Report":
-        """Compare with the mode alone on labelled data and write a page of metrics and pictures.
+        """Compare with the MAP predictive on labelled data; write a page of metrics and plots.
 
         Parameters
         ----------
@@ -400,11 +400,11 @@ class Laplace:
         )
 
     def predict_at_mode(self, x: PyTree) -> Predictive:
-        """Return the predictive of the mode alone, without weight uncertainty: the MAP's."""
+        """Return the MAP predictive, at the mode and without weight uncertainty."""
         return predictive.predict_at_mode(self.objective, x)
 
     def diagnostics(self) -> Diagnostics:
-        """Return how far this posterior can be trusted; costs the spectrum and the variances."""
+        """Return diagnostics of the posterior; costs its spectrum and variances."""
         return diagnose(
             self.structure,
             self.posterior,
@@ -416,7 +416,7 @@ class Laplace:
         )
 
     def card(self) -> dict[str, str]:
-        """Return the posterior's facts in words, by name: what the report and `print` show."""
+        """Return the card: facts and warnings in words, by name, as in the report and `print`."""
         return self._card().as_dict()
 
     def __str__(self) -> str:
@@ -429,22 +429,22 @@ class Laplace:
         return make_card(*parts, diagnostics, evidence)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write everything but functions and data to one file of arrays and JSON; `load` reads it.
+        """Write everything except functions and data to one file; read it with `load`.
 
         Parameters
         ----------
         path
             The file; replaced if it exists. Parameters that are more than dictionaries, lists and
-            tuples, such as equinox modules, are stored by their paths: `load` needs some like them.
+            tuples, such as equinox modules, are stored by path: `load` needs similar `params`.
         """
         storage.write(path, stored.fields(**vars(self)))
 
     def expand(self, prior_precision: PyTree) -> Float[Array, " P"]:
-        """Return one prior precision for each free parameter, from any form that `fit` takes."""
+        """Return one prior precision per free parameter, from any form that `fit` takes."""
         return expand_precision(prior_precision, self.mode, self.selection, self.prior.mean.dtype)
 
     def refactorised(self) -> "Laplace":
-        """Return the same with the posterior that its structure, prior and temperature make."""
+        """Return the same with its posterior recomputed from structure, prior and temperature."""
         posterior, jitter = self.prior.posterior(self.structure, self.model)
         record = tree.replace(self.record, jitter=jitter)
         return tree.replace(self, posterior=posterior, record=record)

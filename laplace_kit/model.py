@@ -17,7 +17,7 @@ __all__ = ["ModelAndParams", "batched", "from_equinox", "from_linen", "from_nnx"
 
 ModelAndParams = tuple[jax.tree_util.Partial, PyTree]
 
-# How to turn a module into a function, by the package and the name of a class it inherits from.
+# How to turn a module into a function, by package and name of a base class.
 _REMEDIES = {
     ("flax.nnx", "Module"): "pass what model_fn, params = lk.model.from_nnx(module) gives",
     ("flax.linen", "Module"): (
@@ -39,8 +39,8 @@ def check_model(model_fn: Any) -> None:
     Parameters
     ----------
     model_fn
-        The user's argument. For a module of a neural-network library, the message names the adapter
-        that turns it into a function.
+        The argument of `fit`. For a module of a neural-network library, the message names the
+        adapter that turns it into a function.
     """
     module = _library_module(model_fn)
     if module or not callable(model_fn):
@@ -134,8 +134,8 @@ def from_nnx(module: Any) -> ModelAndParams:
 def _call_nnx(structure, frozen, params, x):
     from flax import nnx
 
-    # A copy, as a module that changes its state when called must not change arrays of another
-    # trace, as a scan within `nnx.RNN` would.
+    # A copy: a module that changes its state when called, such as `nnx.RNN` with its scan, must not
+    # change arrays of another trace.
     return nnx.merge(structure, nnx.State(params), frozen, copy=True)(x)
 
 
@@ -282,9 +282,9 @@ def batched(fn: Callable[[PyTree, PyTree], Any]) -> Callable[[PyTree, PyTree], A
 def with_offset(model_fn: Callable[[PyTree, PyTree], Any]) -> jax.tree_util.Partial:
     r"""Add a known term to a model's outputs, $f(\theta, (x, o)) = f(\theta, x) + o$.
 
-    Counts that were seen with an exposure E, a time, an area or a population at risk, have the
-    log-rate $f(\theta, x) + \log E$: the offset is `log(E)`, and the model's own output the
-    log-rate for one unit of it.
+    For counts with an exposure E (a time, an area or a population at risk) the log-rate is
+    $f(\theta, x) + \log E$: the offset is `log(E)`, and the model's own output the log-rate for
+    unit exposure.
 
     Parameters
     ----------
@@ -294,15 +294,15 @@ def with_offset(model_fn: Callable[[PyTree, PyTree], Any]) -> jax.tree_util.Part
     Returns
     -------
     model_fn
-        `(params, (x, offset)) -> (N, *event)`, the offset of the outputs' shape. New inputs have
-        an offset too, so that predictions, intervals and metrics are of counts with that exposure;
-        a zero gives rates for one unit.
+        `(params, (x, offset)) -> (N, *event)`, with `offset` of the outputs' shape. New inputs have
+        an offset too, so that predictions, intervals and metrics are for counts with that exposure;
+        an offset of zero gives rates for unit exposure.
 
     Raises
     ------
     TypeError
-        If `model_fn` is no function of parameters and inputs. When the new model is called, if its
-        inputs are no pair.
+        If `model_fn` is not a function of parameters and inputs. When the new model is called, if
+        its inputs are not a pair.
     ValueError
         When it is called, if the shapes of offset and outputs differ.
     """

@@ -1,4 +1,4 @@
-"""What `la.evaluate` and `la.report` do: predict labelled data, and measure the predictions."""
+"""The work of `la.evaluate` and `la.report`: predict labelled data and score the predictions."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -47,7 +47,7 @@ def report(
         y,
         directory,
         compare=compare,
-        shifted={name: read(of_name) for name, of_name in (shifted or {}).items()},
+        shifted={name: read(labelled_set) for name, labelled_set in (shifted or {}).items()},
         ood=named_sets(ood, x),
         title=title,
         card=card,
@@ -61,6 +61,6 @@ def _unweighted(objective: Objective, data: Any) -> tuple[PyTree, PyTree]:
         raise ValueError(
             "Found data with weights for a report, whose bootstrap draws single examples, expected "
             "(x, y); la.evaluate((x, y, weights)) gives the weighted metrics, and np.repeat(x, "
-            "weights, axis=0) makes examples of weights that are whole numbers."
+            "weights, axis=0) repeats examples whose weights are whole numbers."
         )
     return x, y

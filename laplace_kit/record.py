@@ -1,4 +1,4 @@
-"""What was chosen on the way to a posterior, and why."""
+"""The record of how a posterior was made."""
 
 from jaxtyping import Array, Float
 
@@ -15,7 +15,7 @@ class Record:
 
     `choice` is what `fit` chose and why; `coverage` how layer capture treats each parameter;
     `jitter` the share by which the posterior precision's diagonal was raised to be factorised;
-    `tuning` the way to the prior precision, `None` where that was set by hand; `examples` some of
+    `tuning` how the prior precision was tuned, `None` where it was set by hand; `examples` some of
     the training data, `None` in a posterior from a file.
     """
 

@@ -26,10 +26,10 @@ FORMAT, VERSION = "laplace_kit", 2
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _T = TypeVar("_T")
-# By the identity of an array, its name, its values, and the array itself, so that no other array,
-# such as a temporary one of `write`, gets its identity: what appears twice is stored once.
+# From an array's `id` to its name, its values and the array itself, which keeps the `id` from being
+# reused: an array that appears twice is stored once.
 _Arrays = dict[int, tuple[str, np.ndarray, Any]]
-# What reading a damaged archive may raise; `RuntimeError` stands for entries that seem encrypted,
+# Errors that reading a damaged archive may raise; `RuntimeError` where entries seem encrypted,
 # compressed by unknown methods, or nested without end.
 _DAMAGE = (
     *(OSError, EOFError, zipfile.BadZipFile, zlib.error),
@@ -38,7 +38,7 @@ _DAMAGE = (
 
 
 class _Stored(NamedTuple):
-    """A class in files: its name there, and the way from an object to its parts and back."""
+    """A registered class: its name in files, and its conversions to and from parts."""
 
     cls: type
     name: str
@@ -80,7 +80,7 @@ def storable(
     Raises
     ------
     TypeError
-        If the class is no dataclass and has no `write` and `read` of its own.
+        If the class is not a dataclass, and `write` or `read` is missing.
     ValueError
         If another class has this name.
     """
@@ -88,8 +88,8 @@ def storable(
     def register(cls: type[_T]) -> type[_T]:
         if (write is None or read is None) and not dataclasses.is_dataclass(cls):
             raise TypeError(
-                f"Found {cls.__name__}, which is no dataclass, expected one, or both `write` and "
-                "`read` for its parts; put @storable above the decorator of the dataclass."
+                f"Found {cls.__name__}, which is not a dataclass, expected one, or both `write` "
+                "and `read` for its parts; put @storable above the decorator of the dataclass."
             )
         known = _BY_NAME.get(name)
         if known is not None and _origin(known.cls) != _origin(cls):
@@ -111,7 +111,7 @@ def is_storable(cls: type) -> bool:
 
 
 def _origin(cls: type) -> tuple[str, str]:
-    """Return where a class is defined: a cell or a module that runs again defines the same."""
+    """Return where a class is defined, the same when a cell or a module runs again."""
     return cls.__module__, cls.__qualname__
 
 
@@ -125,13 +125,13 @@ def _from_fields(cls: type, parts: dict[str, Any]) -> Any:
     if parts.keys() - known.keys() or dataclasses.MISSING in absent.values():
         raise ValueError(f"{cls.__name__} has the fields {sorted(parts)}")
     value = object.__new__(cls)  # the fields were validated before they were saved
-    for name, part in (parts | absent).items():  # a field younger than the file has its default
+    for name, part in (parts | absent).items():  # fields newer than the file get their defaults
         object.__setattr__(value, name, part)
     return value
 
 
 def write(path: str | os.PathLike, value: PyTree) -> None:
-    """Write a tree to a file, whole or not at all.
+    """Write a tree to a file atomically.
 
     Parameters
     ----------
@@ -173,8 +173,8 @@ def read(path: str | os.PathLike) -> PyTree:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is damaged, foreign, or of a later version, or holds an object of a class that
-        is not registered.
+        If the file is damaged, not from laplace_kit, or of a later version, or holds an object of a
+        class that is not registered.
     """
     with Path(path).open("rb") as file:
         try:
@@ -202,7 +202,7 @@ class _UnknownClass(Exception):
 
 def _read(file: BinaryIO) -> PyTree:
     if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
-        raise ValueError("it is no archive of arrays")
+        raise ValueError("it is not an archive of arrays")
     file.seek(0)
     with np.load(file, allow_pickle=False) as archive:
         header = json.loads(archive["header"].tobytes())
@@ -211,7 +211,7 @@ def _read(file: BinaryIO) -> PyTree:
         if header["version"] > VERSION:
             raise ValueError(f"its version is {header['version']}, newer than {VERSION}")
 
-        @functools.cache  # what was one array is one again
+        @functools.cache  # an array that was shared is shared again
         def load(name: str, dtype: str) -> Array:
             array, kind = archive[name], jnp.dtype(dtype)
             return jnp.asarray(array if array.dtype == kind else array.view(kind))
@@ -235,7 +235,7 @@ def _encode(value: Any, arrays: _Arrays) -> Any:
         children = [_encode(child, arrays) for child in value]
         return {"kind": type(value).__name__, "children": children}
     raise TypeError(
-        f"Found {type(value).__name__} in what is to be saved, expected dictionaries with keys "
+        f"Found {type(value).__name__} in the object to save, expected dictionaries with keys "
         "that are strings or integers, lists, tuples, arrays, numbers, and objects of registered "
         "classes; replace it by these, or register a class of your own with @lk.storable(name)."
     )
@@ -247,7 +247,7 @@ def _encode_array(value, arrays):
         name, _, _ = arrays.setdefault(id(value), (f"array{len(arrays)}", words, value))
         return {"kind": "key", "name": name, "implementation": str(jax.random.key_impl(value))}
     array = np.asarray(value)
-    if array.dtype.kind == "V":  # bfloat16 and its like, which NumPy's format does not know
+    if array.dtype.kind == "V":  # bfloat16 and others that NumPy's format does not support
         array = array.view(f"u{array.dtype.itemsize}")
     name, _, _ = arrays.setdefault(id(value), (f"array{len(arrays)}", array, value))
     return {"kind": "array", "name": name, "dtype": str(value.dtype)}

@@ -1,4 +1,4 @@
-"""What a file holds of a posterior: its fields, and the classes among them."""
+"""The fields of a posterior that a file holds, and the classes of their values."""
 
 import dataclasses
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from laplace_kit.storage import is_storable, storable
 from laplace_kit.tree import replace
 from laplace_kit.tune.result import Tuning
 
-# Structures, posteriors and what they are asked for are registered where they are defined.
+# Structures, posteriors and specs are registered where they are defined.
 for _cls in (
     *BUILT_IN,
     *(Layout, Slot, Move, Design, Rows, FactoredRows, LookupRows),
@@ -39,7 +39,7 @@ for _cls in (
 
 
 def _read_leaf_coverage(parts: dict[str, Any]) -> LeafCoverage:
-    """Return it from a file; in those of version 1 the method is called a road."""
+    """Read a `LeafCoverage`, whose method is called `road` in files of version 1."""
     return LeafCoverage(**{{"road": "method"}.get(name, name): parts[name] for name in parts})
 
 
@@ -51,20 +51,20 @@ NAMES = frozenset(
         *("choice", "coverage", "jitter", "tuning"),
     )
 )
-# Earlier files say apart from the likelihood whether its noise is known.
+# Earlier files store whether the noise is known in a separate field.
 _KNOWS_NOISE = "knows_noise"
 
 
 @storable("FunctionName")
 @dataclasses.dataclass(frozen=True)
 class FunctionName:
-    """What a file holds in place of a function: its name, for the message."""
+    """A placeholder for a function in a file: its name, for the error message."""
 
     name: str
 
 
 def is_posterior(found: Any) -> bool:
-    """Return whether a file's content is that of a posterior."""
+    """Return whether a file's content is a posterior."""
     return isinstance(found, dict) and set(found) - {_KNOWS_NOISE} == NAMES
 
 
@@ -77,10 +77,10 @@ def fields(
     prediction: Prediction,
     record: Record,
 ) -> dict[str, Any]:
-    """Return what a file holds of the parts of a posterior, by `NAMES`.
+    """Return the fields of a posterior that are stored, by `NAMES`.
 
-    A likelihood that is a function, or of a class that is not registered, is `None`, and a link
-    that is a function is its name. Data are not stored.
+    A likelihood that is a function, or of a class that is not registered, is stored as `None`, and
+    a link that is a function by its name. Data are not stored.
     """
     if callable(prediction.link):
         name = getattr(prediction.link, "__name__", type(prediction.link).__name__)
@@ -124,22 +124,22 @@ def parts(found: dict[str, Any], model_fn: Partial) -> dict[str, Any]:
 def restored(
     found: dict[str, Any], params: PyTree = None, link: LinkFunction | None = None
 ) -> dict[str, Any]:
-    """Return the fields of a posterior from what a file holds of it.
+    """Return the fields of a posterior from the content of its file.
 
     Parameters
     ----------
     found
-        What `fields` returned.
+        The result of `fields`.
     params
         Parameters like those of `fit`, where these are more than dictionaries, lists and tuples.
     link
-        The function that was the link, if it was one.
+        The link function, if the link was a function.
 
     Raises
     ------
     ValueError
-        If the parameters in the file need others like them and there are none, or differ; or if the
-        link was a function, and there is none.
+        If `params` are needed and missing, or differ from the parameters in the file; or if the
+        link was a function, and `link` is missing.
     """
     prediction = found["prediction"]
     if isinstance(prediction.link, FunctionName):
@@ -159,7 +159,7 @@ def restored(
 
 
 def _map_params(fn: Callable[[PyTree], PyTree], found: dict[str, Any]) -> dict[str, Any]:
-    """Replace every pytree that is like the parameters, or a prefix of them."""
+    """Apply `fn` to every pytree that is like the parameters or a prefix of them."""
     selection, tuning = found["selection"], found["tuning"]
     return found | {
         "mode": fn(found["mode"]),

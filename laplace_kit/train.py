@@ -36,12 +36,12 @@ _WITH_NOISE = Gaussian | MultivariateGaussian
 
 @pytree_dataclass()
 class TrainingHistory:
-    """What happened in training: E epochs of training, and R refits of the posterior.
+    """The history of E epochs of training and R refits of the posterior.
 
     `loss` `(E,)` is the training objective per example, averaged over each epoch while the
-    parameters moved. Refit r came after `epoch[r]` epochs; there the evidence was largest, with the
-    value `log_marginal_likelihood[r]`, at `prior_precision`, whose leaves have a leading axis R,
-    and `noise_std` `(R, ...)`, which is `None` unless the likelihood is `Gaussian`.
+    parameters moved. Refit r followed epoch `epoch[r]`; its largest evidence was
+    `log_marginal_likelihood[r]`, at `prior_precision`, whose leaves have a leading axis R, and
+    `noise_std` `(R, ...)`, which is `None` unless the likelihood is `Gaussian`.
     """
 
     loss: Float[np.ndarray, " E"]
@@ -83,7 +83,7 @@ def train_with_evidence(
     memory_limit: int | None = None,
     progress: bool = False,
 ) -> EvidenceTraining:
-    r"""Train parameters and learn their prior and the noise by the evidence, in turns.
+    r"""Train parameters by gradient descent and their prior and noise by the evidence, alternately.
 
     Between refits, minibatches descend on
 
@@ -91,71 +91,71 @@ def train_with_evidence(
     (\theta - \theta_0) \Bigr).$$
 
     Every `refit_every` epochs the posterior is fitted at the current parameters, and the prior
-    precision d, and the noise, that maximise its evidence take the place of the old ones. At fixed
-    parameters the evidence is concave in their logarithms, so that each refit reaches the maximum
-    instead of taking a few gradient steps towards it. The refit of largest evidence is returned.
+    precision d and the noise are replaced by those that maximise its evidence. At fixed parameters
+    the evidence is concave in their logarithms, so that each refit reaches the maximum instead of
+    taking a few gradient steps towards it. The refit of largest evidence is returned.
 
     Parameters
     ----------
     model_fn
         `(params, x) -> (N, *event)`, pure: without batch statistics to update or dropout.
     params
-        Where training starts, a pytree. Leaves that are not floating point are frozen.
+        The initial parameters, a pytree. Leaves that are not floating point are frozen.
     data
-        The training data: `(x, y)` in memory, reshuffled for every epoch, or a re-iterable of
-        such pairs, whose batches are the minibatches, in the order in which they come; with weights
+        The training data: `(x, y)` in memory, reshuffled for every epoch, or a re-iterable of such
+        pairs, whose batches are the minibatches, in their own order; with weights
         `(x, y, weights)`.
     likelihood
         As in `fit`.
     num_epochs
-        How many times training passes over the data, at most.
+        The number of passes of training over the data, at most.
     key
         Shuffles the data in memory.
     optimizer
-        An `optax.GradientTransformation`, also one that wants more than gradients, such as
-        `optax.lbfgs()`; `None` for Adam, whose learning rate falls from 0.01 to 0 along a cosine.
+        An `optax.GradientTransformation`, also one that needs more than gradients, such as
+        `optax.lbfgs()`; `None` for Adam with a learning rate that falls from 0.01 to 0 along a
+        cosine.
     train_batch_size
         The number of examples of a minibatch in memory, at most; `None` for 128, or all if they are
-        fewer. They are divided evenly.
+        fewer. The examples are divided evenly.
     structure, prior_mean, batch_size, memory_limit
-        As in `fit`; of all parameters, also where `"auto"` would take the last layer.
+        As in `fit`; for all parameters, even where `"auto"` would take the last layer.
     prior_precision
-        Where d starts, in any form that `fit` takes.
+        The initial d, in any form that `fit` takes.
     per_leaf
         One prior precision for every leaf instead of one for all parameters.
     noise
-        As in `Laplace.tune`, with the one of the likelihood as a start. `None`: `"evidence"` if the
-        noise is unknown, as `lk.Gaussian()` or `"gaussian"` leave it, else `"keep"`.
+        As in `Laplace.tune`, starting from the noise of the likelihood. `None`: `"evidence"` if the
+        noise is unknown, as in `lk.Gaussian()` or `"gaussian"`, else `"keep"`.
     refit_every
-        The number of epochs from one refit to the next. There is one at the end in any case.
+        The number of epochs from one refit to the next. The last epoch is always followed by one.
     burn_in
-        The number of epochs before the first of them begin to count; `None` for a tenth of all.
+        The number of epochs before the refits begin; `None` for a tenth of all.
     patience
         How many refits in a row may fail to exceed the largest evidence before training stops;
         `None` for any number.
     checkpoint
-        A file to which `la.save` writes the best posterior so far, whole or not at all. To go on
-        from there, start with the `params`, `prior_precision` and `likelihood` of what `load`
-        reads.
+        A file to which `la.save` atomically writes the best posterior so far. To resume, start with
+        the `params`, `prior_precision` and `likelihood` of the posterior that `load` reads.
     progress
-        Show a bar of epochs.
+        Show a progress bar of epochs.
 
     Returns
     -------
     training
-        An `EvidenceTraining`. Cost: that of training, and of `fit` and `tune` at every refit.
+        An `EvidenceTraining`. Cost: training, and `fit` and `tune` at every refit.
 
     Raises
     ------
     TypeError, ValueError
-        For anything that cannot be right, before training begins; later on if it diverges.
+        For invalid arguments, before training begins; later if training diverges.
     OSError
-        If the checkpoint cannot be written where it should be.
+        If the checkpoint cannot be written.
 
     Warns
     -----
     UserWarning
-        What `tune` warns of at the refit that is returned, such as a precision at a bound.
+        The warnings of `tune` at the refit that is returned, such as a precision at a bound.
 
     References
     ----------
@@ -185,7 +185,7 @@ def train_with_evidence(
 
     la = refit(params, _with_array_noise(likelihood, params), prior_precision)  # checks all input
     optimizer = optimizer or _default_optimizer(num_epochs * _num_steps(data, la, size))
-    # Some optimisers start from weakly typed numbers, for which the epoch would compile once more.
+    # Some optimisers start from weakly typed numbers, which would compile the epoch twice.
     start = jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(a)), optimizer.init(la.mode))
     state = (la.mode, start)
     loss = _TrainingLoss.at(la, size)
@@ -220,7 +220,7 @@ def train_with_evidence(
 
 
 class _Refit(NamedTuple):
-    """What is remembered of a refit, and the warnings it gave."""
+    """One refit: its evidence, prior precision and noise, and the warnings raised."""
 
     epoch: int
     evidence: float
@@ -249,7 +249,7 @@ def _history(losses: list[float], refits: list[_Refit]) -> TrainingHistory:
 
 
 def _repeat_warnings(chosen: _Refit, num_refits: int) -> None:
-    """Repeat the warnings of the refit that is returned, and drop those of the others."""
+    """Issue the warnings of the returned refit, and drop those of the others."""
     for text, category in dict.fromkeys((str(w.message), w.category) for w in chosen.caught):
         where = f"At epoch {chosen.epoch}, of the largest evidence in {num_refits} refits: "
         warnings.warn(where + text, category, stacklevel=3)
@@ -273,10 +273,10 @@ def _bar(num_epochs: int, progress: bool) -> Iterator[tuple[Iterable[int], Calla
 
 @pytree_dataclass()
 class _TrainingLoss:
-    """A minibatch's part of the training objective, over the size of a full one; of arrays.
+    """A minibatch's part of the training objective, divided by the size of a full minibatch.
 
-    Each example brings its share of the prior, so that over an epoch no example counts more than
-    another, also where a stream's last batch is small.
+    Each example carries its share of the prior, so that over an epoch all examples count equally,
+    also where a stream's last batch is small.
     """
 
     objective: Objective
@@ -339,7 +339,7 @@ def _training_step(loss, optimizer, state, chunk):
     return (optax.apply_updates(params, updates), optimizer_state), value
 
 
-@cache  # one object for one number of steps: what was compiled with it serves the next run
+@cache  # one object per number of steps, so that later runs reuse compiled programs
 def _default_optimizer(num_steps: int):
     import optax
 
@@ -347,7 +347,7 @@ def _default_optimizer(num_steps: int):
 
 
 def _num_steps(data: Data, la: Laplace, size: int) -> int:
-    """Return the number of minibatches in an epoch; the weights of examples do not count them."""
+    """Return the number of minibatches in an epoch; weights of examples do not change it."""
     if isinstance(data, InMemory):
         return -(-data.num_examples // size)
     return sum(1 for _ in chunks(data, size)) if data.is_weighted else -(-la.num_data // size)
@@ -387,7 +387,7 @@ def _noise_to_learn(noise: str | None, likelihood: Likelihood | str) -> str:
 
 
 def _with_array_noise(likelihood: Likelihood | str, params: PyTree) -> Likelihood:
-    """Convert a noise that is a Python number to the dtype that it has once it is learned."""
+    """Convert a noise given as a Python number to the dtype of a learned noise."""
     likelihood = as_likelihood(likelihood)
     if not isinstance(likelihood, _WITH_NOISE):
         return likelihood
@@ -406,7 +406,7 @@ def _check_numbers(num_epochs, refit_every, burn_in, patience, train_batch_size)
     if not 0 <= burn_in < num_epochs:
         raise ValueError(
             f"Found burn_in={burn_in} for num_epochs={num_epochs}, expected 0 or more and fewer "
-            "than all epochs, so that there is something to refit; train longer or lower it."
+            "than all epochs, so that there is a refit; train longer or lower it."
         )
 
 
@@ -420,7 +420,7 @@ def _check_optimizer(optimizer: Any) -> None:
 
 
 def _check_checkpoint(checkpoint: str | os.PathLike | None, params: PyTree) -> None:
-    """Find out before training whether the parameters can be saved, and there."""
+    """Check before training that the parameters can be saved at this path."""
     if checkpoint is None:
         return
     path = Path(checkpoint)

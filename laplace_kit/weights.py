@@ -1,7 +1,6 @@
-"""Weights of examples, read from what users hold them in and checked.
+"""Weights of examples: conversion and checks.
 
-A weight k counts an example k times: every sum over the data is that of k copies. A weight of zero
-leaves it out.
+An example of weight k counts k times in every sum over the data; a weight of zero leaves it out.
 """
 
 from collections.abc import Mapping
@@ -31,10 +30,10 @@ def as_weights(values: Any, num: int) -> Float[Array, " N"]:
     Raises
     ------
     TypeError
-        If it is something other than one array of real numbers.
+        If `values` is not one array of real numbers.
     ValueError
         If it has another shape, or a value is negative, infinite or NaN. Inside JAX
-        transformations values are not looked at.
+        transformations values are not checked.
     """
     is_one = not isinstance(values, tuple | Mapping)
     if not is_one or (isinstance(values, list) and values and not is_list_of_numbers(values)):
@@ -50,7 +49,7 @@ def as_weights(values: Any, num: int) -> Float[Array, " N"]:
         raise ValueError(
             f"Found weights of shape {weights.shape} for {num} examples, expected ({num},); "
             f"{remedy}. Data are (x, y, weights), several inputs one pytree, ((x1, x2), y), and "
-            "what counts single entries is a mask, lk.Masked(likelihood)."
+            "single entries of targets are left out by a mask, lk.Masked(likelihood)."
         )
     if jnp.issubdtype(weights.dtype, jnp.complexfloating):
         raise TypeError(f"Found weights of dtype {weights.dtype}, expected real numbers.")
@@ -60,7 +59,7 @@ def as_weights(values: Any, num: int) -> Float[Array, " N"]:
             raise ValueError(
                 f"Found weights that are negative or not finite: first {found.value} at example "
                 f"{found.first} ({found.num_bad} in all), expected finite numbers of at least "
-                "zero; give the weight zero to an example that is to be left out."
+                "zero; to leave an example out, give it the weight zero."
             )
     is_floating = jnp.issubdtype(weights.dtype, jnp.floating)
     dtype = jnp.promote_types(weights.dtype, jnp.float32) if is_floating else jnp.result_type(float)
@@ -70,7 +69,7 @@ def as_weights(values: Any, num: int) -> Float[Array, " N"]:
 
 
 def check_some_count(weights: Float[Array, " N"] | None) -> None:
-    """Raise a `ValueError` where the weights of all data are zero; values have to be known."""
+    """Raise a `ValueError` if the weights of all data are zero; traced values are not checked."""
     if weights is None or not tree.is_concrete(weights) or _look(weights).any_counts:
         return
     raise ValueError(ALL_ZERO)
@@ -83,7 +82,7 @@ ALL_ZERO = (
 
 
 class _Look(NamedTuple):
-    """What the values of weights are like: those that are wrong, and whether any is positive."""
+    """Number, index and value of invalid weights (the first), and whether any is positive."""
 
     num_bad: ArrayLike
     first: ArrayLike
@@ -92,7 +91,7 @@ class _Look(NamedTuple):
 
 
 def _look(weights: Array | np.ndarray) -> _Look:
-    """Look at weights where they are: on the host with NumPy, and no program; or on the device."""
+    """Inspect weights where they are: on the host with NumPy, or by a program on the device."""
     if isinstance(weights, jax.Array):
         return jax.device_get(_look_on_device(weights))
     return _look_with(np, weights)

@@ -258,12 +258,12 @@ assert on_turned["laplace"]["nll"] < on_turned["map"]["nll"]
 assert abs(on_shuffled["laplace"]["auroc"] - on_shuffled["map"]["auroc"]) < 0.05
 
 # %% [markdown]
-# ## What the posterior says of itself
+# ## The posterior's card
 #
-# The page ends with the posterior's card, the same as `print(la)`. Read the line that begins with
-# "beware" first. Here it says that these weights were trained without the prior that was chosen
-# since: the evidence of such a posterior is no guide. The test above is.
+# The page ends with the posterior's card, the same as `print(la)`. Read its warnings first. Here
+# they say that these weights were trained without the prior that was chosen afterwards: do not rely
+# on the evidence of such a posterior, but on the test above.
 
 # %%
 print(la)
-assert "not the mode of this prior" in la.card()["beware"]
+assert "not the mode of this prior" in la.card()["warnings"]

@@ -134,8 +134,8 @@ plt.show()
 # %% [markdown]
 # Another prior has another mode. So train once more with the prior that was chosen, and look at
 # the facts before trusting them: at the mode the gradient norm is about zero, the distance from the
-# mode of this prior is too, and a line "beware" would say what is not as it should be. Of the 91
-# parameters the data determine about eight.
+# mode of this prior is too, and problems would be listed in a line "warnings". The data determine
+# about eight of the 91 parameters.
 
 # %%
 prior_precision = float(tuned.prior_precision)
@@ -144,7 +144,7 @@ la = lk.fit(model_fn, params, (x, y), likelihood=likelihood, prior_precision=pri
 print(la)
 assert la.diagnostics().mode_distance < 0.05
 assert 5 < la.diagnostics().effective_parameters < 12
-assert "beware" not in la.card()
+assert "warnings" not in la.card()
 
 # %% [markdown]
 # ## The band

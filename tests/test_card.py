@@ -1,4 +1,4 @@
-"""The card tells facts, and what to beware of where there is something to beware of."""
+"""The card lists facts, and warnings where there are any."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ def at(weight, x, y, delta, noise_std, dtype="float32", **options):
 
 
 def warnings_of(la) -> list[str]:
-    return card.warnings_of(la.diagnostics(), la.tuning, tree.dtype(la.mode))
+    return card.card_warnings(la.diagnostics(), la.tuning, tree.dtype(la.mode))
 
 
 def card_of(la) -> card.Card:
@@ -45,12 +45,12 @@ def card_of(la) -> card.Card:
     return card.make_card(*parts, la.diagnostics(), la.log_marginal_likelihood())
 
 
-def bewares(la, words: str) -> bool:
+def warns(la, words: str) -> bool:
     """Return whether exactly this warning is on the card, in every form of it."""
     said = warnings_of(la)
-    shown = la.card().get("beware", "")
+    shown = la.card().get("warnings", "")
     assert shown == "; ".join(said)
-    assert ("beware" in str(la)) == bool(said)
+    assert ("warnings" in str(la)) == bool(said)
     return len(said) == 1 and words in said[0]
 
 
@@ -78,7 +78,7 @@ def test_facts_are_those_of_the_posterior():
     )
     assert float(facts["distance from this prior's mode"].split()[0]) < 0.01
     assert facts["jitter"] == "0 of the diagonal"
-    assert "beware" not in facts
+    assert "warnings" not in facts
 
 
 def test_text_has_a_line_for_every_fact_in_one_column():
@@ -141,7 +141,7 @@ def test_frozen_leaves_are_named():
     assert la.card()["frozen"] == "1 leaf: weight (1 of 4 entries)"
 
 
-# --- what to beware of ----------------------------------------------------------------------------
+# --- warnings -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("deviations", "said"), [(0.9, False), (1.1, True)])
@@ -155,7 +155,7 @@ def test_parameters_that_are_no_mode_of_this_prior(deviations, said):
     weight[0, 0] += deviations / np.sqrt(precision[0, 0])
     la = at(weight, x, y, delta, noise_std)
     assert float(la.diagnostics().mode_distance) == pytest.approx(deviations, rel=1e-3)
-    assert bewares(la, "these parameters are not the mode of this prior") == said
+    assert warns(la, "these parameters are not the mode of this prior") == said
     assert bool(warnings_of(la)) == said
 
 
@@ -164,7 +164,7 @@ def test_a_mode_of_another_prior():
     la = regression(delta=2.0)
     assert warnings_of(la) == []
     other = la.with_prior(1e4)
-    assert bewares(other, "train with this prior as weight decay")
+    assert warns(other, "train with this prior as weight decay")
 
 
 def test_tuned_to_a_bound():
@@ -174,7 +174,7 @@ def test_tuned_to_a_bound():
     best = float(inside.prior_precision)
     with pytest.warns(UserWarning, match="at a bound"):
         tuned = la.tune(bounds=(1.2 * best, 1e6))
-    assert bewares(tuned, "tuned to a bound; widen bounds=")
+    assert warns(tuned, "tuned to a bound; widen bounds=")
     assert warnings_of(tuned.with_prior(2.0)) == []  # set by hand, it is nobody's bound
 
 
@@ -185,7 +185,7 @@ def test_an_evidence_that_is_flat():
     with pytest.warns(UserWarning, match="evidence is flat"):
         tuned = la.tune()
     assert not tuned.tuning.at_bound
-    assert bewares(tuned, "hardly depends on the prior precision; set it from what you know")
+    assert warns(tuned, "hardly depends on the prior precision; set it from what you know")
     assert not regression().tune().tuning.flat
 
 
@@ -195,7 +195,7 @@ def test_an_ill_conditioned_precision_is_one_of_single_precision(x64):
         at(np.zeros((2, 1)), x, np.zeros((N, 1)), 0.1, 1.0, d) for d in ("float32", "float64")
     )
     assert float(double.diagnostics().condition_number) > 1e9
-    assert bewares(single, "ill-conditioned for this dtype; use float64")
+    assert warns(single, "ill-conditioned for this dtype; use float64")
     assert warnings_of(double) == []
     assert warnings_of(at(np.zeros((2, 1)), x, np.zeros((N, 1)), 1e4, 1.0)) == []
 
@@ -218,8 +218,8 @@ def test_several_at_once_are_all_said():
     la = at(np.ones((2, 1)), x, np.zeros((N, 1)), 1e-6, 1.0)
     said = warnings_of(la)
     assert len(said) == 3
-    assert la.card()["beware"].split("; ")[0] == said[0].split("; ")[0]
-    assert str(la).splitlines()[-1].startswith("beware")
+    assert la.card()["warnings"].split("; ")[0] == said[0].split("; ")[0]
+    assert str(la).splitlines()[-1].startswith("warnings")
 
 
 # --- of a report ----------------------------------------------------------------------------------
@@ -252,5 +252,5 @@ def test_a_report_lists_every_free_parameter_with_its_own_prior_precision():
         assert len(table) == len(la.coverage)
         assert listed is None or table == listed
         assert found.columns[-1] == "prior precision"
-        assert "beware" not in found.facts
+        assert "warnings" not in found.facts
         assert list(found.warnings) == warnings_of(la)

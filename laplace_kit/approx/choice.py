@@ -26,8 +26,8 @@ from laplace_kit.data import Data
 from laplace_kit.memory import Limits, readable
 from laplace_kit.storage import storable
 
-# On two cores, all eigenvalues of a matrix of this many rows take five seconds, and of one twice as
-# large forty. `Auto` takes the full structure only up to here; `Full` itself has no such limit.
+# On two cores, all eigenvalues of a matrix of this many rows take five seconds; twice the rows,
+# forty. `Auto` takes the full structure only up to this size; `Full` itself has no such limit.
 _ROWS_WORTH_WAITING = 5000
 
 
@@ -42,9 +42,9 @@ class Auto(StructureSpec):
         The structures to try, the richest first. The default is the full one where its matrix has
         at most 5,000 rows, then EKFAC.
     otherwise
-        What to try where none of them fits, after the last layer alone: `fit` takes that with one
-        of the candidates if it can, unless it was told which parameters are random, or the
-        curvature has no factors in the outputs, as the Hessian has none.
+        The structures to try where none of the candidates fits. Before them, `fit` tries the
+        candidates on the last layer only, unless `subset` is given or the curvature has no factors
+        in the outputs, such as the Hessian.
     """
 
     candidates: tuple[StructureSpec, ...] = (Full(max_rows=_ROWS_WORTH_WAITING), Kronecker())
@@ -62,11 +62,11 @@ class Auto(StructureSpec):
         return first_that_fits(_forms_of(self.candidates, sizes), sizes, limit) is not None
 
     def with_candidates_only(self) -> "Auto":
-        """Return the same without what is tried otherwise."""
+        """Return the same with the candidates only."""
         return dataclasses.replace(self, otherwise=())
 
     def bytes(self, sizes):
-        """Estimate it: what the smallest of them needs."""
+        """Estimate the peak memory of the smallest form."""
         return min((form.bytes(sizes) for form in self.forms(sizes)), default=math.inf)
 
     def fit(self, operator, key=None):
@@ -129,16 +129,16 @@ def _refuse(spec: StructureSpec, curvature: CurvatureSpec, sizes: Sizes, limit: 
         f"Found structure={spec.name!r} for P={sizes.num_params} parameters, which needs "
         + (f"about {readable(needed)}" if math.isfinite(needed) else "more than can be counted")
         + f", expected at most the memory limit of {readable(limit)}; "
-        + (f"what would fit: {remedy}. Or " if remedy else "")
+        + (f"these would fit: {remedy}. Or " if remedy else "")
         + "raise memory_limit=, or select fewer parameters with subset=."
     )
 
 
-# --- what was chosen ------------------------------------------------------------------------------
+# --- the choice -----------------------------------------------------------------------------------
 
 
 def _from_parts(parts: dict[str, Any]) -> "Choice":
-    """Read a choice, also one of version 1, which held names and flat options."""
+    """Read a choice from a file; in version 1 it held names and flat options."""
     if "spec" in parts:
         return Choice(**parts)
     form, corrected = parts["form"], parts["structure"] == "ekfac"
@@ -172,10 +172,10 @@ def _from_parts(parts: dict[str, Any]) -> "Choice":
 )
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What `fit` chose, and why.
+    """The structure, curvature and subset that `fit` chose, and why.
 
     `spec` is the structure and `curvature_spec` the curvature, with all options settled; `subset`
-    says in words which parameters are random. `batch_size` and `memory_limit` are `None` where they
+    describes the random parameters in words. `batch_size` and `memory_limit` are `None` where they
     follow from the device's memory. `event` is the shape of one example's outputs. `because` is the
     reason for the structure, in words.
     """
@@ -205,7 +205,7 @@ class Choice:
 
     @property
     def limits(self) -> Limits:
-        """What bounds the memory."""
+        """The limits on memory."""
         return Limits(self.batch_size, self.memory_limit)
 
     @property
@@ -239,12 +239,13 @@ class Choice:
 
 
 def operator_of(curvature: CurvatureSpec, objective: Objective, data: Data) -> SelfAdjointOperator:
-    """Return the operator that a curvature makes, after checking that it is one.
+    """Return the operator of a curvature, checked.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no operator of the kind that was promised, or has another shape than `(P, P)`.
+        If it is not an operator, not a `GaussNewtonOperator` although the curvature has
+        `num_columns`, or not of shape `(P, P)`.
     """
     operator, num = curvature.operator(objective, data), tree.size(objective.params)
     has_factors = curvature.num_columns(objective.plan.output.shape) is not None
@@ -258,7 +259,7 @@ def operator_of(curvature: CurvatureSpec, objective: Objective, data: Data) -> S
     if operator.shape != (num, num):
         raise ValueError(
             f"Found curvature={curvature.name!r}, which made an operator of shape "
-            f"{operator.shape}, expected {(num, num)}, that of the free parameters; make it of "
+            f"{operator.shape}, expected {(num, num)}, that of the free parameters; build it from "
             "objective.model_fn and objective.params."
         )
     return operator

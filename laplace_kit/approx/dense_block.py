@@ -1,9 +1,9 @@
 r"""One layer's dense posterior, for a prior precision that is not diagonal in its eigenbasis.
 
 Where precisions $d$ differ within a layer, $Q \operatorname{diag}(s) Q^\top +
-\operatorname{diag}(d)$ has no factors any more. Such a layer is multiplied out to M matrices
-`(n, n)`, one for each set of parameters that its curvature couples, and each of them has a Cholesky
-factor of its own: $L L^\top$ is the precision, $A = L^{-\top}$ a root of the covariance.
+\operatorname{diag}(d)$ has no Kronecker factors. Such a layer is multiplied out to M matrices
+`(n, n)`, one for each set of coupled parameters, and each has its own Cholesky factor:
+$L L^\top$ is the precision, $A = L^{-\top}$ a root of the covariance.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ class DensePrecision(NamedTuple):
     layout: Layout
 
     def log_det_terms(self) -> tuple[Float[Array, ""], ...]:
-        """Return what adds up to the log-determinant."""
+        """Return the terms whose sum is the log-determinant."""
         return (2 * jnp.sum(jnp.log(jnp.diagonal(self.factor, axis1=1, axis2=2))),)
 
     def posterior(self) -> "DenseBlock":
@@ -48,7 +48,7 @@ def dense_precision(
     layout: Layout,
     jitter: float | Float[Array, ""] = 0.0,
 ) -> DensePrecision:
-    """Return a layer's curvature, in the order of its matrices, plus its part of the prior's.
+    """Return the precision of a layer, its curvature plus its part of the prior precision.
 
     The curvature's diagonal is raised by the share `jitter`.
     """
@@ -75,7 +75,7 @@ class DenseBlock:
 
     @property
     def num_projections(self) -> int:
-        """How many vectors a row is projected on for its output covariance."""
+        """The number of vectors on which a row is projected for its output covariance."""
         return self.layout.size
 
     def scale_mv(self, matrix: Float[Array, "G I O K"]) -> Float[Array, "G I O K"]:
@@ -100,11 +100,11 @@ class DenseBlock:
         return jnp.einsum("brk,dsk->brds", self._rooted(rows), self._rooted(other))
 
     def output_variance(self, rows: Block) -> Float[Array, "B R"]:
-        """Return its diagonals alone, at least zero."""
+        """Return the diagonals of the output covariance, at least zero."""
         return jnp.sum(self._rooted(rows) ** 2, axis=2)
 
     def _rooted(self, rows: Block) -> Float[Array, "B R K"]:
-        """Return $J A$: from the rows' factors where one matrix is all, else multiplied out."""
+        """Return $J A$: from the rows' factors if there is one matrix, else with dense rows."""
         if len(self.root) == 1:
             return rows.project(self.root.reshape(*self.layout.shape, -1))
         dense = rows.to_dense()

@@ -1,4 +1,4 @@
-"""How far a posterior can be trusted, in numbers."""
+"""Diagnostics: numbers that tell whether a posterior can be trusted."""
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,20 @@ from laplace_kit.tree import pytree_dataclass
 
 @pytree_dataclass()
 class Diagnostics:
-    r"""What to look at before trusting a posterior.
+    r"""Numbers to check before trusting a posterior.
 
-    `gradient_norm`, of the log posterior at the mode: zero at the maximum a posteriori of this
-    prior. `smallest_eigenvalue` of the curvature, as far as it is known. `largest_residual` of the
-    eigenpairs relative to the largest eigenvalue (low rank; else zero). `effective_parameters`,
-    $\operatorname{tr} H (H + d)^{-1}$. `jitter`, the share by which the factorised matrix's
-    diagonal was raised. `condition_number` of the posterior precision, bounded from the extreme
-    eigenvalues of its two parts. `mode_distance` $\sqrt{g^\top (H + d)^{-1} g}$ with g that
-    gradient: how many standard deviations of the posterior the parameters are from the mode of this
-    prior, as far as the curvature tells.
+    - `gradient_norm`: norm of the gradient of the log posterior at the mode; zero at the maximum
+      a posteriori of this prior.
+    - `smallest_eigenvalue`: of the curvature, as far as it is known.
+    - `largest_residual`: of the eigenpairs, relative to the largest eigenvalue (low rank; else
+      zero).
+    - `effective_parameters`: $\operatorname{tr} H (H + d)^{-1}$.
+    - `jitter`: the share by which the factorised matrix's diagonal was raised.
+    - `condition_number`: of the posterior precision, an upper bound from the extreme eigenvalues of
+      its two parts.
+    - `mode_distance`: $\sqrt{g^\top (H + d)^{-1} g}$ with g that gradient, a second-order estimate
+      of the distance of the parameters from the mode of this prior, in posterior standard
+      deviations.
     """
 
     gradient_norm: Float[Array, ""]
@@ -42,12 +46,12 @@ def diagnose(
     jitter: Float[Array, ""],
     temperature: Float[Array, ""],
 ) -> Diagnostics:
-    r"""Measure a posterior.
+    r"""Return the diagnostics of a posterior.
 
     Parameters
     ----------
     structure, posterior
-        The curvature, and the Gaussian made of it with this prior.
+        The curvature, and the Gaussian posterior with this prior.
     gradient
         The gradient of the summed loss at the mode, `(P,)`.
     precision, deviation
@@ -55,7 +59,7 @@ def diagnose(
     jitter
         The share by which the diagonal was raised.
     temperature
-        By which the posterior's covariance was multiplied.
+        The factor of the posterior's covariance.
 
     Returns
     -------

@@ -46,7 +46,7 @@ class Diagonal(StructureSpec):
         return "diagonal"
 
     def bytes(self, sizes):
-        """Estimate it: a handful of vectors."""
+        """Estimate the peak memory: a handful of vectors."""
         return 6 * sizes.num_params * sizes.itemsize
 
     def fit(self, operator, key=None):
@@ -61,7 +61,7 @@ def fit_diagonal(operator: SelfAdjointOperator) -> DiagonalStructure:
 @storable("DiagonalPosterior")
 @pytree_dataclass()
 class DiagonalPosterior(Posterior):
-    """Standard deviations, `(P,)`."""
+    """Independent Gaussians with standard deviations `std` `(P,)`."""
 
     std: Float[Array, " P"]
 

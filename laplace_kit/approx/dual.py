@@ -1,16 +1,17 @@
-r"""The full posterior in its dual form: exact, and without any matrix of P by P.
+r"""The full posterior in its dual form: exact, without a matrix of P by P.
 
 With $H = \Phi^\top \Phi$, $\Phi$ `(M, P)` the design matrix of the linearised model, and any
-diagonal prior $d$, put $K = \Phi d^{-1} \Phi^\top$, the prior covariance of what the data see, and
+diagonal prior $d$, let $K = \Phi d^{-1} \Phi^\top$, the prior covariance of $\Phi \theta$, and
 $I + K = C C^\top$ (Cholesky), `(M, M)`. Then $\log|H + d| = \log|d| + \log|C C^\top|$, and with
 $B = \Phi d^{-1/2}$ the covariance $d^{-1/2} (I + B^\top B)^{-1} d^{-1/2}$ has the root
 $A = d^{-1/2} (I + B^\top M B)$ with $M = -C^{-\top} (C + I)^{-1}$; see `low_rank.py`.
 
-An output with row $v = J d^{-1/2}$ has the variance $|v|^2 - |C^{-1} B v|^2$, in which rounding
-leaves an error of some ten units in the last place of the prior's $|v|^2$. Where that would show it
-is $|v - B^\top c|^2 + |c|^2$ with $c = (I + K)^{-1} B v$, never negative, and of second order in
-the error of c. What remains is the kernel's own rounding: data directions in which K is below
-some units in the last place of its largest eigenvalue cannot be told apart, as in any form.
+An output with row $v = J d^{-1/2}$ has the variance $|v|^2 - |C^{-1} B v|^2$, with a rounding error
+of about ten units in the last place of the prior's $|v|^2$. Where that matters, the variance is
+computed as $|v - B^\top c|^2 + |c|^2$ with $c = (I + K)^{-1} B v$, which is never negative and
+whose error is of second order in that of c. The rounding of the kernel itself remains: data
+directions in which K is below some units in the last place of its largest eigenvalue cannot be
+told apart, in any form.
 """
 
 import math
@@ -60,7 +61,7 @@ class DualStructure(Structure):
     def spectrum(self):
         r"""Return the M eigenvalues of $\Phi \Phi^\top$, by one decomposition without vectors.
 
-        Outside of transformations they are kept: every further prior precision is then O(M).
+        They are cached outside of transformations, so that each further prior precision costs O(M).
         """
         return keep(self, "spectrum", lambda: _spectrum(self.design))
 
@@ -73,10 +74,10 @@ def fit_dual(operator: GaussNewtonOperator) -> DualStructure:
 def dual_bytes(sizes: Sizes) -> int | float:
     """Estimate the peak memory of the dual form.
 
-    The kernel, one layer's part with a rearrangement and a Cholesky factor; the design matrix with
-    the chunks it is joined from; a handful of vectors.
+    It counts the kernel, one layer's part of it with a rearranged copy, and a Cholesky factor; the
+    design matrix and the chunks from which it is joined; a handful of vectors.
     """
-    if sizes.num_rows is None:  # more than fit; see `Sizes`
+    if sizes.num_rows is None:  # more rows than fit; see `Sizes`
         return math.inf
     design_entries = sizes.num_data * sizes.design_entries
     num = 4 * sizes.num_rows**2 + 2 * design_entries + 6 * sizes.num_params
@@ -84,7 +85,7 @@ def dual_bytes(sizes: Sizes) -> int | float:
 
 
 def dual_work(sizes: Sizes) -> int:
-    """Return about how many operations the kernel and its factorisation take."""
+    """Estimate the number of operations for the kernel and its factorisation."""
     return sizes.num_rows * sizes.num_data * sizes.design_entries + sizes.num_rows**3
 
 
@@ -137,7 +138,7 @@ class DualPosterior(Posterior):
 
     @property
     def num_projections(self):
-        """As many as take what the products of one example with all of the data take."""
+        """The number of projections that hold as much as one example's products with all data."""
         columns = self.design.rows.blocks[0].gradients.shape[1]
         widest = max(block.gradients.shape[-1] for block in self.design.rows.blocks)
         return -(-2 * columns * len(self.cholesky) // widest)
@@ -191,7 +192,7 @@ class DualPosterior(Posterior):
         return jnp.sqrt(self.prior_variance)
 
     def _learned(self, rows: Rows) -> Float[Array, "B R M"]:
-        r"""Return $J d^{-1} \Phi^\top C^{-\top}$: its square is what data take off the prior."""
+        r"""Return $J d^{-1} \Phi^\top C^{-\top}$, whose square the data subtract from the prior."""
         kernel = self.design.cross(rows, self.prior_variance)
         solved = self._solve(kernel.reshape(-1, kernel.shape[-1]), trans=0)
         return solved.reshape(kernel.shape)
@@ -206,14 +207,14 @@ class DualPosterior(Posterior):
         return jax.lax.map(for_example, (rows, learned))
 
     def _cross_by_residuals(self, rows, other, learned, others) -> Float[Array, "B R D S"]:
-        r"""Return $Z Z'^\top + c c'^\top$ for all pairs; $Z'$ need not be multiplied out for it."""
+        r"""Return $Z Z'^\top + c c'^\top$ for all pairs, without a dense $Z'$."""
         c_other = self._solve(others.reshape(-1, others.shape[-1]), trans=1).reshape(others.shape)
 
         def for_example(args):
             residual, c = self._residual(*args)
-            weighed = residual * self._prior_std
-            matrices = [layout.to_matrix(weighed.T) for layout in other.layouts]
-            rest = c - self.design.project(weighed)
+            weighted = residual * self._prior_std
+            matrices = [layout.to_matrix(weighted.T) for layout in other.layouts]
+            rest = c - self.design.project(weighted)
             return other.project(matrices) + jnp.einsum("dsk,rk->dsr", c_other, rest)
 
         return jnp.moveaxis(jax.lax.map(for_example, (rows, learned)), 3, 1)
@@ -249,5 +250,5 @@ class DualPosterior(Posterior):
 
 
 def _keep_digits(difference: Array, prior: Array) -> Array:
-    """Return whether differences from the prior's variances are known to a part in a thousand."""
+    """Return whether differences from the prior's variances have three correct digits."""
     return jnp.all(difference >= _LOST * jnp.finfo(prior.dtype).eps * prior)

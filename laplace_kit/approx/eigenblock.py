@@ -1,11 +1,11 @@
-r"""One layer in its Kronecker eigenbasis: the curvature, and the posterior that it makes.
+r"""One layer in its Kronecker eigenbasis: its curvature and its posterior.
 
 With $A \otimes B = Q (\lambda_A \otimes \lambda_B) Q^\top$, $Q = Q_A \otimes Q_B$, a prior
-precision $\delta$ shared by a layer is added to the eigenvalues. Where its bias has another,
+precision $\delta$ shared by a layer is added to the eigenvalues. If the bias has its own precision
 $\delta_b$, the precision for output direction o is $C_o + (\delta_b - \delta) u u^\top$ in the
-eigenbasis, with $C_o = \operatorname{diag}(s_{\cdot o} + \delta)$ and $u = Q_A^\top e$ of the
-bias's unit vector $e$: a rank-one matter, and still exact. For precisions that differ within a
-weight see `dense_block.py`.
+eigenbasis, with $C_o = \operatorname{diag}(s_{\cdot o} + \delta)$ and $u = Q_A^\top e$ for the
+bias's unit vector $e$: a rank-one update, still exact. For precisions that differ within a weight
+see `dense_block.py`.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from laplace_kit.tree import pytree_dataclass
 @storable("Eigenblock")
 @pytree_dataclass(static=("layout",))
 class Eigenblock:
-    """One layer's curvature: eigenvalues, in bases of inputs and outputs (`None`: as they are)."""
+    """One layer's curvature: eigenvalues, and bases of inputs and outputs (`None`: identity)."""
 
     left: Float[Array, "G I I"] | None
     right: Float[Array, "G O O"] | None
@@ -40,7 +40,7 @@ class Eigenblock:
         return from_basis(self.left, self.right, values * rotated)
 
     def to_dense(self) -> Float[Array, "M n n"]:
-        """Return the curvature as matrices, one for each set of parameters that are coupled."""
+        """Return the curvature as dense matrices, one for each set of coupled parameters."""
         num, size = self._coupling
         eye = jnp.eye(size, dtype=self.values.dtype).reshape(-1, self.layout.shape[2], size)
         with jax.default_matmul_precision("highest"):
@@ -55,11 +55,11 @@ class Eigenblock:
 
     @property
     def is_diagonal(self) -> bool:
-        """Whether the curvature is diagonal as it is, and every prior precision with it."""
+        """Whether the curvature is diagonal without a change of basis."""
         return self.left is None and self.right is None
 
     def represents(self, precision: np.ndarray) -> bool:
-        """Return whether a prior precision is diagonal in the eigenbasis, up to the bias's part."""
+        """Return whether a prior precision is diagonal in the eigenbasis, the bias aside."""
         parts = ((slot.read(precision), axes) for slot, axes in self._mixed_axes)
         return all(np.all(v.max(axis=axes) == v.min(axis=axes)) for v, axes in parts)
 
@@ -68,9 +68,10 @@ class Eigenblock:
     ) -> "EigenPrecision":
         r"""Return the posterior precision; NaN where the prior's is not diagonal in the eigenbasis.
 
-        Derivatives go to the first of the entries that share a prior precision; or to all of them
-        in proportion to their variances, which are computed for it. That is right for what only
-        depends on the log-determinant, as $\partial \log |H + d| / \partial d_i = \Sigma_{ii}$.
+        Among entries that share a prior precision, the first gets the derivative. With
+        `every_derivative` all entries get it in proportion to their variances, which are computed
+        for that purpose; this is correct for functions of the log-determinant only, as
+        $\partial \log |H + d| / \partial d_i = \Sigma_{ii}$.
         """
         found = self._add(*self._shared(precision))
         if not every_derivative:
@@ -83,10 +84,10 @@ class Eigenblock:
     def _shared(
         self, precision: Array, variances: list[Array] | None = None
     ) -> list[tuple[Array, Array]]:
-        """Return the prior precision that the weight shares, and the bias's where there is one.
+        """Return the shared prior precisions of the weight and of the bias, if there is one.
 
-        One value for each group and for each entry of an axis that is not rotated, and which
-        entries have it. A verdict on all of these would be a reduction, which is slow to compile.
+        Each is one value per group and per entry of an axis that is not rotated, with a mask of the
+        entries that have it. Reducing the mask to one boolean would be slow to compile.
         """
         shared = []
         for index, (slot, axes) in enumerate(self._mixed_axes):
@@ -102,9 +103,9 @@ class Eigenblock:
     def _add(
         self, weight: tuple[Array, Array], bias: tuple[Array, Array] | None = None
     ) -> "EigenPrecision":
-        """Return the sum with a prior precision; NaN where an entry has another than it shares.
+        """Return the sum with a prior precision; NaN where an entry differs from the shared value.
 
-        The rotation spreads a NaN to all entries that its own are mixed with.
+        The rotation spreads the NaN to all entries with which that entry is mixed.
         """
         value, has_it = weight
         if bias is None:
@@ -116,13 +117,13 @@ class Eigenblock:
 
     @property
     def _coupling(self) -> tuple[int, int]:
-        """How many sets of parameters the curvature does not couple, and their size."""
+        """The number of sets of coupled parameters, and the size of each set."""
         size = self.layout.shape[2] * (1 if self.left is None else self.layout.shape[1])
         return self.layout.size // size, size
 
     @property
     def _mixed_axes(self) -> list[tuple[Slot, tuple[int, ...]]]:
-        """The weight, and the bias where there is one, with the axes `(G, I, O)` that are mixed."""
+        """The weight, and the bias if there is one, each with its axes of `(G, I, O)` that mix."""
         bases = ((1, self.left), (2, self.right))
         rotated = tuple(axis for axis, basis in bases if basis is not None)
         return list(zip(self.layout.slots, (rotated, (1, 2)), strict=False))
@@ -147,7 +148,7 @@ class EigenPrecision(NamedTuple):
         return 1 + self.rest * squares[:, None]
 
     def log_det_terms(self) -> tuple[Float[Array, ""], ...]:
-        """Return what adds up to the log-determinant."""
+        """Return the terms whose sum is the log-determinant."""
         diagonal = jnp.sum(jnp.log(self.diagonal))
         return (diagonal,) if self.unit is None else (diagonal, jnp.sum(jnp.log(self.growth)))
 
@@ -188,7 +189,7 @@ class PosteriorBlock:
 
     @property
     def num_projections(self) -> int:
-        """How many vectors a row is projected on for its output covariance."""
+        """The number of vectors on which a row is projected for its output covariance."""
         return 1
 
     def scale_mv(self, matrix: Float[Array, "G I O K"]) -> Float[Array, "G I O K"]:
@@ -238,7 +239,7 @@ class PosteriorBlock:
         return covariance + jnp.einsum("brgo,go,dsgo->brds", along, self.gain, across)
 
     def output_variance(self, rows: Block) -> Float[Array, "B R"]:
-        """Return its diagonals alone, at least zero."""
+        """Return the diagonals of the output covariance, at least zero."""
         rotated = rows.rotate(self.left, self.right)
         variance = rotated.squares(self.std**2)
         if self.direction is None:

@@ -58,7 +58,7 @@ def log_evidence_isotropic(
     delta: Float[Array, ""],
     squared_deviation: Float[Array, ""],
 ) -> Float[Array, ""]:
-    r"""Return the same for $d = \delta I$, in $O(P)$ from the eigenvalues of $H$."""
+    r"""Return the log evidence for $d = \delta I$, in $O(P)$ from the eigenvalues of $H$."""
     fit = spectrum.size * jnp.log(delta) - delta * squared_deviation
     return log_likelihood + 0.5 * (fit - spectrum.log_det(delta))
 
@@ -71,16 +71,16 @@ def log_evidence_of(
     deviation: Float[Array, " P"],
     jitter: float | Float[Array, ""] = 0.0,
 ) -> Float[Array, ""]:
-    """Return the same by the way that suits the form of the prior precision.
+    """Return the log evidence by the method that suits the form of the prior precision.
 
     Parameters
     ----------
     log_likelihood, structure, deviation, jitter
         As for `log_evidence`.
     prior_precision, precision
-        As it was given, and as one value for each parameter.
+        The prior precision as it was given, and as one value per parameter.
     """
-    if tree.is_scalar(prior_precision):  # the spectrum does, and copes with small values
+    if tree.is_scalar(prior_precision):  # the spectrum suffices, and is accurate for small values
         delta = jnp.asarray(prior_precision, precision.dtype)
         squared = jnp.sum(deviation**2)
         return log_evidence_isotropic(log_likelihood, structure.spectrum(), delta, squared)

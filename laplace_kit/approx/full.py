@@ -1,7 +1,7 @@
 r"""The full posterior: the dense `(P, P)` curvature, one Cholesky factor for each prior.
 
-`Full` takes it in this form, the primal one, or in the dual form of `dual.py`, whose matrix has M
-rows: one for each column of the curvature's factor in the outputs of each example. Both are exact.
+`Full` uses this primal form or the dual form of `dual.py`, whose matrix has M rows: one for each
+example and column of the curvature's factor in its outputs. Both are exact.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from laplace_kit.storage import storable
 from laplace_kit.tree import pytree_dataclass, replace
 
 Form = Literal["auto", "primal", "dual"]
-# With so few parameters the matrix itself costs next to nothing, and its rounding error is smaller.
+# Up to this many parameters the matrix is cheap, and its rounding error is smaller.
 _ALWAYS_PRIMAL = 2000
 
 
@@ -54,7 +54,7 @@ class FullStructure(Structure):
     def spectrum(self):
         """Return all P eigenvalues, by one symmetric decomposition without vectors.
 
-        Outside of transformations it is kept: every further prior precision is then O(P).
+        It is cached outside of transformations, so that each further prior precision costs O(P).
         """
         return keep(self, "spectrum", lambda: _spectrum(self.matrix))
 
@@ -75,11 +75,11 @@ class Full(StructureSpec):
     Parameters
     ----------
     form
-        `"primal"`, by the matrix of P rows; `"dual"`, by a kernel of M rows, one for each example
-        and column of the curvature's factor (`num_outputs` of the GGN), which the Hessian does not
-        have; `"auto"`, the cheaper of those that fit the memory limit.
+        `"primal"`: a matrix of P rows; `"dual"`: a kernel of M rows, one for each example and
+        column of the curvature's factor (`num_outputs` for the GGN), which the Hessian does not
+        have; `"auto"`: the cheaper of those that fit the memory limit.
     max_rows
-        Do without forms whose matrix has more rows; `None` for any number.
+        The largest number of rows of the matrix or kernel; `None` for any number.
 
     Raises
     ------
@@ -114,13 +114,14 @@ class Full(StructureSpec):
             yield primal
         else:
             rows, num = sizes.num_rows, sizes.num_params
-            is_less = rows * num**2 + num**3 <= dual_work(sizes)
-            yield from (primal, dual) if is_less else (dual, primal)
+            is_primal_cheaper = rows * num**2 + num**3 <= dual_work(sizes)
+            yield from (primal, dual) if is_primal_cheaper else (dual, primal)
 
     def rows(self, sizes: Sizes) -> int | float:
-        """Return the number of rows of the matrix to factorise, infinity where they are too many.
+        """Return the number of rows of the matrix to factorise.
 
-        That is of the dual form over a stream, whose examples are counted only as far as they fit.
+        It is infinite for the dual form over a stream with more examples than fit, which are not
+        counted to the end.
         """
         if self.form != "dual":
             return sizes.num_params
@@ -132,7 +133,7 @@ class Full(StructureSpec):
         return f"exact, by its {self.form} matrix of {self.rows(sizes):,} rows"
 
     def bytes(self, sizes):
-        """Estimate it: primal the matrix, one chunk's contribution and a Cholesky factor."""
+        """Estimate the peak memory; primal: the matrix, one chunk's part, a Cholesky factor."""
         if self.form == "dual":
             return dual_bytes(sizes)
         return 3 * sizes.num_params**2 * sizes.itemsize
@@ -164,10 +165,10 @@ def _add_to_diagonal(matrix, values):
 @storable("FullPosterior")
 @pytree_dataclass()
 class FullPosterior(Posterior):
-    r"""$L L^\top = H + d$, so the covariance's root is $A = L^{-\top}$.
+    r"""The Gaussian with precision $H + d = L L^\top$; its covariance has the root $A = L^{-\top}$.
 
-    `root` is $A$, laid out by the layers of a model, once `for_prediction` has made it: with it,
-    the rows' factors need not be multiplied out before they meet it.
+    `root` is $A$, laid out by the layers of a model, once `for_prediction` has made it; it is
+    applied to rows in factors, which need not be multiplied out.
     """
 
     cholesky: Float[Array, "P P"]
@@ -188,7 +189,7 @@ class FullPosterior(Posterior):
         return self._solve(rows, trans=0)
 
     def for_prediction(self, layouts):
-        """Return the posterior with its root; kept outside of transformations."""
+        """Return the posterior with its root; cached outside of transformations."""
         if self.root is not None:
             return self
         return keep(self, layouts, lambda: replace(self, root=self._root_for(layouts)))

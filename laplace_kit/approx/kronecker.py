@@ -1,4 +1,4 @@
-r"""Kronecker-factored posteriors, K-FAC and EKFAC: each layer diagonal in an eigenbasis of its own.
+r"""Kronecker-factored posteriors, K-FAC and EKFAC: each layer is diagonal in its own eigenbasis.
 
 See `eigenblock.py` for one layer, and `dense_block.py` for one with a prior precision that differs
 within it. EKFAC replaces the eigenvalues $\lambda_A \otimes \lambda_B$ of K-FAC by the curvature's
@@ -32,9 +32,9 @@ from laplace_kit.tree import is_concrete, pytree_dataclass, replace
 class KroneckerStructure(Structure):
     """The curvature of every layer in its eigenbasis, none between layers; EKFAC if `corrected`.
 
-    As it is fitted, for prior precisions that leaves share: with others results are NaN, and the
-    derivatives go to the first entry of each weight. `for_prior` makes it ready for any: `dense`
-    then numbers the layers to multiply out, and `log_det` has the derivative in every entry.
+    As fitted, it supports prior precisions with one value per leaf: others give NaN, and
+    derivatives go to the first entry of each weight. `for_prior` prepares it for any precision:
+    `dense` then numbers the layers to multiply out, and `log_det` has derivatives in every entry.
     """
 
     blocks: tuple[Eigenblock, ...]
@@ -46,10 +46,10 @@ class KroneckerStructure(Structure):
         return "EKFAC" if self.corrected else "K-FAC"
 
     def for_prior(self, precision):
-        """Return the structure with those layers multiplied out within which precisions differ.
+        """Return the structure that multiplies out the layers within which precisions differ.
 
-        Inside of transformations these are all layers that are small enough, and the precisions of
-        any others must be shared, or results are NaN. Cost of a layer with M sets of n coupled
+        Inside of transformations it multiplies out all layers that are small enough; any others
+        need shared precisions, or results are NaN. Cost of a layer with M sets of n coupled
         parameters: $M n^3$ operations and $M n^2$ numbers.
 
         Raises
@@ -58,7 +58,7 @@ class KroneckerStructure(Structure):
             If precisions differ within a layer that is too large.
         """
         if is_concrete(precision):
-            values = np.asarray(precision)  # on the host, which need not compile anything for this
+            values = np.asarray(precision)  # on the host, without compilation
             differ = [not block.represents(values) for block in self.blocks]
             for block, differs in zip(self.blocks, differ, strict=True):
                 if differs and not block.can_be_dense:
@@ -132,7 +132,7 @@ def _eigenblocks(factors):
 @storable("Kronecker")
 @dataclasses.dataclass(frozen=True)
 class Kronecker(StructureSpec):
-    """Kronecker-factored curvature by layer as `structure=`, of the GGN and of Fisher matrices.
+    """Kronecker-factored curvature by layer as `structure=`, for the GGN and Fisher matrices.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ class Kronecker(StructureSpec):
         return () if sizes.num_columns is None else (self,)
 
     def bytes(self, sizes):
-        """Estimate it: factors, one chunk's contribution, eigenvectors, and the work for them."""
+        """Estimate the peak memory: factors, one chunk's part, eigenvectors and their workspace."""
         return (4 * sizes.kronecker_entries + 6 * sizes.num_params) * sizes.itemsize
 
     def fit(self, operator, key=None):
@@ -190,7 +190,7 @@ def fit_kronecker(
     Returns
     -------
     structure
-        Cost: that of `kronecker_factors`, once more if corrected, and eigendecompositions of every
+        Cost: that of `kronecker_factors`, twice if corrected, and eigendecompositions of every
         layer's factors.
     """
     factors = kronecker_factors(operator, weight_sharing=weight_sharing)
@@ -258,7 +258,7 @@ class KroneckerPosterior(Posterior):
             raise ValueError(
                 "Found inputs for which the model's layers differ from those the posterior was "
                 "fitted with, expected the same layers; fit and predict with inputs of the same "
-                "kind, or use structure='diagonal' or 'low_rank', which do not know layers."
+                "kind, or use structure='diagonal' or 'low_rank', which do not depend on layers."
             )
         with jax.default_matmul_precision("highest"):
             layers = zip(self.blocks, *(rows.blocks for rows in batches), strict=True)

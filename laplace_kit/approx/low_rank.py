@@ -1,10 +1,10 @@
 r"""The low-rank posterior: leading eigenpairs of the curvature, and the prior everywhere else.
 
-With $H \approx U^\top s U$ (rows of $U$ orthonormal) and any diagonal prior $d$, put
+With $H \approx U^\top s U$ (rows of $U$ orthonormal) and any diagonal prior $d$, let
 $B = s^{1/2} U d^{-1/2}$ and $I + B B^\top = C C^\top$ (Cholesky), `(R, R)`. Then
 $\log|H + d| = \log|d| + \log|C C^\top|$, and the covariance $d^{-1/2} (I + B^\top B)^{-1} d^{-1/2}$
 has the root $A = d^{-1/2} (I + B^\top M B)$ with $M = -C^{-\top} (C + I)^{-1}$, for which
-$M + M^\top + M B B^\top M^\top = -(C C^\top)^{-1}$, as Woodbury's formula wants it.
+$M + M^\top + M B B^\top M^\top = -(C C^\top)^{-1}$, as Woodbury's formula requires.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from laplace_kit.storage import storable
 from laplace_kit.tree import pytree_dataclass, replace
 
 DEFAULT_RANK = 50
-# With more parameters than this many times the rank, rows lie mostly outside of the eigenvectors.
+# With more parameters than this multiple of the rank, rows lie mostly outside of the eigenvectors.
 _DIRECTIONS_THAT_MATTER = 32
 
 
@@ -34,8 +34,8 @@ _DIRECTIONS_THAT_MATTER = 32
 class LowRankStructure(Structure):
     r"""Leading eigenvalues `(R,)`, at least zero, and eigenvectors as orthonormal rows `(R, P)`.
 
-    `residuals` `(R,)` are the norms $\|H u - s u\|$. `smallest` is the smallest eigenvalue that was
-    met: where it is so negative that $H + d$ is indefinite, the results are NaN, not clipped.
+    `residuals` `(R,)` are the norms $\|H u - s u\|$. `smallest` is the smallest eigenvalue that
+    Lanczos found: if it makes $H + d$ indefinite, the results are NaN, not clipped.
     """
 
     values: Float[Array, " R"]
@@ -89,7 +89,7 @@ class LowRank(StructureSpec):
     Parameters
     ----------
     rank
-        How many, at most P; `None` for 50, or P if smaller.
+        The number of eigenpairs, at most P; `None` for 50, or P if smaller.
 
     Raises
     ------
@@ -111,7 +111,7 @@ class LowRank(StructureSpec):
         return (LowRank(self._rank_among(sizes.num_params)),)
 
     def bytes(self, sizes):
-        """Estimate it: the Krylov basis of `2 rank + 10` vectors, eigenvectors, their images."""
+        """Estimate the peak memory: `2 rank + 10` Krylov vectors, eigenvectors, their images."""
         num_vectors = 5 * self._rank_among(sizes.num_params) + 10
         return num_vectors * sizes.num_params * sizes.itemsize
 
@@ -129,7 +129,7 @@ def fit_low_rank(
 ) -> LowRankStructure:
     """Return the leading eigenpairs of an operator; see `leading_eigenpairs` for the cost."""
     pairs, smallest = leading_eigenpairs(operator, rank, key=key)
-    if operator.is_positive_semidefinite:  # so that what is negative is rounding
+    if operator.is_positive_semidefinite:  # negative values are rounding
         smallest = jnp.maximum(smallest, 0)
     values, smallest = _met(pairs.values, smallest, operator.shape[0], rounding(operator))
     return LowRankStructure(values, pairs.vectors, pairs.residuals, smallest)
@@ -137,7 +137,7 @@ def fit_low_rank(
 
 @partial(jax.jit, static_argnames="size")
 def _met(values, smallest, size, coarsest):
-    """Return the leading eigenvalues and the smallest one that was met, without their rounding."""
+    """Return the leading eigenvalues and the smallest one, with rounding below zero removed."""
     met = without_rounding(jnp.append(values, smallest), size, coarsest)
     return jnp.maximum(met[:-1], 0), met[-1]
 
@@ -152,7 +152,7 @@ def _lay_out(posterior, layouts):
 @storable("LowRankPosterior")
 @pytree_dataclass()
 class LowRankPosterior(Posterior):
-    r"""$A = d^{-1/2} (I + B^\top M B)$, with $A A^\top = d^{-1/2} (I - |C^{-1} B|^2) d^{-1/2}$.
+    r"""The Gaussian with the root $A = d^{-1/2} (I + B^\top M B)$; see the module's formulas.
 
     `prior_std` `(P,)`, `rows` $B$ `(R, P)`, `inner` $M$ and `shrinkage` $C^{-1}$ `(R, R)`;
     `laid_out` is $d^{-1/2} B^\top C^{-\top}$ by the layers of a model, made by `for_prediction`.
@@ -222,15 +222,15 @@ class LowRankPosterior(Posterior):
 
     @property
     def _multiplies_out(self) -> bool:
-        """Whether to square root rows instead of subtracting from the prior's covariance.
+        """Whether to apply the root to dense rows instead of subtracting from the prior covariance.
 
         The difference loses digits where the eigenvectors span all of a row and the data outweigh
-        the prior: for few parameters that happens, and there the rows themselves are affordable.
+        the prior. That happens with few parameters, where dense rows are affordable.
         """
         return self.size <= _DIRECTIONS_THAT_MATTER * len(self.rows)
 
     def _learned(self, rows):
-        r"""Return $J d^{-1/2} B^\top C^{-\top}$: its square is what the data take off the prior."""
+        r"""Return $J d^{-1/2} B^\top C^{-\top}$: the data subtract its square from the prior."""
         laid_out = _lay_out(self, rows.layouts) if self.laid_out is None else self.laid_out
         return rows.project(laid_out)
 

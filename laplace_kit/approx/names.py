@@ -26,13 +26,13 @@ STRUCTURES, CURVATURES = get_args(StructureName), get_args(CurvatureName)
 _Spec = TypeVar("_Spec", StructureSpec, CurvatureSpec)
 
 _KRONECKER = "K-FAC is 'kron', and 'ekfac' the same with a diagonal that is exact in its basis."
-_SUBSET = "Which parameters are random is another choice: pass subset='last_layer', for example."
+_SUBSET = "The random parameters are chosen separately: pass subset='last_layer', for example."
 _CURVATURE = "That is a curvature: pass it as curvature=, with any structure."
 _FISHER = (
-    "The Fisher matrix of most likelihoods equals the GGN, 'ggn'; 'mc_fisher' draws its labels, "
-    "'empirical_fisher' takes those of the data."
+    "For most likelihoods the Fisher matrix equals the GGN, 'ggn'; 'mc_fisher' draws its labels, "
+    "'empirical_fisher' takes the labels of the data."
 )
-# What other libraries and papers call them; see `laplace_kit.errors.check_option`.
+# Names in other libraries and papers; see `laplace_kit.errors.check_option`.
 STRUCTURE_HINTS = {
     **dict.fromkeys(("kfac", "k_fac", "kronecker", "kronecker_factored", "kflr"), _KRONECKER),
     **dict.fromkeys(("last_layer", "lastlayer", "ll", "subnetwork", "subnet", "all"), _SUBSET),
@@ -63,8 +63,8 @@ def as_structure(
     structure
         A name, or an object of a `StructureSpec`.
     rank, weight_sharing
-        Options of the structures that have them. With a name, and with `Auto`, they apply where
-        there is such an option; to another object they must not add anything.
+        Options of the structures that have them. With a name, and with `Auto`, they apply to the
+        structures that have the option; with any other object they must agree with its options.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def as_curvature(
     Raises
     ------
     TypeError, ValueError
-        If there is no such curvature, it is no pytree, it needs a key and has none, or
+        If there is no such curvature, it is not a pytree, it lacks a key that it needs, or
         `num_samples` contradicts it.
     """
     if num_samples is not None:
@@ -134,7 +134,7 @@ def as_curvature(
 
 
 def _with_options(spec: StructureSpec, options: dict[str, Any]) -> StructureSpec:
-    """Return a structure, or all that `Auto` tries, with the options that it has."""
+    """Return a structure, or all structures that `Auto` tries, with these options set."""
     if isinstance(spec, Auto):
         tried = (spec.candidates, spec.otherwise)
         return Auto(*(tuple(_with_options(part, options) for part in parts) for parts in tried))
@@ -148,7 +148,7 @@ def _with_options(spec: StructureSpec, options: dict[str, Any]) -> StructureSpec
 
 
 def _checked(argument: str, spec: _Spec, options: dict[str, Any]) -> _Spec:
-    """Return the object if no option says something else than it does."""
+    """Return the object, or raise a `ValueError` if an option contradicts it."""
     for name, value in options.items():
         if value is not None and getattr(spec, name, None) != value:
             has = hasattr(spec, name)
@@ -170,15 +170,15 @@ def _check_hashable(spec: StructureSpec) -> None:
     except TypeError as error:
         raise TypeError(
             f"Found structure={spec.name!r}, which cannot be hashed ({error}), expected a frozen "
-            "dataclass whose fields are numbers, strings and tuples; it is part of what is "
-            "compiled. Arrays belong to the structure that it makes."
+            "dataclass whose fields are numbers, strings and tuples, as compiled programs depend "
+            "on it; keep arrays in the structure that it makes."
         ) from None
 
 
 def _check_pytree(spec: CurvatureSpec) -> None:
     if jax.tree_util.all_leaves([spec]):
         raise TypeError(
-            f"Found curvature={spec.name!r}, whose class is no pytree, expected one, as the "
+            f"Found curvature={spec.name!r}, whose class is not a pytree, expected one, as the "
             "posterior holds it; decorate it with jax.tree_util.register_static, or with "
             "jax.tree_util.register_dataclass where it has arrays."
         )

@@ -1,7 +1,7 @@
-r"""Another noise of a Gaussian likelihood, without a pass over the data.
+r"""Change the noise of a Gaussian likelihood without a pass over the data.
 
-A common factor of all standard deviations of the noise is a factor of every sum over the data: of
-the curvature, the gradient, and the squares in the log-likelihood, whose normaliser is known.
+A common factor of all noise standard deviations rescales every sum over the data: the curvature,
+the gradient, and the squared residuals in the log-likelihood, whose normaliser is known.
 """
 
 import math
@@ -22,8 +22,8 @@ GAUSSIANS = Gaussian | MultivariateGaussian
 class Residuals(NamedTuple):
     r"""The residuals of a Gaussian likelihood, in units of its present variance.
 
-    The log-likelihood at noise variances $e^w$ times as large is $-\tfrac12 (e^{-w} Q + M w)$ and a
-    constant, with Q the sum of `squares` of residuals and M their `count`.
+    With all noise variances multiplied by $e^w$ the log-likelihood is $-\tfrac12 (e^{-w} Q + M w)$
+    plus a constant, with Q the sum of squared residuals (`squares`) and M their `count`.
     """
 
     squares: Float[ArrayLike, ""]
@@ -35,7 +35,7 @@ class Residuals(NamedTuple):
 
 
 def residuals_of(likelihood: Likelihood, expansion: Expansion, event: tuple[int, ...]) -> Residuals:
-    """Return what the residuals at the mode amount to, from the log-likelihood and its normaliser.
+    """Return the residuals at the mode, from the log-likelihood and its normaliser.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def residuals_of(likelihood: Likelihood, expansion: Expansion, event: tuple[int,
     Raises
     ------
     TypeError
-        If the likelihood is another.
+        If the likelihood is any other.
     """
     kind = unmasked_gaussian(likelihood)
     count = expansion.num_data * math.prod(event)
@@ -65,13 +65,13 @@ def residuals_of(likelihood: Likelihood, expansion: Expansion, event: tuple[int,
 
 
 def noise_factor(likelihood: Likelihood, noise_std: ArrayLike) -> jax.Array:
-    """Return how many times a noise is that of the likelihood.
+    """Return the factor from the noise of the likelihood to another one.
 
     Raises
     ------
     TypeError, ValueError
-        If the likelihood is not `Gaussian`, or the noise is not positive and in one proportion to
-        that of the likelihood.
+        If the likelihood is not `Gaussian`, or the noise is not positive and proportional to that
+        of the likelihood.
     """
     kind = unmasked_gaussian(likelihood)
     if isinstance(kind, MultivariateGaussian):
@@ -87,8 +87,8 @@ def noise_factor(likelihood: Likelihood, noise_std: ArrayLike) -> jax.Array:
     if not in_proportion:
         raise ValueError(
             f"Found noise_std={noise_std} for a likelihood with noise_std={kind.noise_std}, "
-            "expected positive numbers in one proportion to these, as only then everything "
-            "scales; fit again with the other noise."
+            "expected positive numbers proportional to these, so that every sum over the data is "
+            "only rescaled; fit again with the other noise."
         )
     return ratio[0]
 
@@ -110,7 +110,7 @@ def with_scaled_noise(
     factor
         Positive.
     power
-        The power of $1/s^2$ that the curvature goes with: `noise_power` of its spec.
+        The power of $1/s^2$ to which the curvature is proportional: `noise_power` of its spec.
     """
     kind = unmasked_gaussian(likelihood)
     factor = jnp.asarray(factor, expansion.log_likelihood.dtype)

@@ -1,7 +1,7 @@
-r"""What a curvature structure and the posterior made of it can do.
+r"""The interfaces of curvature structures and posteriors.
 
-A *structure* approximates the curvature $H$ of the summed loss and knows nothing of the prior. With
-a prior precision $d$ `(P,)` it gives $\log |H + d|$ and a *posterior*, the zero-mean Gaussian with
+A *structure* approximates the curvature $H$ of the summed loss, without the prior. With a prior
+precision $d$ `(P,)` it gives $\log |H + d|$ and a *posterior*, the zero-mean Gaussian with
 precision $H + d$, held through one square root $A$ of its covariance, $A A^\top = (H + d)^{-1}$:
 samples are $A \epsilon$, and the covariance of outputs with Jacobian rows $J$ is $(J A)(J A)^\top$.
 All vectors are flat, in float32 or better.
@@ -22,15 +22,15 @@ from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.errors import check_count
 from laplace_kit.tree import is_concrete, pytree_dataclass
 
-# Unit vectors whose images are held together.
+# The number of unit vectors whose images are held at a time.
 _UNITS_AT_A_TIME = 64
 
 
 class Posterior(abc.ABC):
     """A zero-mean Gaussian over flat parameters, a pytree.
 
-    Its root, `scale_mv` and `scale_rmv`, and `size` and `dtype` are all that it needs. What else
-    there is follows from these with rows multiplied out, for a subclass to do better.
+    A subclass must define the root, `scale_mv` and `scale_rmv`, and `size` and `dtype`. The other
+    methods follow from these with dense rows; a subclass may override them by faster ones.
     """
 
     @abc.abstractmethod
@@ -48,7 +48,7 @@ class Posterior(abc.ABC):
             return jnp.einsum("brp,bsp->brs", rooted, rooted)
 
     def output_variance(self, rows: Rows) -> Float[Array, "B R"]:
-        """Return the diagonals of `output_covariance` alone, at least zero."""
+        """Return the diagonals of `output_covariance`, at least zero."""
         with jax.default_matmul_precision("highest"):
             return jnp.sum(self.scale_rmv(rows.to_dense()) ** 2, axis=-1)
 
@@ -60,11 +60,11 @@ class Posterior(abc.ABC):
 
     @property
     def num_projections(self) -> int:
-        """How many numbers a row becomes for its covariance: P where it is multiplied out."""
+        """The number of entries to which a row is projected for its covariance: P if dense."""
         return self.size
 
     def for_prediction(self, layouts: tuple[Layout, ...]) -> "Posterior":
-        """Return the posterior with what many predictions share, laid out by the model's layers."""
+        """Return the posterior with arrays that predictions share, laid out by layers."""
         return self
 
     def variance(self) -> Float[Array, " P"]:
@@ -100,7 +100,7 @@ class Posterior(abc.ABC):
             return root @ root.T
 
     def is_finite(self) -> bool:
-        """Return whether the factorisation succeeded; only outside of transformations."""
+        """Return whether the factorisation succeeded; for use outside of transformations."""
         return bool(_all_finite(self))
 
 
@@ -112,10 +112,10 @@ def _draws(posterior, key, num_samples):
 
 
 def keep(owner: object, key: Hashable, make: Callable[[], PyTree]) -> PyTree:
-    """Return what `make` makes, kept with its owner outside of transformations.
+    """Return the result of `make`, cached on its owner outside of transformations.
 
-    A memo: what it holds follows from the owner's fields, which are frozen, and is no part of the
-    owner as a pytree.
+    The cached value follows from the owner's fields, which are frozen, and is not part of the owner
+    as a pytree.
     """
     kept = owner.__dict__.setdefault("_kept", {})
     if key in kept:
@@ -127,7 +127,7 @@ def keep(owner: object, key: Hashable, make: Callable[[], PyTree]) -> PyTree:
 
 
 class Structure(abc.ABC):
-    """An approximation of the curvature, free of the prior."""
+    """An approximation of the curvature, without the prior."""
 
     @property
     def name(self) -> str:
@@ -150,8 +150,8 @@ class Structure(abc.ABC):
     ) -> Posterior:
         """Return the Gaussian of precision $H + d$.
 
-        What is factorised for it has each entry of its diagonal raised by the share `jitter`: where
-        scales differ by orders of magnitude, as they do, rounding follows them.
+        Each diagonal entry of the matrix that is factorised is raised by the share `jitter`, which
+        is relative because scales differ by orders of magnitude, and rounding with them.
         """
 
     @abc.abstractmethod
@@ -163,10 +163,10 @@ class Structure(abc.ABC):
         """Return the structure of the curvature times a positive number."""
 
     def for_prior(self, precision: Float[Array, " P"]) -> "Structure":
-        """Return the structure in the form that a prior precision needs, which may differ anywhere.
+        """Return the structure in a form that supports this prior precision, of any values.
 
-        Raises a `ValueError` where it has none; inside of transformations, where values cannot be
-        looked at, it is one for all values.
+        Raises a `ValueError` if there is none. Inside of transformations, where values are unknown,
+        the form must support all values.
         """
         return self
 
@@ -175,8 +175,8 @@ class Structure(abc.ABC):
 class Spectrum:
     r"""Eigenvalues `(R,)` of a `(P, P)` curvature, the other P - R being zero.
 
-    For an isotropic prior everything that evidence needs is $O(R)$. `smallest` is the smallest
-    eigenvalue that is known of the curvature itself, negative where that is indefinite.
+    With an isotropic prior the evidence costs $O(R)$. `smallest` is the smallest known eigenvalue
+    of the curvature itself, negative where that is indefinite.
     """
 
     values: Float[Array, " R"]
@@ -185,7 +185,7 @@ class Spectrum:
 
     @property
     def rounding(self) -> Float[Array, ""]:
-        """The size below which an eigenvalue cannot be told from zero."""
+        """The magnitude below which an eigenvalue cannot be distinguished from zero."""
         return _rounding(self.values, len(self.values))
 
     def log_det(self, delta: Float[Array, ""]) -> Float[Array, ""]:
@@ -199,7 +199,7 @@ class Spectrum:
         return jnp.vdot(self.values, 1 / (self.values + delta), precision="highest")
 
     def undetermined_parameters(self, delta: Float[Array, ""]) -> Float[Array, ""]:
-        r"""Return the others, $\sum_i \delta / (s_i + \delta)$, whose sum has no cancellation."""
+        r"""Return P minus the effective ones, $\sum_i \delta / (s_i + \delta)$, uncancelled."""
         rest = self.size - len(self.values)
         return rest + delta * jnp.sum(1 / (self.values + delta))
 
@@ -215,14 +215,14 @@ def spectrum_of(parts: tuple[Float[Array, "..."], ...]) -> Spectrum:
 def without_rounding(
     values: Float[Array, " R"], size: int, coarsest: Float[ArrayLike, ""] = 0.0
 ) -> Float[Array, " R"]:
-    """Set eigenvalues that are negative by rounding alone to zero; truly negative ones stay.
+    """Set eigenvalues that are negative only by rounding to zero; truly negative ones stay.
 
     Parameters
     ----------
     values
-        In the dtype that they were computed in.
+        Eigenvalues, in the dtype in which they were computed.
     size
-        The number of the matrix's rows.
+        The number of rows of the matrix.
     coarsest
         The rounding of the matrix itself, relative to its norm, where that is in lower precision.
     """
@@ -237,13 +237,13 @@ def _rounding(values: Float[Array, " R"], size: int) -> Float[Array, ""]:
 
 @jax.jit
 def _all_finite(arrays):
-    # One product compiles faster than a reduction of each array, of which XLA makes trees.
+    # One product compiles faster than a reduction of each array, which XLA turns into trees.
     bad = (~jnp.isfinite(tree.ravel(arrays))).astype(jnp.float32)
     return bad @ bad == 0
 
 
 def _posterior(structure, precision, jitter=0.0):
-    """Make the posterior, which shares with the structure what does not depend on the prior."""
+    """Return the posterior, which shares arrays with the structure, and whether it is finite."""
     rest, finite = _without_shared_leaves(structure, precision, jitter)
     return rest(structure), finite
 
@@ -259,7 +259,7 @@ def factorise(
     precision: Float[Array, " P"],
     temperature: float | Float[Array, ""] = 1.0,
 ) -> tuple[Posterior, Array]:
-    """Make the posterior, adding jitter only where rounding demands it.
+    """Return the posterior, with jitter only where rounding requires it.
 
     Parameters
     ----------
@@ -273,9 +273,9 @@ def factorise(
     Returns
     -------
     posterior, jitter
-        The share by which the diagonal was raised, of its own entries or, where that does not help,
-        of the largest curvature; zero unless the first attempt failed. Inside a JAX transformation
-        values cannot be looked at: no jitter is tried.
+        The posterior, and the share by which the diagonal was raised, relative to its own entries
+        or, where that does not help, to the largest curvature; zero unless the first attempt
+        failed. Inside a JAX transformation, where values are unknown, no jitter is tried.
 
     Raises
     ------
@@ -311,7 +311,7 @@ def factorise(
     for power in range(1, 6):
         jitter = jnp.asarray(10.0**power * jnp.finfo(precision.dtype).eps, precision.dtype)
         posterior, finite = _posterior(structure, precision, jitter)
-        if held and bool(finite):  # the first to succeed may have done so by a hair
+        if held and bool(finite):  # the first success may be marginal
             return posterior, jitter
         held = bool(finite)
     for factor in (1.0, 10.0, 100.0):  # entries of the diagonal are themselves lost in rounding

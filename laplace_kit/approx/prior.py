@@ -1,4 +1,4 @@
-"""The prior over the free parameters, and its precision in any of its forms."""
+"""The prior over the free parameters, and the forms of its precision."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ class Prior:
         return deviation(model.mode, self.mean)
 
     def posterior(self, structure: Structure, model: TrainedModel) -> tuple[Posterior, Array]:
-        """Return the posterior that a curvature and this prior make, and the jitter it took.
+        """Return the posterior of a curvature with this prior, and the jitter that was needed.
 
         Raises
         ------
@@ -54,8 +54,8 @@ def expand_precision(
     Raises
     ------
     ValueError
-        If the form is none that is known, or a value is not positive and finite (where values can
-        be looked at, outside of JAX transformations).
+        If the form is unknown, or a value is not positive and finite (checked outside of JAX
+        transformations only).
     """
     precision = selection.broadcast(prior_precision, free, name="prior_precision").astype(dtype)
     if not tree.is_concrete(precision):
@@ -71,13 +71,7 @@ def expand_precision(
 
 
 def check_temperature(temperature: float | Float[Array, ""]) -> None:
-    """Refuse a temperature that is not positive and finite, where values can be looked at.
-
-    Raises
-    ------
-    ValueError
-        If it is not.
-    """
+    """Raise a `ValueError` if a temperature is not positive and finite; not if it is traced."""
     if tree.is_concrete(temperature) and not 0 < float(temperature) < float("inf"):
         raise ValueError(
             f"Found temperature={float(temperature)}, expected a positive, finite number."
@@ -95,15 +89,15 @@ def structure_for(
 ) -> Structure:
     """Return the structure in the form that a prior precision of this form needs.
 
-    A form with one value for each leaf is known to share it, even inside of transformations, where
-    values cannot be looked at.
+    A precision with one value per leaf is known to be shared within each leaf, even inside of
+    transformations, where values are unknown.
 
     Parameters
     ----------
     structure
         The curvature.
     prior_precision, precision
-        The prior precision as it was given, and what `expand_precision` makes of it.
+        The prior precision as it was given, and as returned by `expand_precision`.
 
     Raises
     ------

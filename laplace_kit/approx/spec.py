@@ -1,7 +1,7 @@
-"""What `structure=` takes: an object that says what a structure needs, and fits it to a curvature.
+"""The base class of `structure=`: an object that estimates memory and fits a structure.
 
-`Full`, `Kronecker`, `LowRank` and `Diagonal` stand next to the structures that they make, and
-`Auto`, which chooses among them, in `choice.py`.
+`Full`, `Kronecker`, `LowRank` and `Diagonal` are defined next to their structures, and `Auto`,
+which chooses among them, in `choice.py`.
 """
 
 import abc
@@ -27,15 +27,15 @@ from laplace_kit.memory import DEFAULT_LIMITS, readable
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sizes:
-    """What a structure's memory follows from.
+    """The sizes of model and data that determine a structure's memory.
 
     `num_params` is P, in leaves of `leaf_sizes` free parameters each, and `itemsize` the bytes of a
-    number. `kronecker_entries` counts the entries of all Kronecker factors, and `num_columns` the
-    columns of the curvature's factor in the outputs of one example; it is `None` where there is no
-    such factor. The others are counted, by `count_data` and `count_entries`, when they are first
-    asked for. `num_data`, N, is `None` where it is not known, or so large that a matrix with that
-    many rows exceeds the memory limit. `design_entries` counts the numbers that the rows of one
-    example hold in factors.
+    number. `kronecker_entries` is the number of entries of all Kronecker factors, and `num_columns`
+    the number of columns of the curvature's factor in the outputs of one example, `None` if there
+    is no such factor. `num_data` and `design_entries` are computed on first use, by `count_data`
+    and `count_entries`: `num_data`, N, is `None` if it is unknown or so large that a matrix with
+    that many rows exceeds the memory limit; `design_entries` is the number of entries of one
+    example's rows in factors.
     """
 
     num_params: int
@@ -53,7 +53,7 @@ class Sizes:
 
     @cached_property
     def design_entries(self) -> int | None:
-        """How many numbers the rows of one example hold in factors."""
+        """The number of entries of one example's rows in factors."""
         return None if None in (self.num_columns, self.count_entries) else self.count_entries()
 
     @property
@@ -63,7 +63,7 @@ class Sizes:
 
 
 def sizes_of(objective: Objective, data: Data, num_columns: int | None) -> Sizes:
-    """Return the sizes of a planned model with the curvature of its data."""
+    """Return the sizes of a planned model, its data and its curvature."""
     itemsize = jnp.promote_types(tree.dtype(objective.params), jnp.float32).itemsize
 
     def count_data() -> int | None:
@@ -94,7 +94,7 @@ def _count(data: Data, most: int) -> int | None:
 
 
 class StructureSpec(abc.ABC):
-    """A structure that `fit` can be asked for; an object of a subclass is one with its options.
+    """A structure for `fit`, with its options: the base class.
 
     A subclass is a frozen dataclass whose options are numbers, strings, tuples and the like, so
     that it can be compared and hashed: it is part of the compiled program.
@@ -108,13 +108,13 @@ class StructureSpec(abc.ABC):
     def forms(self, sizes: Sizes) -> Iterable["StructureSpec"]:
         """Return the forms with all options settled, the best first.
 
-        The first that fits the memory limit is fitted. There are none where the curvature has no
+        The first that fits the memory limit is fitted. The result is empty if the curvature has no
         such structure.
         """
         return (self,)
 
     def remark(self, sizes: Sizes) -> str:
-        """Return what the reason for a choice should mention, or nothing."""
+        """Return a remark for the reason of the choice, `""` for none."""
         return ""
 
     @abc.abstractmethod
@@ -130,7 +130,7 @@ class StructureSpec(abc.ABC):
         operator
             The curvature $H$ of the summed loss, `(P, P)`.
         key
-            The one that `lk.fit` was given, `None` if there was none.
+            The key of `lk.fit`, `None` if there was none.
         """
 
 
@@ -142,12 +142,12 @@ def first_that_fits(
 
 
 def settled(spec: StructureSpec, operator: SelfAdjointOperator) -> StructureSpec:
-    """Return the form of a structure that suits an operator, whose own limits bound the memory.
+    """Return the first form of a structure that fits the memory limit of an operator.
 
     Raises
     ------
     ValueError
-        If there is none: the operator has no such structure, or it exceeds the memory limit.
+        If the operator has no such structure, or every form exceeds the memory limit.
     """
     itemsize = jnp.promote_types(operator.dtype, jnp.float32).itemsize
     sizes, limits = Sizes(operator.shape[0], itemsize), DEFAULT_LIMITS  # composed of others
@@ -161,6 +161,6 @@ def settled(spec: StructureSpec, operator: SelfAdjointOperator) -> StructureSpec
         raise ValueError(
             f"Found {spec} for a {type(operator).__name__} of shape {operator.shape}, expected a "
             "structure that it has and that fits the memory limit of "
-            f"{readable(limits.budget)}; raise memory_limit=, or take another one."
+            f"{readable(limits.budget)}; raise memory_limit=, or use another structure."
         )
     return found

@@ -1,7 +1,8 @@
-"""Which parameters to make random: what `subset=` of `fit` takes, chosen by a rule.
+"""Rules that choose the random parameters, for `subset=` of `fit`.
 
 The others are frozen at the mode. A posterior over a subnetwork is smaller, so that a richer
-structure fits, and often predicts as well as a poorer one over all (Daxberger et al., 2021).
+structure fits, and often predicts as well as a coarser one over all parameters (Daxberger et al.,
+2021).
 """
 
 from collections.abc import Callable, Iterable
@@ -22,7 +23,7 @@ from laplace_kit.selection import Named, can_vary, select, varying
 
 
 def last_layer(model_fn: Callable, params: PyTree, x: PyTree) -> PyTree:
-    """Find the last layer in the model's program: the one after which no other layer comes.
+    """Return a mask of the last layer: the one that no other layer of the program follows.
 
     Parameters
     ----------
@@ -36,18 +37,18 @@ def last_layer(model_fn: Callable, params: PyTree, x: PyTree) -> PyTree:
     Returns
     -------
     mask
-        Like `params`, `True` for every leaf from which the outputs are reached without passing
-        through the product of another: the weight of the last matrix product, convolution or
-        lookup, its bias, and scales and biases that come after, as in a normalisation of the
-        outputs. What has no parameters, such as an activation, may come anywhere. Heads side by
-        side are all last; a layer that another one follows is not, even if a connection bypasses
-        that other one. Cost: one trace of the model for one example.
+        Like `params`, `True` for every leaf that reaches the outputs without passing through the
+        product of another layer: the weight of the last matrix product, convolution or lookup, its
+        bias, and scales and biases that follow, as in a normalisation of the outputs. Operations
+        without parameters, such as activations, may come anywhere. Parallel output heads are all
+        last; a layer that another one follows is not, even if a skip connection bypasses that other
+        one. Cost: one trace of the model for one example.
 
     Raises
     ------
     ValueError
-        If a parameter enters there in no way that layer capture knows, or is used in earlier layers
-        too (tied weights), or if nothing there is a product.
+        If a parameter of the last layer enters in a way that layer capture does not support, or is
+        also used in earlier layers (tied weights), or if the last layer has no product.
 
     References
     ----------
@@ -61,7 +62,7 @@ def last_layer(model_fn: Callable, params: PyTree, x: PyTree) -> PyTree:
 
 
 def _last_leaves(found: Layers) -> list[bool]:
-    """Return for every free leaf whether it belongs to the last layer."""
+    """Return a boolean for every free leaf: whether it belongs to the last layer."""
     program = found.program
     steps = {part.step for layer in found.layers for part in parts_of(layer.product)}
     live = _sources(program, [program.output])
@@ -91,14 +92,14 @@ def _last_leaves(found: Layers) -> list[bool]:
 def _no_last_layer(what: str, found: Layers) -> ValueError:
     return ValueError(
         f"Found {what}, expected a last layer whose weight enters a matrix product, a convolution "
-        "or a lookup, and nothing but biases and scales after it; name the last layer yourself, as "
-        "in subset=lambda path: 'head' in path. The parameters' leaves are "
+        "or a lookup, and only biases and scales after it; name the last layer yourself, as in "
+        "subset=lambda path: 'head' in path. The parameters' leaves are "
         f"{', '.join(leaf.path for leaf in found.leaves)}."
     )
 
 
 def _sources(program: Program, targets: Iterable[int | Literal]) -> frozenset[int]:
-    """Return the numbers of the values that any of these depends on, themselves included."""
+    """Return the numbers of the values on which any target depends, the targets included."""
     needed = {value for value in targets if not isinstance(value, Literal)}
     for step in reversed(program.steps):
         if needed.intersection(step.results):
@@ -107,7 +108,7 @@ def _sources(program: Program, targets: Iterable[int | Literal]) -> frozenset[in
 
 
 def layers(*names: str) -> Named:
-    """Choose the layers of these names: leaves whose path has one of them as a component.
+    """Return a predicate for the layers of these names: leaves with one of them in their path.
 
     Parameters
     ----------
@@ -118,14 +119,14 @@ def layers(*names: str) -> Named:
     Returns
     -------
     predicate
-        On the leaf's path. Where it is used, a name that no path has is refused by a `ValueError`
-        that lists the leaves.
+        A predicate on the leaf's path. Where it is used, a name that no path has raises a
+        `ValueError` that lists the leaves.
     """
     return Named(names)
 
 
 def largest_magnitude(params: PyTree, num: int | float) -> Int[np.ndarray, " K"]:
-    r"""Choose the parameters of largest $|\theta_i|$.
+    r"""Return the indices of the parameters of largest $|\theta_i|$.
 
     Parameters
     ----------
@@ -150,15 +151,16 @@ def largest_magnitude(params: PyTree, num: int | float) -> Int[np.ndarray, " K"]
 def largest_variance(
     variance: Float[ArrayLike, " P"] | PyTree, params: PyTree, num: int | float
 ) -> Int[np.ndarray, " K"]:
-    r"""Choose the parameters of largest marginal posterior variance, $\Sigma_{ii}$.
+    r"""Return the indices of the parameters of largest marginal variance, $\Sigma_{ii}$.
 
-    Among all subnetworks of a size, this one has the posterior closest to that over all parameters,
-    in Wasserstein distance and as far as these are uncorrelated.
+    Among all subnetworks of a size, this one has the posterior closest in Wasserstein distance to
+    that over all parameters, if these are uncorrelated.
 
     Parameters
     ----------
     variance
-        Flat `(P,)` or like the parameters, as `la.posterior.variance()` of a diagonal posterior.
+        Flat `(P,)` or like the parameters, such as `la.posterior.variance()` of a diagonal
+        posterior.
     params
         A pytree of arrays.
     num

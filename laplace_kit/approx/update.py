@@ -1,7 +1,7 @@
 r"""Update a posterior with new data, without the old data (continual learning).
 
 The log-likelihood of the old data is known by its expansion about the old mode $\theta_1$: its
-value, its gradient and its curvature $H_1$. With the same of the new data, measured at the same
+value, its gradient and its curvature $H_1$. With the same expansion of the new data, at the same
 parameters, the posterior of both is Gaussian with precision $H_1 + H_2 + d$ about
 $\theta_1 + \Delta$, $\Delta = -(H_1 + H_2 + d)^{-1} g_2$: exact for linear models with Gaussian
 noise, one Newton step for others.
@@ -24,11 +24,11 @@ from laplace_kit.tree import pytree_dataclass, replace
 
 @pytree_dataclass(static=("num_data",))
 class Expansion:
-    r"""What is kept of data: their log-likelihood about some parameters, to second order.
+    r"""The log-likelihood of data, expanded about some parameters to second order.
 
     $\log p(D \mid \theta + \Delta) \approx \ell - g^\top \Delta - \tfrac12 \Delta^\top H \Delta$,
     with `log_likelihood` $\ell$, `gradient` $g$ `(P,)` of the summed loss, and `structure` $H$, all
-    of them sums over `num_data` examples, or as many as their weights sum to.
+    of them sums over the data; `num_data` is the number of examples, or the sum of their weights.
     """
 
     log_likelihood: Float[Array, ""]
@@ -84,18 +84,18 @@ def updated(old: Expansion, new: Expansion, precision: Float[Array, " P"]) -> Up
     r"""Return the posterior of old and new data, from expansions about the old mode.
 
     The old posterior is the prior of the new data, so that the mode moves by
-    $\Delta = -(H_1 + H_2 + d)^{-1} g_2$: that the old parameters were a mode of the old data is
-    taken for granted, whatever the prior mean. For a linear model with a Gaussian likelihood two
-    parts of the data in sequence give the very posterior and evidence of all at once. Otherwise
-    the step is as good as the expansion; with parameters trained further on the new data by a
-    method of one's own, take `old.moved(step).joined(new)` with the new data's expansion there.
+    $\Delta = -(H_1 + H_2 + d)^{-1} g_2$; this assumes that the old parameters were a mode of the
+    old posterior, whatever the prior mean. For a linear model with a Gaussian likelihood, two parts
+    of the data in sequence give the same posterior and evidence as all data at once. Otherwise the
+    step is as good as the expansion; if you train the parameters further on the new data yourself,
+    use `old.moved(step).joined(new)` with the new data's expansion there.
 
     Parameters
     ----------
     old
-        The expansion of the data that the posterior was fitted to, about its mode.
+        The expansion of the data of the posterior, about its mode.
     new
-        That of the new data, about the same parameters, in a structure of the same kind.
+        The expansion of the new data, about the same parameters, in a structure of the same kind.
     precision
         The prior precision $d$, `(P,)`, counted once.
 
@@ -122,7 +122,7 @@ def updated(old: Expansion, new: Expansion, precision: Float[Array, " P"]) -> Up
 
 
 def newton_step(posterior: Posterior, gradient: Float[Array, " P"]) -> Float[Array, " P"]:
-    r"""Return $-\Sigma g$, the step from the mode to that of the posterior with one more term.
+    r"""Return $-\Sigma g$, the Newton step from the old mode to that with one more term.
 
     Parameters
     ----------
@@ -145,13 +145,13 @@ def newton_step(posterior: Posterior, gradient: Float[Array, " P"]) -> Float[Arr
 def combine(old: Structure, new: Structure) -> Structure:
     r"""Return $H_1 + H_2$ in the structure that both have.
 
-    Full and diagonal curvatures add up exactly. Duals concatenate their rows as long as these are
-    no more than the parameters; otherwise, or to be added to a full matrix, they are multiplied
-    out. For low rank the leading eigenpairs of the sum are kept, as many as the larger one has, and
-    at least 50; their `residuals` are bounds on $\|(H_1 + H_2) u - s u\|$, with what both had left
-    out. The sum of two Kronecker structures is an EKFAC one: its basis is that of the sum's partial
-    traces over inputs and over outputs, known exactly, and its values the sum's diagonal in that
-    basis, the best in the Frobenius norm.
+    Full and diagonal curvatures add up exactly. Dual ones concatenate their rows if these are not
+    more than the parameters; otherwise, or to be added to a full matrix, they are multiplied out.
+    For low rank the leading eigenpairs of the sum are kept: the larger of the two ranks, and at
+    least 50; their `residuals` are bounds on $\|(H_1 + H_2) u - s u\|$, including the eigenpairs
+    that both had left out. The sum of two Kronecker structures is an EKFAC one: its basis is that
+    of the sum's exact partial traces over inputs and over outputs, and its values are the sum's
+    diagonal in that basis, the best in the Frobenius norm.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def combine(old: Structure, new: Structure) -> Structure:
     TypeError
         If the structures differ in kind, or are of one that cannot be added.
     ValueError
-        If they are not of the same parameters.
+        If they belong to different parameters.
 
     References
     ----------
@@ -254,14 +254,14 @@ def _(old: LowRankStructure, new):
     rank = max(len(old.values), len(new.values), DEFAULT_RANK)
     kept = (basis @ vectors[:, :rank]).T
     bound = _residual_bound(old, kept) + _residual_bound(new, kept)
-    # Weyl: no eigenvalue of the sum is less than the sum of the smallest.
+    # Weyl: no eigenvalue of the sum is below the sum of the smallest ones.
     return LowRankStructure(roots[:rank] ** 2, kept, bound, old.smallest + new.smallest)
 
 
 def _residual_bound(structure, vectors):
-    r"""Bound $\|E u\|$ for unit vectors u, E being what the structure leaves out of its curvature.
+    r"""Bound $\|E u\|$ for unit vectors u, with E the part of the curvature that was left out.
 
-    On an eigenvector E is as large as its residual; elsewhere, as the least eigenvalue kept.
+    On an eigenvector $\|E u\|$ is its residual; elsewhere at most the smallest eigenvalue kept.
     """
     inside = vectors @ structure.vectors.T
     outside = jnp.linalg.norm(vectors - inside @ structure.vectors, axis=1)
@@ -283,7 +283,7 @@ def _sum_of_blocks(*blocks: Eigenblock) -> Eigenblock:
 
 
 def _common_basis(factors):
-    r"""Return the eigenvectors of $\sum Q \operatorname{diag}(s) Q^\top$; `None` for no basis."""
+    r"""Return the eigenvectors of $\sum Q \operatorname{diag}(s) Q^\top$; `None` for identity."""
     factors = tuple(factors)
     if any(basis is None for basis, _ in factors):
         return None
@@ -292,7 +292,7 @@ def _common_basis(factors):
 
 
 def _diagonal_in(left, right, block: Eigenblock) -> Float[Array, "G I O"]:
-    """Return a layer's diagonal in another basis: the squared cosines take the values along."""
+    """Return a layer's diagonal in another basis, by squared cosines between the bases."""
     values = block.values
     if left is not None:
         values = jnp.einsum("gij,gjo->gio", (left.mT @ block.left) ** 2, values)

@@ -56,14 +56,14 @@ def examine_mode(objective: Objective, data: Data) -> Mode:
         weight zero; the message names the first offending batch (over a stream) or example (in
         memory). If all weights are zero.
     """
-    of_features = isinstance(data, InMemory) and data.of_features
-    args = objective, of_features
+    has_features = isinstance(data, InMemory) and data.has_features
+    args = objective, has_features
     batch_size = chunk_of_sum(_chunk_statistics, args, data, objective.limits)
     found = sum_over(_chunk_statistics, args, data, batch_size)
     if int(found.num_bad_params):
         _refuse_params(objective.params)
     if int(found.num_bad):
-        raise ValueError(_describe_first_bad(objective, of_features, data, batch_size))
+        raise ValueError(_describe_first_bad(objective, has_features, data, batch_size))
     num = int(found.num_examples)
     if num == 0:  # over a stream, whose weights are all seen only now
         raise ValueError(ALL_ZERO)
@@ -205,14 +205,14 @@ def _of_target(
 
 
 def _chunk_statistics(args, chunk):
-    objective, of_features = args
+    objective, has_features = args
 
     def loss_and_outputs(params):
         f = objective.model_fn(params, chunk.x)
         return loss_of_outputs(objective.likelihood, f, chunk), f
 
     (loss, f), gradient = jax.value_and_grad(loss_and_outputs, has_aux=True)(objective.params)
-    faults = _faults(objective.likelihood, f, of_features, chunk.x, chunk.y)
+    faults = _faults(objective.likelihood, f, has_features, chunk.x, chunk.y)
     # All rows are checked: filling rows are copies of others, and zero times NaN is NaN.
     bad = jnp.stack(list(faults.values())).any(axis=0)
     bad_params = sum(jnp.sum(~jnp.isfinite(leaf)) for leaf in jax.tree.leaves(objective.params))
@@ -220,14 +220,14 @@ def _chunk_statistics(args, chunk):
     return _Statistics(loss, gradient, jnp.sum(chunk.weight), counts, jnp.sum(bad), bad_params)
 
 
-def _faults(likelihood, f, of_features, x, y) -> dict[str, Array]:
+def _faults(likelihood, f, has_features, x, y) -> dict[str, Array]:
     """Return, for each kind of fault, which examples of a chunk have it."""
     seen = jax.vmap(partial(targets_seen, likelihood))(f, y)
     valid = jax.vmap(likelihood.is_valid)(f, y)
     not_finite, out_of_range = _descriptions(likelihood)
     return {
-        _INPUTS: ~(_finite_rows(x) | of_features),
-        _FEATURES: ~(_finite_rows(x, or_infinite=True) | ~jnp.asarray(of_features)),
+        _INPUTS: ~(_finite_rows(x) | has_features),
+        _FEATURES: ~(_finite_rows(x, or_infinite=True) | ~jnp.asarray(has_features)),
         not_finite: ~_finite_rows(seen),
         _OUTPUTS: ~_finite_rows(f),
         out_of_range: ~valid,
@@ -246,7 +246,7 @@ def _finite_rows(values: PyTree, *, or_infinite: bool = False) -> Array:
     return jnp.stack(rows).all(axis=0) if rows else jnp.ones(num, bool)
 
 
-def _describe_first_bad(objective, of_features, data, batch_size) -> str:
+def _describe_first_bad(objective, has_features, data, batch_size) -> str:
     """Describe the first bad example, found on the host; run only to write a message."""
     for number, batch in enumerate(read_batches(data)):
         num = batch.num_examples
@@ -254,7 +254,7 @@ def _describe_first_bad(objective, of_features, data, batch_size) -> str:
             rows = slice(start, start + (batch_size or num))
             x, y = jax.tree.map(lambda a: a[rows], (batch.x, batch.y))  # noqa: B023
             f = objective.outputs(x)
-            for what, bad in _faults(objective.likelihood, f, of_features, x, y).items():
+            for what, bad in _faults(objective.likelihood, f, has_features, x, y).items():
                 if bool(bad.any()):
                     row, count = int(np.argmax(np.asarray(bad))), int(bad.sum())
                     where = f"example {start + row}"

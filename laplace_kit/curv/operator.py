@@ -57,7 +57,7 @@ class CurvatureOperator(SelfAdjointOperator):
         objective = objective.planned(x)
         put(self, "plan", objective.plan)
         outputs = check_outputs(objective, x, y)
-        if isinstance(self.data, InMemory) and not self.data.of_features:
+        if isinstance(self.data, InMemory) and not self.data.has_features:
             check_values(self.likelihood, outputs, self.data.x, self.data.y)
 
     @abc.abstractmethod

@@ -51,7 +51,7 @@ class CurvatureSpec(abc.ABC):
         Returns
         -------
         operator
-            Of shape `(P, P)`, such as a subclass of `CurvatureOperator` or a sum of operators.
+            An operator of shape `(P, P)`: a `CurvatureOperator` or a sum of operators, for example.
         """
 
     def num_columns(self, event: tuple[int, ...]) -> int | None:

@@ -1,7 +1,7 @@
 """Predictions over a loader: batches of inputs, one at a time, by one compiled program.
 
-`predict` itself maps over chunks inside a single program, which cannot tell the host how far it is;
-with `split`, which cuts inputs into batches, the host loops and a bar shows the way.
+`predict` itself maps over chunks inside a single program, which cannot report progress; with
+`split`, which cuts inputs into batches, the host loops and can show a progress bar.
 """
 
 import dataclasses
@@ -27,25 +27,25 @@ def predict_over(predict: Predict, batches: Iterable[Any], *, progress: bool = F
     Parameters
     ----------
     predict
-        From inputs to a `Predictive`, such as `la.predict`; with options, and the key, bound to it.
+        From inputs to a `Predictive`, such as `la.predict`, with options and the key bound to it.
     batches
-        Of inputs x, or of `(x, y)` or `(x, y, weights)` of which x is taken: a list, a torch
-        `DataLoader`, a generator. It is iterated once.
+        A list, a torch `DataLoader` or a generator of inputs x, or of `(x, y)` or
+        `(x, y, weights)`, where only x is used. It is iterated once.
     progress
-        Show a bar.
+        Show a progress bar.
 
     Returns
     -------
     predictive
-        As if all inputs had been in memory. Cost: `predict` at every batch, the ragged ones filled
-        up to the size of the first, so that nothing is compiled anew.
+        The same as if all inputs had been in memory. Cost: `predict` at every batch; ragged batches
+        are filled up to the size of the first, so that nothing is recompiled.
 
     Raises
     ------
     TypeError
         If `batches` are inputs in memory, for which `predict` is enough.
     ValueError
-        If there is no batch, or the predictive is a joint one of all inputs.
+        If there is no batch, or the predictive is joint over all inputs.
     """
     parts = list(predict_batches(predict, batches, progress=progress))
     if not parts:
@@ -56,7 +56,7 @@ def predict_over(predict: Predict, batches: Iterable[Any], *, progress: bool = F
 def predict_batches(
     predict: Predict, batches: Iterable[Any], *, progress: bool = False
 ) -> Iterator[Predictive]:
-    """Yield the predictive of one batch after the other, where all together would not fit.
+    """Yield the predictive of each batch, for data whose predictive does not fit in memory.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def split(x: PyTree, batch_size: int) -> list[PyTree]:
     x
         Inputs with a leading axis N.
     batch_size
-        Of every batch but the last.
+        The number of inputs in every batch except the last.
     """
     check_count("batch_size", batch_size, "inputs")
     x = on_host(x, "inputs")
@@ -92,7 +92,7 @@ def _predictions(predict: Predict, batches: Iterable[Any]) -> Iterator[Predictiv
         size = num if size is None else size
         for low in range(0, num, size):
             rows = np.arange(low, low + size)
-            # Filled up with the last input: zeros may be no valid input.
+            # Filled up with the last input, as zeros may be invalid.
             predictive = predict(_rows(x, np.minimum(rows, num - 1)) if num != size else x)
             yield _first(predictive, min(size, num - low))
 
@@ -135,7 +135,7 @@ def _rows(x: PyTree, rows: slice | np.ndarray) -> PyTree:
 
 
 def _first(predictive: Predictive, num: int) -> Predictive:
-    """Cut on the host: on the device each number of rows would need programs of its own."""
+    """Cut on the host: on the device each number of rows would need its own programs."""
     if num == len(predictive.f_mean):
         return predictive
     joint = predictive.joint_cov
@@ -160,10 +160,10 @@ def _by_row(fn: Callable, predictives: list[Predictive]) -> Predictive:
     names = [f.name for f in dataclasses.fields(targets[0]) if f.name not in targets[0].shared]
     fields = [{name: _rows_of(getattr(one, name)) for name in names} for one in targets]
 
-    def of_rows(*leaves):
+    def map_array(*leaves):
         return fn(*leaves) if np.ndim(leaves[0]) else leaves[0]
 
-    changed = tree.replace(targets[0], **jax.tree.map(of_rows, *fields))
+    changed = tree.replace(targets[0], **jax.tree.map(map_array, *fields))
     return tree.replace(predictives[0], targets=changed)
 
 

@@ -15,7 +15,7 @@ PROBIT_SCALE = math.pi / 8
 
 
 def _variances(cov: Float[Array, "N C"] | Float[Array, "N C C"]) -> Float[Array, "N C"]:
-    """Return the variances; those that rounding has made negative are zero."""
+    """Return the variances, at least zero: rounding may make them negative."""
     return jnp.maximum(cov if cov.ndim == 2 else jnp.diagonal(cov, axis1=1, axis2=2), 0)
 
 
@@ -23,7 +23,7 @@ def _variances(cov: Float[Array, "N C"] | Float[Array, "N C C"]) -> Float[Array,
 def probit_logits(
     mean: Float[Array, "N C"], cov: Float[Array, "N C"] | Float[Array, "N C C"]
 ) -> Float[Array, "N C"]:
-    """Return each mean scaled down by its own variance."""
+    """Return each mean divided by the square root of one plus its scaled variance."""
     return mean / jnp.sqrt(1 + PROBIT_SCALE * _variances(cov))
 
 
@@ -38,7 +38,7 @@ def bridge_logits(
     rounding = num_classes * jnp.finfo(mean.dtype).eps
 
     var, row_sums = (cov, cov) if cov.ndim == 1 else (jnp.diagonal(cov), cov.sum(axis=1))
-    # The scale of S does not count: divided out, it neither over- nor underflows.
+    # The result does not depend on the scale of S: divided out, it cannot over- or underflow.
     scale = jnp.max(var)
     certain = scale < tiny
     divisor = jnp.where(certain, 1, scale)
@@ -76,7 +76,7 @@ def mean_field_2_logits(
 def mean_field_1_logits(
     mean: Float[Array, "N C"], cov: Float[Array, "N C"] | Float[Array, "N C C"]
 ) -> Float[Array, "N C"]:
-    """Return the same from variances alone."""
+    """Return the same from variances only."""
     return mean_field_2_logits(mean, _variances(cov))
 
 

@@ -1,7 +1,7 @@
-r"""Split-conformal sets and intervals: coverage that held-out data guarantee, whatever the model.
+r"""Split-conformal sets and intervals: coverage guaranteed by held-out data, for any model.
 
-Each of n examples that the model has not seen gets a score that says how badly its prediction
-fits. Where new examples are exchangeable with these, a new score is at most the k-th smallest,
+Each of n held-out examples gets a score that measures how badly its prediction fits. If new
+examples are exchangeable with these, a new score is at most the k-th smallest,
 
 $$
 k = \lceil (n + 1) (1 - \alpha) \rceil,
@@ -38,10 +38,10 @@ SCORES = ("lac", "aps")
 
 @pytree_dataclass(static=("score", "randomised"))
 class ConformalSets:
-    """The classes whose score is at most `threshold`; made by `conformal_sets`.
+    """Sets of the classes whose score is at most `threshold`; made by `conformal_sets`.
 
-    `least` is one minus the threshold. Scores near one are compared by what they lack of it, which
-    keeps its digits: float32 has no numbers between 1 - 6e-8 and 1.
+    `least` is one minus the threshold. Scores are compared by one minus the score, which keeps
+    digits for scores near one: float32 has no numbers between 1 - 6e-8 and 1.
     """
 
     least: Float[Array, ""]
@@ -58,12 +58,12 @@ class ConformalSets:
         predictive
             One of the same kind as the one that was calibrated.
         key
-            Where the scores were randomised, to be used once, and not the one they were made with.
+            For randomised scores: a fresh key, different from that of `conformal_sets`.
 
         Raises
         ------
         ValueError
-            If there is a key and scores were not randomised, or none and they were.
+            If a key is given for scores that were not randomised, or missing for randomised ones.
         """
         if (key is not None) != self.randomised:
             raise ValueError(
@@ -77,7 +77,7 @@ class ConformalSets:
 
     @property
     def threshold(self) -> Float[Array, ""]:
-        """The largest score in a set; infinite where sets hold classes of probability zero."""
+        """The largest score in a set; infinite if sets hold classes of probability zero."""
         return 1 - self.least
 
 
@@ -112,26 +112,27 @@ def conformal_sets(
     score: str = "lac",
     key: PRNGKeyArray | None = None,
 ) -> ConformalSets:
-    r"""Return what makes sets of classes that hold the label with a probability of `level`.
+    r"""Return a function from predictives to sets that hold the label with probability `level`.
 
     Parameters
     ----------
     predictive
         At held-out inputs, with classes.
     y
-        Their labels; with a mask, `(y, mask)`. Each label is a point, whatever axes there are.
+        Their labels; with a mask, `(y, mask)`. Each label is one calibration point, also if an
+        example has several.
     level
         The probability $1 - \alpha$.
     score
-        `"lac"`: $1 - p_y$, the smallest sets on average, which may be empty. `"aps"`: the
-        probability of the label and of every class before it, for sets that are larger where the
-        predictive is less sure. A class of probability zero has an infinite score: it is in no set,
-        or in all if labels had such classes more often than the level allows.
+        `"lac"`: $1 - p_y$, the smallest sets on average, which may be empty. `"aps"`: the total
+        probability of the label and of every more probable class, for sets that are larger where
+        the predictive is more uncertain. A class of probability zero has an infinite score: it is
+        in no set, or in all if labels had such classes more often than the level allows.
     key
-        Of `"aps"`: subtracts from each score a random share of the class's own probability,
-        $u p_y$ with $u$ uniform between 0 and 1, by which sets are smaller, sometimes empty, and
-        cover with the level and no more. Without it, labels that are the least probable class all
-        have the score one, and two classes are both in nearly every set.
+        For `"aps"`: subtracts from each score a random share of the class's own probability,
+        $u p_y$ with $u$ uniform between 0 and 1, so that sets are smaller, sometimes empty, and
+        cover hardly more than the level. Without it, labels that are the least probable class all
+        have the score one, and with two classes nearly every set holds both.
 
     Returns
     -------
@@ -154,7 +155,7 @@ def conformal_sets(
     """
     check_option("score", score, SCORES)
     if key is not None and score != "aps":
-        raise ValueError(f"Found a key for score={score!r}, expected one for 'aps' alone.")
+        raise ValueError(f"Found a key for score={score!r}, expected one only for 'aps'.")
     check_levels("level", level)
     probs = class_probabilities(predictive.targets)
     likelihood, y = checked_targets(predictive, y)
@@ -171,10 +172,10 @@ def conformal_sets(
 def conformal_intervals(
     predictive: Predictive, y: PyTree, *, level: float = 0.9
 ) -> ConformalIntervals:
-    r"""Return what makes intervals that hold the target with a probability of `level`.
+    r"""Return a function from predictives to intervals that hold the target with a given level.
 
     The score is $|y - m| / \sigma$, the residual in standard deviations of the predictive: the
-    intervals are as wide as the predictive is unsure, by a factor that the data choose.
+    width of the intervals is proportional to $\sigma$, by a factor that the data determine.
 
     Parameters
     ----------
@@ -183,7 +184,7 @@ def conformal_intervals(
     y
         Their targets; with a mask, `(y, mask)`.
     level
-        The probability for each output by itself.
+        The probability, for each output separately.
 
     Returns
     -------
@@ -196,7 +197,7 @@ def conformal_intervals(
         If the predictive has no mean.
     ValueError
         If there are too few targets of an output for the level, a variance is infinite, or a target
-        is not finite: what is missing is left out by a mask.
+        is not finite; leave missing targets out by a mask.
 
     References
     ----------
@@ -240,9 +241,9 @@ def _classes(
 def _smallest(
     scores: Float[np.ndarray, "N C"], level: float, num: np.ndarray | None = None
 ) -> Float[np.ndarray, " C"]:
-    """Return the k-th smallest score of each column, of which the first `num` are points."""
+    """Return the k-th smallest score of each column, with `num` calibration points in each."""
     num = np.full(scores.shape[1], len(scores)) if num is None else num
-    # Rounding must not lift a product such as 10 * 0.9 over the whole number that it is.
+    # Rounding must not lift a product such as 10 * 0.9 above its exact integer value.
     rank = np.ceil((num + 1) * level - 1e-9).astype(int)
     if np.any(rank > num):
         found = int(num.min())
@@ -258,12 +259,12 @@ def _smallest(
 def _conformity(
     probs: Float[Array, "*shape C"], score: str, key: PRNGKeyArray | None
 ) -> Float[Array, "*shape C"]:
-    """Return one minus the score of every class, with a key randomised."""
+    """Return one minus the score of every class, randomised if there is a key."""
     if score == "lac":
         return probs
     conformity = probability_after(probs)
     if key is not None:
-        # One share for each label: its classes' scores lie side by side, and one of them holds it.
+        # One share per label: the scores of its classes are adjacent, and one is the label's.
         conformity += jax.random.uniform(key, (*probs.shape[:-1], 1), probs.dtype) * probs
-    # Without this, it would be as good as the class before it.
+    # Otherwise a class of probability zero would score like the class before it.
     return jnp.where(probs > 0, conformity, -jnp.inf)

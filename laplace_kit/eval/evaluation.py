@@ -1,4 +1,4 @@
-"""Metrics of a predictive on labelled data; entries without a target drop out."""
+"""Metrics of a predictive on labelled data; entries without a target are left out."""
 
 from functools import partial
 from typing import Any
@@ -29,28 +29,28 @@ def evaluate(
     Parameters
     ----------
     likelihood
-        Says how targets go with outputs and which are missing.
+        The likelihood, which determines the shape of targets and which are missing.
     predictive
-        For N inputs. Its targets decide which metrics: classes (`nll`, `accuracy`, `ece`, `brier`,
+        For N inputs. The metrics depend on its targets: classes (`nll`, `accuracy`, `ece`, `brier`,
         ...), normal numbers (`nll`, `rmse`, `crps`, `chi_squared`, `coverage_90`), other numbers
         (`nll`, `rmse`, `chi_squared`, `coverage_90`), counts (`nll`, `rmse`, `chi_squared`);
-        without a distribution the likelihood's own `loss` at the mean outputs. Where a variance is
-        infinite, `chi_squared` is left out.
+        without a distribution the likelihood's own `loss` at the mean outputs. `chi_squared` is
+        left out if a variance is infinite.
     y
         Their targets, as the likelihood takes them.
     weights
-        What each example counts in the means; `None` for one each.
+        The weight of each example in the means; `None` for one each.
 
     Returns
     -------
     metrics
-        Means by name: of classification over labels, of regression over entries, `nll` of
-        regression and counts over examples; see `negative_log_likelihood`.
+        Means by name: over labels for classification, over entries for regression, and over
+        examples for the `nll` of regression and counts; see `negative_log_likelihood`.
 
     Raises
     ------
     ValueError
-        If targets and outputs do not go together, or nothing was observed.
+        If targets do not match the outputs, or no target was observed.
     """
     targets = predictive.targets
     if isinstance(targets, NoTargets):
@@ -86,9 +86,9 @@ def negative_log_likelihood(
 ) -> Float[Array, ""]:
     r"""Return the mean of $-\log p(y \mid x, D)$, in nats.
 
-    For classification the mean is over labels, for regression and counts over examples, whose
-    outputs are summed. What is missing, entries that are masked or ignored and examples of nothing
-    else, is not counted.
+    For classification the mean is over labels; for regression and counts it is over examples, whose
+    outputs are summed. Masked and ignored entries are not counted, nor are examples that have no
+    other entries.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def negative_log_likelihood(
     TypeError
         If the likelihood defines no predictive distribution of the targets.
     ValueError
-        If the shapes do not go together. Values out of range make the answer NaN.
+        If the shapes do not match. Values out of range make the result NaN.
     """
     check_targets(likelihood, predictive.f_mean, y)
     _, values = unmasked(likelihood, y)
@@ -122,19 +122,19 @@ def negative_log_likelihood(
 def as_classes(
     likelihood: Likelihood, predictive: Predictive, y: PyTree
 ) -> tuple[Float[Array, "M C"], Num[Array, "M ..."] | Bool[Array, " M"]]:
-    """Return class probabilities `(M, C)` and labels: one row for each thing that has a label.
+    """Return class probabilities `(M, C)` and labels: one row for each observed label.
 
-    Output axes besides the classes become rows, and what is missing is left out. A binary label
-    becomes one of two classes, a probability of one the probabilities of both.
+    Output axes other than the classes become rows. A binary label becomes one of two classes, and a
+    probability of the label 1 the probabilities of both.
     """
     targets = predictive.targets
     rows = targets.class_probabilities
     seen = np.asarray(observed_entries(likelihood, predictive, y, rows.shape[:-1]))
     _, labels = unmasked(likelihood, y)
-    # On the host, and no `jnp.asarray`: either would need a program for each number of labels.
+    # On the host and without `jnp.asarray`, which would need a program for each number of labels.
     rows, labels = (jax.device_put(np.asarray(a)[seen]) for a in (rows, labels))
     is_soft = jnp.issubdtype(labels.dtype, jnp.inexact)
-    if isinstance(targets, BinaryTargets) and is_soft:  # how probable it is that a label is one
+    if isinstance(targets, BinaryTargets) and is_soft:  # probabilities of the label 1
         return rows, jnp.stack([1 - labels, labels], axis=1)
     return rows, labels
 
@@ -142,7 +142,7 @@ def as_classes(
 def weights_of_rows(
     likelihood: Likelihood, predictive: Predictive, y: PyTree, weights: ArrayLike | None
 ) -> Float[np.ndarray, " M"] | None:
-    """Return the weight of each row of `as_classes`, that of its example; `None` without any."""
+    """Return the weight of each row of `as_classes`, that of its example; `None` for no weights."""
     if weights is None:
         return None
     targets = predictive.targets
@@ -176,7 +176,7 @@ def as_rows(values: Num[Array, "N ..."]) -> Num[Array, "N C"]:
 def observed_rows(
     likelihood: Likelihood, predictive: Predictive, y: PyTree, values: Num[Array, "N ..."]
 ) -> Num[Array, "M C"]:
-    """Return values for each entry of the targets as `as_rows`; under a mask a row for each seen.
+    """Return values of the targets' shape as `as_rows`; with a mask, a row per observed entry.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ def observed_rows(
 
 
 def _numbers(likelihood, predictive, y, weights) -> tuple[Array, Array, Array, Any]:
-    """Return mean, variance and targets as rows, and the weights of these."""
+    """Return mean, variance and targets as rows, and the weights of the rows."""
     rows = partial(observed_rows, likelihood, predictive, y)
     _, targets = unmasked(likelihood, y)
     if isinstance(likelihood, Masked):

@@ -1,7 +1,7 @@
-r"""Functions drawn from the posterior: evaluated anywhere, again and again, always the same.
+r"""Functions drawn from the posterior, which can be evaluated repeatedly at any inputs.
 
-A draw of weights $\theta_k$ makes a function of $x$, by the model's linearisation at the mode or by
-the model itself. Between any inputs its values have the joint covariance of the predictive.
+A draw of weights $\theta_k$ defines a function of $x$, by the model's linearisation at the mode or
+by the model itself. Its values at any inputs have the joint covariance of the predictive.
 """
 
 import operator
@@ -79,7 +79,7 @@ class FunctionSamples:
         -------
         values
             Cost: K forward passes, and linearised one more that they share. Memory: K times the
-            activations of the inputs held at a time, as many as the memory limit allows.
+            activations of the inputs held at a time, whose number follows from the memory limit.
         """
         x = as_data((x, ())).x
         planned = replace(self, objective=self.objective.planned(x))
@@ -112,7 +112,7 @@ def sample_functions(
     *,
     method: Literal["linearized", "sampled"] = "linearized",
 ) -> FunctionSamples:
-    r"""Draw functions from the posterior that can be evaluated anywhere and differentiated.
+    r"""Draw functions from the posterior that can be evaluated and differentiated at any inputs.
 
     With $\theta_k \sim \mathcal N(\theta^*, \Sigma)$, once and for all inputs,
 
@@ -130,7 +130,7 @@ def sample_functions(
     key
         For the draws of weights.
     num_samples
-        How many functions, K.
+        The number of functions, K.
     method
         `"linearized"`: the model's linearisation at the mode, by forward-mode differentiation (no
         Jacobian is formed); or `"sampled"`, the model at other weights.
@@ -164,7 +164,7 @@ def sample_functions(
     needed, limit = num_samples * posterior.size * posterior.dtype.itemsize, objective.limits.budget
     if needed > limit:
         raise ValueError(
-            f"Found that {num_samples} vectors of {posterior.size} parameters take "
+            f"Found num_samples={num_samples} vectors of {posterior.size} parameters, which take "
             f"{readable(needed)}, expected at most the memory limit of {readable(limit)}; draw "
             "fewer functions, or raise memory_limit=."
         )

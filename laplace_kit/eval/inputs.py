@@ -1,7 +1,7 @@
-"""Inputs to predict at: read, checked, and filled up to one of a few numbers of rows.
+"""Inputs of predictions: read, checked, and padded to one of a few numbers of rows.
 
-What is compiled for a number of rows serves all that are filled up to it: without that, each number
-would have programs of its own.
+A program compiled for a number of rows serves all inputs that are padded to it; without padding,
+each number of rows would need its own programs.
 """
 
 from functools import partial
@@ -16,9 +16,9 @@ from laplace_kit import tree
 from laplace_kit.arrays import read_arrays
 from laplace_kit.data import as_data
 
-# Numbers of rows have so many leading bits at most: one row in eight is added at the worst.
+# Padded numbers of rows have at most this many leading bits, which adds at most one row in eight.
 _BITS = 4
-# With more rows, computing takes longer than compiling.
+# With more rows than this, computing takes longer than compiling.
 _MOST_FILLED = 4096
 
 
@@ -28,7 +28,7 @@ def checked_inputs(x: PyTree) -> PyTree:
     Raises
     ------
     TypeError, ValueError
-        If they are no arrays with one leading axis of at least one row, or not finite.
+        If they are not arrays with one leading axis of at least one row, or not finite.
     """
     x = read_arrays(x, "inputs")
     arrays = as_data((x, ())).x
@@ -37,13 +37,13 @@ def checked_inputs(x: PyTree) -> PyTree:
 
 
 def filled_inputs(x: PyTree) -> tuple[PyTree, int]:
-    """Return inputs as arrays, filled up with copies of the last one, and how many they were.
+    """Return inputs as arrays, padded with copies of the last one, and their original number.
 
     Parameters
     ----------
     x
-        With a leading axis N. Traced arrays and what is spread over several devices keep their
-        number of rows, and so do more than 4096 rows.
+        With a leading axis N. Traced arrays, arrays on several devices and inputs with more than
+        4096 rows are not padded.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def filled_inputs(x: PyTree) -> tuple[PyTree, int]:
 
 
 def first_rows(found: PyTree, num: int) -> PyTree:
-    """Return what was computed for inputs without that for those that were filled in."""
+    """Return the results of the first `num` rows, without those of the padding."""
     return found if len(jax.tree.leaves(found)[0]) == num else _first(found, num)
 
 
@@ -72,7 +72,7 @@ def _first(found, num):
 
 
 def round_up(num: int) -> int:
-    """Return the next number of rows that has few leading bits."""
+    """Return the smallest padded number of rows that is at least `num`."""
     unit = 1 << max(num.bit_length() - _BITS, 0)
     return -(-num // unit) * unit
 
@@ -93,7 +93,7 @@ def _rows(leaf, rows):
 
 
 def _check_finite(x: PyTree) -> None:
-    """Refuse what is not finite, where values can be looked at."""
+    """Raise a `ValueError` if inputs are not finite; traced values are not checked."""
     if not tree.is_concrete(x):
         return
     for path, leaf in zip(tree.paths(x), jax.tree.leaves(x), strict=True):

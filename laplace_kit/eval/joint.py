@@ -17,7 +17,7 @@ from laplace_kit.data import as_data, map_over
 from laplace_kit.eval.moments import accurate
 from laplace_kit.memory import readable
 
-# Every chunk repeats the passes of all inputs, which costs more than to leave the caches.
+# Every chunk repeats the passes of all inputs, which costs more than leaving the caches.
 _PASSES_TO_SAVE = 16
 
 
@@ -35,7 +35,7 @@ def joint_moments(
     ----------
     objective, posterior
         The model at its mode, and the Gaussian over its free parameters. The objective's limits
-        bound the memory; its batch size, B, that of either side of a pair.
+        bound the memory; its batch size B applies to either side of a pair.
     x
         Inputs with a leading axis N.
 
@@ -43,9 +43,9 @@ def joint_moments(
     -------
     f_mean, joint_cov
         Over flattened outputs the covariance is `(N, C, N, C)`, symmetric and positive
-        semi-definite but for rounding; `linearized_moments` has its blocks for n = m. Cost:
-        $C N$ backward passes and the posterior's root applied to as many rows, once more for each
-        chunk of B inputs where these are not all, and the products of all pairs.
+        semi-definite up to rounding; `linearized_moments` has its blocks for n = m. Cost: $C N$
+        backward passes and the posterior's root applied to $C N$ rows, once more for each chunk of
+        B inputs if there are several, and the products of all pairs.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def _check_result_fits(outputs: jax.ShapeDtypeStruct, limit: int) -> None:
     needed = (num * num_outputs) ** 2 * outputs.dtype.itemsize
     if needed > limit:
         raise ValueError(
-            f"Found that the joint covariance of {num} inputs with {num_outputs} output(s) each "
+            f"Found a joint covariance of {num} inputs with {num_outputs} output(s) each, which "
             f"takes {readable(needed)}, expected at most the memory limit of "
             f"{readable(limit)}; pass fewer inputs at a time, draw functions with "
             "sample_functions, or raise memory_limit=."
@@ -83,16 +83,16 @@ def _check_result_fits(outputs: jax.ShapeDtypeStruct, limit: int) -> None:
 
 
 def _batch_size(objective: Objective, posterior: Posterior) -> int:
-    """Choose B so that the rows of two times B inputs, and what pairs of them take, fit."""
+    """Return B such that the rows of 2 B inputs and the products of their pairs fit."""
     limits, num_outputs = objective.limits, objective.plan.num_outputs
     work = partial(projections, num_vectors=posterior.num_projections)
     cost = rows_cost(objective, work)
     products = partial(_products_of_pairs, num_outputs=num_outputs)
     pairs = pair_bytes(objective, products)
     check_fits(cost, num_outputs, limits.budget)
-    room = min(_PASSES_TO_SAVE * limits.working_set(), limits.budget)
+    budget = min(_PASSES_TO_SAVE * limits.working_set(), limits.budget)
     one = cost.once + num_outputs * cost.direction
-    return max(min(room // (2 * one), math.isqrt(room // pairs)), 1)
+    return max(min(budget // (2 * one), math.isqrt(budget // pairs)), 1)
 
 
 def _products_of_pairs(block: Block, num_outputs: int) -> tuple[int, int]:
@@ -100,13 +100,13 @@ def _products_of_pairs(block: Block, num_outputs: int) -> tuple[int, int]:
     itemsize, num_positions = block.gradients.dtype.itemsize, block.gradients.shape[2]
     if isinstance(block, LookupRows):
         return 0, num_positions**2 * num_outputs * itemsize
-    if num_positions > 1:  # multiplied out for each input alone
+    if num_positions > 1:  # multiplied out for each input separately
         return 0, 0
     return 0, block.gradients.shape[3] * block.gradients.shape[4] * itemsize
 
 
 def _all_pairs(args, x):
-    """Return the moments of inputs that are all held at once."""
+    """Return the moments of inputs that are held at once."""
     objective, posterior = args
     f, rows = jacobian(objective, x)
     f, rows = accurate(f), rows.astype(posterior.dtype)
@@ -114,7 +114,7 @@ def _all_pairs(args, x):
 
 
 class _Pairs(NamedTuple):
-    """The moments of a chunk of inputs with all, some at a time; hashable."""
+    """The moments of a chunk of inputs with all inputs, in chunks; hashable."""
 
     batch_size: int
 
@@ -132,18 +132,18 @@ def _columns(args, other):
     return jnp.moveaxis(posterior.cross_covariance(rows, others), 2, 0)
 
 
-# --- what follows from joint moments --------------------------------------------------------------
+# --- marginals ------------------------------------------------------------------------------------
 
 
 def marginal_moments(
     f_mean: Float[Array, "N *event"], joint_cov: Float[Array, "N C N C"]
 ) -> tuple[Float[Array, "N *event"], Float[Array, "N C C"]]:
-    """Return variances and covariances of each input alone, as `linearized_moments` does.
+    """Return the variances and covariances of each input, as `linearized_moments` does.
 
     Parameters
     ----------
     f_mean, joint_cov
-        What `joint_moments` returns.
+        The result of `joint_moments`.
 
     Returns
     -------

@@ -2,10 +2,10 @@ r"""Links: the class probabilities that a Gaussian over the logits implies.
 
 With $f \sim \mathcal{N}(m, S)$ the predictive $\mathbb{E}[\mathrm{softmax}(f)]$ has no closed form.
 Each function here is one approximation of it, from the mean `(N, C)` and either the variances
-`(N, C)` or the covariances `(N, C, C)` of the logits; with variances alone the logits count as
-independent. All of them equal the softmax of the mean where the covariance is zero.
+`(N, C)` or the covariances `(N, C, C)` of the logits; with variances only, the logits are treated
+as independent. All of them equal the softmax of the mean where the covariance is zero.
 
-| link | reads of $S$ | adding a constant to all logits | cost per example |
+| link | uses of $S$ | adding a constant to all logits | cost per example |
 | --- | --- | --- | --- |
 | `probit` | variances | matters, unless the variances are equal | $O(C)$ |
 | `bridge` | variances, row sums | matters, unless the row sums are equal | $O(C)$, or $O(C^2)$ |
@@ -13,13 +13,13 @@ independent. All of them equal the softmax of the mean where the covariance is z
 | `mean_field_2` | everything | changes nothing | $O(C^2)$ |
 | `monte_carlo` | everything | changes nothing | $O(C^3 + \mathtt{num\_samples}\, C^2)$ |
 
-A link of the user's own is any such function, `(f_mean, covariance) -> probabilities`, wherever a
-name is taken; see `class_logits` and `bernoulli_logits` for the shapes.
+A function `(f_mean, covariance) -> probabilities` of your own can be passed wherever a name is
+accepted; see `class_logits` and `bernoulli_logits` for the shapes.
 
-`bernoulli_probabilities` gives the same for binary outputs. Every link ends in a softmax, or in a
-sigmoid: `class_logits` and `bernoulli_logits` return what it is taken of, from which log
-probabilities follow exactly where the probabilities round to zero or one. Every function compiles,
-differentiates and accepts numpy arrays; half precision is computed and returned in float32.
+`bernoulli_probabilities` does the same for binary outputs. Every link ends in a softmax or a
+sigmoid: `class_logits` and `bernoulli_logits` return its argument, from which log probabilities
+follow exactly where the probabilities round to zero or one. Every function can be jitted and
+differentiated and accepts NumPy arrays; half precision is computed and returned in float32.
 """
 
 from collections.abc import Callable
@@ -71,7 +71,7 @@ def class_logits(
     key: PRNGKeyArray | None = None,
     num_samples: int = 1000,
 ) -> Float[Array, "N C"]:
-    r"""Return logits whose softmax is what a link makes of $\mathcal{N}(m, S)$.
+    r"""Return logits whose softmax is a link's approximation under $\mathcal{N}(m, S)$.
 
     Parameters
     ----------
@@ -84,20 +84,20 @@ def class_logits(
     covariance
         Their variances `(N, C)` or covariances `(N, C, C)`.
     key
-        Random key; only `"monte_carlo"` reads it, and needs it.
+        Random key; required by `"monte_carlo"`, unused by the others.
     num_samples
-        Number of draws of `"monte_carlo"`.
+        Number of draws for `"monte_carlo"`.
 
     Returns
     -------
     Array
-        Logits `(N, C)`, known up to a constant for each row; those of `"monte_carlo"` and of a
-        function are the logarithms of the probabilities.
+        Logits `(N, C)`, up to a constant for each row; those of `"monte_carlo"` and of a function
+        are the logarithms of the probabilities.
 
     Raises
     ------
     ValueError
-        If the link is unknown, the shapes do not go together, or `"monte_carlo"` has no key.
+        If the link is unknown, the shapes do not match, or `"monte_carlo"` has no key.
     """
     check_link(link)
     mean, cov = _checked(f_mean, covariance)
@@ -139,24 +139,24 @@ def bernoulli_logits(
     key: PRNGKeyArray | None = None,
     num_samples: int = 1000,
 ) -> Float[Array, "*shape"]:
-    r"""Return logits whose sigmoid is what a link makes of $\mathcal{N}(m, v)$.
+    r"""Return logits whose sigmoid is a link's approximation under $\mathcal{N}(m, v)$.
 
     A logit $f$ stands for the two classes' logits $(0, f)$. `"probit"` and both mean-field links
-    then coincide: $m / \sqrt{1 + \pi v / 8}$. `"bridge"` places the pair at $(-f/2, f/2)$, where
-    its sum is zero as the bridge wants it, and gives $m$ whatever the variance: for two classes its
-    Dirichlet's mean does not depend on it. `"monte_carlo"` averages $\sigma(f)$ and $\sigma(-f)$.
+    then coincide: $m / \sqrt{1 + \pi v / 8}$. `"bridge"` places the pair at $(-f/2, f/2)$, whose
+    sum is zero as the bridge requires, and gives $m$ for every variance: with two classes the mean
+    of its Dirichlet does not depend on it. `"monte_carlo"` averages $\sigma(f)$ and $\sigma(-f)$.
 
     Parameters
     ----------
     link
-        One of `LINKS`, or a function of JAX arrays that takes mean and variance of one shape,
-        whatever it is, and returns $p(y = 1)$ of that shape, between zero and one.
+        One of `LINKS`, or a function of JAX arrays that takes mean and variance of the same
+        arbitrary shape and returns $p(y = 1)$ of that shape, between zero and one.
     f_mean, f_var
-        Mean and variance of the logits, of the same shape, whatever it is.
+        Mean and variance of the logits, of the same arbitrary shape.
     key
-        Random key; only `"monte_carlo"` reads it, and needs it.
+        Random key; required by `"monte_carlo"`, unused by the others.
     num_samples
-        Number of draws of `"monte_carlo"`.
+        Number of draws for `"monte_carlo"`.
 
     Returns
     -------
@@ -173,7 +173,7 @@ def bernoulli_logits(
     if var.shape != mean.shape:
         raise ValueError(
             f"Found f_var of shape {var.shape} for f_mean of shape {mean.shape}, expected the same "
-            "shape; of covariances (N, C, C) pass the diagonals, one variance per logit."
+            "shape; from covariances (N, C, C) pass the diagonals, one variance per logit."
         )
     var = jnp.maximum(var, 0)
     if callable(link):
@@ -187,9 +187,9 @@ def bernoulli_logits(
 
 
 def probit(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"]:
-    r"""Scale each logit down by its own uncertainty: $\mathrm{softmax}(m / \sqrt{1 + \pi v / 8})$.
+    r"""Return $\mathrm{softmax}(m / \sqrt{1 + \pi v / 8})$: each logit scaled by its variance.
 
-    $v$ are the variances; the covariances are not read. $O(C)$ per example.
+    $v$ are the variances; the covariances are not used. $O(C)$ per example.
 
     Parameters
     ----------
@@ -223,12 +223,12 @@ def bridge(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"]:
     $$\alpha_k = \frac{1}{S'_{kk}} \Big(1 - \frac{2}{C}
         + \frac{e^{m'_k}}{C^2} \sum_l e^{-m'_l}\Big), \qquad p_k = \alpha_k / \sum_l \alpha_l.$$
 
-    Multiplying $S$ by a number multiplies $1/\alpha$ and leaves $p$ as it is: the covariance counts
-    by its shape and not by its size, and for two classes $p = \mathrm{softmax}(m')$. A class whose
-    logit is certain while others are not receives all the mass. Two limits complete the formula:
-    where the sum of the logits is certain already ($1^\top S 1 = 0$) the mean is centred and $S$
+    Multiplying $S$ by a number multiplies $1/\alpha$ and leaves $p$ unchanged: $p$ depends on the
+    shape of the covariance and not on its size, and for two classes $p = \mathrm{softmax}(m')$. A
+    class whose logit is certain while others are not receives all the mass. Two limits complete the
+    formula: where the sum of the logits is certain ($1^\top S 1 = 0$) the mean is centred and $S$
     kept, the limit of $S + \epsilon I$; where $S = 0$, which has no limit (it depends on the shape
-    of the vanishing $S$), the logits are known and $p = \mathrm{softmax}(m)$ is the exact answer.
+    of the vanishing $S$), the logits are known and $p = \mathrm{softmax}(m)$ is exact.
     $O(C)$ per example from variances, $O(C^2)$ from covariances.
 
     Parameters
@@ -250,13 +250,13 @@ def bridge(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"]:
 
 
 def mean_field_1(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"]:
-    r"""Apply the scalar probit to each pair of logits, taken as independent.
+    r"""Apply the scalar probit to each pair of logits, treated as independent.
 
     $$p_k \propto \Big[\sum_i \exp\Big(-\frac{m_k - m_i}
         {\sqrt{1 + \frac{\pi}{8} (v_k + v_i)}}\Big)\Big]^{-1},$$
 
-    normalised to sum to one, which the bare formula does for two classes only. $v$ are the
-    variances; the covariances are not read. $O(C^2)$ per example.
+    normalised to sum to one, which the formula itself ensures for two classes only. $v$ are the
+    variances; the covariances are not used. $O(C^2)$ per example.
 
     Parameters
     ----------
@@ -282,8 +282,8 @@ def mean_field_2(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"
     $$p_k \propto \Big[\sum_i \exp\Big(-\frac{m_k - m_i}
         {\sqrt{1 + \frac{\pi}{8} (S_{kk} + S_{ii} - 2 S_{ki})}}\Big)\Big]^{-1},$$
 
-    normalised as `mean_field_1` is. With variances alone the covariance counts as diagonal, and the
-    two links agree. $O(C^2)$ per example.
+    normalised as in `mean_field_1`. With variances only, the covariance is treated as diagonal, and
+    the two links agree. $O(C^2)$ per example.
 
     Parameters
     ----------
@@ -307,7 +307,7 @@ def monte_carlo(
 ) -> Float[Array, "N C"]:
     r"""Average $\mathrm{softmax}(m + S^{1/2} z)$ over draws $z \sim \mathcal{N}(0, I)$.
 
-    The one link that converges to $\mathbb{E}[\mathrm{softmax}(f)]$; its standard error is at most
+    The only link that converges to $\mathbb{E}[\mathrm{softmax}(f)]$; its standard error is at most
     $1 / (2 \sqrt{\mathtt{num\_samples}})$. $S$ may be singular. Draws are independent between
     examples, and taken in blocks of bounded memory: $O(C^3 + \mathtt{num\_samples}\, C^2)$ time per
     example, $O(\mathtt{num\_samples}\, C)$ from variances. The derivative in $S$ needs eigenvalues
@@ -330,7 +330,7 @@ def monte_carlo(
     Raises
     ------
     ValueError
-        If the shapes do not go together or `num_samples` is not positive.
+        If the shapes do not match or `num_samples` is not positive.
     """
     return jax.nn.softmax(draws.average_softmax(*_checked(f_mean, covariance), key, num_samples))
 
@@ -339,13 +339,13 @@ def monte_carlo(
 
 
 def check_link(link: object) -> None:
-    """Raise a `ValueError` where a link is neither a function nor a name that is known."""
+    """Raise a `ValueError` if a link is neither a function nor a known name."""
     if not callable(link):
         check_option("link", link, (*LINKS, "a function (mean, covariance) -> probabilities"))
 
 
 def _probabilities(link: LinkFunction, mean: Array, covariance: Array) -> Float[Array, "..."]:
-    """Return what a function makes of the moments, after checking its shape."""
+    """Return the probabilities of a link function, with their shape and dtype checked."""
     probs = jnp.asarray(link(mean, covariance))
     if probs.shape != mean.shape or not jnp.issubdtype(probs.dtype, jnp.floating):
         raise ValueError(
@@ -372,7 +372,7 @@ def _checked(f_mean: ArrayLike, covariance: ArrayLike) -> list[Float[Array, "...
     if cov.shape not in (per_class, full):
         raise ValueError(
             f"Found covariance of shape {cov.shape} for f_mean of shape {mean.shape}, expected "
-            f"variances {per_class} or covariances {full}; pass one of Predictive.f_var, f_cov."
+            f"variances {per_class} or covariances {full}; pass Predictive.f_var or f_cov."
         )
     return [mean, cov]
 

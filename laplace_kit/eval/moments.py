@@ -22,7 +22,7 @@ def linearized_moments(
     *,
     full: bool,
 ) -> tuple[Float[Array, "N *event"], Float[Array, "N *event"], Float[Array, "N C C"] | None]:
-    r"""Return mean, variance and, if asked for, covariance of the outputs at inputs.
+    r"""Return mean, variance and, if `full`, covariance of the outputs at inputs.
 
     Parameters
     ----------
@@ -32,14 +32,14 @@ def linearized_moments(
     x
         Inputs with a leading axis N.
     full
-        Whether to return covariances over flattened outputs, `(N, C, C)`, besides variances.
+        Whether to return covariances over flattened outputs, `(N, C, C)`, too.
 
     Returns
     -------
     f_mean, f_var, f_cov
         In float32 or better. Cost: one forward and C backward passes, and the posterior's root
-        applied to C rows for each input. Variances alone are computed for some outputs at a time
-        where memory demands it.
+        applied to C rows for each input. Without covariances, variances are computed for some
+        outputs at a time where memory requires it.
 
     Raises
     ------
@@ -98,7 +98,7 @@ def _full_moments(args, x):
 
 
 def accurate(f: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """Return outputs in float32 or better: what moments, roots and probabilities are made of."""
+    """Return outputs in float32 or better, for moments, roots and probabilities."""
     return f.astype(jnp.promote_types(f.dtype, jnp.float32))
 
 

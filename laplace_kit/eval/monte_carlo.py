@@ -1,7 +1,7 @@
-"""Draws of Gaussian outputs, and class probabilities averaged over them by their logarithms.
+"""Class probabilities averaged over draws of Gaussian outputs, in the log domain.
 
-A class that every draw makes improbable keeps a finite logarithm, where an average of probabilities
-would round to zero.
+A class that is improbable in every draw keeps a finite log probability, where an average of
+probabilities would round to zero.
 """
 
 import math
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from laplace_kit.targets.expectation import covariance_root as covariance_root
 from laplace_kit.targets.expectation import spread_by
 
-# Random numbers that are held at a time: 4 MiB in float32.
+# The number of random numbers held at a time: 4 MiB in float32.
 _BLOCK_ENTRIES = 2**20
 
 
@@ -71,8 +71,8 @@ def _log_average(
 ) -> Float[Array, "..."]:
     """Return the log of the average of `exp(log_probs(z))` over standard normal `z` like `mean`.
 
-    A block of draws at a time. Every draw has a key of its own, so that the blocks' size does not
-    show in the result.
+    Draws are made in blocks. Every draw has its own key, so that the result does not depend on the
+    size of the blocks.
     """
     if num_samples < 1:
         raise ValueError(f"Found num_samples={num_samples}, expected at least 1; 1000 is usual.")

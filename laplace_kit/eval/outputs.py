@@ -22,10 +22,10 @@ from laplace_kit.tree import pytree_dataclass
 
 @pytree_dataclass()
 class Predictive:
-    """What the posterior says about N inputs; what a likelihood does not define is `None`.
+    """The predictive at N inputs; attributes that the likelihood does not define are `None`.
 
     `f_mean`, `f_var` `(N, *event)` and `f_cov` `(N, C, C)`, over flattened outputs, describe the
-    model's outputs, `joint_cov` `(N, C, N, C)` those at all inputs together. Classification:
+    model's outputs at each input, `joint_cov` `(N, C, N, C)` at all inputs jointly. Classification:
     `probs` `(N, C)`, and the `logits` whose softmax or sigmoid they are, with exact log
     probabilities where `probs` round to zero. Regression and counts: `mean`, `epistemic_var` (from
     the weights) and `noise_var` (from the likelihood), of the targets' shape.
@@ -35,7 +35,7 @@ class Predictive:
     targets
         The distribution of the targets, with that of the outputs inside it.
     likelihood
-        What the targets are, without a mask; for the checks of labelled data.
+        The likelihood of the targets, without a mask; for the checks of labelled data.
     """
 
     targets: Targets
@@ -58,22 +58,22 @@ class Predictive:
 
     @property
     def joint_cov(self) -> Float[Array, "N C N C"] | None:
-        """The covariances between all inputs, if they were asked for."""
+        """The covariances between all inputs, if they were computed."""
         return self.targets.outputs.joint_cov
 
     @property
     def probs(self) -> Float[Array, "N *labels"] | None:
-        """The probabilities of the classes, or of binary labels to be one."""
+        """The probabilities of the classes, or of the label 1 for binary labels."""
         return self.targets.probs if isinstance(self.targets, LabelTargets) else None
 
     @property
     def logits(self) -> Float[Array, "N *labels"] | None:
-        """What `probs` are the softmax or sigmoid of, if known."""
+        """The logits whose softmax or sigmoid is `probs`, if known."""
         return self.targets.logits if isinstance(self.targets, LabelTargets) else None
 
     @property
     def mean(self) -> Float[Array, "N *target"] | None:
-        """The mean of the targets, of numbers and counts."""
+        """The mean of the targets, for numbers and counts."""
         return self.targets.mean if isinstance(self.targets, NumberTargets) else None
 
     @property
@@ -95,7 +95,7 @@ class Predictive:
     def cov(self) -> Float[Array, "N C C"] | None:
         """The predictive covariance of the flattened targets of each input, for regression.
 
-        `f_cov` and the noise; `None` without `f_cov`, and for other likelihoods.
+        `f_cov` plus the noise; `None` without `f_cov`, and for other likelihoods.
         """
         return self.targets.covariance if isinstance(self.targets, NumberTargets) else None
 
@@ -105,7 +105,7 @@ class Predictive:
         Parameters
         ----------
         q
-            One level between 0 and 1, or several, whose axes come first in the answer.
+            One level between 0 and 1, or several, whose axes come first in the result.
 
         Raises
         ------
@@ -118,7 +118,7 @@ class Predictive:
     def interval(
         self, level: float | Float[Array, ""] = 0.9
     ) -> tuple[Num[Array, "N *target"], Num[Array, "N *target"]]:
-        """Return the ends of the central interval of each target, for counts both included.
+        """Return both ends of the central interval of each target; for counts they are included.
 
         Parameters
         ----------
@@ -166,7 +166,7 @@ class Predictive:
         Parameters
         ----------
         level
-            Between 0 and 1. Binary labels have the classes 0 and 1, on an axis of their own.
+            Between 0 and 1. Binary labels have the classes 0 and 1, on a new last axis.
         """
         probs = class_probabilities(self.targets)
         check_levels("level", level)
@@ -180,7 +180,7 @@ class Predictive:
         Parameters
         ----------
         key, num_samples
-            To draw the logits of several classes, where the predictive was not made of draws.
+            To draw the logits of several classes, if the predictive was not made from draws.
         """
         return self.targets.uncertainty(key, num_samples=num_samples)
 
@@ -195,7 +195,7 @@ def from_gaussian(
     key: PRNGKeyArray | None,
     num_samples: int,
 ) -> Predictive:
-    """Return what a likelihood predicts where its outputs are Gaussian.
+    """Return the predictive of a likelihood with Gaussian outputs.
 
     Parameters
     ----------
@@ -219,14 +219,14 @@ def from_gaussian(
 def from_samples(
     likelihood: Likelihood, samples: Float[Array, "N K *event"], full: bool
 ) -> Predictive:
-    """Return what a likelihood predicts with its outputs at K weight draws.
+    """Return the predictive of a likelihood with outputs at K weight draws.
 
     Parameters
     ----------
     likelihood
         With or without a mask.
     samples
-        The outputs at the draws, of which moments and averages are kept.
+        The outputs at the draws; only their moments and averages are kept.
     full
         Whether to compute `f_cov`.
     """

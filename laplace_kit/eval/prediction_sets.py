@@ -36,18 +36,18 @@ def most_probable(
     probs
         Class probabilities along the last axis.
     level
-        Between 0 and 1. Among equal probabilities the first class counts first. No set is empty,
-        and none holds a class of probability zero.
+        Between 0 and 1. Ties go to the first class. No set is empty, and none holds a class of
+        probability zero.
     """
     return (_sums_before(probs, _most_probable_first(probs)) < level) & (probs > 0)
 
 
 @jax.jit
 def probability_after(probs: Float[Array, "*shape C"]) -> Float[Array, "*shape C"]:
-    """Return for each class the probability of all that are less probable.
+    """Return for each class the total probability of all less probable classes.
 
-    Summed from the least probable class on: exact where its complement, the probability of the
-    class and of all before it, rounds to one.
+    Summed from the least probable class: exact where its complement, the probability of the class
+    and of all more probable ones, rounds to one.
     """
     return _sums_before(probs, _most_probable_first(probs)[..., ::-1])
 

@@ -1,7 +1,8 @@
 r"""Predictive distributions: linearised in closed form, or sampled through the model itself.
 
-Linearised: $f(x) \sim \mathcal N(f(x; \theta^*),\ J(x) \Sigma J(x)^\top)$, then what the likelihood
-makes of a Gaussian over its outputs. Sampled: weights from the posterior, pushed through the model.
+Linearised: $f(x) \sim \mathcal N(f(x; \theta^*),\ J(x) \Sigma J(x)^\top)$, and the likelihood's
+distribution of targets for Gaussian outputs. Sampled: the model at weights drawn from the
+posterior.
 """
 
 import dataclasses
@@ -29,22 +30,22 @@ from laplace_kit.likelihood import Likelihood
 Method = Literal["linearized", "sampled"]
 CovarianceForm = Literal["auto", "full", "diagonal"]
 METHODS, COVARIANCES = get_args(Method), get_args(CovarianceForm)
-# An exact covariance is worth its memory up to this share of the limit.
+# `covariance="auto"` computes full covariances up to one part in this many of the memory limit.
 _COVARIANCE_SHARE = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """How predictions are made: one configuration that `tune` judges and `predict` uses.
+    """The configuration of predictions, shared by `tune` and `predict`.
 
-    `method`, `link`, `covariance` and `num_samples` as `predict` takes them. A link of `None` is
-    left to `tune`, which chooses one by held-out data, and stands for `"probit"` until it has. A
-    link that is a function is compared by identity: define it once.
+    `method`, `link`, `covariance` and `num_samples` are as in `predict`. A link of `None` may be
+    chosen by `tune` with held-out data, and means `"probit"` until then. A link function is
+    compared by identity: define it once.
 
     Raises
     ------
     ValueError
-        If one of them is unknown.
+        If an option is unknown.
     """
 
     method: Method = "linearized"
@@ -66,7 +67,7 @@ class Prediction:
         covariance: CovarianceForm | None = None,
         num_samples: int | Literal["auto"] | None = None,
     ) -> "Prediction":
-        """Return it with what is given; `None` keeps, `"auto"` returns to the default."""
+        """Return the configuration with changes; `None` keeps, `"auto"` restores the default."""
         given = zip(dataclasses.fields(self), (method, link, covariance, num_samples), strict=True)
         changes = {
             field.name: field.default if value == "auto" else value
@@ -108,19 +109,20 @@ def predict(
     link
         How class probabilities follow from a Gaussian over logits: a name, or a function
         `(mean, covariance) -> probabilities`. For several classes it takes the mean `(N, C)` and
-        the covariances `(N, C, C)`, or the variances `(N, C)` where `f_cov` is not held; for binary
-        outputs mean and variance of one shape. It is compiled: define it once, as another function
-        is another program. See `laplace_kit.eval.class_probabilities`. Only for the linearised
-        predictive: the sampled one averages probabilities.
+        the covariances `(N, C, C)`, or the variances `(N, C)` without `f_cov`; for binary outputs
+        mean and variance of one shape. It is compiled: define it once, as each function object is
+        compiled separately. See `laplace_kit.eval.class_probabilities`. Only for the linearised predictive: the
+        sampled one averages probabilities.
     covariance
         `"full"` output covariances, `"diagonal"` variances only, or `"auto"`: full where `f_cov`
         fits a share of the memory limit.
     key
         For `"sampled"` and the link `"monte_carlo"`.
     num_samples
-        Draws: by default 100 weights for `"sampled"`, 1000 logits for `"monte_carlo"`.
+        The number of draws: by default 100 of the weights for `"sampled"`, 1000 of the logits for
+        `"monte_carlo"`.
     joint
-        Whether to return the covariance between all inputs besides, `joint_cov`.
+        Whether to return the covariance between all inputs, `joint_cov`, too.
 
     Returns
     -------
@@ -146,7 +148,7 @@ def predict(
     if joint and method != "linearized":
         raise ValueError(
             f"Found joint=True with method={method!r}, expected 'linearized', whose covariance "
-            "between inputs is known; for the other take la.sample_functions(key, n, "
+            "between inputs is known; for sampled functions use la.sample_functions(key, n, "
             "method='sampled')."
         )
     make_predictive = partial(
@@ -180,8 +182,8 @@ def from_moments(
     key: PRNGKeyArray | None,
     num_samples: int,
 ) -> Predictive:
-    """Return what `from_gaussian` does, by one compiled program for each link."""
-    if link != "monte_carlo":  # which alone reads them: others need not be compiled again for these
+    """Return the result of `from_gaussian`, by one compiled program for each link."""
+    if link != "monte_carlo":  # other links ignore these, and need not be compiled again for them
         key, num_samples = None, 0
     moments = (f_mean, f_var, f_cov)
     return _from_gaussian(likelihood, *moments, link=link, key=key, num_samples=num_samples)
@@ -218,7 +220,7 @@ def _sampled_outputs(args, x):
 
 
 def predict_at_mode(objective: Objective, x: PyTree) -> Predictive:
-    """Return the predictive of the mode alone, without weight uncertainty: the MAP's.
+    """Return the MAP predictive, at the mode and without weight uncertainty.
 
     Parameters
     ----------

@@ -10,15 +10,15 @@ from laplace_kit.eval.outputs import Predictive
 def pit(
     predictive: Predictive, y: ArrayLike, *, key: PRNGKeyArray | None = None
 ) -> Float[Array, "N *target"]:
-    r"""Return the probability integral transform $F(y)$, uniform where the predictive is right.
+    r"""Return the probability integral transform $F(y)$, uniform for a calibrated predictive.
 
     For counts and ordered classes it is $F(y - 1) + u\, p(y)$ with $u$ uniform, which is uniform
-    too, or without a key $u = 1/2$, the mid-PIT, whose mean is $1/2$.
+    too; without a key $u = 1/2$, the mid-PIT, whose mean is $1/2$.
 
     Parameters
     ----------
     predictive
-        For N inputs, of numbers or counts.
+        For N inputs, with numbers, counts or ordered classes as targets.
     y
         The targets that were observed.
     key

@@ -1,7 +1,7 @@
-r"""Recalibration of a predictive on held-out data: one number, after everything else.
+r"""Recalibration of a predictive on held-out data by one number.
 
-Classes get a temperature, numbers a factor of their standard deviations. Neither changes the best
-guess: a temperature keeps the most probable class, a factor the mean.
+For classes it is a temperature, for numbers a factor of their standard deviations. Neither changes
+the point prediction: a temperature keeps the most probable class, a factor the mean.
 """
 
 import warnings
@@ -28,7 +28,7 @@ _BOUNDS = (1e-2, 1e2)  # of the temperature
 class TemperatureScaling:
     r"""The probabilities $\mathrm{softmax}(\log p / T)$, the outputs' moments as they are.
 
-    From the predictive's logits, where it has them: exact where probabilities round to zero.
+    Computed from the predictive's logits if it has them: exact where probabilities round to zero.
     """
 
     temperature: Float[Array, ""]
@@ -36,7 +36,7 @@ class TemperatureScaling:
     def __call__(self, predictive: Predictive) -> Predictive:
         """Return the predictive with other `probs` and `logits`.
 
-        Its `uncertainty`, which comes from the outputs, stays what it was.
+        Its `uncertainty`, which follows from the outputs, does not change.
 
         Parameters
         ----------
@@ -48,7 +48,7 @@ class TemperatureScaling:
 
 @pytree_dataclass()
 class StdScaling:
-    r"""The law of $m + s (y - m)$: both parts of the variance, moments and noise times $s^2$.
+    r"""The distribution of $m + s (y - m)$: both parts of the variance are multiplied by $s^2$.
 
     `scale` s is one number, or one for each output, of the shape of one example's targets.
     """
@@ -69,12 +69,12 @@ class StdScaling:
 def recalibrate(
     predictive: Predictive, y: PyTree, *, per_output: bool = False
 ) -> TemperatureScaling | StdScaling:
-    r"""Return the recalibration under which held-out data are most probable.
+    r"""Return the recalibration of largest likelihood on held-out data.
 
     For classes $\arg\min_T -\sum_n \log \mathrm{softmax}(\log p_n / T)_{y_n}$, convex in $1 / T$;
-    for numbers $s^2 = \frac1M \sum_i (y_i - m_i)^2 / \sigma_i^2$, in closed form: the optimum of
-    normal targets, and for others the factor that makes the variances right on average. Correlated
-    noise takes the whole covariance of an example.
+    for numbers $s^2 = \frac1M \sum_i (y_i - m_i)^2 / \sigma_i^2$, in closed form: the optimum for
+    normal targets, and for others the factor that makes the variances right on average. With
+    correlated noise the whole covariance of an example is used.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def recalibrate(
     y
         Their targets; with a mask, `(y, mask)`. Labels may be probabilities.
     per_output
-        One factor for each output of a regression, in place of one for all.
+        One factor for each output of a regression instead of one for all.
 
     Returns
     -------
@@ -96,8 +96,8 @@ def recalibrate(
         If the likelihood is unknown, or its targets are neither classes nor numbers that can be
         scaled.
     ValueError
-        If `per_output` is asked for, but not of numbers with independent noise, all residuals are
-        zero, a target is out of range or missing without a mask, or the predictive has a NaN.
+        If `per_output` is set for other targets than numbers with independent noise, all residuals
+        are zero, a target is out of range or missing without a mask, or the predictive has a NaN.
 
     Warns
     -----
@@ -123,7 +123,7 @@ def checked_targets(predictive: Predictive, y: PyTree) -> tuple[Likelihood, PyTr
     Raises
     ------
     TypeError, ValueError
-        If targets and outputs do not go together, or a target is not one of the likelihood's.
+        If targets do not match the outputs, or are outside the support of the likelihood.
     """
     likelihood = Masked(predictive.likelihood) if isinstance(y, tuple) else predictive.likelihood
     y = on_host(y, "targets")
@@ -133,7 +133,7 @@ def checked_targets(predictive: Predictive, y: PyTree) -> tuple[Likelihood, PyTr
         raise ValueError(
             f"Found targets out of range, the first at example {int(valid.argmin())} "
             f"({int((~valid).sum())} in all), expected {likelihood.support}; drop or correct them, "
-            "and where targets are missing pass a mask too, (y, mask)."
+            "and if targets are missing pass a mask too, (y, mask)."
         )
     return likelihood, y
 
@@ -144,18 +144,18 @@ def _are_valid(likelihood: Likelihood, f: Float[Array, "N ..."], y: PyTree) -> B
 
 
 def check_known(what: str, values: Float[np.ndarray, "..."]) -> None:
-    """Refuse a predictive that holds a NaN."""
+    """Raise a `ValueError` if a predictive holds a NaN."""
     if np.isnan(values).any():
         raise ValueError(
-            f"Found NaN among the predictive's {what}, expected numbers; look for inputs or "
-            "outputs of the model that are not finite."
+            f"Found NaN among the predictive's {what}, expected numbers; check the inputs and "
+            "outputs of the model for values that are not finite."
         )
 
 
 def observed_targets(
     predictive: Predictive, y: PyTree
 ) -> tuple[Num[np.ndarray, "N *target"], Bool[np.ndarray, "N *target"]]:
-    """Return the targets of a regression, and which of them are there; errors as above."""
+    """Return the targets of a regression and which are observed; raises like `checked_targets`."""
     likelihood, y = checked_targets(predictive, y)
     values = unmasked(likelihood, y)[1]
     return values, np.asarray(observed_entries(likelihood, predictive, y, np.shape(values)))
@@ -183,7 +183,7 @@ def _best_temperature_of(predictive: Predictive, y: PyTree, per_output: bool) ->
     if not low * 1.01 < float(temperature) < high / 1.01:
         warnings.warn(
             f"Found the best temperature at a bound, {float(temperature):.3g}: the most probable "
-            "class is always right, or nothing but chance; take more held-out data.",
+            "class is always right, or no better than chance; use more held-out data.",
             stacklevel=4,
         )
     return TemperatureScaling(temperature)
@@ -193,8 +193,8 @@ def _best_temperature_of(predictive: Predictive, y: PyTree, per_output: bool) ->
 def _best_temperature(
     logits: Float[ArrayLike, "M C"], labels: Float[Array, "M C"]
 ) -> Float[Array, ""]:
-    """Halve a bracket of the inverse temperature, of which the slope is an increasing function."""
-    # A logit of minus infinity has to stay one after its product with the inverse temperature.
+    """Return the best temperature, by bisection: the slope increases in the inverse temperature."""
+    # Finite also after products with labels and inverse temperatures, so that none becomes NaN.
     logits = jnp.maximum(logits, jnp.finfo(logits.dtype).min / 1e4)
     margins = logits - jnp.sum(labels * logits, axis=1, keepdims=True)
 
@@ -212,7 +212,7 @@ def _best_temperature(
     ends = jnp.log(1 / jnp.asarray(_BOUNDS[::-1], logits.dtype))
     num_steps = jnp.finfo(logits.dtype).nmant + 3
     low, high = jax.lax.fori_loop(0, num_steps, halve, (ends[0], ends[1]))
-    is_flat = jnp.ptp(logits, axis=1).max() == 0  # any temperature would do
+    is_flat = jnp.ptp(logits, axis=1).max() == 0  # every temperature is equally good
     return jnp.where(is_flat, 1.0, jnp.exp(-(low + high) / 2))
 
 
@@ -239,7 +239,7 @@ def _best_scale(predictive: Predictive, y: PyTree, per_output: bool) -> StdScali
     if not np.all((mean > 0) & np.isfinite(mean)):
         raise ValueError(
             f"Found mean squared residuals of {mean} predictive variances, expected positive, "
-            "finite numbers; check the held-out targets, and that each output has some."
+            "finite numbers; check the held-out targets, and that each output has at least one."
         )
     return StdScaling(jnp.asarray(np.sqrt(mean), targets.mean.dtype))
 

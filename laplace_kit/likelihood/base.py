@@ -154,7 +154,7 @@ def check_same_shape(name: str, outputs: tuple[int, ...], targets: PyTree) -> No
         is_label = jnp.issubdtype(targets.dtype, jnp.integer) and targets.shape == outputs[:-1]
         remedy = "give one target for each output, or return as many outputs as there are targets"
         if is_label and outputs[-1] > 1:
-            remedy = "of labels of classes take lk.Categorical()"
+            remedy = "for class labels use lk.Categorical()"
         elif math.prod(targets.shape) == math.prod(outputs):
             remedy = f"{reshaped(outputs)}, so that nothing is broadcast by accident"
         raise ValueError(

@@ -66,7 +66,7 @@ class Categorical(Factorized):
         if self.ignore_index is not None and self.ignore_index != int(self.ignore_index):
             raise ValueError(
                 f"Found ignore_index={self.ignore_index}, expected an integer such as -100, or "
-                "None where every label counts."
+                "None if every label counts."
             )
 
     def entry_shape(self, event):

@@ -170,8 +170,8 @@ def _refuse_targets(tangents):
     leaves = jax.tree.leaves(tangents, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))
     if not all(isinstance(leaf, SymbolicZero) for leaf in leaves):
         raise TypeError(
-            "FromLoss: found a derivative in the targets, expected one in the outputs alone where "
-            "gradient or hessian_mv are given; leave both to autodiff."
+            "FromLoss: found a derivative in the targets, expected one only in the outputs if "
+            "gradient or hessian_mv is given; leave both to autodiff."
         )
 
 

@@ -40,7 +40,7 @@ class Masked(Factorized):
         found = self.likelihood
         if not isinstance(found, Factorized) or isinstance(found, Masked):
             raise TypeError(
-                f"Found a likelihood of type {type(found).__name__} to mask, expected one of "
+                f"Found a likelihood of type {type(found).__name__} to mask, expected one with "
                 "independent entries: lk.Gaussian, lk.HeteroscedasticGaussian, lk.Categorical, "
                 "lk.Bernoulli or lk.Poisson; a loss of your own, lk.FromLoss(loss), may take "
                 "(y, mask) as its targets."
@@ -113,7 +113,7 @@ class Masked(Factorized):
 
     @property
     def has_classes(self) -> bool:
-        """Whether targets are labels, as the likelihood under the mask says."""
+        """Whether targets are class labels."""
         return self.likelihood.has_classes
 
     def targets(self, outputs):
@@ -129,9 +129,9 @@ class Masked(Factorized):
         Zeros are needed, as masking a derivative by a factor of zero fails if it is not finite.
         """
         observed = self.observed(f, y)
-        of_outputs, values = self.to_outputs(observed, f), y[0]
-        of_targets = of_outputs if values.shape == f.shape else observed
-        return observed, jnp.where(of_outputs, f, 0), jnp.where(of_targets, values, 0)
+        is_output, values = self.to_outputs(observed, f), y[0]
+        is_target = is_output if values.shape == f.shape else observed
+        return observed, jnp.where(is_output, f, 0), jnp.where(is_target, values, 0)
 
 
 def targets_seen(likelihood: Likelihood, f: Float[Array, "*event"], y: PyTree) -> PyTree:

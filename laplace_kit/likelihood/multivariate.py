@@ -103,7 +103,7 @@ def _check_covariance(covariance: ArrayLike) -> None:
     matrix = np.asarray(covariance, np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
         raise ValueError(
-            f"Found a noise covariance of shape {matrix.shape}, expected (C, C) for C outputs; of "
+            f"Found a noise covariance of shape {matrix.shape}, expected (C, C) for C outputs; for "
             "standard deviations use lk.Gaussian(noise_std)."
         )
     if not np.isfinite(matrix).all() or np.diag(matrix).min() <= 0:

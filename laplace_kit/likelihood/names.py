@@ -31,12 +31,12 @@ _BY_NAME = {
     "negative_binomial": NegativeBinomial,
 }
 _CATEGORICAL = (
-    "Did you mean 'categorical', for outputs (N, C) of C classes? With one logit of each label it "
+    "Did you mean 'categorical', for outputs (N, C) of C classes? With one logit for each label it "
     "is 'bernoulli'."
 )
 _BERNOULLI = (
-    "Did you mean 'bernoulli', for one logit of each label? With outputs (N, 2) for two classes it "
-    "is 'categorical'."
+    "Did you mean 'bernoulli', for one logit for each label? With outputs (N, 2) for two classes "
+    "it is 'categorical'."
 )
 # Names in other libraries; see `laplace_kit.errors.check_option`.
 _HINTS = {

@@ -1,12 +1,12 @@
-r"""What the distribution of the targets at N inputs can do, $p(y \mid x, D)$.
+r"""The interface of the distribution of the targets at N inputs, $p(y \mid x, D)$.
 
 A likelihood makes it from the distribution of the model's outputs, `likelihood.targets(outputs)`.
-Metrics, intervals, prediction sets, conformal scores, tuning, recalibration and reports ask this
-object and nothing else. There are three kinds: `NumberTargets`, ordered numbers or counts;
-`LabelTargets`, classes; and `NoTargets`, for a loss that defines no distribution.
+Metrics, intervals, prediction sets, conformal scores, tuning, recalibration and reports use only
+this object. There are three kinds: `NumberTargets`, ordered numbers or counts; `LabelTargets`,
+classes; and `NoTargets`, for a loss that defines no distribution.
 
-A distribution is a frozen pytree. Its arrays have the inputs on their first axis; what all inputs
-share is a scalar, a field named in `shared`, or static.
+A distribution is a frozen pytree. Its arrays have the inputs on their first axis; values shared by
+all inputs are scalars, fields named in `shared`, or static.
 """
 
 import abc
@@ -27,15 +27,15 @@ class Targets(abc.ABC):
 
     outputs: Outputs
     shared: ClassVar[tuple[str, ...]] = ()  # fields without the inputs' axis, besides scalars
-    is_discrete: ClassVar[bool] = False  # the distribution function has steps, as of counts
+    is_discrete: ClassVar[bool] = False  # the distribution function has steps, as for counts
 
     @abc.abstractmethod
     def log_prob(self, y: Num[Array, "N ..."]) -> Float[Array, "N *entries"]:
         r"""Return $\log p(y_i \mid x, D)$ for every entry of the targets.
 
-        An entry has one value, such as a number or a label; where the entries of an example depend
-        on each other there is one value for each example. Targets that the likelihood does not
-        accept have any value: the caller has checked them, and leaves missing ones out.
+        There is one value per entry, such as a number or a label, or one per example if the entries
+        of an example depend on each other. The result is undefined for invalid targets: the caller
+        checks them, and leaves missing ones out.
         """
 
     @abc.abstractmethod
@@ -96,7 +96,7 @@ class NumberTargets(Targets):
         return Uncertainty(self.aleatoric_var, self.epistemic_var)
 
     def whitened(self, y: Num[Array, "N *target"]) -> Float[Array, "N *target"]:
-        """Return residuals in standard deviations, uncorrelated and of variance one if right."""
+        """Return whitened residuals: uncorrelated, of variance one for a calibrated predictive."""
         return (y - self.mean) / jnp.sqrt(self.variance)
 
     def scaled(self, factor: Float[Array, "*target"]) -> "NumberTargets":
@@ -114,10 +114,10 @@ class NumberTargets(Targets):
 
 
 class LabelTargets(Targets):
-    """Labels: one of several classes, or yes and no.
+    """Labels: one of several classes, or binary.
 
-    `probs` are the probabilities as the predictive shows them, and `logits` what they are the
-    softmax or sigmoid of, with exact logarithms where `probs` round to zero; `None` if unknown.
+    `probs` are the probabilities in the form of the predictive, and `logits` the logits whose
+    softmax or sigmoid they are, exact where `probs` round to zero; `None` if unknown.
     """
 
     probs: Float[Array, "N *event"]
@@ -142,8 +142,8 @@ class LabelTargets(Targets):
     def class_logits(self) -> Float[Array, "N ... C"]:
         """Logits whose softmax is `class_probabilities`, up to a constant for each label.
 
-        If `logits` are unknown, the logarithms of the probabilities, of zero that of the smallest
-        normal number.
+        If `logits` are unknown, the logarithms of the probabilities, with zero replaced by the
+        smallest normal number.
         """
         return finite_log(self.class_probabilities) if self.logits is None else self.logits
 
@@ -160,7 +160,7 @@ class LabelTargets(Targets):
 class NoTargets(Targets):
     """The outputs of a likelihood that defines no distribution of the targets.
 
-    `name` is that of the likelihood's class, for messages; `None` where there is no likelihood.
+    `name` is the name of the likelihood's class, for messages; `None` without a likelihood.
     """
 
     outputs: Outputs
@@ -186,7 +186,7 @@ class NoTargets(Targets):
 
 
 def no_distribution(name: str | None, what: str) -> TypeError:
-    """Return the error for a likelihood from which something does not follow."""
+    """Return the error for a likelihood that does not define `what`."""
     if name is None:
         return TypeError(
             f"Found a predictive without a likelihood, expected one, from which the {what} follows;"

@@ -23,7 +23,7 @@ class BinaryTargets(LabelTargets):
     probs
         The probability of the label 1, of the outputs' shape.
     logits
-        Whose sigmoid they are, if known.
+        The logits whose sigmoid is `probs`, if known.
     drawn
         The parts of the uncertainty over draws of the weights; `None` for Gaussian logits.
     """
@@ -45,7 +45,7 @@ class BinaryTargets(LabelTargets):
         return jnp.stack([jnp.zeros_like(self.logits), self.logits], axis=-1)
 
     def log_prob(self, y):
-        y = y.astype(self.probs.dtype)  # -y of an unsigned label is no number below zero
+        y = y.astype(self.probs.dtype)  # unsigned labels cannot be negated
         if self.logits is not None:
             yes, no = jax.nn.log_sigmoid(self.logits), jax.nn.log_sigmoid(-self.logits)
             return y * yes + (1 - y) * no  # no difference of large numbers

@@ -27,7 +27,7 @@ class ClassTargets(LabelTargets):
     probs
         `(N, ..., C)`.
     logits
-        Whose softmax they are, if known.
+        The logits whose softmax is `probs`, if known.
     drawn
         The parts of the uncertainty over draws of the weights; `None` for Gaussian logits.
     """
@@ -92,14 +92,14 @@ def label_log_probs(
     logits: Float[Array, "N ... C"] | None,
     y: Num[Array, "N ..."],
 ) -> Float[Array, "N ..."]:
-    r"""Return $\sum_c y_c \log p_c$ for each label: exactly, where logits are known.
+    r"""Return $\sum_c y_c \log p_c$ for each label, exactly if logits are known.
 
     Parameters
     ----------
     probs
-        The probabilities. Without logits, zero counts as the smallest normal number.
+        The probabilities. Without logits, zero is replaced by the smallest normal number.
     logits
-        Whose softmax they are, if known.
+        The logits whose softmax is `probs`, if known.
     y
         Integer labels, or distributions over the classes.
     """

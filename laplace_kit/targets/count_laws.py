@@ -1,4 +1,4 @@
-"""Laws of counts whose mean is the exponential of an output."""
+"""Distributions of counts whose mean is the exponential of an output."""
 
 import jax
 import jax.numpy as jnp
@@ -96,8 +96,8 @@ def negative_binomial_log_prob(
 def negative_binomial_sample(
     key: Array, f: Float[Array, "*shape"], dispersion: Float[Array, ""]
 ) -> Float[Array, "*shape"]:
-    """Draw a gamma rate, and a Poisson count with it."""
-    of_rate, of_count = jax.random.split(key)
+    """Draw gamma rates, and Poisson counts with these rates."""
+    rate_key, count_key = jax.random.split(key)
     size = 1 / dispersion
-    rate = jnp.exp(f) * jax.random.gamma(of_rate, size, f.shape, f.dtype) / size
-    return jax.random.poisson(of_count, rate).astype(f.dtype)
+    rate = jnp.exp(f) * jax.random.gamma(rate_key, size, f.shape, f.dtype) / size
+    return jax.random.poisson(count_key, rate).astype(f.dtype)

@@ -1,4 +1,4 @@
-r"""Expectations of functions of Gaussian outputs: by quadrature of one, by draws of several."""
+r"""Expectations under Gaussian outputs: by quadrature over one output, by draws of several."""
 
 import math
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from laplace_kit.errors import check_count
 
 # Equal steps converge exponentially, as a normal density vanishes at both ends with all of its
-# derivatives; of functions that vary faster than the density, faster than Gauss-Hermite nodes do.
-_NODES = np.linspace(-8.5, 8.5, 137)  # what is left out has a probability of 2e-17
+# derivatives: for functions that vary faster than the density, faster than Gauss-Hermite nodes.
+_NODES = np.linspace(-8.5, 8.5, 137)  # the probability outside is 2e-17
 _WEIGHTS = np.exp(-(_NODES**2) / 2) / np.exp(-(_NODES**2) / 2).sum()
 
 
 def covariance_root(cov: Float[Array, "N C C"]) -> Float[Array, "N C C"]:
-    r"""Return R with $R R^\top = S$, the negative eigenvalues that rounding leaves taken for zero.
+    r"""Return R with $R R^\top = S$, with eigenvalues that rounding makes negative set to zero.
 
     A Cholesky factor does not exist where S is singular, as it is with fewer parameters than
     classes; an eigendecomposition always does.
@@ -31,7 +31,7 @@ def covariance_root(cov: Float[Array, "N C C"]) -> Float[Array, "N C C"]:
 def spread_by(
     cov: Float[Array, "N C"] | Float[Array, "N C C"],
 ) -> Callable[[Float[Array, "N C"]], Float[Array, "N C"]]:
-    """Return what makes standard normal numbers normal ones of these variances or covariances."""
+    """Return a map from standard normal numbers to draws with these variances or covariances."""
     if cov.ndim == 2:
         return partial(jnp.multiply, jnp.sqrt(jnp.maximum(cov, 0)))
     return partial(jnp.einsum, "ncd,nd->nc", covariance_root(cov), precision="highest")
@@ -58,7 +58,7 @@ def normal_expectation(
     Returns
     -------
     expectation
-        Like `fn(mean)`. Cost: 137 calls, one after the other, so that memory is that of one.
+        Like `fn(mean)`. Cost: 137 calls, one after the other, with the memory of one.
 
     References
     ----------
@@ -88,18 +88,18 @@ def drawn_expectation(
     fn
         From outputs `(N, C)` to a pytree of arrays.
     mean, covariance
-        Moments of the outputs; variances `(N, C)` count as a diagonal covariance, which may be
-        singular.
+        Moments of the outputs; variances `(N, C)` stand for a diagonal covariance. A covariance may
+        be singular.
     key
-        For the draws, which are independent between the N.
+        For the draws, which are independent between the N inputs.
     num_samples
-        How many.
+        The number of draws.
 
     Returns
     -------
     average
-        Like `fn(mean)`. One draw at a time, so that memory is that of one; $O(C^3)$ once for each
-        covariance and $O(C^2)$ for each draw.
+        Like `fn(mean)`. One draw is held at a time; $O(C^3)$ once for each covariance and $O(C^2)$
+        for each draw.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def log_expectation(
     Parameters
     ----------
     log_fn, mean, std
-        As for `normal_expectation`, whose rule it is; exact where the average underflows too.
+        As for `normal_expectation`, with the same rule; accurate also where the average underflows.
     """
     mean, std = _precise(mean), _precise(std)
 
@@ -147,7 +147,7 @@ def log_concave_expectation(
     mean: Float[Array, "*shape"],
     std: Float[Array, "*shape"],
 ) -> Float[Array, "*shape"]:
-    r"""Return the same of a log-concave function, however narrow it is next to the density.
+    r"""Return the same for a log-concave function, which may be much narrower than the density.
 
     Nodes are laid around the mode of the integrand, so that a likelihood of large counts is not
     missed between two nodes of the density.
@@ -161,13 +161,13 @@ def log_concave_expectation(
     """
     mean, std = _precise(mean), _precise(std)
     slope = jax.grad(lambda f: jnp.sum(log_fn(f)))
-    # The mode lies between zero and the first step uphill, as the slope falls on the way.
+    # The mode lies between zero and the first gradient step, as the slope decreases on the way.
     reach = jnp.clip(std * slope(mean), -1e6, 1e6)
 
     def halve(_, bracket):
         inner, outer = bracket
         middle = (inner + outer) / 2
-        # Uphill still, seen from zero in the direction of the mode.
+        # The integrand still increases in the direction from zero to the mode.
         goes_on = (std * slope(mean + std * middle) - middle) * jnp.sign(reach) > 0
         return jnp.where(goes_on, middle, inner), jnp.where(goes_on, outer, middle)
 
@@ -186,17 +186,17 @@ def log_integral_around(
 ) -> Float[Array, "*shape"]:
     r"""Return $\log \int e^{\mathrm{log\_fn}(z)} dz$ by nodes around the mode, elementwise.
 
-    $z = \hat z + w \sinh t$ with the width w that the curvature at the mode has: few nodes reach
-    far into tails that fall off exponentially. The sum is the trapezoidal rule in t.
+    $z = \hat z + w \sinh t$ with w the width from the curvature at the mode, so that few nodes
+    reach far into exponential tails. The sum is the trapezoidal rule in t.
 
     Parameters
     ----------
     log_fn
         The logarithm of the integrand, differentiable twice.
     mode
-        Where it is largest.
+        The point of its maximum.
     num_nodes
-        For t between -5 and 5.
+        The number of nodes, for t between -5 and 5.
     """
     mode = jax.lax.stop_gradient(mode)
     slope = jax.grad(lambda z: jnp.sum(log_fn(z)))
@@ -220,7 +220,7 @@ def positions(
     f_var: Float[Array, "N *event"],
     f_cov: Float[Array, "N D D"] | None,
 ) -> tuple[Float[Array, "M C"], Float[Array, "M C"] | Float[Array, "M C C"]]:
-    """Return means and (co)variances over the last axis alone, a row for each position before it.
+    """Return means and (co)variances over the last axis, with a row for each position before it.
 
     Parameters
     ----------
@@ -237,7 +237,7 @@ def positions(
 
 
 def _precise(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Return float32 in place of half precision, in which sums of many terms stop growing."""
+    """Cast half precision to float32, as sums of many terms would stop growing."""
     return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 

@@ -1,4 +1,4 @@
-"""Quantiles by bisection of a distribution function, of numbers and of counts."""
+"""Quantiles of numbers and counts, by bisection of a distribution function."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ Cdf = Callable[[Float[Array, "N *target"]], Float[Array, "N *target"]]
 
 
 def check_levels(name: str, levels: ArrayLike | Sequence[float]) -> None:
-    """Raise a `ValueError` where levels are not strictly between 0 and 1."""
+    """Raise a `ValueError` if levels are not strictly between 0 and 1."""
     if tree.is_concrete(levels) and not np.all((np.asarray(levels) > 0) & (np.asarray(levels) < 1)):
         raise ValueError(
             f"Found {name}={levels}, expected numbers between 0 and 1, both excluded, such as 0.9."
@@ -29,13 +29,13 @@ def inverted(
 ) -> Float[Array, "..."]:
     r"""Return the quantiles of a continuous distribution, $F(y) = q$.
 
-    A bracket around `centre` is doubled until it holds the quantile, then halved until floating
-    point has no middle.
+    A bracket around `centre` is doubled until it holds the quantile, then bisected to
+    floating-point precision.
 
     Parameters
     ----------
     cdf
-        The distribution function of all targets, of arrays of their shape.
+        The distribution function of all targets, for arrays of their shape.
     q
         One level between 0 and 1, or several.
     centre, width
@@ -71,7 +71,7 @@ def bisected(
     low: Float[Array, "N *target"],
     high: Float[Array, "N *target"],
 ) -> Float[Array, "N *target"]:
-    """Halve a bracket of the quantile until floating point has no middle."""
+    """Bisect a bracket of the quantile to floating-point precision."""
 
     def halve(_, bracket):
         low, high = bracket
@@ -87,8 +87,8 @@ def inverted_counts(
 ) -> Float[Array, "..."]:
     r"""Return the smallest count with $F(y) \ge q$ for each target.
 
-    An upper bound is doubled until it is one, then a bracket of whole numbers is halved, the lower
-    end excluded, until one is left.
+    A candidate is doubled until it is an upper bound; then a bracket of integers, its lower end
+    excluded, is bisected until one is left.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def inverted_counts(
 
         def is_open(bracket):
             low, high = bracket
-            middle = jnp.floor((low + high) / 2)  # one of them, where floating point is too coarse
+            middle = jnp.floor((low + high) / 2)  # may equal an end if floating point is too coarse
             return jnp.any((low < middle) & (middle < high))
 
         def halve(bracket):
@@ -128,6 +128,6 @@ def inverted_counts(
 def for_each_level(
     solve: Callable[[Float[Array, ""]], Array], q: Float[Array, "*levels"]
 ) -> Float[Array, "..."]:
-    """Return what `solve` makes of each level, the axes of the levels in front."""
+    """Return `solve(level)` for each level, with the axes of the levels first."""
     found = jax.lax.map(solve, q.reshape(-1))
     return found.reshape(*q.shape, *found.shape[1:])

@@ -7,21 +7,21 @@ from jaxtyping import Array, Float
 
 @jax.jit
 def finite_log(probs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Return logarithms, of zero as of the smallest normal number."""
+    """Return logarithms, with zero replaced by the smallest normal number."""
     return jnp.log(jnp.maximum(probs, jnp.finfo(probs.dtype).tiny))
 
 
 @jax.jit
 def entropy(probs: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:
     """Return the entropies of distributions, in nats."""
-    # Rounding may leave a probability just below zero, of which the entropy is minus infinity.
+    # Rounding may leave a probability just below zero, whose entropy would be minus infinity.
     return jnp.sum(jax.scipy.special.entr(jnp.where(probs < 0, 0, probs)), axis=-1)
 
 
 def log_gamma_ratio(x: Float[Array, "..."], d: Float[Array, "..."]) -> Float[Array, "..."]:
-    r"""Return $\log \Gamma(x + d) - \log \Gamma(x)$ for $d \ge 0$, where both are large too.
+    r"""Return $\log \Gamma(x + d) - \log \Gamma(x)$ for $d \ge 0$, accurate for large arguments.
 
-    By Stirling's series from 20 on, with the terms that would cancel subtracted by hand.
+    By Stirling's series from 20 on, with cancelling terms subtracted analytically.
     """
     large = jnp.maximum(x, 20.0)
     total = large + d

@@ -1,9 +1,9 @@
-r"""Mixtures: a law of the target given one output, integrated over the output's distribution.
+r"""Mixtures: a distribution of the target given one output, integrated over the output.
 
 $$p(y \mid x, D) = \int p(y \mid f)\, p(f \mid x, D)\, df$$
 
-A likelihood with one output for each target says what $p(y \mid f)$ is, and everything else
-follows: mean, both parts of the variance, density, distribution function, quantiles and draws.
+A likelihood with one output for each target defines $p(y \mid f)$; mean, both parts of the
+variance, density, distribution function, quantiles and draws follow from it.
 """
 
 import abc
@@ -21,10 +21,10 @@ from laplace_kit.tree import pytree_dataclass
 
 
 class Law(abc.ABC):
-    r"""The law of a target given its output, $p(y \mid f)$; a frozen pytree of functions.
+    r"""The distribution of a target given its output, $p(y \mid f)$; a frozen pytree.
 
-    All methods are elementwise: outputs and targets are arrays of any one shape. $\log p(y \mid f)$
-    is concave in f, as it is for exponential families with their natural or logarithmic link and
+    All methods are elementwise: outputs and targets are arrays of the same shape. $\log p(y \mid
+    f)$ must be concave in f, as it is for exponential families with natural or logarithmic link and
     for log-concave noise.
     """
 
@@ -46,7 +46,7 @@ class Law(abc.ABC):
 
     @abc.abstractmethod
     def cdf(self, f: Float[Array, "*shape"], y: Num[Array, "..."]) -> Float[Array, "..."]:
-        r"""Return $P(Y \le y \mid f)$, for counts at whole numbers from zero on."""
+        r"""Return $P(Y \le y \mid f)$; for counts y is an integer, zero or more."""
 
     @abc.abstractmethod
     def sample(self, key: PRNGKeyArray, f: Float[Array, "*shape"]) -> Num[Array, "*shape"]:
@@ -78,7 +78,7 @@ class MixtureTargets(NumberTargets):
 
     @property
     def is_discrete(self) -> bool:
-        """Whether the law is one of counts."""
+        """Whether the targets are counts."""
         return self.law.is_discrete
 
     def log_prob(self, y):
@@ -91,8 +91,8 @@ class MixtureTargets(NumberTargets):
         return _quantile(self, q)
 
     def sample(self, key, num_samples):
-        of_outputs, of_targets = jax.random.split(key)
-        return self.law.sample(of_targets, self.outputs.sample(of_outputs, num_samples))
+        output_key, target_key = jax.random.split(key)
+        return self.law.sample(target_key, self.outputs.sample(output_key, num_samples))
 
 
 def mixture(outputs: Outputs, law: Law) -> MixtureTargets:

@@ -16,8 +16,8 @@ from laplace_kit.tree import pytree_dataclass, replace
 class MultivariateNormalTargets(NumberTargets):
     r"""Targets $\mathcal N(m, S + \Sigma)$ over the flattened outputs of each input.
 
-    `log_prob` and `whitened` take the outputs of an example together; `cdf` and `quantile` are
-    those of each output by itself. Without covariances of the outputs, S is taken as diagonal.
+    `log_prob` and `whitened` are joint over the outputs of an example; `cdf` and `quantile` are
+    marginal for each output. Without covariances of the outputs, S is treated as diagonal.
 
     Parameters
     ----------
@@ -64,9 +64,9 @@ class MultivariateNormalTargets(NumberTargets):
         return normal_quantile(self, q)
 
     def sample(self, key, num_samples):
-        of_outputs, of_noise = jax.random.split(key)
-        f = self.outputs.sample(of_outputs, num_samples)
-        z = jax.random.normal(of_noise, (*f.shape[:2], len(self.noise_covariance)), f.dtype)
+        output_key, noise_key = jax.random.split(key)
+        f = self.outputs.sample(output_key, num_samples)
+        z = jax.random.normal(noise_key, (*f.shape[:2], len(self.noise_covariance)), f.dtype)
         with jax.default_matmul_precision("highest"):
             noise = z @ jnp.linalg.cholesky(self.noise_covariance).T
         return f + noise.reshape(f.shape)
@@ -83,7 +83,7 @@ class MultivariateNormalTargets(NumberTargets):
         )
 
     def _whitened(self, y) -> tuple[Float[Array, "N C"], Float[Array, "N C C"]]:
-        """Return residuals whitened by their covariances, and the Cholesky factors of these."""
+        """Return residuals whitened by their covariances, and the covariances' Cholesky factors."""
         residual = (y - self.mean).reshape(len(y), -1)
         cov = self.outputs.cov
         if cov is None:

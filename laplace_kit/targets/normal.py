@@ -65,10 +65,10 @@ def normal_quantile(targets: NumberTargets, q: Float[Array, "*levels"]) -> Float
 
 
 def normal_sample(targets: NormalTargets, key: Array, num_samples: int) -> Float[Array, "K N ..."]:
-    """Draw outputs, jointly for each input where their covariance is known, and add the noise."""
-    of_outputs, of_noise = jax.random.split(key)
-    f = targets.outputs.sample(of_outputs, num_samples)
-    noise = jax.random.normal(of_noise, f.shape, f.dtype)
+    """Draw outputs, jointly for each input if their covariance is known, and add the noise."""
+    output_key, noise_key = jax.random.split(key)
+    f = targets.outputs.sample(output_key, num_samples)
+    noise = jax.random.normal(noise_key, f.shape, f.dtype)
     return f + jnp.sqrt(targets.aleatoric_var) * noise
 
 

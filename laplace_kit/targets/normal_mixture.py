@@ -1,4 +1,4 @@
-"""Normal targets whose noise is predicted: a mixture over the uncertain log-precision."""
+"""Normal targets with predicted noise: a mixture over the uncertain log-precision."""
 
 import math
 
@@ -58,10 +58,12 @@ class NormalMixtureTargets(NumberTargets):
         return _quantile(_conditioned(self.outputs), q)
 
     def sample(self, key, num_samples):
-        of_outputs, of_noise = jax.random.split(key)
-        f = self.outputs.sample(of_outputs, num_samples)
+        output_key, noise_key = jax.random.split(key)
+        f = self.outputs.sample(output_key, num_samples)
         mean, log_precision = jnp.split(f, 2, axis=-1)
-        return mean + jnp.exp(-log_precision / 2) * jax.random.normal(of_noise, mean.shape, f.dtype)
+        return mean + jnp.exp(-log_precision / 2) * jax.random.normal(
+            noise_key, mean.shape, f.dtype
+        )
 
     def scaled(self, factor):
         mean, log_precision = jnp.split(self.outputs.mean, 2, axis=-1)
@@ -77,12 +79,12 @@ class NormalMixtureTargets(NumberTargets):
 
 
 def normal_mixture(outputs: Outputs) -> NormalMixtureTargets:
-    """Return targets whose noise is predicted, from means and log-precisions as outputs.
+    """Return targets with predicted noise, from means and log-precisions as outputs.
 
     Parameters
     ----------
     outputs
-        Gaussian, for which the noise is log-normal, or draws, over which it is averaged.
+        Gaussian, for which the noise variance is log-normal, or draws, over which it is averaged.
     """
     (mean, log_precision), (var, spread) = (
         jnp.split(part, 2, axis=-1) for part in (outputs.mean, outputs.var)
@@ -96,7 +98,7 @@ def normal_mixture(outputs: Outputs) -> NormalMixtureTargets:
 
 @pytree_dataclass()
 class _Conditioned:
-    """The mean given the log-precision, by which it moves with the factor `slope`."""
+    """The mean given the log-precision: linear in it, with the factor `slope`."""
 
     mean: Float[Array, "N *target"]
     var: Float[Array, "N *target"]  # of the mean, given the log-precision
@@ -117,7 +119,7 @@ class _Conditioned:
 
 
 def _conditioned(outputs: Outputs) -> _Conditioned:
-    """Condition the mean on the log-precision, where their covariance is known."""
+    """Condition the mean on the log-precision, if their covariance is known."""
     mean, log_precision = jnp.split(outputs.mean, 2, axis=-1)
     var, log_precision_var = jnp.split(outputs.var, 2, axis=-1)
     slope = jnp.zeros_like(mean)

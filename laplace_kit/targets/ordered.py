@@ -17,7 +17,7 @@ from laplace_kit.tree import pytree_dataclass, replace
 class OrderedTargets(LabelTargets):
     """Labels 0 to K - 1 in order, with the probabilities `probs` along a new last axis.
 
-    Classes with an order have a distribution function and quantiles besides.
+    Ordered classes also have a distribution function and quantiles.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-r"""The distribution of a model's outputs at N inputs: a Gaussian, or that of weight draws."""
+r"""The distribution of a model's outputs at N inputs: Gaussian, or given by weight draws."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ class Outputs:
     cov
         `(N, C, C)` over flattened outputs; `None` where only variances are known.
     joint_cov
-        `(N, C, N, C)` between all inputs, if it was asked for.
+        `(N, C, N, C)` between all inputs, if it was computed.
     draws
         `(N, K, *event)`, the outputs at K draws of the weights. Without them the distribution is
         the Gaussian with these moments.
@@ -62,7 +62,7 @@ class Outputs:
         if self.draws is not None:
             values = jax.vmap(fn, 1, 1)(self.draws)
             return values.mean(axis=1), values.var(axis=1, ddof=1)
-        reference = fn(self.mean)  # differences from it cancel less when squared
+        reference = fn(self.mean)  # subtracted first, so that squares cancel less
 
         def powers(f):
             shift = fn(f) - reference
@@ -102,7 +102,7 @@ class Outputs:
         )
 
     def without_draws(self) -> "Outputs":
-        """Return the moments alone."""
+        """Return the same with the moments only."""
         return tree.replace(self, draws=None)
 
 

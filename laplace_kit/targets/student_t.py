@@ -1,8 +1,8 @@
 r"""Targets with Student-t noise: a scale mixture of normal distributions.
 
 With $w \sim \mathrm{Gamma}(\nu / 2, \nu / 2)$ the noise is $\mathcal N(0, s^2 / w)$, so that given
-w Gaussian outputs and noise add up to $\mathcal N(m, v + s^2 / w)$. One integral is left, over
-$u = \log w$, of a smooth function, however small the noise is next to the outputs' variance.
+w Gaussian outputs and noise add up to $\mathcal N(m, v + s^2 / w)$. One integral remains, over
+$u = \log w$, of a function that is smooth also for noise much smaller than the outputs' variance.
 """
 
 import math
@@ -19,7 +19,7 @@ from laplace_kit.targets.outputs import Outputs
 from laplace_kit.tree import pytree_dataclass, replace
 
 _NUM_NODES = 257
-_LOG_RANGE = 40.0  # how far the log density of u falls from its mode to the ends: e^-40
+_LOG_RANGE = 40.0  # the decrease of the log density of u from its mode to the ends: e^-40
 
 
 @pytree_dataclass()
@@ -63,9 +63,9 @@ class StudentTTargets(NumberTargets):
         return _quantile(self, q)
 
     def sample(self, key, num_samples):
-        of_outputs, of_noise = jax.random.split(key)
-        f = self.outputs.sample(of_outputs, num_samples)
-        noise = jax.random.t(of_noise, self.degrees_of_freedom, f.shape, f.dtype)
+        output_key, noise_key = jax.random.split(key)
+        f = self.outputs.sample(output_key, num_samples)
+        noise = jax.random.t(noise_key, self.degrees_of_freedom, f.shape, f.dtype)
         return f + self.scale * noise
 
     def scaled(self, factor):
@@ -97,8 +97,8 @@ def student_t(
 def _nodes(nu: Float[Array, ""]) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
     r"""Return nodes u and logarithms of weights for $u = \log w$, by the trapezoidal rule.
 
-    The log density of u is $\tfrac\nu2 (u - e^u)$ up to a constant. The ends lie beyond where it
-    has fallen by `_LOG_RANGE`: $e^u - u - 1$ is at least $e^u / 2 - 1$ and, for positive u,
+    The log density of u is $\tfrac\nu2 (u - e^u)$ up to a constant. The ends lie beyond the points
+    where it has fallen by `_LOG_RANGE`: $e^u - u - 1$ is at least $e^u / 2 - 1$ and, for positive u
     $u^2 / 2$; for negative u, at least $-u - 1$, and $u^2 / 3$ down to minus one.
     """
     fall = 2 * _LOG_RANGE / nu
@@ -127,8 +127,9 @@ def _summed(targets: StudentTTargets, fn) -> Float[Array, "..."]:
 def _log_prob(targets: StudentTTargets, y: Num[Array, "N *target"]) -> Float[Array, "N *target"]:
     r"""Integrate around the mode of the integrand, which outliers move to small w.
 
-    Without variance of the outputs that mode is at $w = (\nu + 1) / (\nu + r^2 / s^2)$, with it
-    between there and the mode of the density. There may be two: a grid finds the higher one.
+    If the outputs have no variance, that mode is at $w = (\nu + 1) / (\nu + r^2 / s^2)$; otherwise
+    it lies between that point and the mode of the density. There may be two modes: a grid finds the
+    higher one.
     """
     residual, nu = y - targets.mean, targets.degrees_of_freedom
     half, log_normaliser = nu / 2, _log_normaliser(nu / 2)
@@ -165,7 +166,7 @@ def _log_prob(targets: StudentTTargets, y: Num[Array, "N *target"]) -> Float[Arr
 def _log_normaliser(a: Float[Array, ""]) -> Float[Array, ""]:
     r"""Return $\log \int e^{a (u + 1 - e^u)} du = \log \Gamma(a) + a - a \log a$.
 
-    By Stirling's series where a is large and the three terms cancel.
+    By Stirling's series for large a, where the three terms cancel.
     """
     large = jnp.maximum(a, 20.0)
     series = 1 / (12 * large) - 1 / (360 * large**3) + 1 / (1260 * large**5)
@@ -176,7 +177,7 @@ def _log_normaliser(a: Float[Array, ""]) -> Float[Array, ""]:
 @jax.jit
 def _cdf(targets: StudentTTargets, y: Num[Array, "..."]) -> Float[Array, "..."]:
     residual = y - targets.mean
-    # The smaller tail, whose logarithm keeps its digits.
+    # The smaller tail, whose logarithm is accurate.
     tail = jnp.exp(_summed(targets, lambda std: jax.scipy.special.log_ndtr(-abs(residual) / std)))
     return jnp.where(residual < 0, tail, 1 - tail)
 

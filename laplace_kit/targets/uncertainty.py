@@ -12,13 +12,14 @@ $$
 \underbrace{\mathrm I(y; \theta)}_{\text{mutual information}} .
 $$
 
-Only the second part decreases with more data. All parts are those of one distribution: the Gaussian
+Only the second part decreases with more data. All parts belong to one distribution: the Gaussian
 over the outputs, or the draws of the weights. For classes its mean $\mathbb E_\theta\, p$ need not
-equal the probabilities of a link such as `"probit"`, which approximate it: their entropy is not the
-sum.
+equal the probabilities of a link such as `"probit"`, which approximate it, so that their entropy is
+not exactly the sum.
 
-Gaussian outputs have closed forms (means; log-normal rates and predicted noise), binary and ordinal
-labels a quadrature, several classes draws of the logits.
+With Gaussian outputs the parts have closed forms for means, log-normal rates and predicted noise;
+they are computed by quadrature for binary and ordinal labels, and by draws of the logits for
+several classes.
 
 References
 ----------
@@ -41,11 +42,11 @@ from laplace_kit.tree import pytree_dataclass
 
 @pytree_dataclass()
 class Uncertainty:
-    """The uncertainty of the targets in two parts, whose sums are `total_var` and so on.
+    """The uncertainty of the targets in two parts, with sums `total_var` and `predictive_entropy`.
 
-    `aleatoric_var` and `epistemic_var` have the targets' shape, of classes `(N, ..., C)` and of the
-    indicator of each class. `expected_entropy` and `mutual_information`, of classes alone, are in
-    nats, of the labels' shape.
+    `aleatoric_var` and `epistemic_var` have the targets' shape; for classes they are variances of
+    the indicator of each class, `(N, ..., C)`. `expected_entropy` and `mutual_information`, for
+    classes only, are in nats, of the labels' shape.
     """
 
     aleatoric_var: Float[Array, "N *target"]
@@ -70,7 +71,7 @@ class Uncertainty:
 
 
 class _Averages(NamedTuple):
-    """What is averaged; `shift` is p minus a reference, so that squares cancel less."""
+    """The quantities to average; `shift` is p minus a reference, so that squares cancel less."""
 
     shift: Float[Array, "*shape C"]
     square: Float[Array, "*shape C"]
@@ -86,7 +87,7 @@ def _averaged(reference: Float[Array, "... C"], logits: Float[Array, "*shape C"]
 
 
 def _parts(average: _Averages, reference: Float[Array, "*shape C"]) -> Uncertainty:
-    """Return the parts, of which rounding makes none negative."""
+    """Return the parts, at least zero: rounding cannot make them negative."""
     mean = reference + average.shift
     whole = entropy(mean)
     return Uncertainty(
@@ -115,7 +116,7 @@ def _label_one(found: Uncertainty) -> Uncertainty:
 def parts_by_quadrature(
     class_logits: Partial, f_mean: Float[Array, "*shape"], f_var: Float[Array, "*shape"]
 ) -> Uncertainty:
-    """Return the parts of labels that have one Gaussian output each.
+    """Return the parts for labels that have one Gaussian output each.
 
     Parameters
     ----------
@@ -132,7 +133,7 @@ def parts_by_quadrature(
 
 
 def binary_parts(f_mean: Float[Array, "*shape"], f_var: Float[Array, "*shape"]) -> Uncertainty:
-    """Return the parts of binary labels with a Gaussian logit each, by quadrature."""
+    """Return the parts for binary labels with a Gaussian logit each, by quadrature."""
     return _label_one(parts_by_quadrature(Partial(two_logits), f_mean, f_var))
 
 
@@ -144,14 +145,14 @@ def class_parts(
     key: PRNGKeyArray,
     num_samples: int,
 ) -> Uncertainty:
-    """Return the parts of labels with a Gaussian logit for each class, by draws of the logits.
+    """Return the parts for labels with a Gaussian logit for each class, by draws of the logits.
 
     Parameters
     ----------
     f_mean, f_var, f_cov
         Moments of the logits; without covariances they are drawn independently.
     key, num_samples
-        For the draws; the standard error of a part is that of a mean of so many.
+        For the draws; the standard error of a part is that of a mean of `num_samples` draws.
     """
     rows, covariance = positions(f_mean, f_var, f_cov)
     reference = jax.nn.softmax(rows)
@@ -168,12 +169,12 @@ def class_parts(
 
 @jax.jit
 def drawn_parts(samples: Float[Array, "N K *event"]) -> Uncertainty:
-    """Return the decomposition of class probabilities at K draws of the weights, as they are.
+    """Return the parts for class probabilities at K draws of the weights.
 
     Parameters
     ----------
     samples
-        Logits; the last axis is that of the classes.
+        Logits, with the classes on the last axis.
     """
     reference = jax.nn.softmax(samples.mean(axis=1))
     drawn = _averaged(reference[:, None], samples)

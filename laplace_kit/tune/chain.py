@@ -1,4 +1,4 @@
-"""The usual chain of tuning: noise, prior precision and temperature, one after the other."""
+"""The usual sequence of tuning: noise, prior precision, then temperature."""
 
 from typing import Any
 
@@ -37,13 +37,13 @@ def tuned(
     bounds: tuple[float, float] = (1e-4, 1e6),
     key: PRNGKeyArray | None = None,
 ) -> PosteriorT:
-    """Return the posterior that `Laplace.tune` describes, with the same arguments."""
+    """Return the tuned posterior; see `Laplace.tune` for the arguments."""
     la = la.with_prediction(link=link)
     method = method or ("evidence" if data is None else "validation")
     _check(la, method, data, per_leaf, noise, temperature)
     noise = noise or ("residuals" if has_unknown_noise(la.likelihood) else "keep")
     if noise == "residuals":
-        la = with_noise_of_residuals(la)  # its posterior is made along with the prior
+        la = with_noise_of_residuals(la)  # its posterior is computed with the new prior below
     if method == "evidence":
         la = evidence(la, per_leaf=per_leaf, noise=noise == "evidence", bounds=bounds)
         return tempered(la) if _wants_temperature(la, temperature) else la
@@ -56,7 +56,7 @@ def tuned(
             bounds=bounds,
             key=key,
         )
-    data = labelled(la.objective, data)  # of which there may be one pass
+    data = labelled(la.objective, data)  # read once: the data may allow only one pass
     la = held_out(la, data, loss=objective, bounds=bounds, key=key)
     return tempered(la, data, loss=objective, key=key) if temperature else la
 
@@ -67,7 +67,7 @@ def has_unknown_noise(likelihood: Likelihood) -> bool:
 
 
 def _wants_temperature(la: PosteriorT, asked: bool | None) -> bool:
-    """Return whether to tune it; by default where the likelihood's expansion is not exact."""
+    """Return whether to tune the temperature; by default if the expansion is not exact."""
     kind = without_mask(la.likelihood)
     wanted = not isinstance(kind, GAUSSIANS) if asked is None else asked
     if wanted and la.record.examples is None:
@@ -87,7 +87,7 @@ def _check(
     noise: str | None,
     temperature: bool | None,
 ) -> None:
-    """Refuse options that do not go together, before any work is done."""
+    """Raise a `ValueError` for incompatible options, before any work is done."""
     check_option("method", method, METHODS)
     check_option("noise", noise or "keep", NOISES)
     if (method == "evidence") != (data is None) or (per_leaf and method != "evidence"):
@@ -102,7 +102,7 @@ def _check(
     if noise == "evidence" and method != "evidence":
         raise ValueError(
             f"Found noise='evidence' with method={method!r}, expected method='evidence', which "
-            "maximises over both; or take noise='residuals'."
+            "maximises over both; or pass noise='residuals'."
         )
     if method == "evidence" and temperature:
         check_examples(la)

@@ -1,4 +1,4 @@
-"""The losses of a predictive on labelled data that tuning minimises, by name or of one's own."""
+"""The losses of a predictive on labelled data that tuning minimises, by name or as a function."""
 
 from collections.abc import Callable
 from functools import partial
@@ -35,7 +35,7 @@ def as_loss(loss: str | Callable[[Predictive, PyTree], float], likelihood: Likel
     """
     if callable(loss):
         return partial(_own_loss, loss)
-    # What measures predictions is loaded where it is wanted.
+    # The metrics are imported only where they are used.
     from laplace_kit.eval import metrics
     from laplace_kit.eval.evaluation import (
         as_classes,
@@ -86,8 +86,8 @@ def _own_loss(
 ) -> float:
     if weights is not None:
         raise ValueError(
-            "Found labelled data with weights for a loss of your own, which takes only a "
-            "predictive and targets, expected data (x, y), or the loss 'nll', 'ece', 'brier' or "
-            "'crps'; put the weights into that function."
+            "Found labelled data with weights for a loss function, which takes only a predictive "
+            "and targets, expected data (x, y), or the loss 'nll', 'ece', 'brier' or 'crps'; apply "
+            "the weights inside your function."
         )
     return float(fn(predictive, y))

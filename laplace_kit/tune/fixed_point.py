@@ -5,14 +5,14 @@ data determine, the evidence is stationary where $d_k |\Delta_k|^2 = \gamma_k$ (
 $\Delta$ being the mode minus the prior mean. For a positive semi-definite curvature $\gamma_k$
 falls as $d_k$ rises, at most in proportion; it rises with every other d, and falls, at most in
 proportion, as all rise together. The geometric mean of $d_k$ and $\gamma_k / |\Delta_k|^2$ is
-therefore a contraction of $\log d$ in the maximum norm, by one half a step: from anywhere, and
-within bounds, it leads to the one maximum, without a line search.
+therefore a contraction of $\log d$ in the maximum norm, by one half per step: from any start, and
+within bounds, it converges to the unique maximum, without a line search.
 
-There is one because $|H e^{-w} + \operatorname{diag}(e^z)|$ is a sum of exponentials of linear
-functions with positive coefficients, by its expansion in principal minors: its logarithm is convex,
-and the evidence jointly concave in $z = \log d$ and w, the logarithm of the noise variance. For w
-the step is that of expectation-maximisation, $e^w \leftarrow (Q + e^w \gamma) / M$, with the sum Q
-of M squared residuals: a contraction by $\gamma / M$.
+The maximum is unique because $|H e^{-w} + \operatorname{diag}(e^z)|$ is a sum of exponentials of
+linear functions with positive coefficients, by its expansion in principal minors: its logarithm is
+convex, and the evidence jointly concave in $z = \log d$ and w, the logarithm of the noise variance.
+For w the step is that of expectation-maximisation, $e^w \leftarrow (Q + e^w \gamma) / M$, with the
+sum Q of M squared residuals: a contraction by $\gamma / M$.
 """
 
 import math
@@ -32,10 +32,10 @@ from laplace_kit.arrays import as_array
 from laplace_kit.errors import warn
 from laplace_kit.tune.result import Tuning, checked_bounds, warn_at_bound
 
-# For a curvature with negative eigenvalues alone: its evidence may have several maxima.
+# Only for a curvature with negative eigenvalues, whose evidence may have several maxima.
 _GRID_POINTS = 25
 _STEPS = 200
-# A tenth or ten times the precision changes the evidence by less than this: it says nothing.
+# The evidence is flat if a tenth or ten times the precision lowers it by less than this.
 _FLAT_NATS = 0.5
 
 
@@ -59,30 +59,32 @@ def maximise_evidence(
     deviation
         The mode minus the prior mean, `(P,)`.
     params
-        The free parameters, whose leaves share a value each if `per_leaf`.
+        The free parameters; with `per_leaf` each leaf has one value.
     per_leaf
         One precision for every leaf instead of one for all.
     bounds
         The smallest and the largest precision to consider.
     residuals
-        At the mode, where the noise of a Gaussian likelihood is to be chosen too.
+        The residuals at the mode, to choose the noise of a Gaussian likelihood too.
     noise_power
-        The power of $1/s^2$ that the curvature goes with: 1, or 2 for the empirical Fisher matrix.
+        The power of $1/s^2$ to which the curvature is proportional: 1, or 2 for the empirical
+        Fisher matrix.
     jitter
-        What the factorisation needed at the present prior; see `factorise`. One precision for all
-        needs no factorisation, one for each leaf takes at least a hundred units in the last place.
+        The jitter of the factorisation at the present prior; see `factorise`. With one precision
+        for all there is no factorisation; with one per leaf the jitter is at least a hundred units
+        in the last place.
 
     Returns
     -------
     tuning
-        A `Tuning`. Cost: one `structure.spectrum()`, then $O(P)$ a step; with `per_leaf` besides
-        one gradient of the evidence a step. About 15 steps in float32, 30 in float64.
+        A `Tuning`. Cost: one `structure.spectrum()`, then $O(P)$ per step; with `per_leaf` also one
+        gradient of the evidence per step. About 15 steps in float32, 30 in float64.
 
     Raises
     ------
     ValueError
-        If the bounds are not positive and in order, reach down to where the posterior precision is
-        indefinite, or the evidence is finite nowhere in them.
+        If the bounds are not positive and in order or include precisions at which the posterior
+        precision is indefinite, or the evidence is not finite anywhere within them.
 
     Warns
     -----
@@ -115,9 +117,9 @@ def maximise_evidence(
     visited, values = grid.points + path.points, grid.values + path.values
     if per_leaf:
         least = 100 * float(jnp.finfo(dtype).eps)
-        of_leaves = partial(_evidence_by_leaf, structure, params, jitter, least, terms)
+        evidence_by_leaf = partial(_evidence_by_leaf, structure, params, jitter, least, terms)
         num = len(jax.tree.leaves(params))
-        path, best = _ascend(of_leaves, terms, best._replace(z=np.repeat(best.z, num)), box)
+        path, best = _ascend(evidence_by_leaf, terms, best._replace(z=np.repeat(best.z, num)), box)
         visited = [point._replace(z=np.repeat(point.z, num)) for point in visited] + path.points
         values += path.values
     if not np.isfinite(values).any():
@@ -136,8 +138,8 @@ def maximise_evidence(
         if flat:
             warn(
                 "The evidence is flat: a tenth or ten times the prior precision changes it by less "
-                f"than {_FLAT_NATS} nats. The data say little about the prior precision; set it "
-                "from what you know, or tune with method='validation'."
+                f"than {_FLAT_NATS} nats. The data hardly determine the prior precision; set it "
+                "from prior knowledge, or tune with method='validation'."
             )
     one = np.ones((), dtype)
     met = np.exp([point.z for point in visited])
@@ -149,7 +151,7 @@ def maximise_evidence(
 
 
 class _Terms(NamedTuple):
-    """What the evidence has besides the curvature: the deviations `(P,)`, residuals, power."""
+    """The terms of the evidence other than the curvature: deviations `(P,)`, residuals, power."""
 
     deviation: Float[Array, " P"]
     residuals: Residuals | None
@@ -164,9 +166,9 @@ class _Point(NamedTuple):
 
 
 class _Evidence(NamedTuple):
-    r"""The log evidence minus the log-likelihood at w = 0, and what its maximum is found by.
+    r"""The log evidence minus the log-likelihood at w = 0, with $\gamma_k$ and $|\Delta_k|^2$.
 
-    The number $\gamma_k$ of parameters that the data determine, and $|\Delta_k|^2$.
+    $\gamma_k$ is the number of parameters that the data determine.
     """
 
     value: Float[ArrayLike, ""]
@@ -175,14 +177,14 @@ class _Evidence(NamedTuple):
 
 
 class _Path(NamedTuple):
-    """Points that were met with their log evidence."""
+    """Visited points and their log evidence."""
 
     points: list[_Point]
     values: list[Float[np.ndarray, ""]]
 
     @property
     def highest(self) -> _Point:
-        """The point of the largest evidence that is finite."""
+        """The point of largest finite evidence."""
         finite = np.where(np.isfinite(self.values), self.values, -np.inf)
         return self.points[int(np.argmax(finite))]
 
@@ -209,7 +211,7 @@ def _evidence_by_leaf(
 ) -> _Evidence:
     """Return the evidence of one precision for each leaf.
 
-    With gamma by the derivative, whose cancellation is then parameter by parameter.
+    Gamma is computed from the derivative, so that cancellation is within single parameters.
     """
     jitter = jnp.maximum(jnp.asarray(jitter, terms.deviation.dtype), least_jitter)
 
@@ -229,7 +231,7 @@ def _evidence(complexity, gamma, squares, terms: _Terms, point: _Point) -> _Evid
     return _Evidence(fit - 0.5 * (jnp.sum(jnp.exp(point.z) * squares) + complexity), gamma, squares)
 
 
-# --- the search, on the host: a compiled loop would take longer to compile than to run ------------
+# --- the iteration, on the host: a compiled loop would take longer to compile than to run ---------
 
 _Objective = Callable[[_Point], _Evidence]
 
@@ -246,7 +248,7 @@ def _ascend(
 ) -> tuple[_Path, _Point]:
     """Iterate to the maximum within the box; return the path, and its last point or its best."""
     tiny = np.finfo(box.dtype).tiny
-    # Half the digits leave the evidence no more than rounding; a few steps more cost nothing.
+    # Half the digits of z give the evidence up to rounding; a few more steps are cheap.
     enough = np.sqrt(np.finfo(box.dtype).eps) / 8
     residuals = jax.device_get(terms.residuals)
     path, point, change = _Path([], []), start, np.inf
@@ -268,5 +270,5 @@ def _is_flat(evidence: _Objective, best: _Point) -> bool:
     """Return whether a tenth or ten times the precision hardly changes the evidence."""
     shifts = np.asarray([0, -math.log(10), math.log(10)], best.z.dtype)
     points = [best._replace(z=best.z + shift) for shift in shifts]
-    there, less, more = jax.device_get([evidence(point).value for point in points])
-    return bool(there - less < _FLAT_NATS and there - more < _FLAT_NATS)
+    best_value, below, above = jax.device_get([evidence(point).value for point in points])
+    return bool(best_value - below < _FLAT_NATS and best_value - above < _FLAT_NATS)

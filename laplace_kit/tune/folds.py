@@ -1,9 +1,9 @@
-r"""The prior precision, and a temperature, by folds that are predicted without themselves.
+r"""The prior precision, and a temperature, by cross-validation in the linearised model.
 
-In the linearised model the parameters that the other folds alone would have led to are one Newton
-step away, $\theta_{-k} = \theta^* - (H_{-k} + d)^{-1} \nabla (\mathcal L_{-k} + \mathcal R_d)$ at
-$\theta^*$, with $\mathcal R_d$ the prior's part. For a linear model with a Gaussian likelihood this
-is cross-validation as if every fold had been fitted again, exactly.
+In the linearised model the parameters fitted without fold k are one Newton step away,
+$\theta_{-k} = \theta^* - (H_{-k} + d)^{-1} \nabla (\mathcal L_{-k} + \mathcal R_d)$ at $\theta^*$,
+with $\mathcal R_d$ the prior's part. For a linear model with a Gaussian likelihood this is exact
+cross-validation, the same as refitting without each fold.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,23 +41,23 @@ def cross_validated(
     bounds: tuple[float, float] = (1e-4, 1e6),
     key: PRNGKeyArray | None = None,
 ) -> PosteriorT:
-    """Return the posterior with the prior precision under which folds predict each other best.
+    """Return the posterior with the prior precision of smallest cross-validated loss.
 
-    In-sample, where the posterior was fitted, nearly no uncertainty at all would be the best; so
-    both precision and temperature are judged on folds that are predicted without themselves.
+    In-sample, where the posterior was fitted, the loss would favour almost no uncertainty; so both
+    precision and temperature are chosen by folds that are each predicted from the others.
 
     Parameters
     ----------
     la
-        The posterior; its own prior precision plays no part. Its temperature becomes one.
+        The posterior; its own prior precision is ignored. Its temperature becomes one.
     data
-        The training data, as in `held_out`. Example n is in fold n modulo their number.
+        The training data, as in `held_out`. Example n is in fold n modulo K.
     loss
         As in `held_out`.
     num_folds
         K, at least two.
     temperature
-        Choose a temperature afterwards, by the same folds.
+        Whether to choose a temperature afterwards, by the same folds.
     bounds
         The smallest and the largest precision to consider.
     key
@@ -66,14 +66,15 @@ def cross_validated(
     Returns
     -------
     la
-        With the way there in `la.tuning`. Cost: a gradient and a curvature of each fold's
-        complement; then K factorisations and predictions for each of about 25 precisions.
+        The new posterior, with the visited precisions in `la.tuning`. Cost: a gradient and a
+        curvature of each fold's complement; then K factorisations and predictions for each of about
+        25 precisions.
 
     Raises
     ------
     TypeError, ValueError
         If the data do not suit the model or are fewer than the folds, the loss is unknown or not
-        defined for the likelihood, or it is finite nowhere within the bounds.
+        defined for the likelihood, or it is not finite anywhere within the bounds.
 
     Warns
     -----
@@ -98,7 +99,7 @@ def _mean_loss(
     num_folds: int,
     key: PRNGKeyArray | None,
 ) -> Callable[..., float]:
-    """Fit every fold's complement and return the loss by prior precision and temperature."""
+    """Fit each fold's complement; return the loss, a function of precision and temperature."""
     x, y, weights = examples
     objective, choice, folds = la.objective.planned(x), la.record.choice.with_key(key), []
     dtype = la.expansion.gradient.dtype
@@ -140,7 +141,7 @@ def _predict_as(
 
 @pytree_dataclass()
 class Fold:
-    """What a fold is predicted with: its data, and curvature and gradient of all the others."""
+    """The data of a fold, and the curvature and gradient of all other folds."""
 
     x: PyTree
     y: PyTree
@@ -178,14 +179,14 @@ def loss_of_folds(
     predict: Callable[[Objective, Any, PyTree], Predictive],
     score: Loss,
 ) -> Callable[..., float]:
-    r"""Return the mean loss over folds, each predicted without itself, of a prior precision.
+    r"""Return the mean loss over folds, each predicted from the others, of a prior precision.
 
-    Folds count as they have examples, or by the sum of the weights of these.
+    Folds are weighted by their numbers of examples, or by the sums of their weights.
 
     Parameters
     ----------
     folds
-        Each with the structure of all others.
+        The folds, each with the structure of all others.
     objective
         The model at the mode of all data.
     deviation

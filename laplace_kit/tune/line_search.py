@@ -1,4 +1,4 @@
-"""The least of a function of one positive number: a grid of decades, then Brent's method."""
+"""Minimisation over one positive number: a grid of decades, then Brent's method."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from laplace_kit.arrays import as_array
 from laplace_kit.tune.result import Tuning, checked_bounds, warn_at_bound
 
-# A held-out loss that spreads less than this over the whole range says nothing about it.
+# A held-out loss is flat if it varies by less than this over the whole range.
 _FLAT = 1e-4
 
 
@@ -28,7 +28,7 @@ def minimise_over_precision(
     bounds
         The smallest and the largest precision to consider.
     method
-        The name that the result carries.
+        The name of the method in the result.
 
     Returns
     -------
@@ -38,7 +38,7 @@ def minimise_over_precision(
     Raises
     ------
     ValueError
-        If the bounds are not positive and in order, or the loss is finite nowhere in them.
+        If the bounds are not positive and in order, or the loss is not finite anywhere within them.
 
     Warns
     -----
@@ -63,15 +63,15 @@ def minimise_over_precision(
 def minimise(
     loss: Callable[[float], float], low: float, high: float
 ) -> tuple[float, Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
-    """Minimise a function of one positive number; return the best, all that was met, its values.
+    """Minimise a function of one positive number; return the best, all visited, and their losses.
 
-    All of it on the host: how many are met differs, and on the device each number of them would
-    need programs of its own.
+    Computed on the host: the number of evaluations varies, and on the device each number would need
+    its own programs.
 
     Raises
     ------
     ValueError
-        If the loss is finite nowhere.
+        If the loss is not finite anywhere.
     """
     from scipy.optimize import minimize_scalar
 
@@ -88,11 +88,11 @@ def minimise(
     if not np.isfinite(values).any():
         raise ValueError(
             f"Found no finite held-out loss within ({10**low:.4g}, {10**high:.4g}); raise the "
-            "bounds or look at the held-out data."
+            "bounds or check the held-out data."
         )
     best, step = grid[int(np.argmin(values))], grid[1] - grid[0]
     bracket = (max(best - step, low), min(best + step, high))
-    worst = max(value for value in values if np.isfinite(value))  # Brent's parabolas want numbers
+    worst = max(value for value in values if np.isfinite(value))  # Brent's method needs finite ones
     minimize_scalar(
         lambda point: min(at(point), worst),
         bounds=bracket,

@@ -17,28 +17,28 @@ def evidence(
     Parameters
     ----------
     la
-        The posterior; its own prior precision plays no part. Its temperature becomes one, as a
+        The posterior; its own prior precision is ignored. Its temperature becomes one, as a
         temperature belongs to one prior.
     per_leaf
         One precision for every leaf instead of one for all parameters.
     noise
-        Maximise over the noise of a Gaussian likelihood too, which is known to mislead where the
-        mode is that of another noise.
+        Maximise over the noise of a Gaussian likelihood too, which can mislead if the mode was
+        trained with a different noise.
     bounds
         The smallest and the largest precision to consider.
 
     Returns
     -------
     la
-        With the way there in `la.tuning`. Cost: that of `maximise_evidence` and one factorisation;
-        no pass over the data.
+        The new posterior, with the visited precisions in `la.tuning`. Cost: that of
+        `maximise_evidence` and one factorisation; no pass over the data.
 
     Raises
     ------
     TypeError
         If the noise is to be tuned and the likelihood is not an unmasked Gaussian one.
     ValueError
-        If the evidence has no maximum within the bounds, as where the curvature is indefinite.
+        If the evidence has no maximum within the bounds, such as for an indefinite curvature.
 
     Warns
     -----

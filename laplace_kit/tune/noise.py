@@ -13,15 +13,15 @@ from laplace_kit.tune.posterior import PosteriorT
 def noise_of_residuals(la: PosteriorT) -> PosteriorT:
     r"""Return the posterior with the noise of greatest likelihood at the mode, $s^2 = Q / M$.
 
-    With Q the sum of the M squared residuals in units of the present noise, all standard deviations
-    are multiplied by one factor. It leaves the prior precision and the temperature as they are, and
-    does not count how many parameters were fitted to the residuals, as `evidence(la, noise=True)`
-    does.
+    Q is the sum of the M squared residuals in units of the present noise; all standard deviations
+    are multiplied by one factor. Prior precision and temperature do not change. Unlike
+    `evidence(la, noise=True)`, it does not account for the number of parameters fitted to the
+    residuals.
 
     Parameters
     ----------
     la
-        With an unmasked `Gaussian` or `MultivariateGaussian` likelihood.
+        A posterior with an unmasked `Gaussian` or `MultivariateGaussian` likelihood.
 
     Returns
     -------
@@ -31,21 +31,21 @@ def noise_of_residuals(la: PosteriorT) -> PosteriorT:
     Raises
     ------
     TypeError
-        If the likelihood is another.
+        If the likelihood is any other.
     ValueError
-        If the residuals are mere rounding next to the present noise.
+        If the residuals are not larger than rounding relative to the present noise.
     """
     return with_noise_of_residuals(la).refactorised()
 
 
 def with_noise_of_residuals(la: PosteriorT) -> PosteriorT:
-    """Return the same with the posterior left for the caller to make."""
+    """Return the same without the new posterior, which the caller recomputes."""
     residuals = telling_residuals(la)
     return scaled(la, jnp.sqrt(residuals.squares / residuals.count))
 
 
 def scaled(la: PosteriorT, factor: jax.Array) -> PosteriorT:
-    """Multiply the noise's standard deviations; the posterior is left for the caller to make."""
+    """Multiply the noise's standard deviations; the caller recomputes the posterior."""
     choice = la.record.choice
     likelihood, expansion = with_scaled_noise(
         *(la.likelihood, la.expansion, factor),
@@ -56,21 +56,15 @@ def scaled(la: PosteriorT, factor: jax.Array) -> PosteriorT:
 
 
 def telling_residuals(la: PosteriorT) -> Residuals:
-    """Return the residuals if they are more than rounding next to the present noise.
-
-    Raises
-    ------
-    ValueError
-        If they are not.
-    """
+    """Return the residuals at the mode, larger than rounding; otherwise raise a `ValueError`."""
     residuals = residuals_of(la.likelihood, la.expansion, la.record.choice.event)
     size = math.sqrt(residuals.squares / residuals.count)
     if size < 10 * math.sqrt(jnp.finfo(residuals.squares.dtype).eps):
         raise ValueError(
             f"Found residuals of about {size:.1g} times the noise_std that the posterior was "
-            "fitted with, which rounding hides: the model interpolates its training targets, or "
-            "these are of a much smaller scale. Fit with lk.Gaussian(noise_std) near the size of "
-            "the residuals, or train with weight decay; method='validation' with noise='keep' "
-            "needs no residuals."
+            "fitted with, which is below rounding: the model interpolates its training targets, or "
+            "their scale is much smaller. Fit with lk.Gaussian(noise_std) near the size of the "
+            "residuals, or train with weight decay; method='validation' with noise='keep' needs no "
+            "residuals."
         )
     return residuals

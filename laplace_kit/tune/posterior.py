@@ -1,4 +1,4 @@
-"""What tuning asks of a posterior, which is how the functions of this folder know `Laplace`."""
+"""The interface of a posterior that can be tuned, through which this package uses `Laplace`."""
 
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -23,7 +23,7 @@ _Self = TypeVar("_Self")  # beartype knows `typing.Self` only in classes that it
 
 @runtime_checkable
 class Tunable(Protocol):
-    """A posterior whose noise, prior and temperature can be others: a `Laplace`."""
+    """A posterior whose noise, prior and temperature can be changed, such as a `Laplace`."""
 
     model: TrainedModel
     likelihood: Likelihood
@@ -47,7 +47,7 @@ class Tunable(Protocol):
         """Return the posterior with another link for its predictions."""
 
     def refactorised(self: _Self) -> _Self:
-        """Return the posterior that its structure, prior and temperature make."""
+        """Return the same with its posterior recomputed from structure, prior and temperature."""
 
     def predict(self, x: PyTree, *, key: PRNGKeyArray | None = None) -> Predictive:
         """Return the predictive distribution at inputs."""
@@ -57,21 +57,21 @@ PosteriorT = TypeVar("PosteriorT", bound=Tunable)
 
 
 def untempered(la: PosteriorT) -> PosteriorT:
-    """Return it with a temperature of one, its posterior left for the caller to make."""
+    """Return the same with a temperature of one; the caller recomputes the posterior."""
     prior = la.prior
     one = jnp.ones_like(prior.temperature)
     return tree.replace(la, prior=tree.replace(prior, temperature=one))
 
 
 def as_tuned(la: PosteriorT, found: Tuning) -> PosteriorT:
-    """Return the posterior of the prior precision that was found, and note how that was."""
+    """Return the posterior with the tuned prior precision, and record the tuning."""
     prior = tree.replace(la.prior, precision=found.prior_precision)
     la = tree.replace(la, prior=prior).refactorised()
     return tree.replace(la, record=tree.replace(la.record, tuning=found))
 
 
 def as_tempered(la: PosteriorT, temperature: float | Float[Array, ""]) -> PosteriorT:
-    """Return the posterior at a temperature, and note it where the prior was tuned."""
+    """Return the posterior at a temperature, recorded if the prior was tuned."""
     la = la.with_temperature(temperature)
     tuning = la.record.tuning
     tuning = tuning and tree.replace(tuning, temperature=la.prior.temperature)

@@ -1,4 +1,4 @@
-"""What tuning chose, and the way to it."""
+"""The result of tuning."""
 
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
@@ -9,14 +9,14 @@ from laplace_kit.tree import pytree_dataclass
 
 @pytree_dataclass(static=("method",))
 class Tuning:
-    r"""What tuning chose, and the way to it.
+    r"""The result of tuning, and the path of the search.
 
-    `prior_precision` is one number or one for each leaf; `noise_scale` the factor of the noise's
+    `prior_precision` is one number or one per leaf; `noise_scale` the factor of the noise's
     standard deviation, and `temperature` the factor of the covariance, one where they were not
-    tuned. `visited` `(T, K)` holds every prior precision that was met and `objective` `(T,)` its
-    value, larger being better: the log evidence minus the log-likelihood at the start, or minus the
-    held-out loss. `at_bound` is true for each precision that stopped at a bound, `flat` where the
-    objective hardly depends on it.
+    tuned. `visited` `(T, K)` holds every prior precision that was evaluated and `objective` `(T,)`
+    its value, the larger the better: the log evidence minus the log-likelihood at the start, or
+    minus the held-out loss. `at_bound` is true for each precision that stopped at a bound, `flat`
+    if the objective hardly depends on the precision.
     """
 
     prior_precision: PyTree
@@ -30,13 +30,7 @@ class Tuning:
 
 
 def checked_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
-    """Return the bounds if they are positive, finite and in order.
-
-    Raises
-    ------
-    ValueError
-        If they are not.
-    """
+    """Return the bounds if they are positive, finite and in order; else raise a `ValueError`."""
     low, high = bounds
     if not 0 < low < high < float("inf"):
         raise ValueError(
@@ -50,7 +44,7 @@ def warn_at_bound(at_bound: ArrayLike, bounds: tuple[float, float], what: str) -
     """Warn if any precision lies at a bound."""
     if bool(np.any(at_bound)):
         warn(
-            f"The {what} at a bound of the prior precision ({bounds}): the data say little about "
+            f"The {what} at a bound of the prior precision ({bounds}): the data hardly determine "
             "it, or the parameters are not near a mode. Widen `bounds`, train further, or set the "
             "prior precision yourself."
         )

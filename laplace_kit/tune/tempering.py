@@ -1,4 +1,4 @@
-"""The temperature of a posterior, by the training data's own evidence or by held-out data."""
+"""The temperature of a posterior, by the training data's evidence or by held-out data."""
 
 from typing import Any
 
@@ -28,28 +28,28 @@ def temperature(
 ) -> PosteriorT:
     r"""Return the posterior $\mathcal N(\theta^*, T (H + d)^{-1})$ with T tuned, at its own prior.
 
-    Without data T maximises the variational bound of the evidence, within $10^{-6}$ and one, on up
-    to 256 training examples that the posterior keeps. With data T minimises the loss of the
-    predictive that `predict` makes by default, within $10^{-6}$ and 100.
+    Without data, T maximises the variational bound of the evidence, within $10^{-6}$ and one, on
+    the up to 256 training examples that the posterior keeps. With data, T minimises the loss of the
+    default predictive, within $10^{-6}$ and 100.
 
     Parameters
     ----------
     la
-        The posterior; its own temperature plays no part.
+        The posterior; its own temperature is ignored.
     data
-        `(x, y)` that were neither trained on nor are used for testing, or an iterable of such
-        pairs, of which one pass is made; `None` for the bound.
+        Held-out `(x, y)`, used neither for training nor for testing, or an iterable of such pairs,
+        iterated once; `None` for the bound.
     loss
         As in `held_out`; only with data.
     key
-        With data, for predictives that draw samples. Without, the nodes of the expectation are
-        drawn with it; by default they are fixed, see `variational_temperature`.
+        With data, for predictives that draw samples. Without data, it draws the nodes of the
+        expectation; by default they are fixed, see `variational_temperature`.
 
     Returns
     -------
     la
-        Cost: without data, one prediction of the examples that are kept; with data, about 20
-        factorisations and predictions.
+        The new posterior. Cost: without data, one prediction of the kept examples; with data, about
+        20 factorisations and predictions.
 
     Raises
     ------
@@ -75,14 +75,14 @@ def temperature(
 
 
 def _by_variational_bound(la: PosteriorT, key: PRNGKeyArray | None):
-    """Return the temperature of the largest bound, from the training examples that are kept."""
+    """Return the temperature that maximises the bound, from the kept training examples."""
     check_examples(la)
     if float(la.prior.temperature) != 1:
         la = la.with_temperature(1.0)
     x, y, weights = la.record.examples
     structure, num_data = la.expansion.structure, la.expansion.num_data
     predictive, deviation = predict(la.objective, la.posterior, x), la.prior.deviation(la.model)
-    if tree.is_scalar(la.prior.precision):  # as the evidence, which has asked for the spectrum
+    if tree.is_scalar(la.prior.precision):  # the spectrum is cached from tuning by the evidence
         prior = isotropic_prior_terms(structure.spectrum(), la.prior.precision, deviation)
     else:
         prior = prior_terms(la.posterior, la.prior.vector(la.model), deviation)
@@ -90,13 +90,7 @@ def _by_variational_bound(la: PosteriorT, key: PRNGKeyArray | None):
 
 
 def check_examples(la: PosteriorT) -> None:
-    """Refuse a posterior that has no training examples.
-
-    Raises
-    ------
-    ValueError
-        If it has none.
-    """
+    """Raise a `ValueError` if a posterior has no training examples."""
     if la.record.examples is None:
         raise ValueError(
             "Found no training examples in this posterior, which was loaded from a file, expected "

@@ -14,7 +14,7 @@ from laplace_kit.tune.criteria import Loss, as_loss
 from laplace_kit.tune.line_search import minimise_over_precision
 from laplace_kit.tune.posterior import PosteriorT, as_tuned, untempered
 
-# In closed form, of the same moments; the bridge hardly depends on how wide the posterior is.
+# Links in closed form, from the same moments; the bridge hardly depends on the posterior's width.
 _LINKS = ("probit", "mean_field_1", "mean_field_2")
 
 
@@ -28,17 +28,16 @@ def held_out(
 ) -> PosteriorT:
     """Return the posterior with the prior precision that predicts held-out data best.
 
-    What is judged is the predictive that `predict` makes by default. Where that names no link for
-    the probabilities of several classes, the best of `"probit"` and the mean-field ones is chosen
-    along with the precision.
+    The loss is that of the default predictive. If its link for several classes was not chosen, the
+    best of `"probit"` and the mean-field links is chosen together with the precision.
 
     Parameters
     ----------
     la
-        The posterior; its own prior precision plays no part. Its temperature becomes one.
+        The posterior; its own prior precision is ignored. Its temperature becomes one.
     data
-        `(x, y)` or `(x, y, weights)` that were neither trained on nor are used for testing, or an
-        iterable of such; one pass is made. Losses are means over the weights.
+        Held-out `(x, y)` or `(x, y, weights)`, used neither for training nor for testing, or an
+        iterable of such; one pass is made. Losses are weighted means.
     loss
         `"nll"`; `"ece"` or `"brier"` for classes; `"crps"` for regression; or a function of a
         `Predictive` and targets that returns a number, the smaller the better, for data without
@@ -46,18 +45,19 @@ def held_out(
     bounds
         The smallest and the largest precision to consider.
     key
-        For predictives that draw samples; every precision is judged by the same draws.
+        For predictives that draw samples; all precisions use the same draws.
 
     Returns
     -------
     la
-        With the way there in `la.tuning`. Cost: about 25 factorisations and predictions.
+        The new posterior, with the visited precisions in `la.tuning`. Cost: about 25 factorisations
+        and predictions.
 
     Raises
     ------
     TypeError, ValueError
         If the data do not suit the model, the loss is unknown or not defined for the likelihood,
-        or it is finite nowhere within the bounds.
+        or it is not finite anywhere within the bounds.
 
     Warns
     -----
@@ -79,7 +79,7 @@ def held_out(
 def _by_link(
     la: PosteriorT, examples: Examples, score: Loss, key: PRNGKeyArray | None
 ) -> dict[Link | None, float]:
-    """Return the loss under the posterior's link, or under each of those to choose from."""
+    """Return the loss under the posterior's link, or under each candidate if it has none."""
     x, y, weights = examples
     predictive = la.predict(x, key=key)
     is_open = la.prediction.link is None and la.prediction.method == "linearized"

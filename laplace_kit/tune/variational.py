@@ -1,10 +1,10 @@
 r"""The temperature of a posterior, by the variational bound of the evidence.
 
-A Laplace posterior knows the likelihood at the mode to second order. Where labels are fitted with
-confidence its curvature vanishes, the likelihood's does not: a logit may grow without harm and not
-shrink, and a symmetric Gaussian as wide as the curvature allows says that the network does not know
-what it was trained on. The family $q_T = \mathcal N(\theta^*, T (H + d)^{-1})$ is judged by what it
-makes of the training data themselves, without expanding the likelihood,
+A Laplace posterior represents the likelihood at the mode to second order. Where labels are fitted
+with confidence that curvature vanishes, although the likelihood is not flat: it tolerates growing
+logits but not shrinking ones, and a symmetric Gaussian as wide as the curvature allows is uncertain
+about the training data themselves. The family $q_T = \mathcal N(\theta^*, T (H + d)^{-1})$ is
+therefore scored on the training data without expanding the likelihood,
 
 $$\mathrm{ELBO}(T) = \mathbb E_{q_T}[\log p(y \mid f)] - \mathrm{KL}(q_T \,\|\, \mathcal N(\theta_0,
     (c\, d)^{-1})),$$
@@ -30,16 +30,16 @@ from laplace_kit.tree import pytree_dataclass
 _BOUNDS = (1e-6, 1.0)
 _GRID_POINTS = 33
 _NODES = 16  # and their negatives
-# Larger covariances are taken by their diagonals: a root of each is cubic in the outputs.
+# Only the diagonals of larger covariances are used, as a root is cubic in the outputs.
 _LARGEST_COVARIANCE = 64
 
 
 @pytree_dataclass()
 class PriorTerms:
-    r"""What the KL divergence from the prior needs.
+    r"""The terms of the KL divergence from the prior.
 
-    P, $\operatorname{tr} d \Sigma$, and $\Delta^\top d\, \Delta$ with the mode's deviation from
-    the prior mean for $\Delta$.
+    They are P, $\operatorname{tr} d \Sigma$, and $\Delta^\top d\, \Delta$ with $\Delta$ the mode
+    minus the prior mean.
     """
 
     num_params: Float[Array, ""]
@@ -56,7 +56,7 @@ class PriorTerms:
 def prior_terms(
     posterior: Posterior, precision: Float[Array, " P"], deviation: Float[Array, " P"]
 ) -> PriorTerms:
-    """Return what the divergence from a prior of this precision needs; both are flat.
+    """Return the terms of the divergence from a prior; precision and deviation are flat.
 
     Cost: that of `posterior.variance()`.
     """
@@ -100,14 +100,14 @@ def variational_temperature(
     y
         Their targets.
     prior
-        What the divergence from the prior needs.
+        The terms of the divergence from the prior.
     num_data
-        The number of training examples, or the sum of their weights; those of `y` stand for all.
+        The number of training examples, or the sum of their weights; those of `y` represent all.
     weights
-        Of the examples of `y`, where the training data have weights.
+        The weights of the examples of `y`, if the training data have weights.
     key
-        Draws other nodes for the expectation, to see how much they matter; `None` for the fixed
-        ones.
+        Draws other nodes for the expectation, to check how much they matter; `None` for the fixed
+        nodes.
 
     Returns
     -------
@@ -117,7 +117,7 @@ def variational_temperature(
         odd moments vanish. By default this is a deterministic rule: its nodes are a fixed table of
         normal numbers, NumPy's PCG64 from seed 0, read row by row for each node, example and
         output. Cost: 66 evaluations of the likelihood at the nodes, which are held at once;
-        covariances over up to 64 outputs are taken in full, larger ones by their diagonals.
+        covariances over up to 64 outputs are used in full, larger ones by their diagonals.
 
     References
     ----------
@@ -125,7 +125,7 @@ def variational_temperature(
     (2020), How good is the Bayes posterior in deep neural networks really?
     """
     f = predictive.f_mean
-    # NumPy makes in no time what would take XLA seconds to compile.
+    # NumPy draws these at once, where XLA would compile for seconds.
     seed = 0 if key is None else np.asarray(jax.random.key_data(key)).tolist()
     shape = (_NODES, len(f), math.prod(f.shape[1:]))
     half = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)

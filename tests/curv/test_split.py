@@ -226,7 +226,7 @@ def test_a_mask_of_minus_infinity_is_no_fault(structure, x64):
     params, data = attention_params(), (TOKENS, np.arange(NUM) % 2)
     objective, _ = restrict(attention, params, Categorical(), free)
     _, features = with_features(objective.planned(data[0]), as_data(data))
-    assert features.of_features
+    assert features.has_features
     assert any(np.isneginf(leaf).any() for leaf in features.x)
     options = {"likelihood": "categorical", "structure": structure, "subset": free}
     cached = lk.fit(attention, params, data, **options)

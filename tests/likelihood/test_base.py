@@ -166,7 +166,7 @@ def test_entries_of_independent_targets(likelihood, event, y):
             "float32",
             ["float32", "0 to 2", "np.asarray(y).astype(int)"],
         ),
-        ("gaussian", (5, 3), (5,), "int32", ["(5,)", "of classes take lk.Categorical()"]),
+        ("gaussian", (5, 3), (5,), "int32", ["(5,)", "class labels", "lk.Categorical()"]),
     ],
 )
 def test_shapes_that_do_not_go_together_are_named(name, outputs, targets, dtype, words):
