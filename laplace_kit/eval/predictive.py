@@ -111,8 +111,8 @@ def predict(
         `(mean, covariance) -> probabilities`. For several classes it takes the mean `(N, C)` and
         the covariances `(N, C, C)`, or the variances `(N, C)` without `f_cov`; for binary outputs
         mean and variance of one shape. It is compiled: define it once, as each function object is
-        compiled separately. See `laplace_kit.eval.class_probabilities`. Only for the linearised predictive: the
-        sampled one averages probabilities.
+        compiled separately. See `laplace_kit.eval.class_probabilities`. Only for the linearised
+        predictive: the sampled one averages probabilities.
     covariance
         `"full"` output covariances, `"diagonal"` variances only, or `"auto"`: full where `f_cov`
         fits a share of the memory limit.
