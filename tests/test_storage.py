@@ -218,7 +218,7 @@ class Other:
 
 
 def test_what_is_no_dataclass_needs_both_ways():
-    with pytest.raises(TypeError, match="Found set, .*dataclass.*`write` and `read`"):
+    with pytest.raises(TypeError, match=r"Found set, .*dataclass.*`write` and `read`"):
         storage.storable("tests.Set", write=list)(set)
 
 
