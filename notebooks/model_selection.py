@@ -107,7 +107,7 @@ def random_params(key, width):
 # probabilities that sum to one.
 #
 # `train_with_evidence` trains the weights and, every 20 epochs, sets prior precision $\delta$ and
-# noise to the summit of the evidence. Training gets stuck in local optima, so each width starts
+# noise to the maximum of the evidence. Training gets stuck in local optima, so each width starts
 # from three points, and the network of the largest evidence is kept.
 
 # %%

@@ -126,8 +126,8 @@ ax.axvline(
     linestyle="--",
     label=f"the evidence's choice, {tuned.prior_precision:.2f}",
 )
-summit = float(evidence.max())
-ax.set(xlabel="prior precision", ylabel="log evidence (nats)", ylim=(summit - 30, summit + 5))
+largest = float(evidence.max())
+ax.set(xlabel="prior precision", ylabel="log evidence (nats)", ylim=(largest - 30, largest + 5))
 ax.legend()
 plt.show()
 

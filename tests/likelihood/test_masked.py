@@ -167,7 +167,7 @@ def test_curvature_of_padded_sequences_is_that_of_their_tokens(kind, form, x64):
     [FromLoss(twins.log_cosh_loss), MultivariateGaussian(np.eye(2)), Masked(Gaussian())],
 )
 def test_targets_that_cannot_be_masked(likelihood):
-    message = f"type {type(likelihood).__name__} to mask, expected .*lk.Gaussian"
+    message = rf"type {type(likelihood).__name__} to mask, expected .*lk\.Gaussian"
     with pytest.raises(TypeError, match=message):
         Masked(likelihood)
 
