@@ -4,15 +4,11 @@ from typing import TYPE_CHECKING
 
 from laplace_kit import approx as approx
 from laplace_kit import curv as curv
-from laplace_kit import data as data
 from laplace_kit import eval as eval
 from laplace_kit import likelihood as likelihood
 from laplace_kit import model as model
 from laplace_kit import targets as targets
 from laplace_kit import tune as tune
-from laplace_kit.fitting import fit as fit
-from laplace_kit.fitting import load as load
-from laplace_kit.laplace import Laplace as Laplace
 from laplace_kit.lazy import on_first_use as _on_first_use
 from laplace_kit.likelihood import Bernoulli as Bernoulli
 from laplace_kit.likelihood import Categorical as Categorical
@@ -30,6 +26,7 @@ from laplace_kit.storage import storable as storable
 from laplace_kit.tree import pytree_dataclass as pytree_dataclass
 
 if TYPE_CHECKING:
+    from laplace_kit import data as data
     from laplace_kit.approx.choice import Auto as Auto
     from laplace_kit.approx.diagonal import Diagonal as Diagonal
     from laplace_kit.approx.full import Full as Full
@@ -40,6 +37,9 @@ if TYPE_CHECKING:
     from laplace_kit.curv.fisher import MonteCarloFisher as MonteCarloFisher
     from laplace_kit.curv.ggn import GGN as GGN
     from laplace_kit.curv.hessian import Hessian as Hessian
+    from laplace_kit.fitting import fit as fit
+    from laplace_kit.fitting import load as load
+    from laplace_kit.laplace import Laplace as Laplace
     from laplace_kit.train import EvidenceTraining as EvidenceTraining
     from laplace_kit.train import TrainingHistory as TrainingHistory
     from laplace_kit.train import train_with_evidence as train_with_evidence
