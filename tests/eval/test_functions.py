@@ -159,7 +159,7 @@ def test_what_cannot_be_right_is_refused(x64):
         samples[3]
     with pytest.raises(ValueError, match="num_samples=0, expected a whole number of functions"):
         sample_functions(la.objective, la.posterior, KEY, 0)
-    with pytest.raises(ValueError, match=r"9 vectors of 31 parameters take 2.18 KiB.*draw fewer"):
+    with pytest.raises(ValueError, match=r"num_samples=9 .* 31 .* 2\.18 KiB"):
         sample_functions(la.objective.within(memory=2_000), la.posterior, KEY, 9)
     with (
         exact.as_users_call(),

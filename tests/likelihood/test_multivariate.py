@@ -103,7 +103,7 @@ def test_as_the_likelihood_of_a_model(x64):
     ("covariance", "message"),
     [
         (np.ones((2, 3)), r"shape \(2, 3\), expected \(C, C\)"),
-        (np.ones(3), r"shape \(3,\), expected \(C, C\) for C outputs; of standard deviations"),
+        (np.ones(3), r"shape \(3,\), expected \(C, C\) .*lk\.Gaussian\(noise_std\)"),
         (np.asarray([[1.0, np.nan], [np.nan, 1.0]]), "expected finite covariances"),
         (np.diag([1.0, -1.0]), "positive variances; check how they were estimated"),
         (np.asarray([[1.0, 0.5], [0.4, 1.0]]), r"not symmetric: 0\.5 at \(0, 1\), 0\.4 at \(1, 0"),
