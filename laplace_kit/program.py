@@ -6,7 +6,7 @@ their context, and how a scan counts its operands.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -102,18 +102,17 @@ def run(
 # --- searching and rewriting --------------------------------------------------------------------
 
 
-def has_operation(fn: Callable[..., PyTree], *args: PyTree, name: str) -> bool:
+def has_operation(fn: Callable[..., PyTree], *args: PyTree, names: Container[str]) -> bool:
     """Return whether a function has an operation of a given name, also in its loops and calls.
 
     Parameters
     ----------
     fn, *args
         The function and its arguments, or their shapes: it is traced, and nothing is computed.
-    name
-        The primitive's name.
+    names
+        Names of primitives.
     """
-    closed = jax.make_jaxpr(fn)(*args)
-    return any(equation.primitive.name == name for equation in _equations(closed.jaxpr))
+    return any(_name(equation) in names for equation in _equations(jax.make_jaxpr(fn)(*args)))
 
 
 def rewritten(fn: Callable[..., PyTree], rules: Rules) -> Callable[..., PyTree]:
