@@ -3,6 +3,8 @@
 
 # Tried in turn; the first that is Python 3.11 or newer with `venv` is used.
 PYTHON ?= python3.11 python3 python3.12 python3.13 python3.14
+# An interpreter for `make test-newest`, which finds or gets one otherwise.
+NEWEST_PYTHON ?=
 # Passed on to pytest: make test ARGS="tests/curv -k trace"
 ARGS ?=
 
@@ -10,7 +12,7 @@ python := .venv/bin/python
 pytest := $(python) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-regression test test-slow lint format docs notebooks bench bench-peers bench-quick bench-quality bench-all clean
+.PHONY: help demo demo-regression test test-slow test-newest lint format docs notebooks bench bench-peers bench-quick bench-quality bench-all clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +28,9 @@ test: .venv/.dev  ## run the tests, without the slow ones
 
 test-slow: .venv/.dev  ## run the slow tests only
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(pytest) -m slow $(ARGS)
+
+test-newest:  ## run the tests on Python 3.13 or newer with the newest packages
+	NEWEST_PYTHON="$(NEWEST_PYTHON)" .ci/newest $(ARGS)
 
 lint: .venv/.dev  ## check style and formatting
 	$(python) -m ruff check .
@@ -76,7 +81,7 @@ bench-all: bench-peers bench-quality  ## regenerate every number that the docume
 	$(python) -m docs.predictive_table
 
 clean:  ## remove everything these targets made
-	rm -rf .venv .venv-peers out site dist .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers .newest out site dist .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.created:
