@@ -14,7 +14,7 @@ SCRIPT = ROOT / ".ci" / "newest"
 
 def test_the_readme_states_the_versions_that_the_package_declares():
     stated = re.search(
-        r"Python ([\d.]+) to ([\d.]+) and JAX ([\d.]+) to ([\d.]+) are tested",
+        r"Python ([\d.]+) to ([\d.]+) and JAX ([\d.]+) to ([\d.]+)\s+are tested",
         (ROOT / "README.md").read_text(encoding="utf-8"),
     )
     oldest, newest, oldest_jax, _ = stated.groups()
