@@ -3,6 +3,11 @@
 
 # Tried in turn; the first that is Python 3.11 or newer with `venv` is used.
 PYTHON ?= python3.11 python3 python3.12 python3.13 python3.14
+# An interpreter for `make test-newest`, which finds or gets one otherwise.
+NEWEST_PYTHON ?=
+# For `make bench-gpu`: an interpreter whose JAX sees the GPU, and one with the other libraries.
+GPU_PYTHON ?=
+PEERS_PYTHON ?=
 # Passed on to pytest: make test ARGS="tests/curv -k trace"
 ARGS ?=
 
@@ -10,7 +15,7 @@ python := .venv/bin/python
 pytest := $(python) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-regression test test-slow lint format docs notebooks bench bench-peers bench-quick bench-quality bench-all clean
+.PHONY: help demo demo-regression test test-slow test-newest lint format docs notebooks bench bench-peers bench-quick bench-gpu bench-quality bench-all clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +31,9 @@ test: .venv/.dev  ## run the tests, without the slow ones
 
 test-slow: .venv/.dev  ## run the slow tests only
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(pytest) -m slow $(ARGS)
+
+test-newest:  ## run the tests on Python 3.13 or newer with the newest packages
+	NEWEST_PYTHON="$(NEWEST_PYTHON)" .ci/newest $(ARGS)
 
 lint: .venv/.dev  ## check style and formatting
 	$(python) -m ruff check .
@@ -62,6 +70,10 @@ bench-quick: .venv/.dev  ## the same on small problems, to see that it runs
 	$(python) -m benchmarks.capture --quick
 	$(python) -m benchmarks.first_answer --quick
 	$(python) -m benchmarks.peers --quick
+	$(python) -m benchmarks.gpu --quick
+
+bench-gpu: $(if $(GPU_PYTHON),,.venv/.dev)  ## measure on a GPU, in eight minutes, next to what is installed
+	$(or $(GPU_PYTHON),$(python)) -m benchmarks.gpu --python $(or $(PEERS_PYTHON),$(GPU_PYTHON),$(python))
 
 bench-quality: .venv/.dev  ## measure how good predictions are, on the data in LAPLACE_KIT_DATA
 	$(python) -m benchmarks.quality.classification
@@ -76,7 +88,7 @@ bench-all: bench-peers bench-quality  ## regenerate every number that the docume
 	$(python) -m docs.predictive_table
 
 clean:  ## remove everything these targets made
-	rm -rf .venv .venv-peers out site dist .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers .newest out site dist .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.created:

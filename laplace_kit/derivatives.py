@@ -15,8 +15,9 @@ from jaxtyping import PyTree
 from laplace_kit.program import has_operation
 from laplace_kit.xla_cpu import adapted
 
-# The primitive that JAX puts in place of the tangents of a function with only a reverse-mode rule.
-_MISSING_TANGENT = "custom_lin"
+# What JAX puts in place of the tangents of a function with only a reverse-mode rule, the second one
+# under `jax_custom_vjp3`.
+_MISSING_TANGENTS = ("custom_lin", "CustomVJPTraced")
 
 
 class Linearized(NamedTuple):
@@ -48,7 +49,7 @@ def linearize(fn: Callable[[PyTree], PyTree], at: PyTree) -> Linearized:
     Townsend (2017), A new trick for calculating Jacobian vector products.
     """
     value, push_forward = jax.linearize(fn, at)
-    if not has_operation(push_forward, at, name=_MISSING_TANGENT):
+    if not has_operation(push_forward, at, names=_MISSING_TANGENTS):
         transpose = jax.linear_transpose(push_forward, at)
         return Linearized(value, adapted(push_forward, is_linear=True), lambda u: transpose(u)[0])
     value, pullback = jax.vjp(fn, at)
@@ -79,7 +80,7 @@ def linearize_gradient(gradient: Callable[[PyTree], PyTree], at: PyTree) -> Call
         By forward over reverse, or reverse over reverse if there is only reverse mode.
     """
     push_forward = jax.linearize(gradient, at)[1]
-    if not has_operation(push_forward, at, name=_MISSING_TANGENT):
+    if not has_operation(push_forward, at, names=_MISSING_TANGENTS):
         return push_forward
     pullback = jax.vjp(gradient, at)[1]
     return lambda v: pullback(v)[0]

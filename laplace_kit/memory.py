@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.tree_util import Partial
 from jaxtyping import PyTree
 
+from laplace_kit.program import programs_in
 from laplace_kit.tree import as_pytree_function
 from laplace_kit.xla_cpu import is_meant_for_cpu
 
@@ -194,27 +195,27 @@ def activation_bytes(model_fn: Callable, params: PyTree, x: PyTree) -> int:
     return max(total(2) - total(1), 0) + own
 
 
-def intermediate_bytes(jaxpr: Jaxpr) -> int:
+def intermediate_bytes(program: ClosedJaxpr | Jaxpr) -> int:
     """Return the bytes of all values that a program computes, in all iterations of its loops.
 
     Derivatives of it may keep as many.
     """
     num = 0
-    for equation in jaxpr.eqns:
-        inner = [intermediate_bytes(program) for program in jaxprs_in_params(equation.params)]
+    for equation in program.eqns:
+        inner = [intermediate_bytes(inner) for inner in programs_in(equation.params)]
         num += sum(inner) * equation.params.get("length", 1)
         num += 0 if inner else _result_bytes(equation)
     return num
 
 
-def held_bytes(jaxpr: Jaxpr) -> int:
+def held_bytes(program: ClosedJaxpr | Jaxpr) -> int:
     """Return the bytes of all values that a program computes and may hold at once.
 
     A loop counts with one iteration and its results, branches with the largest one.
     """
     num = 0
-    for equation in jaxpr.eqns:
-        inner = [held_bytes(program) for program in jaxprs_in_params(equation.params)]
+    for equation in program.eqns:
+        inner = [held_bytes(inner) for inner in programs_in(equation.params)]
         num += max(inner, default=0)
         is_call = inner and equation.primitive.name not in ("scan", "while")
         num += 0 if is_call else _result_bytes(equation)

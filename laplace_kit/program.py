@@ -6,7 +6,7 @@ their context, and how a scan counts its operands.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,19 +20,17 @@ from jax.extend.core import (
     Primitive,
     Var,
     jaxpr_as_fun,
-    jaxprs_in_params,
 )
 from jaxtyping import Array, ArrayLike, PyTree
 
-# Calls without semantics of their own, by the parameter that holds the program.
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "checkpoint": "jaxpr",
-    "remat2": "jaxpr",
-}
+# Calls without semantics of their own. Since JAX 0.12, `closed_call` and `core_call` are one named
+# `eval_jaxpr`; `RematTraced` is a `checkpoint` by `jax_remat3`. A call not named here is left
+# whole, which computes the same but captures no layers within. That an operation holds one program,
+# of its operands' types, does not make it such a call: loops and derivative rules may do so too.
+_CALLS = (
+    *("jit", "pjit", "closed_call", "core_call", "eval_jaxpr"),
+    *("checkpoint", "remat2", "RematTraced"),
+)
 # Operations whose programs depend on their context, by names of axes or references.
 _KEPT_WHOLE = ("shard_map", "pallas_call")
 
@@ -104,18 +102,17 @@ def run(
 # --- searching and rewriting --------------------------------------------------------------------
 
 
-def has_operation(fn: Callable[..., PyTree], *args: PyTree, name: str) -> bool:
+def has_operation(fn: Callable[..., PyTree], *args: PyTree, names: Container[str]) -> bool:
     """Return whether a function has an operation of a given name, also in its loops and calls.
 
     Parameters
     ----------
     fn, *args
         The function and its arguments, or their shapes: it is traced, and nothing is computed.
-    name
-        The primitive's name.
+    names
+        Names of primitives.
     """
-    closed = jax.make_jaxpr(fn)(*args)
-    return any(equation.primitive.name == name for equation in _equations(closed.jaxpr))
+    return any(_name(equation) in names for equation in _equations(jax.make_jaxpr(fn)(*args)))
 
 
 def rewritten(fn: Callable[..., PyTree], rules: Rules) -> Callable[..., PyTree]:
@@ -159,7 +156,7 @@ def _rewritten_within(step: Step, rules: Rules) -> Step:
     """Return a step with the programs in its parameters rewritten."""
 
     def rewrite(part: Any) -> Any:
-        if not (_is_program(part) and _has_matches(getattr(part, "jaxpr", part), rules)):
+        if not (_is_program(part) and _has_matches(part, rules)):
             return part
         if isinstance(part, ClosedJaxpr):
             return jax.make_jaxpr(partial(_replay, rules, part))(*part.in_avals)
@@ -174,15 +171,15 @@ def _rewritten_within(step: Step, rules: Rules) -> Step:
     return step._replace(params={name: rewrite_all(value) for name, value in step.params.items()})
 
 
-def _has_matches(jaxpr: Jaxpr, rules: Rules) -> bool:
+def _has_matches(program: ClosedJaxpr | Jaxpr, rules: Rules) -> bool:
     """Return whether a rule applies in a program, or in one within it."""
     return any(
         equation.primitive.name in rules
         or any(
             _is_program(inner) and _has_matches(inner, rules)
-            for inner in jaxprs_in_params(equation.params)
+            for inner in programs_in(equation.params)
         )
-        for equation in jaxpr.eqns
+        for equation in program.eqns
         if _may_enter(equation.primitive, equation.params)
     )
 
@@ -195,16 +192,44 @@ def _may_enter(primitive: Primitive, params: Mapping[str, Any]) -> bool:
 def _is_program(part: Any) -> bool:
     """Return whether this is a program of arrays, and not one that reads and writes references."""
     return isinstance(part, ClosedJaxpr | Jaxpr) and all(
-        isinstance(variable.aval, jax.core.ShapedArray)
-        for variable in getattr(part, "jaxpr", part).invars
+        isinstance(variable.aval, jax.core.ShapedArray) for variable in _opened(part).invars
     )
 
 
-def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+def programs_in(params: Mapping[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
+    """Yield the programs that an operation with these parameters holds."""
+    for value in _own_params(params).values():
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, jax.stages.Traced):
+                part = part.jaxpr
+            if isinstance(part, ClosedJaxpr | Jaxpr):
+                yield part
+
+
+def _own_params(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the parameters of an operation; since JAX 0.11 one of them may be another operation.
+
+    Such are those of `jax_remat3`, `jax_custom_vjp3` and `jax_custom_jvp3`.
+    """
+    return getattr(params.get("_prim"), "params", params)
+
+
+def _name(equation: JaxprEqn) -> str:
+    """Return the name of an operation, or of the one that it holds."""
+    inner = equation.params.get("_prim")
+    return equation.primitive.name if inner is None else type(inner).__name__
+
+
+def _opened(program: ClosedJaxpr | Jaxpr) -> Jaxpr:
+    """Return a program with its variables; the two classes are one since JAX 0.12."""
+    return getattr(program, "jaxpr", program)
+
+
+def _equations(program: ClosedJaxpr | Jaxpr) -> Iterator[JaxprEqn]:
     """Yield the equations of a program and of those within it."""
-    for equation in jaxpr.eqns:
+    for equation in program.eqns:
         yield equation
-        for inner in jaxprs_in_params(equation.params):
+        for inner in programs_in(equation.params):
             yield from _equations(inner)
 
 
@@ -292,7 +317,7 @@ class Flattening:
         self, closed: ClosedJaxpr | Jaxpr, arguments: Sequence[int | Literal]
     ) -> tuple[int | Literal, ...]:
         """Add the steps of a program and return its outputs."""
-        jaxpr, constants = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
+        jaxpr, constants = _opened(closed), getattr(closed, "consts", ())
         known = dict(zip(jaxpr.invars, arguments, strict=True))
         for variable, value in zip(jaxpr.constvars, constants, strict=True):
             known[variable] = self.fresh(variable.aval)
@@ -303,8 +328,8 @@ class Flattening:
 
         for equation in jaxpr.eqns:
             operands = tuple(map(read, equation.invars))
-            inner = equation.params.get(_CALLS.get(equation.primitive.name, ""))
-            if inner is not None:
+            if _name(equation) in _CALLS:
+                (inner,) = programs_in(equation.params)
                 results = self.inline(inner, operands)
             else:
                 results = self._expand(self, equation, operands)

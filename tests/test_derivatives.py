@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
+from jax._src import config
 from jax.flatten_util import ravel_pytree
 
 import laplace_kit as lk
@@ -109,6 +110,20 @@ def test_a_rule_that_clips_gradients_counts_as_it_is_at_zero():
     clipped.defvjp(lambda x: (x, None), lambda _, g: (jnp.clip(g, -1, 1),))
     found = linearize(lambda x: 3 * clipped(x), jnp.ones(2))
     np.testing.assert_allclose(found.push_forward(jnp.asarray([5.0, -7.0])), [15.0, -21.0])
+
+
+def test_rules_for_reverse_mode_as_jax_holds_them_under_its_newer_setting(x64):
+    problem = twins.problem("mlp", "float64")
+    (v,) = problem.vectors(1)
+    theta, unravel = ravel_pytree(problem.params)
+
+    def fn(theta):
+        return reverse_only(unravel(theta), problem.x)
+
+    jac = jax.jacrev(fn)(theta)
+    with config.custom_vjp3(True):
+        found = jax.jit(lambda v: linearize(fn, theta).push_forward(v))(v)
+    twins.assert_close(found, jac @ v)
 
 
 # --- operators ------------------------------------------------------------------------------------

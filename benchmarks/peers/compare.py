@@ -3,12 +3,13 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import selectors
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,12 +53,15 @@ class Setting:
 
     A job takes part in `repetitions` turns, or in as many as `budget` seconds allow, but three; one
     whose first call takes longer than `once` seconds in none; one that takes `limit` is given up.
+    After `total` seconds no further job is asked for. With `on_gpu` libraries use one if they can.
     """
 
     repetitions: int
     budget: float
     once: float
     limit: float
+    total: float = math.inf
+    on_gpu: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +71,8 @@ class Measurement:
     Seconds of the first call, which compiles, and of those after it; the MB at the peak of the
     first call over what was resident before, and those that its program holds, where that can be
     told; the relative distance from our values, where they can be compared; or a note on why there
-    is nothing of that.
+    is nothing of that. `flops` are those of its matrix products and convolutions, `on_device` the
+    MB at the peak so far on another device than the CPU, where they can be told.
     """
 
     workload: str
@@ -79,6 +84,8 @@ class Measurement:
     held: float | None = None
     distance: float | None = None
     note: str = ""
+    flops: float | None = None
+    on_device: float | None = None
 
     @property
     def is_right(self) -> bool:
@@ -96,49 +103,66 @@ def compare(
     names: Sequence[str],
     interpreters: Mapping[Library, str],
     setting: Setting,
+    keep: Callable[[list[Measurement], dict[str, dict[str, str]]], None] = lambda *found: None,
 ) -> tuple[list[Measurement], dict[str, dict[str, str]]]:
     """Return what each library makes of the jobs, and the versions of its packages.
 
     Each is asked for every job once, for values, memory and the time of a first call; then all for
-    all jobs that gave the right values, in turns of random order.
+    all jobs that gave the right values, in turns of random order. What there is so far is given to
+    `keep` after each first call of ours.
     """
+    end = time.monotonic() + setting.total
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         path = folder / "workload.npz"
         workload.save(path)
         processes = {
-            library: stack.enter_context(Process(library, python, path, folder))
+            library: stack.enter_context(Process(library, python, path, folder, setting.on_gpu))
             for library, python in interpreters.items()
         }
         offers = {library: process.offer() for library, process in processes.items()}
+        versions = {library.name: offer["versions"] for library, offer in offers.items()}
         first = {}
         for name in tqdm(names, desc=workload.name, leave=False):
             ours = {}
+            path = folder / "values.npz" if _are_compared(name, offers.values()) else None
             for library, process in processes.items():
-                offer = offers[library]
+                offer, left = offers[library], end - time.monotonic()
                 found = Measurement(workload.name, name, library.name)
-                if name in offer["jobs"]:
-                    found, values = _first(found, process, folder, ours, setting)
+                if name in offer["jobs"] and left <= 0:
+                    found = dataclasses.replace(found, note="no time was left")
+                elif name in offer["jobs"]:
+                    limit = min(setting.limit, left)
+                    found, values = _first(found, process, path, ours, limit)
                     ours = values if library == OURS else ours
                 elif name in offer["missing"]:
                     found = dataclasses.replace(found, note=offer["missing"][name])
                 first[name, library] = found
-        seconds = _in_turns(first, processes, setting)
+            keep(list(first.values()), versions)
+        seconds = _in_turns(first, processes, setting, end)
     measured = [
         dataclasses.replace(found, seconds=tuple(seconds.get(key, ())))
         for key, found in first.items()
     ]
-    return measured, {lib.name: offer["versions"] for lib, offer in offers.items()}
+    keep(measured, versions)
+    return measured, versions
 
 
-def _first(found, process, folder, ours, setting):
-    """Return the measurement of a first call, and its values."""
-    path = folder / "values.npz"
-    answer = process.ask({"job": found.job, "values": str(path)}, setting.limit)
+def _are_compared(name, offers):
+    """Return whether several libraries do a job: the values of one alone are not asked for."""
+    return sum(name in offer["jobs"] for offer in offers) > 1
+
+
+def _first(found, process, path, ours, limit):
+    """Return the measurement of a first call, and its values, which are written to a path."""
+    request = {"job": found.job, "values": None if path is None else str(path)}
+    answer = process.ask(request, limit)
     if "error" in answer:
         return dataclasses.replace(found, note=answer["error"]), {}
-    with np.load(path) as arrays:
-        values = dict(arrays)
+    values = {}
+    if path is not None:
+        with np.load(path) as arrays:
+            values = dict(arrays)
     distance = distance_between(values, ours) if ours else None
     found = dataclasses.replace(
         found,
@@ -146,6 +170,8 @@ def _first(found, process, folder, ours, setting):
         peak=answer["peak"],
         held=answer["held"],
         distance=distance,
+        flops=answer["flops"],
+        on_device=answer["on_device"],
     )
     return found, values
 
@@ -163,7 +189,7 @@ def distance_between(
     return float(np.nan_to_num(max(distances), nan=np.inf)) if distances else None
 
 
-def _in_turns(first, processes, setting):
+def _in_turns(first, processes, setting, end=math.inf):
     """Return seconds of every job of every library, which take turns."""
     keys = [
         key
@@ -174,6 +200,8 @@ def _in_turns(first, processes, setting):
     rng = np.random.default_rng(0)
     for turn in range(setting.repetitions):
         for i in rng.permutation(len(keys)):
+            if time.monotonic() > end:
+                return seconds
             (name, library), taken = keys[i], seconds[keys[i]]
             is_spent = turn >= FEWEST_TURNS and sum(taken) + taken[-1] > setting.budget
             if is_spent and name != YARDSTICK:
@@ -187,11 +215,14 @@ def _in_turns(first, processes, setting):
 class Process:
     """A library that waits for requests; one that takes too long is ended and started again."""
 
-    def __init__(self, library: Library, python: str, workload: Path, folder: Path):
+    def __init__(
+        self, library: Library, python: str, workload: Path, folder: Path, on_gpu: bool = False
+    ):
         module = f"benchmarks.peers.adapters.{library.adapter}"
         self._command = [python, "-m", module, str(workload), library.variant]
         self._log = folder / f"{library.name}.log"
         self._process = None
+        self._environment = environment(on_gpu=on_gpu)
 
     def __enter__(self) -> "Process":
         self._start()
@@ -244,7 +275,7 @@ class Process:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 bufsize=0,
-                env=environment(),
+                env=self._environment,
             )
 
     def _end(self) -> None:
@@ -254,12 +285,16 @@ class Process:
             self._process = None
 
 
-def environment() -> dict[str, str]:
+def environment(*, on_gpu: bool = False) -> dict[str, str]:
     """Return the variables of a process whose libraries all use as many threads.
 
     They do not spin while they wait: where another process has the processor of one of them, the
-    others' spinning makes PyTorch a hundred times slower.
+    others' spinning makes PyTorch a hundred times slower. On a GPU they take memory as they need
+    it, as several of them share the card.
     """
+    if on_gpu:
+        rest = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+        return rest | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     own = {"JAX_PLATFORMS": "cpu", "OMP_WAIT_POLICY": "passive"}
     return os.environ | dict.fromkeys(names, str(NUM_THREADS)) | own

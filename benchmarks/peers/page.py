@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import first_answer
+from benchmarks.gpu import tables as gpu
 from benchmarks.peers import tables
 from benchmarks.quality.tables import RESULTS, Scores, described, markdown
 from benchmarks.quality.targets import targets
@@ -30,10 +31,16 @@ def whole_processes(path: Path) -> str:
     return first_answer.page(json.loads(path.read_text(encoding="utf-8")))
 
 
+def on_a_gpu(path: Path) -> str:
+    """Return what was measured on a GPU."""
+    return "\n\n".join(gpu.page(gpu.Findings.read(path)))
+
+
 # What each file of results becomes; its section on the page lies between markers of its name.
 SECTIONS: dict[str, Callable[[Path], str]] = {
     "first_answer": whole_processes,
     "peers": side_by_side,
+    "gpu": on_a_gpu,
     "peers_classification": quality,
     "classification": quality,
     "images": quality,

@@ -40,7 +40,13 @@ class Workload:
     vs: np.ndarray
 
     def describe(self) -> str:
-        networks = {"mlp": "tanh network", "lenet": "LeNet-5", "transformer": "transformer"}
+        networks = {
+            "mlp": "tanh network",
+            "lenet": "LeNet-5",
+            "transformer": "transformer",
+            "resnet": "residual network",
+            "gpt": "causal transformer",
+        }
         widths = [self.params[0].shape[0], *(p.size for p in self.params[1::2])]
         shape = f" {'-'.join(map(str, widths))}" if self.kind == "mlp" else ""
         sizes = f"{self.v.size:,} parameters, {len(self.x):,} examples"
@@ -57,7 +63,7 @@ class Workload:
         return [part.reshape(p.shape) for part, p in zip(parts, self.params, strict=True)]
 
     def save(self, path: Path) -> None:
-        named = {f"param_{i:02}": p for i, p in enumerate(self.params)}
+        named = {f"param_{i:04}": p for i, p in enumerate(self.params)}
         names = np.array([self.name, self.kind])
         np.savez(path, names=names, x=self.x, y=self.y, v=self.v, vs=self.vs, **named)
 
@@ -70,29 +76,41 @@ class Workload:
         return cls(name, kind, params, **rest)
 
 
+class Device(NamedTuple):
+    """Where a library computes: what returns when it is done, and the MB at its peak so far."""
+
+    wait: Callable[[], Any] = lambda: None
+    peak: Callable[[], float | None] = lambda: None
+
+
+ON_CPU = Device()
+
+
 class Job(NamedTuple):
     """What is timed, and what its result says in the terms of all libraries.
 
     `run` returns when the result is there; `setup` is called once before, and is not timed. What
     `values` returns has names, so that a library gives those of its own flavour only. `held`, where
-    it can be told, is the MB of a compiled program besides its arguments and its result.
+    it can be told, is the MB of a compiled program besides its arguments and its result; `flops`,
+    likewise, the floating-point operations of its matrix products and convolutions.
     """
 
     run: Callable[[], Any]
     values: Callable[[Any], Mapping[str, np.ndarray]]
     setup: Callable[[], Any] = lambda: None
     held: Callable[[], float] | None = None
+    flops: Callable[[], float] | None = None
 
 
 # What a library does not do has, in the place of a job, a few words on why.
 Jobs = Mapping[str, Job | str]
 
 
-def serve(jobs: Callable[[Workload, str], Jobs], *packages: str) -> None:
+def serve(jobs: Callable[[Workload, str], Jobs], *packages: str, device: Device = ON_CPU) -> None:
     """Answer requests until there are none; the arguments are a workload and a variant.
 
-    The request `{}` asks what there is. Others name a job, and say where to write its values, which
-    is asked of first calls alone.
+    The request `{}` asks what there is. Others name a job; those for first calls also say where to
+    write its values, or `None` for nowhere.
     """
     path, variant = sys.argv[1:]
     # Libraries print what they like: answers go where nobody else writes.
@@ -108,7 +126,7 @@ def serve(jobs: Callable[[Workload, str], Jobs], *packages: str) -> None:
                 "jobs": [name for name, job in found.items() if not isinstance(job, str)],
             }
         else:
-            answer = _answer(found[request["job"]], request.get("values"))
+            answer = _answer(found[request["job"]], request, device)
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -120,24 +138,35 @@ def _version(package: str) -> str:
         return sys.modules[package.replace("-", "_")].__version__
 
 
-def _answer(job: Job, values: str | None) -> dict[str, Any]:
-    try:
-        if values is None:
-            start = time.perf_counter()
-            job.run()
-            return {"seconds": time.perf_counter() - start}
-        job.setup()
-        idle = _idle_memory()
+def _answer(job: Job, request: Mapping[str, Any], device: Device) -> dict[str, Any]:
+    def timed():
         start = time.perf_counter()
         result = job.run()
-        seconds = time.perf_counter() - start
+        device.wait()
+        return result, time.perf_counter() - start
+
+    try:
+        if "values" not in request:
+            return {"seconds": timed()[1]}
+        job.setup()
+        device.wait()
+        idle = _idle_memory()
+        result, seconds = timed()
         peak = resident_memory("VmHWM") - idle
-        np.savez(values, **job.values(result))
-        held = job.held() if job.held else None
+        on_device = device.peak()
+        if request["values"] is not None:
+            np.savez(request["values"], **job.values(result))
+        held, flops = (count() if count else None for count in (job.held, job.flops))
     # Whatever another library raises is its answer, which a table shows.
     except Exception as error:
         return {"error": f"{type(error).__name__}: {str(error).strip() or 'no message'}"}
-    return {"seconds": seconds, "peak": peak, "held": held}
+    return {
+        "seconds": seconds,
+        "peak": peak,
+        "held": held,
+        "flops": flops,
+        "on_device": on_device,
+    }
 
 
 def _idle_memory() -> float:

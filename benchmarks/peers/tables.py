@@ -36,7 +36,11 @@ class Results:
 
     @classmethod
     def read(cls, path: Path) -> "Results":
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return cls.of(json.loads(path.read_text(encoding="utf-8")))
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "Results":
+        """Return what a file of results says."""
         rows = content.pop("measurements")
         measured = (Measurement(**row | {"seconds": tuple(row["seconds"])}) for row in rows)
         return cls(**content, measurements=tuple(measured))
@@ -172,7 +176,7 @@ def times(results: Results, workload: str) -> str:
     for job, row in rows.items():
         ratio = speedup(row)
         cells = [_cell(row.get(name)) for name in shown]
-        lines.append(f"| {job} | {' | '.join(cells)} | {'-' if ratio is None else _short(ratio)} |")
+        lines.append(f"| {job} | {' | '.join(cells)} | {'-' if ratio is None else short(ratio)} |")
     return "\n".join(lines)
 
 
@@ -181,10 +185,10 @@ def _cell(found: Measurement | None) -> str:
         return "failed" if found is not None and found.note.startswith(_FAILURES) else "-"
     if not found.is_right:
         return f"wrong by {found.distance:.2g}"
-    return _short(1e3 * found.median)
+    return short(1e3 * found.median)
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
     """Return three digits, and no more zeros than they need."""
     digits = max(0, 2 - math.floor(math.log10(abs(number)))) if number else 0
     return f"{number:,.{digits}f}"
@@ -208,8 +212,8 @@ def details(results: Results, workload: str) -> str:
         memory = f"{min(m.peak for m in others):.0f}" if others else "-"
         distances = [m.distance for m in found.values() if m.is_right and m.distance is not None]
         lines.append(
-            f"| {job} | {ours.first:.2f} | {_short(1e3 * ours.median)} ({_short(low)} to "
-            f"{_short(high)}) | {_short(ours.median / yardstick)} | {ours.peak:.0f} | {memory} "
+            f"| {job} | {ours.first:.2f} | {short(1e3 * ours.median)} ({short(low)} to "
+            f"{short(high)}) | {short(ours.median / yardstick)} | {ours.peak:.0f} | {memory} "
             f"| {f'{max(distances):.0e}' if distances else '-'} |"
         )
     return "\n".join(lines)

@@ -43,16 +43,50 @@ def lenet() -> Workload:
     return _workload("LeNet", "lenet", _layers(shapes), x, _labels(len(x), NUM_CLASSES))
 
 
+def resnet(
+    channels: tuple[int, ...] = (64, 128, 256), pixels: int = 32, num_examples: int = 512
+) -> Workload:
+    """A residual network of two blocks for each number of channels, on colour images."""
+    shapes, inputs = [(3, 3, 3, channels[0])], channels[0]
+    for outputs in channels:
+        shapes += [(3, 3, inputs, outputs), (3, 3, outputs, outputs)]
+        shapes += [(1, 1, inputs, outputs)] * (inputs != outputs)
+        shapes += [(3, 3, outputs, outputs)] * 2
+        inputs = outputs
+    shapes.append((inputs, NUM_CLASSES))
+    x = _rng().normal(size=(num_examples, pixels, pixels, 3)).astype(np.float32)
+    labels = _labels(num_examples, NUM_CLASSES)
+    return _workload("residual network", "resnet", _layers(shapes), x, labels)
+
+
+def gpt(
+    width: int = 768,
+    num_blocks: int = 12,
+    vocabulary: int = 20_000,
+    length: int = 128,
+    num_examples: int = 32,
+) -> Workload:
+    """A causal transformer of the size of the smallest GPT-2, a hundred million parameters."""
+    params = _of_blocks(width, num_blocks, vocabulary, length)
+    x = _rng().integers(0, vocabulary, (num_examples, length))
+    return _workload("GPT", "gpt", params, x, _labels(num_examples, NUM_CLASSES))
+
+
 def transformer(width: int = 64, num_blocks: int = 2) -> Workload:
     """Two self-attention blocks on 250 sequences of tokens, as initialised."""
-    norm = [np.ones(width, np.float32), np.zeros(width, np.float32)]
-    attention, network = [(width, width)] * 4, [(width, 4 * width), (4 * width, width)]
-    params = [p for shape in ((VOCABULARY, width), (LENGTH, width)) for p in _layers([shape])[:1]]
-    for _ in range(num_blocks):
-        params += [*norm, *_layers(attention), *norm, *_layers(network)]
-    params += [*norm, *_layers([(width, NUM_CLASSES)])]
+    params = _of_blocks(width, num_blocks, VOCABULARY, LENGTH)
     x = _rng().integers(0, VOCABULARY, (250, LENGTH))
     return _workload("transformer", "transformer", params, x, _labels(len(x), NUM_CLASSES))
+
+
+def _of_blocks(width, num_blocks, vocabulary, length):
+    """Return the parameters of self-attention blocks, with their embeddings, norms and head."""
+    norm = [np.ones(width, np.float32), np.zeros(width, np.float32)]
+    attention, network = [(width, width)] * 4, [(width, 4 * width), (4 * width, width)]
+    params = [p for shape in ((vocabulary, width), (length, width)) for p in _layers([shape])[:1]]
+    for _ in range(num_blocks):
+        params += [*norm, *_layers(attention), *norm, *_layers(network)]
+    return [*params, *norm, *_layers([(width, NUM_CLASSES)])]
 
 
 def wide() -> Workload:

@@ -142,6 +142,7 @@ def test_a_quarter_of_a_million_parameters_by_the_kernel_formula():
     twins.assert_close(found, expected, dtype="float32")
 
 
+@pytest.mark.accelerator
 @pytest.mark.slow
 def test_single_precision_where_the_data_outweigh_the_prior():
     """Variances at the data fall by 1e7 there; a difference would be noise altogether."""

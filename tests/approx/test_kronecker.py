@@ -330,6 +330,7 @@ def test_a_prior_that_leaves_share_by_its_form_multiplies_nothing_out(x64):
     assert {type(block) for block in traced.blocks} == {PosteriorBlock}
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize(
     ("dtype", "width", "out"), [("float32", 64, 32), ("float64", 36, 6), ("float64", 64, 32)]
 )

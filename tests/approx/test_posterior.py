@@ -50,6 +50,7 @@ def facts(structure, posterior, precision):
     )
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_posterior_evidence_and_predictive_are_those_of_the_dense_matrix(kind, dtype):
@@ -156,6 +157,7 @@ def test_roots_act_on_the_last_axis(kind, x64):
         twins.assert_close(root(vectors)[1, 2], root(vectors[1, 2]))
 
 
+@pytest.mark.accelerator
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", [*KINDS, "dual"])

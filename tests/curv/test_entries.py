@@ -119,6 +119,7 @@ def test_rows_products_and_gradients_of_entries_are_not_of_the_size_of_the_leaf(
     assert temporary_bytes(lambda op, v: op.mv(v), ggn, jnp.ones(50)) < 8 * activations
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_rows_of_entries_are_those_of_the_whole_leaf(dtype):
     with twins.precision(dtype):

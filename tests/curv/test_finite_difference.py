@@ -41,6 +41,7 @@ def exact(params, v):
 # --- smooth functions -----------------------------------------------------------------------------
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-5), ("float64", 1e-11)])
 def test_default_steps_find_the_product_and_its_error(dtype, rtol):
     with twins.precision(dtype):

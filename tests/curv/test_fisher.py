@@ -41,6 +41,7 @@ def sampled_fisher(problem: twins.Problem, num_samples: int) -> np.ndarray:
 # --- empirical ------------------------------------------------------------------------------------
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize(("name", "dtype"), twins.CASES)
 def test_empirical_fisher_is_the_dense_matrix(name, dtype):
     with twins.precision(dtype):

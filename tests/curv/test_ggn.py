@@ -12,6 +12,7 @@ from laplace_kit.likelihood import Categorical, Gaussian, Likelihood
 from laplace_kit.model import batched
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize(("name", "dtype"), twins.CASES)
 def test_operator_is_the_dense_matrix(name, dtype):
     with twins.precision(dtype):

@@ -34,6 +34,7 @@ def ravel(tree):
 # --- products of any scalar function --------------------------------------------------------------
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_hvp_is_exact(dtype):
     with twins.precision(dtype):
@@ -46,6 +47,7 @@ def test_hvp_is_exact(dtype):
 # --- the Hessian of the loss ----------------------------------------------------------------------
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize(("name", "dtype"), twins.CASES)
 def test_operator_is_the_dense_matrix(name, dtype):
     with twins.precision(dtype):

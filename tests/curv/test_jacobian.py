@@ -28,6 +28,7 @@ def forms(operator, vs, us):
     )
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [*((name, "float64") for name in twins.NAMES), *((name, "float32") for name in twins.MAIN)],

@@ -21,6 +21,7 @@ def losses_at(problem, vectors, points):
     return np.array([loss(theta + jnp.asarray(point) @ vectors) for point in points])
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize(("name", "dtype"), [("with_integers", "float64"), ("convnet", "float32")])
 def test_surface_is_the_loss_at_each_point(name, dtype):
     with twins.precision(dtype):

@@ -110,6 +110,7 @@ def dense_compound(ggn, hessian, damping):
 # --- the matrix -----------------------------------------------------------------------------------
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize(("name", "dtype"), [("mlp", "float64"), ("bare", "float32")])
 def test_operations_are_those_of_the_matrices(name, dtype):
     with twins.precision(dtype):

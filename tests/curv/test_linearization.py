@@ -36,6 +36,7 @@ def multiply(operator, v):
     return operator.mv(v)
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [*((name, "float64") for name in (*twins.MAIN, "with_integers")), ("mlp", "float32")],

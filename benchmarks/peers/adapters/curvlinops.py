@@ -72,6 +72,7 @@ def jobs(workload: Workload, variant: str) -> Jobs:
     kernels = torch_networks.tensors(workload, workload.v * workload.kernels)
     columns = [torch_networks.tensors(workload, row) for row in workload.vs]
     vs = [torch.stack(parts, dim=-1) for parts in zip(*columns, strict=True)]
+    has_tables = workload.kind in ("transformer", "gpt")
     embeddings = "K-FAC knows no embeddings and no norms"
     structured = {
         "K-FAC": Job(kfac, of_kernels),
@@ -91,11 +92,11 @@ def jobs(workload: Workload, variant: str) -> Jobs:
             },
         ),
         # The recurrence is not reorthogonalised: its largest values come back as copies.
-        "Lanczos": Job(lanczos, lambda found: {"largest": found[0].numpy().max()}),
+        "Lanczos": Job(lanczos, lambda found: {"largest": torch_networks.to_numpy(found[0]).max()}),
         "diagonal": "estimated from random probes, not exact",
-        **(dict.fromkeys(structured, embeddings) if workload.kind == "transformer" else structured),
+        **(dict.fromkeys(structured, embeddings) if has_tables else structured),
     }
 
 
 if __name__ == "__main__":
-    serve(jobs, "curvlinops-for-pytorch", "torch")
+    serve(jobs, "curvlinops-for-pytorch", "torch", device=torch_networks.DEVICE)

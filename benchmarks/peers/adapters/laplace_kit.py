@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import laplace_kit as lk
+from benchmarks.flops import product_flops
 from benchmarks.peers.adapters.jax_networks import NETWORKS, cross_entropy
 from benchmarks.peers.protocol import (
     NUM_INPUTS,
     NUM_STEPS,
     NUM_TUNED,
+    Device,
     Job,
     Jobs,
     Workload,
@@ -64,6 +66,7 @@ def jobs(workload: Workload, variant: str) -> Jobs:
             lambda: _ready(_multiply(operator, vector)),
             lambda found: {"product": tree.ravel(found)},
             held=lambda: _held(_multiply.lower(operator, vector)),
+            flops=lambda: product_flops(_multiply, operator, vector),
         )
 
     def lanczos():
@@ -102,7 +105,9 @@ def jobs(workload: Workload, variant: str) -> Jobs:
             each = [la.predict(data[0][:NUM_INPUTS], covariance="full").f_cov for la in apart]
             return {"covariance": found} | ({"apart": sum(each)} if separates else {})
 
-        separates = structure == "kron" and subset is None and workload.kind != "transformer"
+        separates = (
+            structure == "kron" and subset is None and workload.kind not in ("transformer", "gpt")
+        )
         return Job(run, values, lambda: fitted(structure, subset))
 
     def tune_job(structure):
@@ -146,6 +151,7 @@ def jobs(workload: Workload, variant: str) -> Jobs:
         "gradient": Job(
             lambda: _ready(_gradient(model_fn, params, data)),
             lambda found: {"gradient": tree.ravel(found)},
+            flops=lambda: product_flops(functools.partial(_gradient, model_fn), params, data),
         ),
         "GGN product": product(ggn),
         "Hessian product": product(hessian),
@@ -153,6 +159,7 @@ def jobs(workload: Workload, variant: str) -> Jobs:
         "16 GGN products": Job(
             lambda: _ready(_together(ggn, vectors)),
             lambda found: {"products": tree.ravel(found, num_leading=1)},
+            flops=lambda: product_flops(_together, ggn, vectors),
         ),
         "Lanczos": Job(lanczos, ritz),
         "diagonal": Job(lambda: _ready(ggn.diagonal()), _values("diagonal", np.asarray)),
@@ -212,5 +219,11 @@ def _together(operator, vs):
     return operator.matmat(vs)
 
 
+def _peak() -> float | None:
+    """Return the MB at the peak so far of a device that keeps count of them."""
+    found = jax.devices()[0].memory_stats() or {}
+    return found["peak_bytes_in_use"] / 1e6 if "peak_bytes_in_use" in found else None
+
+
 if __name__ == "__main__":
-    serve(jobs, "laplace-kit", "jax")
+    serve(jobs, "laplace-kit", "jax", device=Device(peak=_peak))

@@ -106,7 +106,11 @@ def jobs(workload: Workload, variant: str) -> Jobs:
 
         # Biases have blocks of their own here.
         name = "apart" if structure == "kron" else "covariance"
-        return Job(run, lambda found: {name: found.numpy()}, lambda: fitted(structure, subset))
+        return Job(
+            run,
+            lambda found: {name: torch_networks.to_numpy(found)},
+            lambda: fitted(structure, subset),
+        )
 
     def tune_job(structure):
         def run():
@@ -117,7 +121,7 @@ def jobs(workload: Workload, variant: str) -> Jobs:
         name = "apart" if structure == "kron" else "evidence"
         return Job(
             run,
-            lambda la: {name: la.log_marginal_likelihood().detach().numpy()},
+            lambda la: {name: torch_networks.to_numpy(la.log_marginal_likelihood())},
             lambda: fitted(structure),
         )
 
@@ -174,11 +178,14 @@ def _missing(kind: str, variant: str, num_params: int, num_classes: int) -> dict
     if variant != "curvlinops":
         names = ("tune full", "tune kron", "save kron", "load kron")
         found |= dict.fromkeys(names, "as with curvlinops")
-    if kind == "transformer":
+    if kind == "resnet" and variant == "BackPACK":
+        names = [f"{verb} {structure}" for verb in ("fit", "predict") for structure in STRUCTURES]
+        found |= dict.fromkeys((*names, "K-FAC"), "no sums of branches")
+    if kind in ("transformer", "gpt"):
         names = [f"{verb} {structure}" for verb in ("fit", "predict") for structure in STRUCTURES]
         found |= dict.fromkeys((*names, "K-FAC"), "no attention, embeddings or norms")
     return found
 
 
 if __name__ == "__main__":
-    serve(jobs, "laplace-torch", "torch")
+    serve(jobs, "laplace-torch", "torch", device=torch_networks.DEVICE)

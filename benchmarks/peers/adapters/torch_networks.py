@@ -1,10 +1,23 @@
 """The networks in PyTorch, made of modules that back ends know; vectors in the shared layout."""
 
+import os
+
 import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.peers.protocol import Workload
+from benchmarks.peers.protocol import ON_CPU, Device, Workload
+
+# As JAX is told, so that all libraries compute in the same place, and multiply as JAX does there.
+IS_ON_GPU = os.environ.get("JAX_PLATFORMS") != "cpu" and torch.cuda.is_available()
+if IS_ON_GPU:
+    torch.set_float32_matmul_precision("high")
+PLACE = torch.device("cuda" if IS_ON_GPU else "cpu")
+DEVICE = (
+    Device(torch.cuda.synchronize, lambda: torch.cuda.max_memory_allocated() / 1e6)
+    if IS_ON_GPU
+    else ON_CPU
+)
 
 
 def network(workload: Workload) -> nn.Module:
@@ -23,13 +36,15 @@ def network(workload: Workload) -> nn.Module:
             nn.Flatten(),
             *_layers(sizes),
         )
+    elif workload.kind == "resnet":
+        model = ResNet([p.shape for p in workload.params if p.ndim == 4], sizes)
     else:
-        model = Transformer(workload.params)
+        model = Transformer(workload.params, workload.kind == "gpt")
     with torch.no_grad():
         start = np.concatenate([p.ravel() for p in workload.params])
         for parameter, tensor in zip(model.parameters(), tensors(workload, start), strict=True):
             parameter.copy_(tensor)
-    return model.eval()
+    return model.to(PLACE).eval()
 
 
 def _layers(sizes):
@@ -39,29 +54,67 @@ def _layers(sizes):
     return layers[:-1]
 
 
-class Transformer(nn.Module):
-    """Self-attention blocks on tokens, averaged over positions."""
+class ResNet(nn.Module):
+    """Residual blocks without norms, averaged over the image."""
 
-    def __init__(self, params):
+    def __init__(self, shapes, sizes):
+        super().__init__()
+        self.stem = nn.Conv2d(*shapes[0][2:], 3, padding=1)
+        blocks, rest = [], shapes[1:]
+        while rest:
+            inputs, outputs = rest[0][2:]
+            blocks.append(Residual(inputs, outputs))
+            rest = rest[2 if inputs == outputs else 3 :]
+        self.blocks = nn.Sequential(*blocks)
+        self.last = nn.ReLU()
+        self.head = nn.Linear(*sizes[-1])
+
+    def forward(self, x):
+        return self.head(self.last(self.blocks(self.stem(x))).mean(dim=(2, 3)))
+
+
+class Residual(nn.Module):
+    """Two convolutions, each after a ReLU; another of one pixel where the channels change."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        stride = 1 if inputs == outputs else 2
+        self.relus = nn.ModuleList([nn.ReLU(), nn.ReLU()])
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, padding=1)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.shortcut = nn.Identity() if stride == 1 else nn.Conv2d(inputs, outputs, 1, stride)
+
+    def forward(self, x):
+        hidden = self.relus[1](self.first(self.relus[0](x)))
+        return self.shortcut(x) + self.second(hidden)
+
+
+class Transformer(nn.Module):
+    """Self-attention blocks on tokens, averaged over positions or read at the last of them."""
+
+    def __init__(self, params, is_causal):
         super().__init__()
         vocabulary, width = params[0].shape
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(len(params[1]), width)
-        self.blocks = nn.Sequential(*(Block(width) for _ in range((len(params) - 6) // 16)))
+        num_blocks = (len(params) - 6) // 16
+        self.is_causal = is_causal
+        self.blocks = nn.Sequential(*(Block(width, is_causal) for _ in range(num_blocks)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, params[-1].size)
 
     def forward(self, x):
         x = self.tokens(x) + self.positions.weight
-        return self.head(self.norm(self.blocks(x)).mean(dim=1))
+        x = self.norm(self.blocks(x))
+        return self.head(x[:, -1] if self.is_causal else x.mean(dim=1))
 
 
 class Block(nn.Module):
     """Multi-head attention and a network of two layers, each after a norm."""
 
-    def __init__(self, width, num_heads=4):
+    def __init__(self, width, is_causal):
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.is_causal = max(4, width // 64), is_causal
         self.first = nn.LayerNorm(width)
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
         self.last = nn.LayerNorm(width)
@@ -73,28 +126,37 @@ class Block(nn.Module):
             layer(y).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
         )
-        scores = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, dim=-1)
-        x = x + self.out((scores @ v).transpose(1, 2).flatten(-2))
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        if self.is_causal:
+            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+            scores = scores.masked_fill(later, float("-inf"))
+        x = x + self.out((torch.softmax(scores, dim=-1) @ v).transpose(1, 2).flatten(-2))
         return x + self.down(nn.functional.gelu(self.up(self.last(x)), approximate="tanh"))
 
 
 def data(workload: Workload) -> tuple[torch.Tensor, torch.Tensor]:
     """Return inputs, images with channels first, and labels."""
-    x = torch.from_numpy(workload.x)
-    return x.permute(0, 3, 1, 2).contiguous() if x.ndim == 4 else x, torch.from_numpy(workload.y)
+    x, y = torch.from_numpy(workload.x).to(PLACE), torch.from_numpy(workload.y).to(PLACE)
+    return x.permute(0, 3, 1, 2).contiguous() if x.ndim == 4 else x, y
 
 
 def tensors(workload: Workload, flat: np.ndarray) -> list[torch.Tensor]:
     """Return a flat vector in the shared layout as tensors like the parameters."""
     pairs = zip(workload.unravel(flat), _axes(workload), strict=True)
-    return [torch.from_numpy(np.ascontiguousarray(part.transpose(axes))) for part, axes in pairs]
+    arrays = [np.ascontiguousarray(part.transpose(axes)) for part, axes in pairs]
+    return [torch.from_numpy(array).to(PLACE) for array in arrays]
 
 
 def flat(workload: Workload, found: list[torch.Tensor]) -> np.ndarray:
     """Return tensors like the parameters as a flat vector in the shared layout."""
     pairs = zip(found, _axes(workload), strict=True)
-    arrays = [t.detach().numpy().transpose(np.argsort(axes)) for t, axes in pairs]
+    arrays = [to_numpy(t).transpose(np.argsort(axes)) for t, axes in pairs]
     return np.concatenate([array.ravel() for array in arrays])
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor's values, wherever they are."""
+    return tensor.detach().cpu().numpy()
 
 
 def to_vector(workload: Workload, vector: np.ndarray) -> torch.Tensor:
@@ -112,7 +174,7 @@ def from_vector(workload: Workload, vector: torch.Tensor) -> np.ndarray:
 def _axes(workload: Workload) -> list[tuple[int, ...]]:
     """Return what becomes of the axes of each parameter: outputs first, but for embeddings."""
     swapped = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
-    tables = 2 if workload.kind == "transformer" else 0
+    tables = 2 if workload.kind in ("transformer", "gpt") else 0
     return [
         tuple(range(p.ndim)) if i < tables else swapped[p.ndim]
         for i, p in enumerate(workload.params)

@@ -57,6 +57,7 @@ def test_unbiased_with_honest_errors(name, x64):
     assert np.sqrt(np.mean(error**2)) == pytest.approx(claimed, rel=tolerance)
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_diagonal_matrix_is_exact_with_signs(dtype):
     with twins.precision(dtype):

@@ -42,6 +42,7 @@ def log_det(operator, damping):
     return estimate_log_det(operator, damping=damping, key=KEY, num_samples=2)
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_exhausted_krylov_spaces_are_exact(dtype):
     """A multiple of the identity leaves nothing after the first step: no noise, no NaN."""
