@@ -7,6 +7,7 @@ recompiles.
 """
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -19,6 +20,8 @@ from jaxtyping import Array, Float, Int, PyTree, UInt32
 
 from laplace_kit import streams
 from laplace_kit.arrays import as_arrays, is_list_of_numbers
+from laplace_kit.bars import Bars, length_of, title_of
+from laplace_kit.checkpoint import Checkpoint, Run, as_checkpoint, release
 from laplace_kit.tree import pytree_dataclass, replace
 from laplace_kit.weights import as_weights, check_some_count
 from laplace_kit.xla_cpu import adapted
@@ -76,18 +79,20 @@ class InMemory:
         return self.num_examples
 
 
-@pytree_dataclass(static=("batches", "first", "num_first", "progress", "is_weighted"))
+@pytree_dataclass(static=("batches", "first", "num_first", "is_weighted", "bars", "checkpoint"))
 class Stream:
     """A re-iterable of `(x, y)` or `(x, y, weights)` batches.
 
-    `first` holds the shapes and dtypes of the first batch in hashable form.
+    `first` holds the shapes and dtypes of the first batch in hashable form. Passes show `bars`, and
+    save their sums to a `checkpoint`, where there are any.
     """
 
-    batches: Iterable
+    batches: streams.ByIdentity
     first: tuple
     num_first: int
-    progress: bool
     is_weighted: bool
+    bars: Bars | None = None
+    checkpoint: Checkpoint | None = None
 
 
 Data = InMemory | Stream
@@ -106,7 +111,7 @@ def as_data(data: Any, *, progress: bool = False, once: bool = False) -> Data:
         third part, `(x, y, weights)`, holds the weights of the examples, `(N,)`. `InMemory` and
         `Stream` are returned as they are.
     progress
-        Show a bar for each pass over a stream.
+        Show a bar for each pass over a stream: what is computed, and the examples a second.
     once
         Whether only a single pass will be made, so that an iterator, such as a generator, suffices.
 
@@ -140,7 +145,11 @@ def as_data(data: Any, *, progress: bool = False, once: bool = False) -> Data:
     hashable = (tuple((leaf.shape, leaf.dtype) for leaf in leaves), structure)
     source = itertools.chain([first], batches) if once else data
     return Stream(
-        streams.ByIdentity(source), hashable, batch.num_examples, progress, batch.is_weighted
+        streams.ByIdentity(source),
+        hashable,
+        batch.num_examples,
+        batch.is_weighted,
+        Bars() if progress else None,
     )
 
 
@@ -222,6 +231,35 @@ def _in_memory(parts: Any) -> InMemory:
     return InMemory(x, y, weights=as_weights(parts[2], leaves[0].shape[0]))
 
 
+def with_checkpoint(data: Data, directory: Checkpoint | str | os.PathLike) -> Stream:
+    """Return a stream whose passes save their sums; see `laplace_kit.checkpoint`.
+
+    Raises
+    ------
+    TypeError
+        If the data are in memory.
+    ValueError
+        If there are several processes.
+    """
+    if isinstance(data, InMemory):
+        raise TypeError(
+            "Found checkpoint= with data in memory, expected a stream of batches, whose passes are "
+            "resumed; leave out checkpoint=, or pass a loader of batches."
+        )
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"Found checkpoint= in {jax.process_count()} processes, expected one, as each would "
+            "go on from a place of its own; leave out checkpoint=."
+        )
+    return replace(data, checkpoint=as_checkpoint(directory))
+
+
+def forget(data: Data) -> None:
+    """Remove the sums that a stream has saved, as those of data that are refused."""
+    if isinstance(data, Stream) and data.checkpoint is not None:
+        release(data.checkpoint)
+
+
 def batch_spec(data: Data) -> tuple[PyTree, PyTree]:
     """Return shapes and dtypes of `(x, y)`: of all examples in memory, or of the first batch."""
     if isinstance(data, InMemory):
@@ -230,13 +268,37 @@ def batch_spec(data: Data) -> tuple[PyTree, PyTree]:
     return jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
 
 
-def read_batches(data: Data) -> Iterator[InMemory]:
-    """Yield the batches of one pass over data, each like the first; in memory all are one batch."""
+def read_batches(data: Data, name: str | None = None, run: Run | None = None) -> Iterator[InMemory]:
+    """Yield the batches of one pass over data, each like the first; in memory all are one batch.
+
+    Parameters
+    ----------
+    data
+        In memory, or a stream.
+    name
+        What is computed, for the bar of a stream that shows any; `None` for a short look.
+    run
+        The pass, if it may go on where it was interrupted.
+    """
     if isinstance(data, InMemory):
         yield data
         return
+    batches = _like_first(data, data.batches if run is None else run.batches(_as_batch))
+    if data.bars is None or name is None:
+        yield from batches
+        return
+    num, done = length_of(data.batches), 0 if run is None else run.num_examples
+    yield from data.bars.over(batches, name, _num_examples, num_batches=num, done=done)
+
+
+def _num_examples(batch: InMemory) -> int:
+    return batch.num_examples
+
+
+def _like_first(data: Stream, items: Iterable) -> Iterator[InMemory]:
+    """Yield batches as arrays, and refuse one unlike the first."""
     first = [leaf.shape[1:] for leaf in jax.tree.leaves(batch_spec(data))]
-    for item in streams.with_bar(data.batches) if data.progress else data.batches:
+    for item in items:
         batch = _as_batch(item)
         found = [leaf.shape[1:] for leaf in jax.tree.leaves((batch.x, batch.y))]
         if found != first:
@@ -265,7 +327,8 @@ def sum_over(fn: Callable, args: PyTree, data: Data, batch_size: int | None) -> 
     fn
         A module-level function `(args, chunk) -> pytree of sums`. It must weight each example by
         `chunk.weight`, and a factor that enters twice by its square root. It is static, and
-        compiled once per shape of `args` and of the chunk.
+        compiled once per shape of `args` and of the chunk. Bars show its `title`, see
+        `laplace_kit.bars.titled`.
     args
         A pytree of arrays: everything that `fn` needs besides the chunk.
     data
@@ -292,18 +355,8 @@ def sum_over(fn: Callable, args: PyTree, data: Data, batch_size: int | None) -> 
             "concrete values, as the host loops over the batches; call it outside, or pass the "
             "data in memory as a tuple (x, y)."
         )
-    total = None
-    for chunk in chunks(data, batch_size):
-        if total is None:  # zeros from the host: a separate first step would be one more program
-            spec = _chunk_sum.eval_shape(fn, args, chunk)
-            total = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), spec)
-        total = _step(fn, args, chunk, total)
-    if total is None:
-        raise TypeError(
-            "Found no batch in a pass over the data after the first one, expected the same batches "
-            "in every pass; iter(data) must make a new iterator each time: wrap it as list(data)."
-        )
-    return total
+    size = min(batch_size or data.num_first, data.num_first)
+    return _sum_batches(fn, args, data, size)
 
 
 @partial(jax.jit, static_argnums=0, inline=True)
@@ -357,6 +410,33 @@ def _step(fn, args, chunk, total):
     return jax.tree.map(jnp.add, total, _chunk_sum(fn, args, chunk))
 
 
+def _sum_batches(fn: Callable, args: PyTree, data: Stream, size: int) -> PyTree:
+    title = title_of(fn)
+    run = Run(data.batches.iterable, data.checkpoint, title, (args, size))
+    total = None
+    if run.saved.sums is not None:
+        weight = jax.ShapeDtypeStruct((size,), np.float32)
+        x, y = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), batch_spec(data)
+        )
+        spec = _chunk_sum.eval_shape(fn, args, jax.eval_shape(Chunk, x, y, weight))
+        total = jax.tree.unflatten(jax.tree.structure(spec), run.saved.sums)
+    for batch in read_batches(data, title, run):
+        for chunk in _cut(batch, size):
+            if total is None:  # zeros from the host: a first step would be one more program
+                spec = _chunk_sum.eval_shape(fn, args, chunk)
+                total = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), spec)
+            total = _step(fn, args, chunk, total)
+        run.add(batch, batch.num_examples, total)
+    if total is None:
+        raise TypeError(
+            "Found no batch in a pass over the data after the first one, expected the same batches "
+            "in every pass; iter(data) must make a new iterator each time: wrap it as list(data)."
+        )
+    run.finish(total)
+    return total
+
+
 def _accumulable(sums: PyTree) -> PyTree:
     """Cast floating sums to at least float32, so that many small terms are not lost."""
     return jax.tree.map(
@@ -387,17 +467,22 @@ def whole(data: InMemory) -> Chunk:
     return Chunk(data.x, data.y, weight, data.prints)
 
 
-def chunks(data: Stream, batch_size: int | None) -> Iterator[Chunk]:
-    """Cut the batches of a stream into chunks of one size, the last of each batch filled up."""
+def chunks(data: Stream, batch_size: int | None, name: str | None = None) -> Iterator[Chunk]:
+    """Cut the batches of a stream into chunks of one size; `name` is that of `read_batches`."""
     size = min(batch_size or data.num_first, data.num_first)
-    for batch in read_batches(data):
-        num = batch.num_examples
-        for low in range(0, num, size):
-            rows = np.minimum(np.arange(low, low + size), num - 1)
-            is_new = (np.arange(low, low + size) < num).astype(np.float32)
-            part = batch if num == size else take(batch, rows)
-            weight = is_new if part.weights is None else is_new * np.asarray(part.weights)
-            yield Chunk(part.x, part.y, jnp.asarray(weight))
+    for batch in read_batches(data, name):
+        yield from _cut(batch, size)
+
+
+def _cut(batch: InMemory, size: int) -> Iterator[Chunk]:
+    """Cut a batch into chunks of one size, the last filled up."""
+    num = batch.num_examples
+    for low in range(0, num, size):
+        rows = np.minimum(np.arange(low, low + size), num - 1)
+        is_new = (np.arange(low, low + size) < num).astype(np.float32)
+        part = batch if num == size else take(batch, rows)
+        weight = is_new if part.weights is None else is_new * np.asarray(part.weights)
+        yield Chunk(part.x, part.y, jnp.asarray(weight))
 
 
 def _listed(shapes: list[tuple[int, ...]]) -> str:

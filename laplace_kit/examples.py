@@ -31,7 +31,8 @@ class Examples(NamedTuple):
 
 def gather(data: DataLike) -> Examples:
     """Return all examples, from memory or from one pass over batches."""
-    return joined([_examples_of(batch) for batch in read_batches(as_data(data, once=True))])
+    batches = read_batches(as_data(data, once=True), "reading examples")
+    return joined([_examples_of(batch) for batch in batches])
 
 
 def joined(parts: Sequence[Examples]) -> Examples:

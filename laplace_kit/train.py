@@ -138,7 +138,7 @@ def train_with_evidence(
         A file to which `la.save` atomically writes the best posterior so far. To resume, start with
         the `params`, `prior_precision` and `likelihood` of the posterior that `load` reads.
     progress
-        Show a progress bar of epochs.
+        Show a progress bar of epochs, and one for each pass over a stream.
 
     Returns
     -------
@@ -165,7 +165,7 @@ def train_with_evidence(
     burn_in = int(_BURN_IN * num_epochs) if burn_in is None else burn_in
     _check_numbers(num_epochs, refit_every, burn_in, patience, train_batch_size)
     _check_optimizer(optimizer)
-    data, noise = as_data(data), _noise_to_learn(noise, likelihood)
+    data, noise = as_data(data, progress=progress), _noise_to_learn(noise, likelihood)
     size = _minibatch_size(data, train_batch_size)
     _check_checkpoint(checkpoint, params)
 
@@ -301,7 +301,7 @@ def _train_epoch(loss, optimizer, state, data: Data, key, size: int):
     if isinstance(data, InMemory):
         return _scan_epoch(loss, optimizer, state, data, key, size)
     total = 0.0
-    for chunk in chunks(data, size):
+    for chunk in chunks(data, size, "training"):
         state, value = _training_step(loss, optimizer, state, chunk)
         total += value
     return state, total
@@ -350,7 +350,9 @@ def _num_steps(data: Data, la: Laplace, size: int) -> int:
     """Return the number of minibatches in an epoch; weights of examples do not change it."""
     if isinstance(data, InMemory):
         return -(-data.num_examples // size)
-    return sum(1 for _ in chunks(data, size)) if data.is_weighted else -(-la.num_data // size)
+    if not data.is_weighted:
+        return -(-la.num_data // size)
+    return sum(1 for _ in chunks(data, size, "counting minibatches"))
 
 
 def _minibatch_size(data: Data, train_batch_size: int | None) -> int:

@@ -169,7 +169,7 @@ def _row_of_one(objective, x, columns):
 
 def _gather(operator, data, size) -> Rows:
     parts, kept = [], []
-    for chunk in chunks(data, size):
+    for chunk in chunks(data, size, "rows of the design matrix"):
         parts.append(_compiled_rows(operator, chunk))
         kept.append(np.asarray(chunk.weight) > 0)
     rows = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)

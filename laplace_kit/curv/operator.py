@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Num, PyTree
 
 from laplace_kit import tree
+from laplace_kit.bars import titled
 from laplace_kit.chunks import chunk_of_map, chunk_of_sum
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.mode import check_values
@@ -217,11 +218,13 @@ def _cast(sums: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda s, leaf: s.astype(leaf.dtype), sums, like)
 
 
+@titled("product with a vector")
 def _chunk_mv(operator_and_vector, chunk):
     operator, v = operator_and_vector
     return operator.linear_map(chunk)(v)
 
 
+@titled("products with vectors")
 def _chunk_matmat(operator_and_vectors, chunk):
     operator, vs = operator_and_vectors
     return jax.vmap(operator.linear_map(chunk))(vs)

@@ -112,7 +112,8 @@ def _map(
     objective = restrict(model_fn, params, as_likelihood(likelihood))[0].planned(x)
     check_outputs(objective, x, y)
     size = choose_held(rows_cost(objective, multiplied_out), 1, limits).batch_size
-    return objective, [map_over(fn, objective, whole(b), size) for b in read_batches(data)]
+    batches = read_batches(data, "gradients of examples")
+    return objective, [map_over(fn, objective, whole(batch), size) for batch in batches]
 
 
 def _gradients(objective: Objective, batch: Chunk) -> Float[Array, "B P"]:

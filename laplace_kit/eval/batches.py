@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from laplace_kit import streams, tree
+from laplace_kit import bars, tree
 from laplace_kit.arrays import is_list_of_numbers, on_host
 from laplace_kit.errors import check_count
 from laplace_kit.eval.outputs import Predictive, with_joint_covariance
@@ -32,7 +32,7 @@ def predict_over(predict: Predict, batches: Iterable[Any], *, progress: bool = F
         A list, a torch `DataLoader` or a generator of inputs x, or of `(x, y)` or
         `(x, y, weights)`, where only x is used. It is iterated once.
     progress
-        Show a progress bar.
+        Show a progress bar with the inputs a second.
 
     Returns
     -------
@@ -64,7 +64,10 @@ def predict_batches(
         As for `predict_over`, with the same errors.
     """
     _check_batches(batches)
-    return _predictions(predict, streams.with_bar(batches) if progress else batches)
+    if not progress:
+        return _predictions(predict, batches)
+    num = bars.length_of(batches)
+    return _predictions(predict, bars.with_bar(batches, "predictions", _num_in, num_batches=num))
 
 
 def split(x: PyTree, batch_size: int) -> list[PyTree]:
@@ -115,6 +118,11 @@ def _inputs(item: Any) -> PyTree:
             "put several inputs into one pytree, as in {'image': x1, 'text': x2}."
         )
     return item[0]
+
+
+def _num_in(item: Any) -> int:
+    """Return the number of inputs of a batch."""
+    return _num_examples(on_host(_inputs(item), "inputs"))
 
 
 # --- rows -----------------------------------------------------------------------------------------
