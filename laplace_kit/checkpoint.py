@@ -47,7 +47,7 @@ class Checkpoint:
     """
 
     directory: str | os.PathLike
-    seconds: float = 60.0
+    seconds: float | int = 60.0
     batches: int | None = None
 
     def __post_init__(self):

@@ -268,6 +268,12 @@ def batch_spec(data: Data) -> tuple[PyTree, PyTree]:
     return jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
 
 
+def chunk_spec(data: Stream) -> Chunk:
+    """Return shapes and dtypes of the first batch of a stream as one chunk."""
+    weight = jax.ShapeDtypeStruct((data.num_first,), np.float32)
+    return jax.eval_shape(Chunk, *batch_spec(data), weight)
+
+
 def read_batches(data: Data, name: str | None = None, run: Run | None = None) -> Iterator[InMemory]:
     """Yield the batches of one pass over data, each like the first; in memory all are one batch.
 
@@ -415,11 +421,7 @@ def _sum_batches(fn: Callable, args: PyTree, data: Stream, size: int) -> PyTree:
     run = Run(data.batches.iterable, data.checkpoint, title, (args, size))
     total = None
     if run.saved.sums is not None:
-        weight = jax.ShapeDtypeStruct((size,), np.float32)
-        x, y = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), batch_spec(data)
-        )
-        spec = _chunk_sum.eval_shape(fn, args, jax.eval_shape(Chunk, x, y, weight))
+        spec = _chunk_sum.eval_shape(fn, args, chunk_spec(data))
         total = jax.tree.unflatten(jax.tree.structure(spec), run.saved.sums)
     for batch in read_batches(data, title, run):
         for chunk in _cut(batch, size):

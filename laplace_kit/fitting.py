@@ -38,6 +38,7 @@ from laplace_kit.data import (
     Data,
     as_data,
     batch_spec,
+    chunk_spec,
     forget,
     one_step,
     with_checkpoint,
@@ -365,14 +366,12 @@ def _job(
     their order belongs to the state of the loader.
     """
     objective, data, limits = plan.objective, model.data, model.limits
-    weight = jax.ShapeDtypeStruct((data.num_first,), np.float32)
-    chunk = jax.eval_shape(Chunk, *batch_spec(data), weight)
     software = __version__, jax.__version__, jax.default_backend()
     precision = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
     return {
         "the versions, the precision or the device": (*software, *map(str, precision)),
         "the shapes of batches": (str(data.first), data.num_first, data.is_weighted),
-        "the model or the loss": one_step.lower(_loss, objective, chunk).as_text(),
+        "the model or the loss": one_step.lower(_loss, objective, chunk_spec(data)).as_text(),
         "the parameters": (*tree.paths(model.params), model.params),
         "the likelihood": (type(model.likelihood).__name__, model.likelihood),
         "the subset": (*tree.paths(objective.params), plan.selection.indices),

@@ -371,8 +371,17 @@ def test_progress_is_shown_on_request(capsys):
     assert capsys.readouterr().err == ""
     sum_over(weighted_sums, 1.0, as_data(twins.Loader(x, y, 2), progress=True), None)
     shown = capsys.readouterr().err
-    assert "batches" in shown
-    assert "0/3" in shown
+    assert "pass 1, weighted_sums:" in shown
+    assert "0.00/6.00" in shown
+    assert "examples/s" in shown
+
+
+def test_passes_over_one_stream_are_numbered(capsys):
+    stream = as_data(twins.Loader(*arrays(6), 2), progress=True)
+    sum_over(weighted_sums, 1.0, stream, None)
+    gather(stream)
+    shown = capsys.readouterr().err
+    assert shown.index("pass 1, weighted_sums:") < shown.index("pass 2, reading examples:")
 
 
 def rowwise(factor, x):
