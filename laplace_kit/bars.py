@@ -1,10 +1,35 @@
-"""Progress bars of passes over batches: what is computed, and how many examples a second."""
+"""Progress bars of stages and of passes over batches: what is computed, and how fast."""
 
+import contextlib
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+import jax
+
 _T = TypeVar("_T")
+
+
+def is_shown(progress: bool) -> bool:
+    """Return whether this process shows bars that are asked for: the first one of several does."""
+    return progress and jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def stages(progress: bool, total: int) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows each of `total` stages on a progress bar, if `progress`."""
+    if not is_shown(progress):
+        yield lambda stage: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, leave=False, bar_format="{n_fmt}/{total_fmt} {desc} {elapsed}") as bar:
+
+        def enter(stage: str) -> None:
+            bar.update()
+            bar.set_description_str(stage)
+
+        yield enter
 
 
 def with_bar(
@@ -15,7 +40,7 @@ def with_bar(
     num_batches: int | None = None,
     done: int = 0,
 ) -> Iterator[_T]:
-    """Yield the batches, and show a bar that counts their examples.
+    """Yield the batches, and show a bar of their examples, also of how many a second.
 
     The clock starts after the first batch, during which programs are compiled, so that the rate and
     the time left are those of the batches that follow.

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt32
 
 from laplace_kit import streams
 from laplace_kit.arrays import as_arrays, is_list_of_numbers
-from laplace_kit.bars import Bars, length_of, title_of
+from laplace_kit.bars import Bars, is_shown, length_of, title_of
 from laplace_kit.checkpoint import Checkpoint, Run, as_checkpoint, release
 from laplace_kit.tree import pytree_dataclass, replace
 from laplace_kit.weights import as_weights, check_some_count
@@ -149,7 +149,7 @@ def as_data(data: Any, *, progress: bool = False, once: bool = False) -> Data:
         hashable,
         batch.num_examples,
         batch.is_weighted,
-        Bars() if progress else None,
+        Bars() if is_shown(progress) else None,
     )
 
 

@@ -1,8 +1,7 @@
 """From a trained model and its data to a posterior."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,6 +22,7 @@ from laplace_kit.approx.prior import Prior, expand_precision
 from laplace_kit.approx.spec import Sizes, StructureSpec, sizes_of
 from laplace_kit.approx.subset import last_layer
 from laplace_kit.approx.update import Expansion
+from laplace_kit.bars import stages
 from laplace_kit.checkpoint import Checkpoint, claim
 from laplace_kit.curv.capture.coverage import coverage_of
 from laplace_kit.curv.matrix_free.ritz import check_rank
@@ -177,7 +177,7 @@ def fit(
     precision, mean = prior
     dtype = precision.dtype
 
-    with _stages(progress) as enter:
+    with stages(progress, 3) as enter:
         enter("checking the mode")
         examples = first_examples(data, NUM_EXAMPLES)
         if checkpoint is not None:
@@ -385,20 +385,3 @@ def _job(
 
 def _loss(objective: Objective, chunk: Chunk) -> Float[Array, ""]:
     return chunk_loss(objective, objective.params, chunk)
-
-
-@contextlib.contextmanager
-def _stages(progress: bool) -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows each stage on a progress bar, if `progress`."""
-    if not progress:
-        yield lambda stage: None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=3, leave=False, bar_format="{n_fmt}/{total_fmt} {desc} {elapsed}") as bar:
-
-        def enter(stage: str) -> None:
-            bar.update()
-            bar.set_description_str(stage)
-
-        yield enter

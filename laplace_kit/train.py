@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from laplace_kit import storage, tree
 from laplace_kit.approx.names import StructureName
 from laplace_kit.approx.spec import StructureSpec
+from laplace_kit.bars import is_shown
 from laplace_kit.curv.objective import Objective, chunk_loss
 from laplace_kit.data import Chunk, Data, InMemory, as_data, chunks, whole
 from laplace_kit.errors import check_option
@@ -259,7 +260,7 @@ def _repeat_warnings(chosen: _Refit, num_refits: int) -> None:
 def _bar(num_epochs: int, progress: bool) -> Iterator[tuple[Iterable[int], Callable]]:
     """Yield the epochs, and a function that shows numbers next to the bar if there is one."""
     epochs = range(1, num_epochs + 1)
-    if not progress:
+    if not is_shown(progress):
         yield epochs, lambda *, loss, evidence: None
         return
     from tqdm.auto import tqdm

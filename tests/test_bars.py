@@ -3,10 +3,13 @@
 import itertools
 import re
 
+import jax
+import numpy as np
 import pytest
 import tqdm.auto
 
-from laplace_kit.bars import Bars, length_of, title_of, titled, with_bar
+from laplace_kit.bars import Bars, is_shown, length_of, stages, title_of, titled, with_bar
+from laplace_kit.data import as_data
 
 
 @pytest.fixture
@@ -60,6 +63,26 @@ def test_passes_are_numbered(shown):
     assert [*bars.over([[1], [2]], "gradient", len)] == [[1], [2]]
     assert [*bars.over([[3]], "factors", len)] == [[3]]
     assert [bar.desc.rstrip(": ") for bar in shown] == ["pass 1, gradient", "pass 2, factors"]
+
+
+def test_stages_are_shown_on_request(capsys):
+    with stages(False, 2) as enter:
+        enter("the first")
+    assert capsys.readouterr() == ("", "")
+    with stages(True, 2) as enter:
+        enter("the first")
+        enter("the second")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.index("1/2 the first") < err.index("2/2 the second")
+
+
+def test_one_of_several_processes_shows_bars(monkeypatch):
+    assert is_shown(True)
+    assert not is_shown(False)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert not is_shown(True)
+    assert as_data([(np.ones(2), np.ones(2))], progress=True).bars is None
 
 
 def test_lengths():

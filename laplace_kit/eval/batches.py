@@ -64,7 +64,7 @@ def predict_batches(
         As for `predict_over`, with the same errors.
     """
     _check_batches(batches)
-    if not progress:
+    if not bars.is_shown(progress):
         return _predictions(predict, batches)
     num = bars.length_of(batches)
     return _predictions(predict, bars.with_bar(batches, "predictions", _num_in, num_batches=num))
