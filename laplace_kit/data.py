@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt32
 
 from laplace_kit import streams
 from laplace_kit.arrays import as_arrays, is_list_of_numbers
+from laplace_kit.host import fetch_array
 from laplace_kit.tree import pytree_dataclass, replace
 from laplace_kit.weights import as_weights, check_some_count
 from laplace_kit.xla_cpu import adapted
@@ -396,7 +397,7 @@ def chunks(data: Stream, batch_size: int | None) -> Iterator[Chunk]:
             rows = np.minimum(np.arange(low, low + size), num - 1)
             is_new = (np.arange(low, low + size) < num).astype(np.float32)
             part = batch if num == size else take(batch, rows)
-            weight = is_new if part.weights is None else is_new * np.asarray(part.weights)
+            weight = is_new if part.weights is None else is_new * fetch_array(part.weights)
             yield Chunk(part.x, part.y, jnp.asarray(weight))
 
 
@@ -407,7 +408,7 @@ def _listed(shapes: list[tuple[int, ...]]) -> str:
 
 def take(batch: InMemory, rows: np.ndarray) -> InMemory:
     """Select rows on the host: on the device each batch size would need its own program."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], batch)
+    return jax.tree.map(lambda leaf: fetch_array(leaf)[rows], batch)
 
 
 # --- maps over inputs ---------------------------------------------------------------------------

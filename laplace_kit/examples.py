@@ -19,6 +19,7 @@ from laplace_kit.data import (
     sharding_of,
     take,
 )
+from laplace_kit.host import fetch
 
 
 class Examples(NamedTuple):
@@ -54,7 +55,7 @@ def first_examples(data: Data, num: int) -> Examples:
     parts, found = [], 0
     for batch in read_batches(data):
         weights = np.ones(batch.num_examples) if batch.weights is None else batch.weights
-        rows = np.flatnonzero(np.asarray(weights) > 0)[: num - found]
+        rows = np.flatnonzero(fetch(weights) > 0)[: num - found]
         parts.append(_examples_of(take(batch, rows)))
         found += len(rows)
         if found >= num:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from laplace_kit import tree
 from laplace_kit.data import InMemory
 from laplace_kit.examples import first_examples
+from laplace_kit.host import fetch
 from laplace_kit.memory import DEFAULT_LIMITS, Limits
 from laplace_kit.tree import as_pytree_function
 
@@ -92,7 +93,7 @@ def _explain(model_fn, params, few: PyTree, tolerance: float, scale: float) -> N
         )
     rows = [jax.tree.map(lambda leaf, n=n: leaf[n : n + 1], few) for n in range(len(together))]
     alone = jnp.concatenate([first(model_fn, params, row) for row in rows])
-    distances = np.asarray(_row_distances(together, alone))
+    distances = fetch(_row_distances(together, alone))
     worst = int(np.argmax(distances))
     repeated = jax.tree.map(lambda leaf: leaf[np.full(len(leaf), worst)], few)
     moved = float(_row_distances(together, first(model_fn, params, repeated))[worst])

@@ -1,16 +1,21 @@
 """Memory limits of operations, and the number of examples that fit in them."""
 
 import dataclasses
+import functools
 import math
 import os
+import socket
+import zlib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.tree_util import Partial
 from jaxtyping import PyTree
 
+from laplace_kit.host import spans_processes
 from laplace_kit.tree import as_pytree_function
 from laplace_kit.xla_cpu import is_meant_for_cpu
 
@@ -74,10 +79,19 @@ class Limits:
         """The memory in bytes that one operation may take."""
         if self.memory is not None:
             return int(self.memory)
-        stats = jax.local_devices()[0].memory_stats()
-        if stats and "bytes_limit" in stats:
-            return stats["bytes_limit"] // _SHARE
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _SHARE
+        total = _device_memory() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return total // _SHARE
+
+    def shared_by(self, *trees: PyTree) -> "Limits":
+        """Return limits that all processes agree on, if any of these arrays spans them.
+
+        Chunks, and the structure that `lk.Auto` chooses, follow from the memory; they must be the
+        same in every process. It is the smallest share of any process, where those on one machine
+        divide its memory among themselves. Every process must call this then.
+        """
+        if self.memory is not None or not spans_processes(trees):
+            return self
+        return Limits(self.batch_size, _agreed_budget())
 
     def working_set(self, sum_bytes: int = 0) -> int:
         """Return the bytes of a chunk if small chunks cost little: on a CPU, what fits the caches.
@@ -131,6 +145,23 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+
+def _device_memory() -> int | None:
+    """Return the memory of the first device, where it reports its own."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
+@functools.cache
+def _agreed_budget() -> int:
+    """Return the least budget of all processes; they ask each other once."""
+    from jax.experimental import multihost_utils
+
+    own = np.array([zlib.crc32(socket.gethostname().encode()), DEFAULT_LIMITS.budget])
+    machines, budgets = multihost_utils.process_allgather(own).T
+    if _device_memory() is None:  # a machine's memory, which its processes share
+        budgets = budgets // np.sum(machines[:, None] == machines, axis=1)
+    return int(budgets.min())
 
 
 def evenly(num_examples: int, size: int) -> int:

@@ -14,6 +14,7 @@ from laplace_kit.eval.outputs import Predictive
 from laplace_kit.eval.report import PosteriorCard, Report
 from laplace_kit.eval.report.checks import check_mapping
 from laplace_kit.eval.report.compare import Compared, compare_report, named_sets
+from laplace_kit.host import in_step, spans_processes
 
 Predict = Callable[[PyTree], Predictive]
 
@@ -40,7 +41,8 @@ def report(
     check_mapping("shifted", shifted)
     read = partial(_unweighted, objective)
     x, y = read(data)
-    return compare_report(
+    write = partial(
+        compare_report,
         predict,
         objective.likelihood,
         x,
@@ -52,6 +54,7 @@ def report(
         title=title,
         card=card,
     )
+    return in_step(write, shared=spans_processes((objective, x)))
 
 
 def _unweighted(objective: Objective, data: Any) -> tuple[PyTree, PyTree]:

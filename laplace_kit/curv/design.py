@@ -23,6 +23,7 @@ from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.ggn import GaussNewtonOperator
 from laplace_kit.curv.objective import Objective, per_example, per_example_factor
 from laplace_kit.data import InMemory, chunks, map_over, sum_over, whole
+from laplace_kit.host import fetch
 from laplace_kit.memory import Limits
 from laplace_kit.tree import pytree_dataclass, replace
 
@@ -171,7 +172,7 @@ def _gather(operator, data, size) -> Rows:
     parts, kept = [], []
     for chunk in chunks(data, size):
         parts.append(_compiled_rows(operator, chunk))
-        kept.append(np.asarray(chunk.weight) > 0)
+        kept.append(fetch(chunk.weight) > 0)
     rows = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
     kept = np.flatnonzero(np.concatenate(kept))
     if len(kept) == len(rows.blocks[0].gradients):

@@ -67,9 +67,9 @@ class JacobianOperator:
 
     def __post_init__(self, batch_size, memory_limit):
         put = object.__setattr__  # the dataclass is frozen
-        put(self, "limits", Limits(batch_size, memory_limit))
         put(self, "model_fn", as_pytree_function(self.model_fn))
         put(self, "x", _in_memory(self.x))
+        put(self, "limits", Limits(batch_size, memory_limit).shared_by(self.params, self.x))
         objective = restrict(self.model_fn, self.params)[0].planned(self.x)
         put(self, "plan", objective.plan)
         check_differentiable(objective.plan.output)

@@ -16,6 +16,7 @@ from laplace_kit import streams, tree
 from laplace_kit.arrays import is_list_of_numbers, on_host
 from laplace_kit.errors import check_count
 from laplace_kit.eval.outputs import Predictive, with_joint_covariance
+from laplace_kit.host import fetch
 from laplace_kit.targets.outputs import Outputs
 
 Predict = Callable[[PyTree], Predictive]
@@ -139,10 +140,10 @@ def _first(predictive: Predictive, num: int) -> Predictive:
     if num == len(predictive.f_mean):
         return predictive
     joint = predictive.joint_cov
-    rest = _by_row(lambda part: jax.device_put(np.asarray(part)[:num]), [predictive])
+    rest = _by_row(lambda part: jax.device_put(fetch(part)[:num]), [predictive])
     if joint is None:
         return rest
-    return with_joint_covariance(rest, jax.device_put(np.asarray(joint)[:num, :, :num]))
+    return with_joint_covariance(rest, jax.device_put(fetch(joint)[:num, :, :num]))
 
 
 def _concatenated(parts: list[Predictive]) -> Predictive:
@@ -151,7 +152,7 @@ def _concatenated(parts: list[Predictive]) -> Predictive:
             "Found joint covariances of each batch, expected a predictive without joint=True; the "
             "covariance between batches takes all inputs in memory: la.predict(x, joint=True)."
         )
-    return _by_row(lambda *rows: jax.device_put(np.concatenate(rows)), parts)
+    return _by_row(lambda *rows: jax.device_put(np.concatenate(fetch(rows))), parts)
 
 
 def _by_row(fn: Callable, predictives: list[Predictive]) -> Predictive:
