@@ -123,3 +123,12 @@ def extremes(values: ArrayLike) -> tuple[float, float]:
 @jax.jit
 def _extremes_on_device(values: Array) -> tuple[Array, Array]:
     return values.min(), values.max()
+
+
+def agree(number: int) -> np.ndarray:
+    """Return the number that each process has, in the order of the processes; all must call it."""
+    if jax.process_count() == 1:
+        return np.array([number])
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(np.array(number, np.uint32))

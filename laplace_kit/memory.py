@@ -15,18 +15,19 @@ from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.tree_util import Partial
 from jaxtyping import PyTree
 
-from laplace_kit.host import spans_processes
+from laplace_kit.host import agree, spans_processes
 from laplace_kit.tree import as_pytree_function
 from laplace_kit.xla_cpu import is_meant_for_cpu
 
+_MEBIBYTE = 1024**2
 _SHARE = 4  # an operation may take this fraction, 1 / _SHARE, of the device's memory
 # On a CPU, arrays that leave the caches cost more to read than to compute.
-_CACHED = 12 * 1024**2
+_CACHED = 12 * _MEBIBYTE
 # An allocator returns larger blocks to the system, which clears every page of them for the next
 # call. glibc keeps blocks of up to 32 MiB; XLA holds a third of all intermediate values, as they
 # are counted here, at a time. Chunks that are cut from the data also hold a slice of them, and are
 # as fast with half the examples.
-_RECYCLED = 80 * 1024**2
+_RECYCLED = 80 * _MEBIBYTE
 # A chunk with this many times the bytes of the sum spends little of its time on adding.
 _CHUNK_TO_SUM = 8
 # If each example uses a weight once, adding two gradients takes as long as about ten examples.
@@ -155,13 +156,11 @@ def _device_memory() -> int | None:
 @functools.cache
 def _agreed_budget() -> int:
     """Return the least budget of all processes; they ask each other once."""
-    from jax.experimental import multihost_utils
-
-    own = np.array([zlib.crc32(socket.gethostname().encode()), DEFAULT_LIMITS.budget])
-    machines, budgets = multihost_utils.process_allgather(own).T
+    machines = agree(zlib.crc32(socket.gethostname().encode()))
+    budgets = agree(DEFAULT_LIMITS.budget // _MEBIBYTE)  # a number of 32 bits
     if _device_memory() is None:  # a machine's memory, which its processes share
         budgets = budgets // np.sum(machines[:, None] == machines, axis=1)
-    return int(budgets.min())
+    return max(int(budgets.min()), 1) * _MEBIBYTE
 
 
 def evenly(num_examples: int, size: int) -> int:
