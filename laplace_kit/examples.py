@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 from laplace_kit.data import (
@@ -14,12 +13,11 @@ from laplace_kit.data import (
     DataLike,
     InMemory,
     as_data,
-    automatic,
     read_batches,
-    sharding_of,
     take,
 )
 from laplace_kit.host import fetch
+from laplace_kit.placement import automatic
 
 
 class Examples(NamedTuple):
@@ -83,4 +81,4 @@ def _spread(examples: Examples, rows: Int[Array, " M"]) -> Examples:
             rows = jnp.argsort(~counts, stable=True)[(jnp.arange(num) * step).astype(int)]
         return jax.tree.map(lambda leaf: leaf[rows], examples)
 
-    return automatic(select, sharding_of(examples, PartitionSpec()))(examples, rows)
+    return automatic(select, examples, rows)

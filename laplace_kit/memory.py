@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from jaxtyping import PyTree
 
 from laplace_kit.host import agree, spans_processes
-from laplace_kit.tree import as_pytree_function
+from laplace_kit.tree import as_pytree_function, shapes
 from laplace_kit.xla_cpu import is_meant_for_cpu
 
 _MEBIBYTE = 1024**2
@@ -217,7 +217,7 @@ def activation_bytes(model_fn: Callable, params: PyTree, x: PyTree) -> int:
         def resize(leaf):
             return jax.ShapeDtypeStruct((num, *leaf.shape[1:]), leaf.dtype)
 
-        traced = _call.trace(model_fn, params, jax.tree.map(resize, x))
+        traced = _call.trace(*shapes((model_fn, params)), jax.tree.map(resize, x))
         return intermediate_bytes(traced.jaxpr.jaxpr)
 
     own = sum(leaf.dtype.itemsize * leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(x))

@@ -47,9 +47,9 @@ def predict_over(predict: Predict, batches: Iterable[Any], *, progress: bool = F
     TypeError
         If `batches` are inputs in memory, for which `predict` is enough.
     ValueError
-        If there is no batch, or the predictive is joint over all inputs. If a posterior that several
-        processes share predicts the batches of one: pass `laplace_kit.data.shard_batches`, whose
-        examples are predicted in the order of the global batches.
+        If there is no batch, the predictive is joint over all inputs, or several processes share
+        the posterior and not the batches: pass `laplace_kit.data.shard_batches`, whose examples are
+        predicted in the order of the global batches.
     """
     parts = list(predict_batches(predict, batches, progress=progress))
     if not parts:
