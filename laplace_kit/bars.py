@@ -5,14 +5,14 @@ import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-import jax
+from laplace_kit.host import is_first
 
 _T = TypeVar("_T")
 
 
 def is_shown(progress: bool) -> bool:
     """Return whether this process shows bars that are asked for: the first one of several does."""
-    return progress and jax.process_index() == 0
+    return progress and is_first()
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from jaxtyping import Array, PyTree
 
 from laplace_kit import storage, streams
 from laplace_kit.errors import check_count
+from laplace_kit.host import agree, fetch_array, in_step
 
 _FIT, _PASSES = "fit.npz", "pass-*"
 _CONTENT = "checkpoint of a fit"
@@ -113,10 +114,17 @@ def claim(checkpoint: Checkpoint, job: Mapping[str, PyTree]) -> None:
         )
 
 
-def release(checkpoint: Checkpoint) -> None:
-    """Remove the files of a fit; the directory itself stays."""
-    for file in (*checkpoint.path.glob(_PASSES), checkpoint.path / _FIT):
-        file.unlink(missing_ok=True)
+def release(checkpoint: Checkpoint, *, shared: bool = False) -> None:
+    """Remove the files of a fit; the directory itself stays.
+
+    `shared` is as in `Run`.
+    """
+
+    def remove() -> None:
+        for file in (*checkpoint.path.glob(_PASSES), checkpoint.path / _FIT):
+            file.unlink(missing_ok=True)
+
+    in_step(remove, shared=shared)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -149,7 +157,7 @@ def fingerprint(tree: PyTree) -> str:
         if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         is_number = isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float)
-        array = np.asarray(leaf) if is_number else np.frombuffer(str(leaf).encode(), np.uint8)
+        array = fetch_array(leaf) if is_number else np.frombuffer(str(leaf).encode(), np.uint8)
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
@@ -177,10 +185,35 @@ class Run:
     """One pass over a loader, which goes on where it was interrupted, and saves its sums.
 
     Without a checkpoint it is the loader, from its beginning to its end.
+
+    Parameters
+    ----------
+    loader
+        The batches.
+    checkpoint
+        Where sums are saved, `None` for nowhere.
+    name, args
+        What is computed, and the arrays on which it depends besides the batches.
+    shared
+        Whether several processes pass over the batches together. Process 0 then decides when sums
+        are saved, and writes them; all read them.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, or processes find different files.
     """
 
-    def __init__(self, loader: Iterable, checkpoint: Checkpoint | None, name: str, args: PyTree):
-        self._loader, self._checkpoint = loader, checkpoint
+    def __init__(
+        self,
+        loader: Iterable,
+        checkpoint: Checkpoint | None,
+        name: str,
+        args: PyTree,
+        *,
+        shared: bool = False,
+    ):
+        self._loader, self._checkpoint, self._shared = loader, checkpoint, shared
         self.saved = _Saved()
         if checkpoint is not None:
             self._path = checkpoint.path / f"pass-{fingerprint((name, args))}.npz"
@@ -189,6 +222,17 @@ class Run:
         self.num_batches, self.num_examples = self.saved.num_batches, self.saved.num_examples
         self._last_save = time.monotonic()
         self._num_saved = self.num_batches
+        if checkpoint is not None and shared:
+            self._check_shared()
+
+    def _check_shared(self) -> None:
+        found = agree(2 * self.num_batches + self.saved.is_finished)
+        if len({*found.tolist()}) > 1:
+            raise ValueError(
+                f"Found sums of different numbers of batches in the processes ({found // 2}), "
+                "expected one directory that all processes read and write; choose one on a file "
+                "system that they share."
+            )
 
     def batches(self, read: Callable[[Any], Any]) -> Iterator[Any]:
         """Yield the loader's batches that have not been summed, as they are.
@@ -237,7 +281,8 @@ class Run:
         since = self.num_batches - self._num_saved
         is_time = time.monotonic() - self._last_save >= self._checkpoint.seconds
         # The first batch of a pass shows whether the state of the loader can be saved.
-        if is_time or self.num_batches == 1 or since == self._checkpoint.batches:
+        is_time = is_time or self.num_batches == 1 or since == self._checkpoint.batches
+        if agree(is_time)[0] if self._shared else is_time:
             self._save(sums, batch)
 
     def finish(self, sums: PyTree) -> None:

@@ -47,6 +47,7 @@ from laplace_kit.data import (
 from laplace_kit.eval.link import LinkFunction
 from laplace_kit.eval.predictive import Prediction
 from laplace_kit.examples import Examples, first_examples
+from laplace_kit.host import extremes
 from laplace_kit.independence import check_independence
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Likelihood, as_likelihood
@@ -155,11 +156,11 @@ def fit(
     """
     asked = as_structure(structure, rank=rank, weight_sharing=weight_sharing)
     kind = as_curvature(curvature, key=key, num_samples=num_samples)
-    limits = Limits(batch_size, memory_limit)
     model_fn = as_pytree_function(model_fn)
     data = with_weights(as_data(data, progress=progress), weights)
     if checkpoint is not None:
         data = with_checkpoint(data, checkpoint)
+    limits = Limits(batch_size, memory_limit).shared_by(params, data)
     observed_by = as_likelihood(likelihood)
     prior, num_asked = None, None
     if not _is_last_layer(subset):  # wrong options are refused before the model is traced
@@ -280,7 +281,7 @@ def _prior(precision: PyTree, mean: PyTree, free: PyTree, selection: Selection):
     precision = expand_precision(precision, free, selection, dtype)
     mean = 0.0 if mean is None else mean
     mean = selection.broadcast(mean, free, name="prior_mean").astype(dtype)
-    if tree.is_concrete(mean) and not np.isfinite(np.asarray(mean)).all():
+    if tree.is_concrete(mean) and not np.isfinite(extremes(mean)).all():
         raise ValueError("Found a prior_mean that is not finite, expected finite numbers.")
     return precision, mean
 

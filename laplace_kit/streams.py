@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from laplace_kit.host import fetch_array
 from laplace_kit.storage import storable
 from laplace_kit.tree import pytree_dataclass
 
@@ -117,7 +118,7 @@ def _packed(leaf: Any) -> Any:
     if isinstance(leaf, bytes):
         return _Buffer("bytes", "uint8", (len(leaf),), np.frombuffer(leaf, np.uint8))
     if isinstance(leaf, np.ndarray | np.generic):
-        kind, array = "numpy", np.asarray(leaf)
+        kind, array = "numpy", fetch_array(leaf)
     elif hasattr(type(leaf), "detach"):
         kind, array = "torch", leaf.numpy()
     else:
@@ -128,7 +129,7 @@ def _packed(leaf: Any) -> Any:
 def _unpacked(leaf: Any) -> Any:
     if not isinstance(leaf, _Buffer):
         return leaf
-    data = np.asarray(leaf.values).tobytes()
+    data = fetch_array(leaf.values).tobytes()
     if leaf.kind == "bytes":
         return data
     array = np.frombuffer(data, leaf.dtype).reshape(leaf.shape).copy()

@@ -22,6 +22,7 @@ from laplace_kit.curv.objective import Objective, chunk_loss
 from laplace_kit.data import Chunk, Data, InMemory, as_data, chunks, whole
 from laplace_kit.errors import check_option
 from laplace_kit.fitting import fit
+from laplace_kit.host import fetch, fetch_array
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Gaussian, Likelihood, MultivariateGaussian, as_likelihood
 from laplace_kit.portable import to_portable
@@ -231,17 +232,17 @@ class _Refit(NamedTuple):
 
     @classmethod
     def of(cls, epoch: int, la: Laplace, caught: list[warnings.WarningMessage]) -> "_Refit":
-        std = np.asarray(la.likelihood.noise_std) if isinstance(la.likelihood, Gaussian) else None
-        precision = jax.tree.map(np.asarray, la.prior_precision)
+        std = fetch_array(la.likelihood.noise_std) if isinstance(la.likelihood, Gaussian) else None
+        precision = fetch(la.prior_precision)
         return cls(epoch, float(la.log_marginal_likelihood()), precision, std, caught)
 
 
 def _history(losses: list[float], refits: list[_Refit]) -> TrainingHistory:
     stds = [refit.noise_std for refit in refits]
     return TrainingHistory(
-        loss=np.asarray(losses),
-        epoch=np.asarray([refit.epoch for refit in refits]),
-        log_marginal_likelihood=np.asarray([refit.evidence for refit in refits]),
+        loss=np.array(losses),
+        epoch=np.array([refit.epoch for refit in refits]),
+        log_marginal_likelihood=np.array([refit.evidence for refit in refits]),
         prior_precision=jax.tree.map(
             lambda *leaves: np.stack(leaves), *(refit.prior_precision for refit in refits)
         ),

@@ -227,10 +227,11 @@ def test_data_in_memory_are_refused():
         with_checkpoint(as_data((X, Y)), "there")
 
 
-def test_several_processes_are_refused(monkeypatch):
+def test_processes_that_each_have_batches_of_their_own_are_refused(monkeypatch):
+    data = as_data(loaders.Plain(X, Y, 3))
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    with pytest.raises(ValueError, match=r"checkpoint= in 4 processes, expected one"):
-        with_checkpoint(as_data(loaders.Plain(X, Y, 3)), "there")
+    with pytest.raises(ValueError, match=r"checkpoint= in 4 processes whose batches are not spre"):
+        with_checkpoint(data, "there")
 
 
 # --- fingerprints ---------------------------------------------------------------------------------
