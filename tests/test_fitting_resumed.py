@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +149,45 @@ def test_a_killed_process_goes_on_in_another(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["21", "31"]  # without the pass that was finished
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", ["Auto", "Explicit"])
+def test_a_fit_on_eight_devices_goes_on(axes):
+    """Batches and parameters are spread over all of them."""
+    twins.run_on_eight_devices(
+        f"""
+        import sys, tempfile
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import jax, jax.numpy as jnp, numpy as np
+        import laplace_kit as lk, loaders
+        rng = np.random.default_rng(0)
+        x, y = rng.normal(size=(70, 8)).astype("float32"), rng.integers(0, 3, 70)
+        kind = jax.sharding.AxisType.{axes}
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+        by_rows = jax.NamedSharding(mesh, jax.P("data"))
+        params = jax.device_put(rng.normal(size=(8, 3)).astype("float32"), by_rows)
+        def fit(loader, checkpoint=None):
+            batches = lk.data.shard_batches(loader, mesh)
+            return lk.fit(
+                lambda params, x: jnp.tanh(x) @ params, params, batches,
+                likelihood="categorical", structure="kron", checkpoint=checkpoint,
+            )
+        whole = loaders.Plain(x, y, 16)
+        expected = fit(whole)
+        assert whole.reads == [1, 5, 5, 5]
+        directory = tempfile.mkdtemp()
+        try:
+            fit(loaders.Plain(x, y, 16, stop=14), lk.Checkpoint(directory, batches=1))
+            raise AssertionError
+        except loaders.Interrupted:
+            pass
+        again = loaders.Plain(x, y, 16)
+        found = fit(again, directory)
+        assert again.reads == [1, 5, 5]
+        jax.tree.map(np.testing.assert_array_equal, found.expansion, expected.expansion)
+        """
+    )
 
 
 # --- another fit ----------------------------------------------------------------------------------
