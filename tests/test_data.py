@@ -321,7 +321,7 @@ def test_no_array_is_a_constant_of_the_programs():
         for batch_size in (10, 43)
     ]
     steps = [
-        lk_data._step.lower(product, matrix, chunk, jnp.zeros(41)),
+        lk_data._step.lower(product, matrix, chunk, jnp.zeros(41), 10),
     ]
     for lowered in (*in_memory, *steps):
         assert twins.constants(lowered.as_text()) == []
@@ -371,8 +371,17 @@ def test_progress_is_shown_on_request(capsys):
     assert capsys.readouterr().err == ""
     sum_over(weighted_sums, 1.0, as_data(twins.Loader(x, y, 2), progress=True), None)
     shown = capsys.readouterr().err
-    assert "batches" in shown
-    assert "0/3" in shown
+    assert "pass 1, weighted_sums:" in shown
+    assert "0.00/6.00" in shown
+    assert "examples/s" in shown
+
+
+def test_passes_over_one_stream_are_numbered(capsys):
+    stream = as_data(twins.Loader(*arrays(6), 2), progress=True)
+    sum_over(weighted_sums, 1.0, stream, None)
+    gather(stream)
+    shown = capsys.readouterr().err
+    assert shown.index("pass 1, weighted_sums:") < shown.index("pass 2, reading examples:")
 
 
 def rowwise(factor, x):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import tree
+from laplace_kit.bars import titled
 from laplace_kit.chunks import chunk_of_sum
 from laplace_kit.curv.capture.layers import Layer
 from laplace_kit.curv.capture.layout import to_flat
@@ -81,7 +82,7 @@ def loss_along(
     Goodfellow, Vinyals and Saxe (2015), Qualitatively characterizing neural network optimization
     problems. Li et al. (2018), Visualizing the loss landscape of neural nets.
     """
-    limits = Limits(batch_size, memory_limit)
+    limits = Limits(batch_size, memory_limit).shared_by(params, data)
     data = as_data(data, once=True)
     x, y = batch_spec(data)
     objective = restrict(model_fn, params, as_likelihood(likelihood))[0].planned(x)
@@ -96,6 +97,7 @@ def loss_along(
     return Landscape(axes, losses.reshape([len(t) for t in axes]))
 
 
+@titled("losses on the grid")
 def _losses_at(
     args: tuple[Objective, Float[Array, "K P"], Float[Array, "G K"]], chunk: Chunk
 ) -> Float[Array, " G"]:

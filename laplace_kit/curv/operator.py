@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Num, PyTree
 
 from laplace_kit import tree
+from laplace_kit.bars import titled
 from laplace_kit.chunks import chunk_of_map, chunk_of_sum
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.mode import check_values
@@ -46,10 +47,11 @@ class CurvatureOperator(SelfAdjointOperator):
 
     def __post_init__(self, batch_size, memory_limit):
         put = object.__setattr__  # the dataclass is frozen
-        put(self, "limits", Limits(batch_size, memory_limit))
         put(self, "model_fn", as_pytree_function(self.model_fn))
         put(self, "likelihood", as_likelihood(self.likelihood))
         put(self, "data", as_data(self.data))
+        limits = Limits(batch_size, memory_limit).shared_by(self.params, self.data)
+        put(self, "limits", limits)
         if isinstance(self.scale, float | int) and self.scale == 1:
             put(self, "scale", None)  # as a number it would be an argument, and multiply every sum
         x, y = batch_spec(self.data)
@@ -217,11 +219,13 @@ def _cast(sums: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda s, leaf: s.astype(leaf.dtype), sums, like)
 
 
+@titled("product with a vector")
 def _chunk_mv(operator_and_vector, chunk):
     operator, v = operator_and_vector
     return operator.linear_map(chunk)(v)
 
 
+@titled("products with vectors")
 def _chunk_matmat(operator_and_vectors, chunk):
     operator, vs = operator_and_vectors
     return jax.vmap(operator.linear_map(chunk))(vs)

@@ -129,7 +129,7 @@ class BlockDiagonalOperator(WrappedOperator):
         """
         block = self.blocks.index(check_option("block", name, self.blocks))
         sizes = [jnp.size(leaf) for leaf in jax.tree.leaves(select(self.params)[0])]
-        return np.flatnonzero(np.repeat(np.asarray(self.groups) == block, sizes))
+        return np.flatnonzero(np.repeat([group == block for group in self.groups], sizes))
 
 
 @submatrix.register
@@ -253,6 +253,8 @@ def _by_chunk(operator: CurvatureOperator, groups: tuple[int, ...], vs: PyTree) 
 
 class _ChunkProducts(NamedTuple):
     """One chunk's part of the products; hashable, so that it is compiled once."""
+
+    title = "products with the blocks"
 
     groups: tuple[int, ...]
 

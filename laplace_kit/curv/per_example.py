@@ -56,7 +56,7 @@ def per_example_gradients(
     TypeError, ValueError
         If data, outputs, targets or likelihood do not go together.
     """
-    limits = Limits(batch_size, memory_limit)
+    limits = Limits(batch_size, memory_limit).shared_by(params, data)
     objective, pieces = _map(_gradients, model_fn, params, data, likelihood, limits)
     return tree.unravel(jnp.concatenate(pieces), objective.params)
 
@@ -94,7 +94,7 @@ def per_example_gradient_norms(
     ----------
     Goodfellow (2015), Efficient per-example gradient computations.
     """
-    limits = Limits(batch_size, memory_limit)
+    limits = Limits(batch_size, memory_limit).shared_by(params, data)
     _, pieces = _map(_norms, model_fn, params, data, likelihood, limits)
     return jnp.concatenate(pieces)
 
@@ -112,7 +112,8 @@ def _map(
     objective = restrict(model_fn, params, as_likelihood(likelihood))[0].planned(x)
     check_outputs(objective, x, y)
     size = choose_held(rows_cost(objective, multiplied_out), 1, limits).batch_size
-    return objective, [map_over(fn, objective, whole(b), size) for b in read_batches(data)]
+    batches = read_batches(data, "gradients of examples")
+    return objective, [map_over(fn, objective, whole(batch), size) for batch in batches]
 
 
 def _gradients(objective: Objective, batch: Chunk) -> Float[Array, "B P"]:

@@ -12,10 +12,12 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from laplace_kit import streams, tree
+from laplace_kit import bars, tree
 from laplace_kit.arrays import is_list_of_numbers, on_host
 from laplace_kit.errors import check_count
 from laplace_kit.eval.outputs import Predictive, with_joint_covariance
+from laplace_kit.host import fetch, spans_processes
+from laplace_kit.loaders import ShardedBatches, check_shared
 from laplace_kit.targets.outputs import Outputs
 
 Predict = Callable[[PyTree], Predictive]
@@ -32,7 +34,7 @@ def predict_over(predict: Predict, batches: Iterable[Any], *, progress: bool = F
         A list, a torch `DataLoader` or a generator of inputs x, or of `(x, y)` or
         `(x, y, weights)`, where only x is used. It is iterated once.
     progress
-        Show a progress bar.
+        Show a progress bar with the inputs a second.
 
     Returns
     -------
@@ -45,7 +47,9 @@ def predict_over(predict: Predict, batches: Iterable[Any], *, progress: bool = F
     TypeError
         If `batches` are inputs in memory, for which `predict` is enough.
     ValueError
-        If there is no batch, or the predictive is joint over all inputs.
+        If there is no batch, the predictive is joint over all inputs, or several processes share
+        the posterior and not the batches: pass `laplace_kit.data.shard_batches`, whose examples are
+        predicted in the order of the global batches.
     """
     parts = list(predict_batches(predict, batches, progress=progress))
     if not parts:
@@ -64,7 +68,18 @@ def predict_batches(
         As for `predict_over`, with the same errors.
     """
     _check_batches(batches)
-    return _predictions(predict, streams.with_bar(batches) if progress else batches)
+    if isinstance(batches, ShardedBatches):
+        return _of_examples(predict, _shown(batches.with_rows(), batches, _num_marked, progress))
+    return _predictions(predict, _shown(batches, batches, _num_in, progress), batches)
+
+
+def _shown(
+    items: Iterable[Any], batches: Iterable[Any], num_of: Callable[[Any], int], progress: bool
+) -> Iterable[Any]:
+    """Return items, one for each batch, with a bar if it is asked for."""
+    if not bars.is_shown(progress):
+        return items
+    return bars.with_bar(items, "predictions", num_of, num_batches=bars.length_of(batches))
 
 
 def split(x: PyTree, batch_size: int) -> list[PyTree]:
@@ -84,16 +99,30 @@ def split(x: PyTree, batch_size: int) -> list[PyTree]:
     ]
 
 
-def _predictions(predict: Predict, batches: Iterable[Any]) -> Iterator[Predictive]:
+def _of_examples(predict: Predict, batches: Iterable[tuple]) -> Iterator[Predictive]:
+    """Leave out the rows that only fill batches up."""
+    for (x, *_), is_example in batches:
+        yield rows_of(predict(x), np.flatnonzero(is_example))
+
+
+def _predictions(
+    predict: Predict, batches: Iterable[Any], source: Iterable[Any]
+) -> Iterator[Predictive]:
     size = None
     for item in batches:
-        x = on_host(_inputs(item), "inputs")
+        x = _inputs(item)
+        if spans_processes(x):
+            yield predict(x)
+            continue
+        x = on_host(x, "inputs")
         num = _num_examples(x)
         size = num if size is None else size
         for low in range(0, num, size):
             rows = np.arange(low, low + size)
             # Filled up with the last input, as zeros may be invalid.
             predictive = predict(_rows(x, np.minimum(rows, num - 1)) if num != size else x)
+            if spans_processes(predictive):
+                check_shared(source, x)
             yield _first(predictive, min(size, num - low))
 
 
@@ -117,6 +146,17 @@ def _inputs(item: Any) -> PyTree:
     return item[0]
 
 
+def _num_in(item: Any) -> int:
+    """Return the number of inputs of a batch."""
+    x = _inputs(item)
+    return _num_examples(x if spans_processes(x) else on_host(x, "inputs"))
+
+
+def _num_marked(batch_and_rows: tuple[Any, np.ndarray]) -> int:
+    """Return the number of rows of a batch that are examples."""
+    return int(batch_and_rows[1].sum())
+
+
 # --- rows -----------------------------------------------------------------------------------------
 
 
@@ -135,14 +175,19 @@ def _rows(x: PyTree, rows: slice | np.ndarray) -> PyTree:
 
 
 def _first(predictive: Predictive, num: int) -> Predictive:
-    """Cut on the host: on the device each number of rows would need its own programs."""
-    if num == len(predictive.f_mean):
-        return predictive
+    return predictive if num == len(predictive.f_mean) else rows_of(predictive, slice(num))
+
+
+def rows_of(predictive: Predictive, rows: slice | np.ndarray) -> Predictive:
+    """Return the predictive of some of its inputs.
+
+    They are cut on the host: on the device each number of rows would need its own programs.
+    """
     joint = predictive.joint_cov
-    rest = _by_row(lambda part: jax.device_put(np.asarray(part)[:num]), [predictive])
+    rest = _by_row(lambda part: jax.device_put(fetch(part)[rows]), [predictive])
     if joint is None:
         return rest
-    return with_joint_covariance(rest, jax.device_put(np.asarray(joint)[:num, :, :num]))
+    return with_joint_covariance(rest, jax.device_put(fetch(joint)[rows][:, :, rows]))
 
 
 def _concatenated(parts: list[Predictive]) -> Predictive:
@@ -151,7 +196,7 @@ def _concatenated(parts: list[Predictive]) -> Predictive:
             "Found joint covariances of each batch, expected a predictive without joint=True; the "
             "covariance between batches takes all inputs in memory: la.predict(x, joint=True)."
         )
-    return _by_row(lambda *rows: jax.device_put(np.concatenate(rows)), parts)
+    return _by_row(lambda *rows: jax.device_put(np.concatenate(fetch(rows))), parts)
 
 
 def _by_row(fn: Callable, predictives: list[Predictive]) -> Predictive:
