@@ -66,7 +66,8 @@ def updated_by(
     mode = examine_mode(objective, data)
     structure = choice.fit(objective, data, key)
     gradient = mode.gradient.astype(expansion.gradient.dtype)
-    new = Expansion(mode.log_likelihood, gradient, structure, mode.num_data)
+    counts = mode.num_data, mode.num_entries
+    new = Expansion(mode.log_likelihood, gradient, structure, *counts)
     found = updated(expansion, new, precision)
     if choice.form == "dual" and isinstance(found.expansion.structure, FullStructure):
         because = "all data together have more rows than there are parameters"

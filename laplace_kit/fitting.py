@@ -184,7 +184,7 @@ def fit(
     return Laplace(
         model=TrainedModel(model_fn, free, selection, objective.plan),
         likelihood=observed_by,
-        expansion=Expansion(mode.log_likelihood, gradient, fitted, mode.num_data),
+        expansion=Expansion(mode.log_likelihood, gradient, fitted, mode.num_data, mode.num_entries),
         prior=Prior(mean, given, temperature=jnp.ones((), dtype)),
         posterior=posterior,
         prediction=Prediction(),

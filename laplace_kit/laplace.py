@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 from laplace_kit import continual, storage, stored, tree
 from laplace_kit.approx.diagnostics import Diagnostics, diagnose
 from laplace_kit.approx.evidence import log_evidence_of
-from laplace_kit.approx.noise import noise_factor
+from laplace_kit.approx.noise import noise_factor, with_known_noise
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.approx.prior import Prior, check_temperature, expand_precision
 from laplace_kit.approx.update import Expansion
@@ -134,8 +134,7 @@ class Laplace:
             If the likelihood is not Gaussian, or the noise is not positive and proportional.
         """
         la = scaled(self, noise_factor(self.likelihood, noise_std))
-        known = tree.replace(la.likelihood, known=True)
-        return tree.replace(la, likelihood=known).refactorised()
+        return tree.replace(la, likelihood=with_known_noise(la.likelihood)).refactorised()
 
     def with_prediction(
         self,

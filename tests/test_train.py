@@ -384,7 +384,7 @@ ERRORS = [
     ({"burn_in": 6}, "burn_in=6 for num_epochs=6"),
     ({"burn_in": -1}, "burn_in=-1"),
     ({"optimizer": optax.adam}, "expected an optax.GradientTransformation"),
-    ({"likelihood": "poisson", "noise": "evidence"}, "noise='evidence' with a Poisson likelihood"),
+    ({"likelihood": "poisson", "noise": "evidence"}, "Found a Poisson likelihood.*noise='keep'"),
     ({"prior_precision": -1.0}, "expected positive"),
     ({"data": [(REGRESSION.x, REGRESSION.y)], "train_batch_size": 4}, "train_batch_size=4 with a"),
     ({"data": iter([])}, "one-shot iterator"),

@@ -25,13 +25,15 @@ class Mode:
     r"""Sums at the mode: $\log p(D \mid \theta^*)$, $\nabla \mathcal L$ flat `(P,)`, and counts.
 
     `num_data` is the sum of the weights, an integer N where there are none; `num_examples` is the
-    number of examples that count.
+    number of examples that count; `num_entries` is the weight of the observed entries of the
+    targets, in their shape, `None` without a mask.
     """
 
     log_likelihood: Float[Array, ""]
     gradient: Float[Array, " P"]
     num_data: int | float
     num_examples: int
+    num_entries: Float[Array, "*entries"] | None = None
 
 
 def examine_mode(objective: Objective, data: Data) -> Mode:
@@ -69,11 +71,14 @@ def examine_mode(objective: Objective, data: Data) -> Mode:
         raise ValueError(ALL_ZERO)
     log_likelihood, gradient = _accumulated(found.loss, found.gradient)
     num_data = float(found.total_weight) if data.is_weighted else num
-    return Mode(log_likelihood, gradient, num_data, num)
+    return Mode(log_likelihood, gradient, num_data, num, found.num_entries)
 
 
 class _Statistics(NamedTuple):
-    """Sums over a chunk: loss, gradient, weights, examples that count, bad ones, bad parameters."""
+    """Sums over a chunk: loss, gradient, weights, examples that count, bad ones, bad parameters.
+
+    `num_entries` are the weights of observed entries of masked targets, else `None`.
+    """
 
     loss: Float[Array, ""]
     gradient: PyTree
@@ -81,6 +86,7 @@ class _Statistics(NamedTuple):
     num_examples: Int[Array, ""]
     num_bad: Int[Array, ""]
     num_bad_params: Int[Array, ""]
+    num_entries: Float[Array, "*entries"] | None
 
 
 @jax.jit
@@ -217,7 +223,12 @@ def _chunk_statistics(args, chunk):
     bad = jnp.stack(list(faults.values())).any(axis=0)
     bad_params = sum(jnp.sum(~jnp.isfinite(leaf)) for leaf in jax.tree.leaves(objective.params))
     counts = jnp.sum(chunk.weight > 0)
-    return _Statistics(loss, gradient, jnp.sum(chunk.weight), counts, jnp.sum(bad), bad_params)
+    entries = None
+    if isinstance(objective.likelihood, Masked):
+        observed = jax.vmap(objective.likelihood.observed)(f, chunk.y)
+        entries = jnp.einsum("n,n...->...", chunk.weight, observed.astype(chunk.weight.dtype))
+    total = jnp.sum(chunk.weight)
+    return _Statistics(loss, gradient, total, counts, jnp.sum(bad), bad_params, entries)
 
 
 def _faults(likelihood, f, has_features, x, y) -> dict[str, Array]:

@@ -144,6 +144,11 @@ def without_mask(likelihood: Likelihood) -> Likelihood:
     return likelihood.likelihood if isinstance(likelihood, Masked) else likelihood
 
 
+def with_mask_of(likelihood: Likelihood, kind: Likelihood) -> Likelihood:
+    """Return the likelihood `kind` under a mask if `likelihood` has one."""
+    return Masked(kind) if isinstance(likelihood, Masked) else kind
+
+
 def unmasked(likelihood: Likelihood, y: PyTree) -> tuple[Likelihood, PyTree]:
     """Return the likelihood and the targets under a mask, or both as they are."""
     return without_mask(likelihood), y[0] if isinstance(likelihood, Masked) else y
