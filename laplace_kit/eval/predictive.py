@@ -26,6 +26,8 @@ from laplace_kit.eval.moments import accurate, linearized_moments
 from laplace_kit.eval.outputs import Predictive as Predictive
 from laplace_kit.eval.outputs import from_gaussian, from_samples, with_joint_covariance
 from laplace_kit.likelihood import Likelihood
+from laplace_kit.targets.binary import BinaryTargets
+from laplace_kit.targets.classes import ClassTargets
 
 Method = Literal["linearized", "sampled"]
 CovarianceForm = Literal["auto", "full", "diagonal"]
@@ -133,8 +135,8 @@ def predict(
     Raises
     ------
     ValueError
-        If an option is unknown, a key is missing, the inputs are not finite, or one input exceeds
-        the memory limit.
+        If an option is unknown, a key is missing, the inputs are not finite, one input exceeds
+        the memory limit, or a link function returns values that are no probabilities.
 
     References
     ----------
@@ -186,7 +188,11 @@ def from_moments(
     if link != "monte_carlo":  # other links ignore these, and need not be compiled again for them
         key, num_samples = None, 0
     moments = (f_mean, f_var, f_cov)
-    return _from_gaussian(likelihood, *moments, link=link, key=key, num_samples=num_samples)
+    made = _from_gaussian(likelihood, *moments, link=link, key=key, num_samples=num_samples)
+    if callable(link) and isinstance(made.targets, ClassTargets | BinaryTargets):
+        has_classes = isinstance(made.targets, ClassTargets)
+        links.check_defined(link, made.logits, made.f_mean, has_classes=has_classes)
+    return made
 
 
 _from_gaussian = jax.jit(from_gaussian, static_argnames=("link", "num_samples"))
