@@ -17,7 +17,7 @@ from laplace_kit.approx.noise import noise_factor, with_known_noise
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.approx.prior import Prior, check_temperature, expand_precision
 from laplace_kit.approx.update import Expansion
-from laplace_kit.card import Card, make_card
+from laplace_kit.card import Card, make_card, report_card
 from laplace_kit.curv.objective import Objective
 from laplace_kit.curv.trained_model import TrainedModel
 from laplace_kit.eval import functions, predictive
@@ -153,7 +153,7 @@ class Laplace:
             restores the value of `fit`: linearised; a link that `tune` may choose, `"probit"` until
             then; the covariance that fits the memory; the method's own number of samples.
         """
-        changed = self.prediction.changed(method, link, covariance, num_samples)
+        changed = predictive.changed(self.prediction, method, link, covariance, num_samples)
         return tree.replace(self, prediction=changed)
 
     def update(self, data: Any, *, key: PRNGKeyArray | None = None) -> "Laplace":
@@ -395,7 +395,7 @@ class Laplace:
             shifted=shifted,
             ood=ood,
             title=title,
-            card=self._card().for_report(self.model, self.prior, self.coverage),
+            card=report_card(self._card(), self.model, self.prior, self.coverage),
         )
 
     def predict_at_mode(self, x: PyTree) -> Predictive:

@@ -1,6 +1,7 @@
 """What is public: what packages export, which pages name and the API pages show."""
 
 import ast
+import dataclasses
 import functools
 import importlib
 import pkgutil
@@ -93,6 +94,16 @@ def directives(page: Path) -> list[tuple[str, tuple[str, ...]]]:
     return [(name, tuple(re.findall(r"^ +- (\w+)$", block, re.MULTILINE))) for name, block in found]
 
 
+def hidden(page: Path) -> dict[str, tuple[str, ...]]:
+    """Return the names of members that an API page does not show, by the object of the directive.
+
+    They are methods by which modules work together, of classes that users see.
+    """
+    pattern = r"^::: (\S+)\n    options:\n      filters: .*\"!\^\(([\w|]+)\)\$\"\]$"
+    found = re.findall(pattern, page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {name: tuple(members.split("|")) for name, members in found}
+
+
 def rendered(page: Path) -> list[str]:
     """Return the dotted names of all objects that an API page shows."""
     return [
@@ -141,6 +152,26 @@ def test_every_export_stands_on_one_api_page_and_nothing_else_does():
     times = Counter(id(resolve(name)) for name in shown)
     assert not [name for name, value in everything.items() if times[id(value)] != 1]
     assert not [name for name in shown if isinstance(resolve(name), ModuleType)]
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "api").glob("*.md")), ids=lambda p: p.stem)
+def test_members_that_an_api_page_hides_exist_and_no_page_names_them(page):
+    for name, members in hidden(page).items():
+        home = resolve(name)
+        classes = [getattr(home, each) for each in exports(name)]
+        known = set().union(*(dir(each) for each in classes if isinstance(each, type)))
+        known |= {
+            f.name for c in classes if dataclasses.is_dataclass(c) for f in dataclasses.fields(c)
+        }
+        assert set(members) <= known
+        for other in PAGES:
+            text = other.read_text(encoding="utf-8")
+            assert not [member for member in members if re.search(rf"\w\.{member}\(", text)]
+
+
+def test_some_members_are_hidden():
+    pages = {page.stem: hidden(page) for page in (ROOT / "docs" / "api").glob("*.md")}
+    assert "planned" in pages["curv"]["laplace_kit.curv"]
 
 
 def test_the_list_of_public_modules_is_complete():

@@ -53,7 +53,7 @@ class Objective:
         return replace(self, model_fn=model_fn, plan=None)
 
     def within(self, batch_size: int | None = None, memory: int | None = None) -> "Objective":
-        """Return the objective with other limits, where they are given; see `Limits`."""
+        """Return the objective with other limits of memory, examples and bytes, where given."""
         limits = self.limits
         batch_size = limits.batch_size if batch_size is None else batch_size
         memory = limits.memory if memory is None else memory  # zero is refused, and no default

@@ -62,26 +62,27 @@ class Prediction:
         if self.num_samples is not None:
             check_count("num_samples", self.num_samples, "draws", least=2)
 
-    def changed(
-        self,
-        method: Method | Literal["auto"] | None = None,
-        link: links.Link | Literal["auto"] | None = None,
-        covariance: CovarianceForm | None = None,
-        num_samples: int | Literal["auto"] | None = None,
-    ) -> "Prediction":
-        """Return the configuration with changes; `None` keeps, `"auto"` restores the default."""
-        given = zip(dataclasses.fields(self), (method, link, covariance, num_samples), strict=True)
-        changes = {
-            field.name: field.default if value == "auto" else value
-            for field, value in given
-            if value is not None
-        }
-        return dataclasses.replace(self, **changes)
-
     @property
     def named_link(self) -> str | links.LinkFunction:
         """The link to predict with."""
         return "probit" if self.link is None else self.link
+
+
+def changed(
+    prediction: Prediction,
+    method: Method | Literal["auto"] | None = None,
+    link: links.Link | Literal["auto"] | None = None,
+    covariance: CovarianceForm | None = None,
+    num_samples: int | Literal["auto"] | None = None,
+) -> Prediction:
+    """Return a configuration with changes; `None` keeps, `"auto"` restores the default."""
+    values = method, link, covariance, num_samples
+    changes = {
+        field.name: field.default if value == "auto" else value
+        for field, value in zip(dataclasses.fields(prediction), values, strict=True)
+        if value is not None
+    }
+    return dataclasses.replace(prediction, **changes)
 
 
 def predict(

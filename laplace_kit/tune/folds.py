@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import tree
+from laplace_kit.approx.choice import fit_chosen, with_key
 from laplace_kit.approx.posterior import Posterior, Structure, factorise
 from laplace_kit.approx.prior import expand_precision
 from laplace_kit.approx.update import newton_step
@@ -101,12 +102,12 @@ def _mean_loss(
 ) -> Callable[..., float]:
     """Fit each fold's complement; return the loss, a function of precision and temperature."""
     x, y, weights = examples
-    objective, choice, folds = la.objective.planned(x), la.record.choice.with_key(key), []
+    objective, choice, folds = la.objective.planned(x), with_key(la.record.choice, key), []
     dtype = la.expansion.gradient.dtype
     for (rest_x, rest), (fold_x, fold) in split_folds(x, (y, weights), num_folds):
         others = InMemory(rest_x, rest[0], weights=rest[1])
         gradient = examine_mode(objective, others).gradient
-        structure = choice.fit(objective, others, key)
+        structure = fit_chosen(choice, objective, others, key)
         folds.append(Fold(fold_x, *fold, structure, gradient.astype(dtype)))
     model = la.model
 
