@@ -178,10 +178,6 @@ class FullPosterior(Posterior):
     def size(self):
         return len(self.cholesky)
 
-    @property
-    def dtype(self):
-        return self.cholesky.dtype
-
     def scale_mv(self, eps):
         return self._solve(eps, trans=1)
 
