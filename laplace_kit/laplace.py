@@ -340,8 +340,8 @@ class Laplace:
             As in `laplace_kit.eval.sample_functions`: `samples(x)` is `(K, N, *event)`,
             `samples[k]` one function, differentiable in `x`.
         """
-        of = self.objective, self.posterior
-        return functions.sample_functions(*of, key, num_samples, method=method)
+        parts = self.objective, self.posterior
+        return functions.sample_functions(*parts, key, num_samples, method=method)
 
     # --- quality ---
 

@@ -152,7 +152,7 @@ def check_values(
     for what, rows in zip(descriptions, jax.device_get(bad), strict=True):
         if rows.any():
             first, count = int(np.argmax(rows)), int(rows.sum())
-            target, remedy = _of_target(likelihood, outputs.shape[1:], what, y, y, first)
+            target, remedy = _describe(likelihood, outputs.shape[1:], what, y, y, first)
             remedy = remedy or f"{_DROP} the preprocessing"
             raise ValueError(
                 f"Found {what}: first at example {first}{target} ({count} in all); {remedy}."
@@ -179,7 +179,7 @@ def _value_faults(likelihood, f, x, y):
 
 
 _INPUTS = "inputs that are not finite; expected finite numbers"
-_FEATURES = "features that are NaN, made of the inputs by what is frozen; expected numbers"
+_FEATURES = "features that are NaN, computed by the frozen part of the model; expected numbers"
 _OUTPUTS = "model outputs that are not finite; expected finite numbers"
 _DROP = "clean or drop these examples, and check"
 
@@ -197,7 +197,7 @@ def _descriptions(likelihood: Likelihood) -> tuple[str, str]:
     )
 
 
-def _of_target(
+def _describe(
     likelihood: Likelihood, event: tuple[int, ...], what: str, y: PyTree, all_y: PyTree, row: int
 ) -> tuple[str, str]:
     """Describe a target out of range, if it is one number, and its remedy, if there is one."""
@@ -272,7 +272,7 @@ def _describe_first_bad(objective, has_features, data, batch_size) -> str:
                     if not isinstance(data, InMemory):
                         where += f" of batch {number}"
                     event = objective.plan.output.shape
-                    target, remedy = _of_target(objective.likelihood, event, what, y, batch.y, row)
+                    target, remedy = _describe(objective.likelihood, event, what, y, batch.y, row)
                     remedy = remedy or f"{_DROP} the preprocessing and the parameters"
                     return (
                         f"Found {what}: first at {where}{target} ({count} in the same chunk); "

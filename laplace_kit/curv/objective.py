@@ -81,11 +81,11 @@ def restrict(
         Bounds of the memory.
     """
     free, selection = select(params, subset)
-    model_fn = of_free_params(model_fn, selection)
+    model_fn = restricted_model(model_fn, selection)
     return Objective(model_fn, free, likelihood, limits=limits), selection
 
 
-def of_free_params(model_fn: Callable, selection: Selection) -> Partial:
+def restricted_model(model_fn: Callable, selection: Selection) -> Partial:
     """Return the model as a function of the free parameters of a selection."""
     model_fn = as_pytree_function(model_fn)
     if jax.tree.leaves(selection):

@@ -105,7 +105,7 @@ def _nodes(nu: Float[Array, ""]) -> tuple[Float[Array, " K"], Float[Array, " K"]
     high = jnp.minimum(jnp.sqrt(2 * fall), jnp.log(2 * (1 + fall)))
     low = -jnp.where(fall < 1 / 3, jnp.sqrt(3 * jnp.minimum(fall, 1.0)), 1 + fall)
     u = low + (high - low) * jnp.asarray(np.linspace(0, 1, _NUM_NODES), nu.dtype)
-    # Minus one, so that the exponent is small where the density is not.
+    # expm1 instead of exp, so that the exponent is small near the mode.
     log_density = nu / 2 * (u - jnp.expm1(u))
     return u, log_density - jax.nn.logsumexp(log_density)
 
