@@ -41,7 +41,7 @@ class CurvatureSpec(abc.ABC):
         Parameters
         ----------
         objective
-            The model as a function of its free parameters alone, with P of them:
+            The model as a function of its P free parameters only:
             `objective.model_fn(params, x)`, the mode `objective.params`, `objective.likelihood`,
             and the memory limits `objective.limits`.
         data
