@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import importlib
+import inspect
 import pkgutil
 import pydoc
 import re
@@ -17,7 +18,7 @@ import laplace_kit as lk
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "laplace_kit"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PUBLIC = (
     "laplace_kit",
     "laplace_kit.approx",
@@ -167,6 +168,32 @@ def test_members_that_an_api_page_hides_exist_and_no_page_names_them(page):
         for other in PAGES:
             text = other.read_text(encoding="utf-8")
             assert not [member for member in members if re.search(rf"\w\.{member}\(", text)]
+
+
+def signatures() -> dict[str, inspect.Signature]:
+    """Return the signatures of public functions and of the public methods of public classes."""
+    objects = {name: value for package in PUBLIC for name, value in exported(package).items()}
+    for name, cls in list(objects.items()):
+        if isinstance(cls, type):
+            objects |= {f"{name}.{each}": member for each, member in vars(cls).items()}
+    functions = {name: inspect.unwrap(value) for name, value in objects.items() if callable(value)}
+    functions = {name: fn for name, fn in functions.items() if inspect.isfunction(fn)}
+    return {n: inspect.signature(f) for n, f in functions.items() if not re.search(r"\._", n)}
+
+
+def test_signatures_follow_the_table_of_names_in_contributing():
+    found = signatures()
+    assert len(found) > 200
+    for name, signature in found.items():
+        for argument, parameter in signature.parameters.items():
+            if argument == "key":
+                assert parameter.default in (None, parameter.empty), f"{name} has a default key"
+            if argument == "method":
+                assert parameter.kind is parameter.KEYWORD_ONLY, f"{name}: method by position"
+            counts = re.search(r"^n_|^length$|_length$|_size$", argument)
+            assert not counts or argument in ("batch_size", "train_batch_size"), (
+                f"{name}: {argument}"
+            )
 
 
 def test_some_members_are_hidden():
