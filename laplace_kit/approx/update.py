@@ -112,7 +112,7 @@ def updated(old: Expansion, new: Expansion, precision: Float[Array, " P"]) -> Up
     Raises
     ------
     TypeError, ValueError
-        If the structures do not go together, or the posterior precision is indefinite.
+        If the structures cannot be added, or the posterior precision is indefinite.
 
     References
     ----------

@@ -183,7 +183,7 @@ class FiniteDifferenceHessianOperator(CurvatureOperator):
     Raises
     ------
     TypeError, ValueError
-        If data, outputs, targets or likelihood do not go together.
+        If data, outputs, targets and likelihood are inconsistent.
     """
 
     def linear_map(self, chunk):

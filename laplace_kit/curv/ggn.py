@@ -320,7 +320,7 @@ class GGNOperator(GaussNewtonOperator):
     Raises
     ------
     TypeError, ValueError
-        If data, outputs, targets or likelihood do not go together.
+        If data, outputs, targets and likelihood are inconsistent.
 
     References
     ----------

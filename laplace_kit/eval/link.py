@@ -215,7 +215,7 @@ def probit(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"]:
     Raises
     ------
     ValueError
-        If the shapes do not go together.
+        If the shapes do not match.
 
     References
     ----------
