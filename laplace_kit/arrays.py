@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from laplace_kit.host import fetch_array
+
 _NUMBERS = (Number, np.bool_)
 
 
@@ -101,7 +103,7 @@ def read_arrays(values: PyTree, name: str = "values") -> PyTree:
 
 def on_host(values: PyTree, name: str = "values") -> PyTree:
     """Return the leaves of a pytree as NumPy arrays, read as `as_arrays` reads them."""
-    return _map_arrays(lambda leaf: np.asarray(read_array(leaf, name)), values)
+    return _map_arrays(lambda leaf: fetch_array(read_array(leaf, name)), values)
 
 
 def is_list_of_numbers(values: Any) -> bool:

@@ -14,6 +14,7 @@ from laplace_kit.approx.prior import Prior
 from laplace_kit.approx.update import Expansion
 from laplace_kit.curv.capture.coverage import Coverage
 from laplace_kit.curv.trained_model import TrainedModel
+from laplace_kit.host import extremes, fetch_array
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.likelihood.masked import without_mask
 from laplace_kit.record import Record
@@ -162,11 +163,11 @@ def _frozen(selection: Selection) -> str:
 
 
 def _range(values) -> str:
-    low, high = float(values.min()), float(values.max())
+    low, high = extremes(values)
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
 def _noise(likelihood) -> str:
     if not hasattr(likelihood, "noise_std"):
         return ""
-    return _range(np.atleast_1d(np.asarray(likelihood.noise_std)))
+    return _range(np.atleast_1d(fetch_array(likelihood.noise_std)))

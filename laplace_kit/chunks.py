@@ -9,12 +9,14 @@ from jaxtyping import PyTree
 
 from laplace_kit.data import Chunk, Data, InMemory, batch_spec, one_step
 from laplace_kit.memory import Limits, held_bytes
+from laplace_kit.placement import Placement, num_held, placement_of
+from laplace_kit.tree import num_bytes, shapes
 
 
 def chunk_of_sum(
     fn: Callable, args: PyTree, data: Data, limits: Limits, num_vectors: int = 1
 ) -> int:
-    """Return the number of examples to hold at a time in `sum_over(fn, args, data, size)`.
+    """Return the number of examples for each device in `sum_over(fn, args, data, size)`.
 
     Parameters
     ----------
@@ -26,32 +28,37 @@ def chunk_of_sum(
     num_vectors
         The number of vectors that share a pass through the model.
     """
-    num = data.num_first
+    num = data.num_held
     if limits.batch_size:
         return min(limits.batch_size, num)
     prints = data.prints if isinstance(data, InMemory) else None
-    weight = jax.ShapeDtypeStruct((num,), np.float32)
+    weights = data.weights if isinstance(data, InMemory) else None
+    weight_dtype = np.float32 if weights is None else weights.dtype
+    weight = jax.ShapeDtypeStruct((data.num_first,), weight_dtype)
     step = Step(fn, args, jax.eval_shape(Chunk, *batch_spec(data), weight, prints))
     if num == 1 or step.count(num).bytes <= limits.reused:
         return num
     return limits.summed_chunk(num, step.example_bytes, step.count(1).result_bytes, num_vectors)
 
 
-def chunk_of_map(fn: Callable, args: PyTree, x: PyTree, limits: Limits) -> int:
-    """Return the number of inputs to hold at a time in `map_over(fn, args, x, size)`.
+def chunk_of_map(
+    fn: Callable, args: PyTree, x: PyTree, limits: Limits, placement: Placement | None = None
+) -> int:
+    """Return the number of inputs for each device in `map_over(fn, args, x, size)`.
 
     Parameters
     ----------
-    fn, args, x
+    fn, args, x, placement
         As for `laplace_kit.data.map_over`; traced as in `chunk_of_sum`.
     limits
         Bounds of the memory.
     """
     step = Step(fn, args, x)
+    num = num_held(step.num, placement or placement_of(x))
     if limits.batch_size:
-        return min(limits.batch_size, step.num)
-    if step.num == 1 or step.count(step.num).bytes <= limits.budget:
-        return step.num
+        return min(limits.batch_size, num)
+    if num == 1 or step.count(num).bytes <= limits.budget:
+        return num
     return limits.chunk_size(step.example_bytes)
 
 
@@ -85,14 +92,6 @@ class Step(NamedTuple):
         chunk = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct((num, *a.shape[1:]), a.dtype), self.chunk
         )
-        traced = one_step.trace(self.fn, _shapes(self.args), chunk)
-        own, result = (
-            sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-            for shapes in (chunk, traced.out_info)
-        )
+        traced = one_step.trace(self.fn, shapes(self.args), chunk)
+        own, result = map(num_bytes, (chunk, traced.out_info))
         return Count(held_bytes(traced.jaxpr.jaxpr) + own, result)
-
-
-def _shapes(arrays: PyTree) -> PyTree:
-    """Return the shapes and dtypes of arrays, as JAX traces them."""
-    return jax.eval_shape(lambda arrays: arrays, arrays)

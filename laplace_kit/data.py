@@ -14,16 +14,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree, UInt32
 
 from laplace_kit import streams
 from laplace_kit.arrays import as_arrays, is_list_of_numbers
+from laplace_kit.host import fetch_array
+from laplace_kit.loaders import ShardedBatches as ShardedBatches
+from laplace_kit.loaders import check_shared
+from laplace_kit.loaders import shard_batches as shard_batches
+from laplace_kit.placement import (
+    Placement,
+    automatic,
+    check_devices,
+    num_held,
+    placement_of,
+    spread,
+)
 from laplace_kit.tree import pytree_dataclass, replace
 from laplace_kit.weights import as_weights, check_some_count
 from laplace_kit.xla_cpu import adapted
 
-__all__ = ["Data", "DataLike", "InMemory", "Stream", "as_data"]
+__all__ = [
+    "Data",
+    "DataLike",
+    "InMemory",
+    "ShardedBatches",
+    "Stream",
+    "as_data",
+    "shard_batches",
+]
 
 # Examples kept with a posterior, for checks on training data after the fit.
 NUM_EXAMPLES = 256
@@ -42,18 +61,20 @@ class Chunk:
     prints: UInt32[Array, " B"] | None = None
 
 
-@pytree_dataclass()
+@pytree_dataclass(static=("placement",))
 class InMemory:
     """Inputs and targets as arrays with one leading axis of examples, which may have weights.
 
     If the inputs are features, computed by the frozen part of a model, `prints` holds the
-    fingerprints of the original examples; features may be infinite, as masks are.
+    fingerprints of the original examples; features may be infinite, as masks are. `placement` tells
+    over which devices examples are spread, if they are.
     """
 
     x: PyTree
     y: PyTree
     prints: UInt32[Array, " N"] | None = None
     weights: Float[Array, " N"] | None = None
+    placement: Placement | None = None
 
     @property
     def has_features(self) -> bool:
@@ -75,12 +96,18 @@ class InMemory:
         """The number of examples in the first batch; in memory, all of them."""
         return self.num_examples
 
+    @property
+    def num_held(self) -> int:
+        """The number of examples that each device holds."""
+        return num_held(self.num_examples, self.placement)
 
-@pytree_dataclass(static=("batches", "first", "num_first", "progress", "is_weighted"))
+
+@pytree_dataclass(static=("batches", "first", "num_first", "progress", "is_weighted", "placement"))
 class Stream:
     """A re-iterable of `(x, y)` or `(x, y, weights)` batches.
 
-    `first` holds the shapes and dtypes of the first batch in hashable form.
+    `first` holds the shapes and dtypes of the first batch in hashable form, and `placement` tells
+    over which devices its examples are spread, if they are.
     """
 
     batches: Iterable
@@ -88,6 +115,12 @@ class Stream:
     num_first: int
     progress: bool
     is_weighted: bool
+    placement: Placement | None = None
+
+    @property
+    def num_held(self) -> int:
+        """The number of examples of the first batch that each device holds."""
+        return num_held(self.num_first, self.placement)
 
 
 Data = InMemory | Stream
@@ -115,8 +148,9 @@ def as_data(data: Any, *, progress: bool = False, once: bool = False) -> Data:
     TypeError
         If `data` is not iterable, or cannot be iterated again, or the weights are not an array.
     ValueError
-        If it is empty, the leading axes differ, or the weights are all zero or refused by
-        `laplace_kit.fit`.
+        If it is empty, the leading axes differ, the weights are all zero or refused by
+        `laplace_kit.fit`, or it is a loader of one process in a program of several, whose batches
+        `shard_batches` makes global.
     """
     if isinstance(data, InMemory | Stream):
         return data
@@ -133,6 +167,7 @@ def as_data(data: Any, *, progress: bool = False, once: bool = False) -> Data:
             "Found empty data: no batch came, expected at least one example; check the loader."
         )
     batch = _as_batch(first)
+    check_shared(data, (batch.x, batch.y))
     spec = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (batch.x, batch.y)
     )
@@ -140,7 +175,12 @@ def as_data(data: Any, *, progress: bool = False, once: bool = False) -> Data:
     hashable = (tuple((leaf.shape, leaf.dtype) for leaf in leaves), structure)
     source = itertools.chain([first], batches) if once else data
     return Stream(
-        streams.ByIdentity(source), hashable, batch.num_examples, progress, batch.is_weighted
+        streams.ByIdentity(source),
+        hashable,
+        batch.num_examples,
+        progress,
+        batch.is_weighted,
+        batch.placement,
     )
 
 
@@ -173,7 +213,7 @@ def with_weights(data: Data, weights: Any) -> Data:
         )
     weights = as_weights(weights, data.num_examples)
     check_some_count(weights)
-    return replace(data, weights=weights)
+    return replace(data, weights=spread(weights, data.placement))
 
 
 def _as_batch(item: Any) -> InMemory:
@@ -217,9 +257,12 @@ def _in_memory(parts: Any) -> InMemory:
             f"Found empty data (shapes {shapes}), expected at least one example; check how the "
             "data were selected."
         )
-    if len(parts) == 2 or parts[2] is None:
-        return InMemory(x, y)
-    return InMemory(x, y, weights=as_weights(parts[2], leaves[0].shape[0]))
+    weights = None
+    if len(parts) == 3 and parts[2] is not None:
+        weights = as_weights(parts[2], leaves[0].shape[0])
+    placement = placement_of((x, y))
+    x, y, weights = spread((x, y, weights), placement)
+    return InMemory(x, y, weights=weights, placement=placement)
 
 
 def batch_spec(data: Data) -> tuple[PyTree, PyTree]:
@@ -271,7 +314,8 @@ def sum_over(fn: Callable, args: PyTree, data: Data, batch_size: int | None) -> 
     data
         In memory, or a stream.
     batch_size
-        The number of examples in a chunk, at most; `None` for all in memory (or a whole batch).
+        The number of examples in a chunk, on each device, at most; `None` for all in memory (or a
+        whole batch).
 
     Returns
     -------
@@ -284,20 +328,22 @@ def sum_over(fn: Callable, args: PyTree, data: Data, batch_size: int | None) -> 
         If a stream is summed inside a transformation such as `jit`, where the host cannot loop.
     """
     if isinstance(data, InMemory):
-        num = data.num_examples
-        return _scan_sum(fn, args, data, min(batch_size or num, num))
+        check_devices(args, data)
+        return _scan_sum(fn, args, data, min(batch_size or data.num_held, data.num_held))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
         raise TypeError(
             "Found a stream of batches inside a JAX transformation (jit, vmap, grad), expected "
             "concrete values, as the host loops over the batches; call it outside, or pass the "
             "data in memory as a tuple (x, y)."
         )
+    size = min(batch_size or data.num_held, data.num_held)
     total = None
-    for chunk in chunks(data, batch_size):
+    for part in _parts(data, size):
         if total is None:  # zeros from the host: a separate first step would be one more program
-            spec = _chunk_sum.eval_shape(fn, args, chunk)
+            check_devices(args, part)
+            spec = _part_sum.eval_shape(fn, args, part, size)
             total = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), spec)
-        total = _step(fn, args, chunk, total)
+        total = _step(fn, args, part, total, size)
     if total is None:
         raise TypeError(
             "Found no batch in a pass over the data after the first one, expected the same batches "
@@ -314,8 +360,10 @@ def one_step(fn: Callable, args: PyTree, chunk: PyTree) -> PyTree:
 
 @partial(jax.jit, static_argnames=("fn", "batch_size"))
 def _scan_sum(fn, args, data, batch_size):
-    replicated = sharding_of(data, PartitionSpec())
-    return automatic(partial(_sum_chunks, fn, batch_size), replicated)(args, data)
+    sums = partial(_sum_chunks, fn, batch_size)
+    if data.placement is not None:
+        sums, data = data.placement.in_parts(sums, summed=True), replace(data, placement=None)
+    return automatic(sums, args, data)
 
 
 def _sum_chunks(fn, batch_size, args, data):
@@ -331,30 +379,16 @@ def _sum_chunks(fn, batch_size, args, data):
     return jax.lax.scan(body, zeros, jnp.arange(-(-num // batch_size)))[0]
 
 
-def automatic(fn: Callable, out_sharding: NamedSharding | None) -> Callable:
-    """Leave shardings within `fn` to the compiler, so that products need not name their own."""
-    if out_sharding is None:
-        return fn
-    return jax.sharding.auto_axes(fn, out_sharding=out_sharding)
+@partial(jax.jit, static_argnames=("fn", "batch_size"), inline=True)
+def _part_sum(fn, args, part, batch_size):
+    if isinstance(part, InMemory):
+        return _scan_sum(fn, args, part, min(batch_size, part.num_held))
+    return _accumulable(adapted(partial(one_step, fn))(args, part))
 
 
-def sharding_of(arrays: PyTree, spec: PartitionSpec) -> NamedSharding | None:
-    """Return a sharding on the mesh over which any of these arrays is explicitly sharded."""
-    for leaf in jax.tree.leaves(arrays):
-        found = jax.typeof(leaf).sharding
-        if any(found.spec):
-            return NamedSharding(found.mesh, spec)
-    return None
-
-
-@partial(jax.jit, static_argnames="fn", inline=True)
-def _chunk_sum(fn, args, chunk):
-    return _accumulable(adapted(partial(one_step, fn))(args, chunk))
-
-
-@partial(jax.jit, static_argnames="fn", donate_argnames="total")
-def _step(fn, args, chunk, total):
-    return jax.tree.map(jnp.add, total, _chunk_sum(fn, args, chunk))
+@partial(jax.jit, static_argnames=("fn", "batch_size"), donate_argnames="total")
+def _step(fn, args, part, total, batch_size):
+    return jax.tree.map(jnp.add, total, _part_sum(fn, args, part, batch_size))
 
 
 def _accumulable(sums: PyTree) -> PyTree:
@@ -388,15 +422,26 @@ def whole(data: InMemory) -> Chunk:
 
 
 def chunks(data: Stream, batch_size: int | None) -> Iterator[Chunk]:
-    """Cut the batches of a stream into chunks of one size, the last of each batch filled up."""
-    size = min(batch_size or data.num_first, data.num_first)
+    """Cut the batches of a stream into chunks of one size, the last of each batch filled up.
+
+    Batches that are spread over several devices are not cut.
+    """
+    for part in _parts(data, min(batch_size or data.num_held, data.num_held)):
+        yield whole(part) if isinstance(part, InMemory) else part
+
+
+def _parts(data: Stream, size: int) -> Iterator[Chunk | InMemory]:
+    """Yield batches that are spread over several devices as they are, and chunks of the others."""
     for batch in read_batches(data):
+        if batch.placement is not None:
+            yield batch
+            continue
         num = batch.num_examples
         for low in range(0, num, size):
             rows = np.minimum(np.arange(low, low + size), num - 1)
             is_new = (np.arange(low, low + size) < num).astype(np.float32)
             part = batch if num == size else take(batch, rows)
-            weight = is_new if part.weights is None else is_new * np.asarray(part.weights)
+            weight = is_new if part.weights is None else is_new * fetch_array(part.weights)
             yield Chunk(part.x, part.y, jnp.asarray(weight))
 
 
@@ -407,14 +452,15 @@ def _listed(shapes: list[tuple[int, ...]]) -> str:
 
 def take(batch: InMemory, rows: np.ndarray) -> InMemory:
     """Select rows on the host: on the device each batch size would need its own program."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], batch)
+    return jax.tree.map(lambda leaf: fetch_array(leaf)[rows], batch)
 
 
 # --- maps over inputs ---------------------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnames=("fn", "batch_size"))
-def map_over(fn: Callable, args: PyTree, x: PyTree, batch_size: int) -> PyTree:
+def map_over(
+    fn: Callable, args: PyTree, x: PyTree, batch_size: int, placement: Placement | None = None
+) -> PyTree:
     """Return `fn(args, x)` row by row, computed in chunks of `batch_size` inputs.
 
     Parameters
@@ -424,11 +470,21 @@ def map_over(fn: Callable, args: PyTree, x: PyTree, batch_size: int) -> PyTree:
     args, x
         Pytrees of arrays; `x` with a leading axis of N inputs.
     batch_size
-        The number of inputs held at a time.
+        The number of inputs held at a time, on each device.
+    placement
+        Over which devices the inputs are spread; by default as `placement_of` finds, which inside
+        `jit` does not know of meshes of automatic axes. Rows of the result stay where they are.
     """
-    first = jax.typeof(jax.tree.leaves(x)[0]).sharding
-    by_rows = sharding_of(x, PartitionSpec(*first.spec[:1]))
-    return automatic(partial(_map_chunks, fn, batch_size), by_rows)(args, x)
+    check_devices(args, x)
+    return _map_rows(fn, args, x, batch_size, placement or placement_of(x))
+
+
+@partial(jax.jit, static_argnames=("fn", "batch_size", "placement"))
+def _map_rows(fn, args, x, batch_size, placement):
+    rows = partial(_map_chunks, fn, batch_size)
+    if placement is None:
+        return automatic(rows, args, x)
+    return automatic(placement.in_parts(rows, summed=False), args, x, axes=placement.axes)
 
 
 def _map_chunks(fn, batch_size, args, x):

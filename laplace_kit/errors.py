@@ -5,6 +5,8 @@ import inspect
 import warnings
 from collections.abc import Iterable, Mapping
 
+from laplace_kit.host import is_first
+
 _NO_HINTS: Mapping[str, str] = {}
 
 
@@ -57,10 +59,15 @@ def check_count(name: str, found: object, of: str, *, least: int = 1) -> None:
         )
 
 
-def warn(message: str) -> None:
-    """Warn at the line that called this package, however deep inside of it the cause arises."""
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line that called this package, however deep inside of it the cause arises.
+
+    All processes of a program find the same: process 0 warns.
+    """
+    if not is_first():
+        return
     package = __name__.partition(".")[0]
     frame, level = inspect.currentframe(), 1
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 from laplace_kit.data import (
@@ -14,11 +13,11 @@ from laplace_kit.data import (
     DataLike,
     InMemory,
     as_data,
-    automatic,
     read_batches,
-    sharding_of,
     take,
 )
+from laplace_kit.host import fetch
+from laplace_kit.placement import automatic
 
 
 class Examples(NamedTuple):
@@ -54,7 +53,7 @@ def first_examples(data: Data, num: int) -> Examples:
     parts, found = [], 0
     for batch in read_batches(data):
         weights = np.ones(batch.num_examples) if batch.weights is None else batch.weights
-        rows = np.flatnonzero(np.asarray(weights) > 0)[: num - found]
+        rows = np.flatnonzero(fetch(weights) > 0)[: num - found]
         parts.append(_examples_of(take(batch, rows)))
         found += len(rows)
         if found >= num:
@@ -82,4 +81,4 @@ def _spread(examples: Examples, rows: Int[Array, " M"]) -> Examples:
             rows = jnp.argsort(~counts, stable=True)[(jnp.arange(num) * step).astype(int)]
         return jax.tree.map(lambda leaf: leaf[rows], examples)
 
-    return automatic(select, sharding_of(examples, PartitionSpec()))(examples, rows)
+    return automatic(select, examples, rows)

@@ -43,6 +43,7 @@ from laplace_kit.data import NUM_EXAMPLES, Data, as_data, batch_spec, with_weigh
 from laplace_kit.eval.link import LinkFunction
 from laplace_kit.eval.predictive import Prediction
 from laplace_kit.examples import first_examples
+from laplace_kit.host import extremes, is_first
 from laplace_kit.independence import check_independence
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Likelihood, as_likelihood
@@ -146,9 +147,9 @@ def fit(
     """
     asked = as_structure(structure, rank=rank, weight_sharing=weight_sharing)
     kind = as_curvature(curvature, key=key, num_samples=num_samples)
-    limits = Limits(batch_size, memory_limit)
     model_fn = as_pytree_function(model_fn)
     data = with_weights(as_data(data, progress=progress), weights)
+    limits = Limits(batch_size, memory_limit).shared_by(params, data)
     observed_by = as_likelihood(likelihood)
     prior, num_asked = None, None
     if not _is_last_layer(subset):  # wrong options are refused before the model is traced
@@ -266,7 +267,7 @@ def _prior(precision: PyTree, mean: PyTree, free: PyTree, selection: Selection):
     precision = expand_precision(precision, free, selection, dtype)
     mean = 0.0 if mean is None else mean
     mean = selection.broadcast(mean, free, name="prior_mean").astype(dtype)
-    if tree.is_concrete(mean) and not np.isfinite(np.asarray(mean)).all():
+    if tree.is_concrete(mean) and not np.isfinite(extremes(mean)).all():
         raise ValueError("Found a prior_mean that is not finite, expected finite numbers.")
     return precision, mean
 
@@ -342,7 +343,7 @@ def _sized(
 @contextlib.contextmanager
 def _stages(progress: bool) -> Iterator[Callable[[str], None]]:
     """Yield a function that shows each stage on a progress bar, if `progress`."""
-    if not progress:
+    if not (progress and is_first()):
         yield lambda stage: None
         return
     from tqdm.auto import tqdm

@@ -15,7 +15,9 @@ from jaxtyping import Array, Float, PyTree
 from laplace_kit import tree
 from laplace_kit.data import InMemory
 from laplace_kit.examples import first_examples
+from laplace_kit.host import fetch
 from laplace_kit.memory import DEFAULT_LIMITS, Limits
+from laplace_kit.placement import automatic
 from laplace_kit.tree import as_pytree_function
 
 _NUM_EXAMPLES = 4
@@ -69,9 +71,13 @@ def check_independence(
 def _compare(model_fn, params, x, num) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Return the largest difference between outputs one by one and in a batch, and the largest."""
     few = first_examples(InMemory(x, ()), num).x
-    together = model_fn(params, few)
-    alone = jax.vmap(lambda x_n: _alone(model_fn, params, x_n))(few)
-    return jnp.max(jnp.abs(together - alone)), jnp.max(jnp.abs(together))
+
+    def compare(model_fn, params, few):
+        together = model_fn(params, few)
+        alone = jax.vmap(lambda x_n: _alone(model_fn, params, x_n))(few)
+        return jnp.max(jnp.abs(together - alone)), jnp.max(jnp.abs(together))
+
+    return automatic(compare, model_fn, params, few)
 
 
 def _alone(model_fn, params, x_n) -> Float[Array, "*event"]:
@@ -80,8 +86,12 @@ def _alone(model_fn, params, x_n) -> Float[Array, "*event"]:
 
 def _explain(model_fn, params, few: PyTree, tolerance: float, scale: float) -> None:
     """Raise a `ValueError` that names the cause of the difference, unless it is rounding."""
+
     # Two functions are traced separately: numbers drawn while tracing are drawn again.
-    first, second = (jax.jit(lambda model_fn, *args: model_fn(*args)) for _ in range(2))
+    def call(model_fn, params, x):
+        return automatic(lambda model_fn, *args: model_fn(*args), model_fn, params, x)
+
+    first, second = (jax.jit(lambda *args: call(*args)) for _ in range(2))
     together = first(model_fn, params, few)
     change = float(jnp.max(_row_distances(together, second(model_fn, params, few))))
     if change > tolerance:
@@ -92,7 +102,7 @@ def _explain(model_fn, params, few: PyTree, tolerance: float, scale: float) -> N
         )
     rows = [jax.tree.map(lambda leaf, n=n: leaf[n : n + 1], few) for n in range(len(together))]
     alone = jnp.concatenate([first(model_fn, params, row) for row in rows])
-    distances = np.asarray(_row_distances(together, alone))
+    distances = fetch(_row_distances(together, alone))
     worst = int(np.argmax(distances))
     repeated = jax.tree.map(lambda leaf: leaf[np.full(len(leaf), worst)], few)
     moved = float(_row_distances(together, first(model_fn, params, repeated))[worst])

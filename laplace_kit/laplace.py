@@ -62,7 +62,8 @@ class Laplace:
     @property
     def objective(self) -> Objective:
         """The model as a function of its free parameters, and the likelihood."""
-        return self.model.objective(self.likelihood, self.choice.limits)
+        limits = self.choice.limits.shared_by(self.mode, self.expansion)
+        return self.model.objective(self.likelihood, limits)
 
     params = _part("model.params", "All parameters at the mode, as they were given to `fit`.")
     model_fn = _part("model.model_fn", "The model, a function of all parameters and inputs.")

@@ -1,27 +1,33 @@
 """Memory limits of operations, and the number of examples that fit in them."""
 
 import dataclasses
+import functools
 import math
 import os
+import socket
+import zlib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.tree_util import Partial
 from jaxtyping import PyTree
 
-from laplace_kit.tree import as_pytree_function
+from laplace_kit.host import agree, spans_processes
+from laplace_kit.tree import as_pytree_function, shapes
 from laplace_kit.xla_cpu import is_meant_for_cpu
 
+_MEBIBYTE = 1024**2
 _SHARE = 4  # an operation may take this fraction, 1 / _SHARE, of the device's memory
 # On a CPU, arrays that leave the caches cost more to read than to compute.
-_CACHED = 12 * 1024**2
+_CACHED = 12 * _MEBIBYTE
 # An allocator returns larger blocks to the system, which clears every page of them for the next
 # call. glibc keeps blocks of up to 32 MiB; XLA holds a third of all intermediate values, as they
 # are counted here, at a time. Chunks that are cut from the data also hold a slice of them, and are
 # as fast with half the examples.
-_RECYCLED = 80 * 1024**2
+_RECYCLED = 80 * _MEBIBYTE
 # A chunk with this many times the bytes of the sum spends little of its time on adding.
 _CHUNK_TO_SUM = 8
 # If each example uses a weight once, adding two gradients takes as long as about ten examples.
@@ -74,10 +80,19 @@ class Limits:
         """The memory in bytes that one operation may take."""
         if self.memory is not None:
             return int(self.memory)
-        stats = jax.local_devices()[0].memory_stats()
-        if stats and "bytes_limit" in stats:
-            return stats["bytes_limit"] // _SHARE
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _SHARE
+        total = _device_memory() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return total // _SHARE
+
+    def shared_by(self, *trees: PyTree) -> "Limits":
+        """Return limits that all processes agree on, if any of these arrays spans them.
+
+        Chunks, and the structure that `lk.Auto` chooses, follow from the memory; they must be the
+        same in every process. It is the smallest share of any process, where those on one machine
+        divide its memory among themselves. Every process must call this then.
+        """
+        if self.memory is not None or not spans_processes(trees):
+            return self
+        return Limits(self.batch_size, _agreed_budget())
 
     def working_set(self, sum_bytes: int = 0) -> int:
         """Return the bytes of a chunk if small chunks cost little: on a CPU, what fits the caches.
@@ -131,6 +146,21 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+
+def _device_memory() -> int | None:
+    """Return the memory of the first device, where it reports its own."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
+@functools.cache
+def _agreed_budget() -> int:
+    """Return the least budget of all processes; they ask each other once."""
+    machines = agree(zlib.crc32(socket.gethostname().encode()))
+    budgets = agree(DEFAULT_LIMITS.budget // _MEBIBYTE)  # a number of 32 bits
+    if _device_memory() is None:  # a machine's memory, which its processes share
+        budgets = budgets // np.sum(machines[:, None] == machines, axis=1)
+    return max(int(budgets.min()), 1) * _MEBIBYTE
 
 
 def evenly(num_examples: int, size: int) -> int:
@@ -187,7 +217,7 @@ def activation_bytes(model_fn: Callable, params: PyTree, x: PyTree) -> int:
         def resize(leaf):
             return jax.ShapeDtypeStruct((num, *leaf.shape[1:]), leaf.dtype)
 
-        traced = _call.trace(model_fn, params, jax.tree.map(resize, x))
+        traced = _call.trace(*shapes((model_fn, params)), jax.tree.map(resize, x))
         return intermediate_bytes(traced.jaxpr.jaxpr)
 
     own = sum(leaf.dtype.itemsize * leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(x))

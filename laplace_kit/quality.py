@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from laplace_kit.curv.mode import labelled
@@ -14,6 +16,7 @@ from laplace_kit.eval.outputs import Predictive
 from laplace_kit.eval.report import PosteriorCard, Report
 from laplace_kit.eval.report.checks import check_mapping
 from laplace_kit.eval.report.compare import Compared, compare_report, named_sets
+from laplace_kit.host import fetch, in_step, spans_processes
 
 Predict = Callable[[PyTree], Predictive]
 
@@ -40,7 +43,8 @@ def report(
     check_mapping("shifted", shifted)
     read = partial(_unweighted, objective)
     x, y = read(data)
-    return compare_report(
+    write = partial(
+        compare_report,
         predict,
         objective.likelihood,
         x,
@@ -52,15 +56,21 @@ def report(
         title=title,
         card=card,
     )
+    return in_step(write, shared=spans_processes((objective, x)))
 
 
 def _unweighted(objective: Objective, data: Any) -> tuple[PyTree, PyTree]:
-    """Return labelled inputs and targets, and refuse weights."""
+    """Return labelled inputs and targets of weight one, and refuse weights other than zero."""
     x, y, weights = labelled(objective, data)
-    if weights is not None:
+    if weights is None:
+        return x, y
+    values = fetch(weights)
+    if not np.isin(values, (0, 1)).all():
         raise ValueError(
             "Found data with weights for a report, whose bootstrap draws single examples, expected "
-            "(x, y); la.evaluate((x, y, weights)) gives the weighted metrics, and np.repeat(x, "
-            "weights, axis=0) repeats examples whose weights are whole numbers."
+            "(x, y), or weights of zero and one; la.evaluate((x, y, weights)) gives the weighted "
+            "metrics, and np.repeat(x, weights, axis=0) repeats examples whose weights are whole "
+            "numbers."
         )
-    return x, y
+    rows = np.flatnonzero(values)
+    return jax.tree.map(lambda leaf: leaf[rows], fetch((x, y)))

@@ -14,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Num, PyTree
 
 from laplace_kit import tree
 from laplace_kit.arrays import as_array
+from laplace_kit.host import fetch_array
 from laplace_kit.tree import paths, pytree_dataclass
 
 # None for all; a predicate on the leaf's path; booleans or indices of parameters, as in `select`.
@@ -195,7 +196,7 @@ def _check_real(params: PyTree, masks: list[np.ndarray]) -> None:
 def _leaf_masks(params: PyTree, subset: Subset) -> list[np.ndarray]:
     """Return for every leaf a boolean, or booleans of the leaf's shape."""
     if subset is None:
-        return [np.asarray(True)] * len(jax.tree.leaves(params))
+        return [np.array(True)] * len(jax.tree.leaves(params))
     if isinstance(subset, str):
         raise ValueError(
             f"Found subset={subset!r}, expected None, a predicate on the leaf's path, a pytree "
@@ -205,7 +206,7 @@ def _leaf_masks(params: PyTree, subset: Subset) -> list[np.ndarray]:
     if callable(subset) and not _is_mask(subset):
         return _masks_by_path(params, subset)
     if _is_flat(params, subset):
-        return _masks_by_index(params, np.asarray(subset))
+        return _masks_by_index(params, fetch_array(subset))
     return _masks_by_prefix(params, subset)
 
 
@@ -230,7 +231,7 @@ def _masks_by_path(params: PyTree, predicate: Callable[[str], bool]) -> list[np.
                 f"Found the layer names {unknown} in no path, expected components of the paths "
                 f"of the parameters' leaves, which are {_listed(params)}; correct the names."
             )
-    return [np.asarray(bool(predicate(path))) for path in paths(params)]
+    return [np.array(bool(predicate(path))) for path in paths(params)]
 
 
 def _is_flat(params: PyTree, subset: PyTree) -> bool:
@@ -258,7 +259,7 @@ def _masks_by_index(params: PyTree, subset: np.ndarray) -> list[np.ndarray]:
         flat[subset] = True
     starts = np.cumsum([0, *sizes])
     return [
-        flat[start : start + size].reshape(jnp.shape(leaf)) if size else np.asarray(False)
+        flat[start : start + size].reshape(jnp.shape(leaf)) if size else np.array(False)
         for leaf, start, size in zip(leaves, starts, sizes, strict=False)
     ]
 
@@ -297,7 +298,7 @@ def _masks_by_prefix(params: PyTree, subset: PyTree) -> list[np.ndarray]:
         ) from error
     masks = []
     for path, mask, leaf in zip(paths(params), full, jax.tree.leaves(params), strict=True):
-        mask = np.asarray(mask)
+        mask = fetch_array(mask)
         if mask.dtype != bool or mask.shape not in ((), jnp.shape(leaf)):
             raise ValueError(
                 f"`subset` at {path!r} is {mask.dtype} of shape {mask.shape}, expected booleans "

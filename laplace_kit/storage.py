@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from laplace_kit.host import by_first, fetch, fetch_array, spans_processes
+
 FORMAT, VERSION = "laplace_kit", 2
 
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -131,7 +133,7 @@ def _from_fields(cls: type, parts: dict[str, Any]) -> Any:
 
 
 def write(path: str | os.PathLike, value: PyTree) -> None:
-    """Write a tree to a file atomically.
+    """Write a tree to a file atomically; process 0 does it for all, if the arrays are shared.
 
     Parameters
     ----------
@@ -145,16 +147,23 @@ def write(path: str | os.PathLike, value: PyTree) -> None:
     ------
     TypeError
         If the tree holds anything else.
+    OSError
+        If the file cannot be written, in every process.
     """
     arrays: _Arrays = {}
     tree = _encode(value, arrays)
     header = {"format": FORMAT, "version": VERSION, "tree": tree}
-    path = Path(path)
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    unfinished = path.with_name(path.name + ".part")
+    entries = {"header": text} | {name: array for name, array, _ in arrays.values()}
+    shared = spans_processes([source for _, _, source in arrays.values()])
+    by_first(partial(_write, Path(path), entries), shared=shared)
+
+
+def _write(path: Path, entries: dict[str, np.ndarray]) -> None:
+    unfinished = path.with_name(f"{path.name}.part{jax.process_index() or ''}")
     try:
         with unfinished.open("wb") as file:
-            np.savez(file, header=text, **{name: array for name, array, _ in arrays.values()})
+            np.savez(file, **entries)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -243,10 +252,10 @@ def _encode(value: Any, arrays: _Arrays) -> Any:
 
 def _encode_array(value, arrays):
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        words = np.asarray(jax.random.key_data(value))
+        words = fetch(jax.random.key_data(value))
         name, _, _ = arrays.setdefault(id(value), (f"array{len(arrays)}", words, value))
         return {"kind": "key", "name": name, "implementation": str(jax.random.key_impl(value))}
-    array = np.asarray(value)
+    array = fetch_array(value)
     if array.dtype.kind == "V":  # bfloat16 and others that NumPy's format does not support
         array = array.view(f"u{array.dtype.itemsize}")
     name, _, _ = arrays.setdefault(id(value), (f"array{len(arrays)}", array, value))

@@ -22,6 +22,7 @@ from laplace_kit.curv.objective import Objective, chunk_loss
 from laplace_kit.data import Chunk, Data, InMemory, as_data, chunks, whole
 from laplace_kit.errors import check_option
 from laplace_kit.fitting import fit
+from laplace_kit.host import fetch, fetch_array, is_first
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Gaussian, Likelihood, as_likelihood
 from laplace_kit.likelihood.masked import without_mask
@@ -232,17 +233,17 @@ class _Refit(NamedTuple):
     @classmethod
     def of(cls, epoch: int, la: Laplace, caught: list[warnings.WarningMessage]) -> "_Refit":
         kind = without_mask(la.likelihood)
-        std = np.asarray(kind.noise_std) if isinstance(kind, Gaussian) else None
-        precision = jax.tree.map(np.asarray, la.prior_precision)
+        std = fetch_array(kind.noise_std) if isinstance(kind, Gaussian) else None
+        precision = fetch(la.prior_precision)
         return cls(epoch, float(la.log_marginal_likelihood()), precision, std, caught)
 
 
 def _history(losses: list[float], refits: list[_Refit]) -> TrainingHistory:
     stds = [refit.noise_std for refit in refits]
     return TrainingHistory(
-        loss=np.asarray(losses),
-        epoch=np.asarray([refit.epoch for refit in refits]),
-        log_marginal_likelihood=np.asarray([refit.evidence for refit in refits]),
+        loss=np.array(losses),
+        epoch=np.array([refit.epoch for refit in refits]),
+        log_marginal_likelihood=np.array([refit.evidence for refit in refits]),
         prior_precision=jax.tree.map(
             lambda *leaves: np.stack(leaves), *(refit.prior_precision for refit in refits)
         ),
@@ -261,7 +262,7 @@ def _repeat_warnings(chosen: _Refit, num_refits: int) -> None:
 def _bar(num_epochs: int, progress: bool) -> Iterator[tuple[Iterable[int], Callable]]:
     """Yield the epochs, and a function that shows numbers next to the bar if there is one."""
     epochs = range(1, num_epochs + 1)
-    if not progress:
+    if not (progress and is_first()):
         yield epochs, lambda *, loss, evidence: None
         return
     from tqdm.auto import tqdm

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from laplace_kit.model import check_model
+from laplace_kit.placement import automatic
 
 _T = TypeVar("_T")
 
@@ -139,6 +140,12 @@ def size(tree: PyTree) -> int:
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
+def shapes(tree: PyTree) -> PyTree:
+    """Return the shapes and dtypes of all leaves, as JAX traces them but without where they lie."""
+    found = jax.eval_shape(lambda tree: tree, tree)
+    return jax.tree.map(lambda leaf: leaf.update(sharding=None), found)
+
+
 def num_bytes(tree: PyTree) -> int:
     """Return the bytes of all leaves together."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
@@ -152,6 +159,10 @@ def dtype(tree: PyTree) -> jnp.dtype:
 @partial(jax.jit, static_argnames="num_leading", inline=True)
 def ravel(tree: PyTree, *, num_leading: int = 0) -> Float[Array, "*batch P"]:
     """Return all leaves, after `num_leading` common axes, concatenated to flat vectors."""
+    return automatic(partial(_concatenated, num_leading), tree)
+
+
+def _concatenated(num_leading: int, tree: PyTree) -> Array:
     common, leaves = dtype(tree), jax.tree.leaves(tree)
     shapes = [jnp.shape(leaf) for leaf in leaves]
     flat = [

@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from laplace_kit import tree
 from laplace_kit.arrays import is_list_of_numbers, read_array
+from laplace_kit.host import fetch
 
 
 def as_weights(values: Any, num: int) -> Float[Array, " N"]:
@@ -93,7 +94,7 @@ class _Look(NamedTuple):
 def _look(weights: Array | np.ndarray) -> _Look:
     """Inspect weights where they are: on the host with NumPy, or by a program on the device."""
     if isinstance(weights, jax.Array):
-        return jax.device_get(_look_on_device(weights))
+        return _Look(*fetch(tuple(_look_on_device(weights))))
     return _look_with(np, weights)
 
 

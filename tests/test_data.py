@@ -321,7 +321,7 @@ def test_no_array_is_a_constant_of_the_programs():
         for batch_size in (10, 43)
     ]
     steps = [
-        lk_data._step.lower(product, matrix, chunk, jnp.zeros(41)),
+        lk_data._step.lower(product, matrix, chunk, jnp.zeros(41), 10),
     ]
     for lowered in (*in_memory, *steps):
         assert twins.constants(lowered.as_text()) == []

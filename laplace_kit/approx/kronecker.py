@@ -23,6 +23,7 @@ from laplace_kit.curv.eigenbasis import eigenbasis
 from laplace_kit.curv.ggn import GaussNewtonOperator
 from laplace_kit.curv.kronecker import WEIGHT_SHARING, kronecker_factors, second_moments
 from laplace_kit.errors import check_option
+from laplace_kit.host import fetch
 from laplace_kit.storage import storable
 from laplace_kit.tree import is_concrete, pytree_dataclass, replace
 
@@ -58,7 +59,7 @@ class KroneckerStructure(Structure):
             If precisions differ within a layer that is too large.
         """
         if is_concrete(precision):
-            values = np.asarray(precision)  # on the host, without compilation
+            values = fetch(precision)  # on the host, without compilation
             differ = [not block.represents(values) for block in self.blocks]
             for block, differs in zip(self.blocks, differ, strict=True):
                 if differs and not block.can_be_dense:

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PyTree
 from laplace_kit import tree
 from laplace_kit.approx.posterior import Posterior, Structure, factorise
 from laplace_kit.curv.trained_model import TrainedModel
+from laplace_kit.host import extremes
 from laplace_kit.selection import Selection
 from laplace_kit.tree import pytree_dataclass
 
@@ -60,12 +61,11 @@ def expand_precision(
     precision = selection.broadcast(prior_precision, free, name="prior_precision").astype(dtype)
     if not tree.is_concrete(precision):
         return precision
-    values = np.asarray(precision)
-    if not np.all((values > 0) & np.isfinite(values)):
+    low, high = extremes(precision)
+    if not 0 < low <= high < np.inf:
         raise ValueError(
-            f"Found prior_precision with values from {values.min():.4g} to "
-            f"{values.max():.4g}, expected positive, finite numbers: the inverse prior "
-            "variances of the parameters."
+            f"Found prior_precision with values from {low:.4g} to {high:.4g}, expected "
+            "positive, finite numbers: the inverse prior variances of the parameters."
         )
     return precision
 

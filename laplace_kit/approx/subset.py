@@ -18,6 +18,7 @@ from laplace_kit.curv.capture.layers import KINDS, Layers
 from laplace_kit.curv.capture.products import parts_of
 from laplace_kit.curv.capture.uses import find_uses
 from laplace_kit.curv.objective import restrict
+from laplace_kit.host import fetch_array
 from laplace_kit.program import Program
 from laplace_kit.selection import Named, can_vary, select, varying
 
@@ -194,7 +195,7 @@ def largest_variance(
 
 
 def _flat(params: PyTree) -> Float[np.ndarray, " P"]:
-    return np.asarray(tree.ravel(select(params, varying(params))[0]), np.float64)
+    return fetch_array(tree.ravel(select(params, varying(params))[0]), np.float64)
 
 
 def _largest(values: Float[np.ndarray, " P"], num: int | float) -> Int[np.ndarray, " K"]:

@@ -23,16 +23,22 @@ from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.ggn import GaussNewtonOperator
 from laplace_kit.curv.objective import Objective, per_example, per_example_factor
 from laplace_kit.data import InMemory, chunks, map_over, sum_over, whole
+from laplace_kit.host import fetch
 from laplace_kit.memory import Limits
-from laplace_kit.tree import pytree_dataclass, replace
+from laplace_kit.placement import Placement
+from laplace_kit.tree import pytree_dataclass, replace, shapes
 
 
-@pytree_dataclass(static=("memory_limit",))
+@pytree_dataclass(static=("memory_limit", "placement"))
 class Design:
-    r"""$\Phi$ `(M, P)` with M = N R, as `rows` of N examples with R directions each."""
+    r"""$\Phi$ `(M, P)` with M = N R, as `rows` of N examples with R directions each.
+
+    `placement` tells over which devices examples are spread, if they are.
+    """
 
     rows: Rows
     memory_limit: int | None = None
+    placement: Placement | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,7 +57,7 @@ class Design:
         for block in self.rows.blocks:
             matrices = block.layout.to_matrix(vectors.T)
             size = self._examples(block, len(vectors))
-            total += map_over(_project, matrices, block, size)
+            total += map_over(_project, matrices, block, size, self.placement)
         return total.reshape(self.shape[0], len(vectors)).T
 
     def combine(self, coefficients: Float[Array, "K M"]) -> Float[Array, "K P"]:
@@ -60,7 +66,7 @@ class Design:
         columns = coefficients.T.reshape(num, -1, len(coefficients))
         matrices = []
         for block in self.rows.blocks:
-            data = InMemory(block, columns)
+            data = InMemory(block, columns, placement=self.placement)
             size = self._examples(block, len(coefficients))
             matrices.append(sum_over(_combine, None, data, size))
         return to_flat(self.rows.layouts, matrices).T
@@ -140,10 +146,10 @@ def design_matrix(operator: GaussNewtonOperator) -> Design:
     size = limits.batch_size or max(limits.working_set() // held, 1)
     kernel = replace(operator, data=None)
     if isinstance(operator.data, InMemory):
-        rows = map_over(_rows, kernel, whole(operator.data), size)
-    else:
-        rows = _gather(kernel, operator.data, size)
-    return Design(rows, limits.memory)
+        placement = operator.data.placement
+        rows = map_over(_rows, kernel, whole(operator.data), size, placement)
+        return Design(rows, limits.memory, placement)
+    return Design(_gather(kernel, operator.data, size), limits.memory)
 
 
 def num_entries(objective: Objective, columns: int) -> int:
@@ -156,7 +162,7 @@ def num_entries(objective: Objective, columns: int) -> int:
     columns
         R, the number of columns of the curvature's factor in the outputs.
     """
-    leaves = jax.tree.leaves(_row_of_one.eval_shape(objective, objective.plan.one, columns))
+    leaves = jax.tree.leaves(_row_of_one.eval_shape(shapes(objective), objective.plan.one, columns))
     return sum(leaf.size for leaf in leaves)
 
 
@@ -171,7 +177,7 @@ def _gather(operator, data, size) -> Rows:
     parts, kept = [], []
     for chunk in chunks(data, size):
         parts.append(_compiled_rows(operator, chunk))
-        kept.append(np.asarray(chunk.weight) > 0)
+        kept.append(fetch(chunk.weight) > 0)
     rows = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
     kept = np.flatnonzero(np.concatenate(kept))
     if len(kept) == len(rows.blocks[0].gradients):

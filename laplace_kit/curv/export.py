@@ -9,6 +9,8 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
+from laplace_kit.host import fetch_array
+
 if TYPE_CHECKING:
     import lineax
     from scipy.sparse.linalg import LinearOperator
@@ -35,10 +37,10 @@ def to_scipy(operator: Linear, transposed: Linear) -> "LinearOperator":
     from scipy.sparse.linalg import LinearOperator
 
     def on_vectors(linear):
-        return lambda v: np.asarray(linear.mv(jnp.asarray(v.reshape(-1), operator.dtype)))
+        return lambda v: fetch_array(linear.mv(jnp.asarray(v.reshape(-1), operator.dtype)))
 
     def on_columns(linear):
-        return lambda vs: np.asarray(linear.matmat(jnp.asarray(vs.T, operator.dtype))).T
+        return lambda vs: fetch_array(linear.matmat(jnp.asarray(vs.T, operator.dtype))).T
 
     return LinearOperator(
         operator.shape,

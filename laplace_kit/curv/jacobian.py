@@ -24,13 +24,14 @@ from laplace_kit.curv.vector import read_vectors
 from laplace_kit.data import InMemory, as_data, map_over, sum_over
 from laplace_kit.derivatives import linearize
 from laplace_kit.memory import Limits
+from laplace_kit.placement import Placement, automatic
 from laplace_kit.tree import as_pytree_function, pytree_dataclass
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
 
-@pytree_dataclass(static=("limits", "plan"))
+@pytree_dataclass(static=("limits", "plan", "placement"))
 class JacobianOperator:
     r"""The Jacobian $J = \partial f(x_1), \dots, f(x_N) / \partial \theta$, `(N C, P)`; a pytree.
 
@@ -64,12 +65,15 @@ class JacobianOperator:
     memory_limit: dataclasses.InitVar[int | None] = dataclasses.field(default=None, kw_only=True)
     limits: Limits = dataclasses.field(init=False)
     plan: Plan = dataclasses.field(init=False)
+    placement: Placement | None = dataclasses.field(init=False)
 
     def __post_init__(self, batch_size, memory_limit):
         put = object.__setattr__  # the dataclass is frozen
-        put(self, "limits", Limits(batch_size, memory_limit))
         put(self, "model_fn", as_pytree_function(self.model_fn))
-        put(self, "x", _in_memory(self.x))
+        data = _in_memory(self.x)
+        put(self, "x", data.x)
+        put(self, "placement", data.placement)
+        put(self, "limits", Limits(batch_size, memory_limit).shared_by(self.params, self.x))
         objective = restrict(self.model_fn, self.params)[0].planned(self.x)
         put(self, "plan", objective.plan)
         check_differentiable(objective.plan.output)
@@ -145,7 +149,8 @@ class JacobianOperator:
         objective = self.objective
         cost = rows_cost(objective, multiplied_out)
         size = choose_held(cost, self.plan.num_outputs, self.limits).batch_size
-        return map_over(_rows, objective, self.x, size).reshape(self.shape)
+        rows = map_over(_rows, objective, self.x, size, self.placement)
+        return automatic(lambda rows: rows.reshape(self.shape), rows)
 
     def to_scipy(self) -> "LinearOperator":
         """Return a SciPy `LinearOperator` on flat NumPy vectors, for `svds`, `lsmr` and so on."""
@@ -235,7 +240,7 @@ class TransposedJacobianOperator:
         return _matmul(self, u)
 
 
-def _in_memory(x: PyTree) -> PyTree:
+def _in_memory(x: PyTree) -> InMemory:
     leaves = [leaf for leaf in jax.tree.leaves(x) if not isinstance(leaf, Mapping | Number)]
     others = [leaf for leaf in leaves if not hasattr(leaf, "__array__")]
     if others:
@@ -244,7 +249,7 @@ def _in_memory(x: PyTree) -> PyTree:
             "leading axis; for a stream make an operator of each batch: its rows are those of its "
             "own inputs."
         )
-    return as_data((x, ())).x
+    return as_data((x, ()))
 
 
 # --- products, from the vector's form to that of the answer ---------------------------------------
@@ -259,8 +264,9 @@ def _push(operator: JacobianOperator, v: PyTree, several: bool) -> Array:
     if not several:
         vs = jax.tree.map(lambda leaf: leaf[None], vs)
     num = max(leading, default=1)
-    size = chunk_of_map(_push_chunk, (objective, vs), operator.x, operator.limits)
-    products = map_over(_push_chunk, (objective, vs), operator.x, size)
+    x, placement = operator.x, operator.placement
+    size = chunk_of_map(_push_chunk, (objective, vs), x, operator.limits, placement)
+    products = map_over(_push_chunk, (objective, vs), x, size, placement)
     products = jnp.moveaxis(products, 1, 0)
     is_flat = isinstance(v, jax.Array) and v.shape == (*leading, num_params)
     products = products.reshape(num, num_rows) if is_flat else products
@@ -279,7 +285,7 @@ def _pull(operator: JacobianOperator, u: Array, several: bool) -> PyTree:
         )
     num = max(leading, default=1)
     us = jnp.moveaxis(u.reshape(num, *outputs), 0, 1)
-    data = InMemory(operator.x, us)
+    data = InMemory(operator.x, us, placement=operator.placement)
     size = chunk_of_sum(_pull_chunk, objective, data, operator.limits, num)
     sums = sum_over(_pull_chunk, objective, data, size)
     vectors = jax.tree.map(lambda s, leaf: s.astype(leaf.dtype), sums, objective.params)

@@ -64,8 +64,9 @@ def neural_tangent_kernel(
     Jacot, Gabriel and Hongler (2018), Neural tangent kernel: convergence and generalization in
     neural networks.
     """
-    objective, _ = restrict(model_fn, params, limits=Limits(batch_size, memory_limit))
     x = as_data((x, ())).x
+    limits = Limits(batch_size, memory_limit).shared_by(params, x, other)
+    objective, _ = restrict(model_fn, params, limits=limits)
     objective = objective.planned(x)
     other = x if other is None else as_data((other, ())).x
     dtype = jnp.promote_types(tree.dtype(objective.params), jnp.float32)

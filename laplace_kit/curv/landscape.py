@@ -81,7 +81,7 @@ def loss_along(
     Goodfellow, Vinyals and Saxe (2015), Qualitatively characterizing neural network optimization
     problems. Li et al. (2018), Visualizing the loss landscape of neural nets.
     """
-    limits = Limits(batch_size, memory_limit)
+    limits = Limits(batch_size, memory_limit).shared_by(params, data)
     data = as_data(data, once=True)
     x, y = batch_spec(data)
     objective = restrict(model_fn, params, as_likelihood(likelihood))[0].planned(x)

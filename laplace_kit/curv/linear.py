@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PyTree
 from laplace_kit import tree
 from laplace_kit.curv.export import to_lineax, to_scipy
 from laplace_kit.curv.vector import read_vectors
+from laplace_kit.host import extremes
 from laplace_kit.selection import select
 from laplace_kit.tree import pytree_dataclass
 
@@ -414,7 +415,7 @@ def known_nonnegative(values: PyTree) -> bool:
     """Return whether all values are known (not traced) and nonnegative."""
     if not tree.is_concrete(values):
         return False
-    return all(np.all(np.asarray(leaf) >= 0) for leaf in jax.tree.leaves(values))
+    return all(extremes(leaf)[0] >= 0 for leaf in jax.tree.leaves(values) if jnp.size(leaf))
 
 
 def _is_block(v: PyTree) -> bool:

@@ -23,6 +23,7 @@ from laplace_kit.curv.linear import (
 )
 from laplace_kit.curv.operator import CurvatureOperator
 from laplace_kit.curv.vector import read_vectors
+from laplace_kit.placement import explicit_mesh, num_held
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -85,7 +86,8 @@ def linearized(operator: SelfAdjointOperator) -> SelfAdjointOperator:
     operator
         A `LinearizedOperator`, to be passed through `jit` like any other; a second one for new
         values of the same shapes compiles nothing. The operator is returned unchanged if the data
-        are a stream, if the residuals exceed its memory limit, and if it is of any other kind.
+        are a stream, if arrays lie on a mesh of explicit axes, whose types a kept linearisation
+        would hold, if the residuals exceed its memory limit, and if it is of any other kind.
         Residuals are counted exactly, from shapes: about the activations of all examples, for a
         Hessian about three times that. Cost: one forward pass, and for a Hessian one backward pass.
 
@@ -98,9 +100,9 @@ def linearized(operator: SelfAdjointOperator) -> SelfAdjointOperator:
 
 @linearized.register
 def _linearized_curvature(operator: CurvatureOperator) -> CurvatureOperator | LinearizedOperator:
-    if not operator.in_memory:
+    if not operator.in_memory or explicit_mesh(operator) is not None:
         return operator
-    num_bytes = tree.num_bytes(_linearize.eval_shape(operator))
+    num_bytes = num_held(tree.num_bytes(_linearize.eval_shape(operator)), operator.data.placement)
     if num_bytes > operator.limits.budget:
         return operator
     return LinearizedOperator(operator, _linearize(operator))

@@ -13,6 +13,7 @@ from laplace_kit.chunks import chunk_of_sum
 from laplace_kit.curv.objective import Objective, loss_of_outputs
 from laplace_kit.data import Data, InMemory, read_batches, sum_over
 from laplace_kit.examples import Examples, gather
+from laplace_kit.host import fetch
 from laplace_kit.likelihood import Factorized, FromLoss, Likelihood, Masked
 from laplace_kit.likelihood.base import check_targets
 from laplace_kit.likelihood.masked import targets_seen
@@ -149,10 +150,10 @@ def check_values(
     if not tree.is_concrete(bad):  # under a transformation of something else
         return
     descriptions = (_INPUTS, *_descriptions(likelihood))
-    for what, rows in zip(descriptions, jax.device_get(bad), strict=True):
-        if rows.any():
-            first, count = int(np.argmax(rows)), int(rows.sum())
-            target, remedy = _describe(likelihood, outputs.shape[1:], what, y, y, first)
+    for what, (first, count) in zip(descriptions, fetch(bad), strict=True):
+        if count:
+            y = jax.device_put(fetch(y))  # all of it on this device
+            target, remedy = _describe(likelihood, outputs.shape[1:], what, y, y, int(first))
             remedy = remedy or f"{_DROP} the preprocessing"
             raise ValueError(
                 f"Found {what}: first at example {first}{target} ({count} in all); {remedy}."
@@ -162,7 +163,7 @@ def check_values(
 def check_inputs(x: PyTree) -> None:
     """Refuse inputs in memory that are not finite, naming the first example."""
     if any(int(count) for count in _count_not_finite(x)):
-        bad = np.flatnonzero(~np.asarray(_finite_rows(x)))
+        bad = np.flatnonzero(~fetch(_finite_rows(x)))
         raise ValueError(
             f"Found {_INPUTS}: first at example {bad[0]} ({len(bad)} in all); {_DROP} the "
             "preprocessing."
@@ -175,7 +176,8 @@ def _value_faults(likelihood, f, x, y):
     if likelihood is not None:
         valid = jax.vmap(lambda y_n: likelihood.is_valid(f, y_n))(y)
         seen = jax.vmap(lambda y_n: targets_seen(likelihood, f, y_n))(y)
-    return ~_finite_rows(x), ~_finite_rows(seen), ~valid
+    bad = ~_finite_rows(x), ~_finite_rows(seen), ~valid
+    return [(jnp.argmax(rows), jnp.sum(rows)) for rows in bad]  # on several devices, two numbers
 
 
 _INPUTS = "inputs that are not finite; expected finite numbers"
@@ -262,17 +264,19 @@ def _describe_first_bad(objective, has_features, data, batch_size) -> str:
     for number, batch in enumerate(read_batches(data)):
         num = batch.num_examples
         for start in range(0, num, batch_size or num):
-            rows = slice(start, start + (batch_size or num))
-            x, y = jax.tree.map(lambda a: a[rows], (batch.x, batch.y))  # noqa: B023
+            part = slice(start, start + (batch_size or num))
+            x, y = fetch(jax.tree.map(lambda a: a[part], (batch.x, batch.y)))  # noqa: B023
             f = objective.outputs(x)
-            for what, bad in _faults(objective.likelihood, f, has_features, x, y).items():
-                if bool(bad.any()):
-                    row, count = int(np.argmax(np.asarray(bad))), int(bad.sum())
+            for what, rows in _faults(objective.likelihood, f, has_features, x, y).items():
+                bad = fetch(rows)
+                if bad.any():
+                    row, count = int(np.argmax(bad)), int(bad.sum())
                     where = f"example {start + row}"
                     if not isinstance(data, InMemory):
                         where += f" of batch {number}"
                     event = objective.plan.output.shape
-                    target, remedy = _describe(objective.likelihood, event, what, y, batch.y, row)
+                    all_y = jax.device_put(fetch(batch.y))
+                    target, remedy = _describe(objective.likelihood, event, what, y, all_y, row)
                     remedy = remedy or f"{_DROP} the preprocessing and the parameters"
                     return (
                         f"Found {what}: first at {where}{target} ({count} in the same chunk); "
@@ -282,7 +286,7 @@ def _describe_first_bad(objective, has_features, data, batch_size) -> str:
 
 
 def _refuse_params(params: PyTree) -> None:
-    counts = jax.device_get(_count_not_finite(params))
+    counts = fetch(_count_not_finite(params))
     for path, count in zip(tree.paths(params), counts, strict=True):
         if count:
             raise ValueError(

@@ -44,9 +44,10 @@ class Objective:
         ValueError
             If the model refuses them.
         """
+        limits = self.limits.shared_by(x)
         if self.plan is not None and self.plan.suits(x):
-            return self
-        return replace(self, plan=make_plan(self.model_fn, self.params, x))
+            return self if limits is self.limits else replace(self, limits=limits)
+        return replace(self, plan=make_plan(self.model_fn, self.params, x), limits=limits)
 
     def with_model(self, model_fn: Partial) -> "Objective":
         """Return the objective of another model with the same parameters, not planned yet."""

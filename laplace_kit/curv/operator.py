@@ -46,10 +46,11 @@ class CurvatureOperator(SelfAdjointOperator):
 
     def __post_init__(self, batch_size, memory_limit):
         put = object.__setattr__  # the dataclass is frozen
-        put(self, "limits", Limits(batch_size, memory_limit))
         put(self, "model_fn", as_pytree_function(self.model_fn))
         put(self, "likelihood", as_likelihood(self.likelihood))
         put(self, "data", as_data(self.data))
+        limits = Limits(batch_size, memory_limit).shared_by(self.params, self.data)
+        put(self, "limits", limits)
         if isinstance(self.scale, float | int) and self.scale == 1:
             put(self, "scale", None)  # as a number it would be an argument, and multiply every sum
         x, y = batch_spec(self.data)

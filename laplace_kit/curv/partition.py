@@ -129,7 +129,7 @@ class BlockDiagonalOperator(WrappedOperator):
         """
         block = self.blocks.index(check_option("block", name, self.blocks))
         sizes = [jnp.size(leaf) for leaf in jax.tree.leaves(select(self.params)[0])]
-        return np.flatnonzero(np.repeat(np.asarray(self.groups) == block, sizes))
+        return np.flatnonzero(np.repeat([group == block for group in self.groups], sizes))
 
 
 @submatrix.register

@@ -56,7 +56,7 @@ def per_example_gradients(
     TypeError, ValueError
         If data, outputs, targets and likelihood are inconsistent.
     """
-    limits = Limits(batch_size, memory_limit)
+    limits = Limits(batch_size, memory_limit).shared_by(params, data)
     objective, pieces = _map(_gradients, model_fn, params, data, likelihood, limits)
     return tree.unravel(jnp.concatenate(pieces), objective.params)
 
@@ -94,7 +94,7 @@ def per_example_gradient_norms(
     ----------
     Goodfellow (2015), Efficient per-example gradient computations.
     """
-    limits = Limits(batch_size, memory_limit)
+    limits = Limits(batch_size, memory_limit).shared_by(params, data)
     _, pieces = _map(_norms, model_fn, params, data, likelihood, limits)
     return jnp.concatenate(pieces)
 

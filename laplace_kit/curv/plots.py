@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float
 
 from laplace_kit.curv.landscape import Landscape
+from laplace_kit.host import fetch_array
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -135,7 +136,7 @@ def spectral_density(ax: "matplotlib.axes.Axes", spectrum: Density) -> "matplotl
     Axes
         `ax`; its line is the density.
     """
-    grid, density = np.asarray(spectrum.grid, float), np.asarray(spectrum.density, float)
+    grid, density = fetch_array(spectrum.grid, float), fetch_array(spectrum.density, float)
     floor = density.max() * 10.0**-_DECADES
     ax.plot(grid, density, color=BLUE, linewidth=1)
     ax.fill_between(grid, floor, np.maximum(density, floor), color=BLUE, alpha=0.2, linewidth=0)
@@ -164,7 +165,7 @@ def eigenvalue_bars(ax: "matplotlib.axes.Axes", pairs: Eigenvalues) -> "matplotl
     Axes
         `ax`; its first container is the bars, its second the intervals of the residuals.
     """
-    values, residuals = np.asarray(pairs.values, float), np.asarray(pairs.residuals, float)
+    values, residuals = fetch_array(pairs.values, float), fetch_array(pairs.residuals, float)
     places = np.arange(1, len(values) + 1)
     bars = ax.bar(places, values, color=BLUE, edgecolor="white", linewidth=0.5)
     for bar, value in zip(bars, values, strict=True):
@@ -184,8 +185,8 @@ def _read(landscape: Landscape, num: int) -> tuple[tuple[np.ndarray, ...], np.nd
             f"Found a landscape of {len(landscape.coordinates)} directions, expected {num}; "
             "loss_curve draws one direction and loss_surface two."
         )
-    axes = tuple(np.asarray(t, float) for t in landscape.coordinates)
-    return axes, np.asarray(landscape.losses, float)
+    axes = tuple(fetch_array(t, float) for t in landscape.coordinates)
+    return axes, fetch_array(landscape.losses, float)
 
 
 def _tidy(ax: "matplotlib.axes.Axes", *, legend: bool) -> "matplotlib.axes.Axes":

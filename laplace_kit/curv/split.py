@@ -77,7 +77,7 @@ def with_features(objective: Objective, data: Data) -> tuple[Objective, Data]:
     if not (program.frozen or program.constants):
         return objective, data
     cut = _cut(plan)
-    num_bytes = data.num_examples * cut.bytes_per_example
+    num_bytes = data.num_held * cut.bytes_per_example
     if not cut.reads_frozen or num_bytes > limits.budget:
         return objective, data
     features, head = split(objective.model_fn, objective.params, data.x)

@@ -16,6 +16,8 @@ from laplace_kit import streams, tree
 from laplace_kit.arrays import is_list_of_numbers, on_host
 from laplace_kit.errors import check_count
 from laplace_kit.eval.outputs import Predictive, with_joint_covariance
+from laplace_kit.host import fetch, spans_processes
+from laplace_kit.loaders import ShardedBatches, check_shared
 from laplace_kit.targets.outputs import Outputs
 
 Predict = Callable[[PyTree], Predictive]
@@ -45,7 +47,9 @@ def predict_over(predict: Predict, batches: Iterable[Any], *, progress: bool = F
     TypeError
         If `batches` are inputs in memory, for which `predict` is enough.
     ValueError
-        If there is no batch, or the predictive is joint over all inputs.
+        If there is no batch, the predictive is joint over all inputs, or several processes share
+        the posterior and not the batches: pass `laplace_kit.data.shard_batches`, whose examples are
+        predicted in the order of the global batches.
     """
     parts = list(predict_batches(predict, batches, progress=progress))
     if not parts:
@@ -64,7 +68,10 @@ def predict_batches(
         As for `predict_over`, with the same errors.
     """
     _check_batches(batches)
-    return _predictions(predict, streams.with_bar(batches) if progress else batches)
+    with_bar = streams.with_bar if progress else iter
+    if isinstance(batches, ShardedBatches):
+        return _of_examples(predict, with_bar(batches.with_rows()))
+    return _predictions(predict, with_bar(batches), batches)
 
 
 def split(x: PyTree, batch_size: int) -> list[PyTree]:
@@ -84,16 +91,30 @@ def split(x: PyTree, batch_size: int) -> list[PyTree]:
     ]
 
 
-def _predictions(predict: Predict, batches: Iterable[Any]) -> Iterator[Predictive]:
+def _of_examples(predict: Predict, batches: Iterable[tuple]) -> Iterator[Predictive]:
+    """Leave out the rows that only fill batches up."""
+    for (x, *_), is_example in batches:
+        yield rows_of(predict(x), np.flatnonzero(is_example))
+
+
+def _predictions(
+    predict: Predict, batches: Iterable[Any], source: Iterable[Any]
+) -> Iterator[Predictive]:
     size = None
     for item in batches:
-        x = on_host(_inputs(item), "inputs")
+        x = _inputs(item)
+        if spans_processes(x):
+            yield predict(x)
+            continue
+        x = on_host(x, "inputs")
         num = _num_examples(x)
         size = num if size is None else size
         for low in range(0, num, size):
             rows = np.arange(low, low + size)
             # Filled up with the last input, as zeros may be invalid.
             predictive = predict(_rows(x, np.minimum(rows, num - 1)) if num != size else x)
+            if spans_processes(predictive):
+                check_shared(source, x)
             yield _first(predictive, min(size, num - low))
 
 
@@ -135,14 +156,19 @@ def _rows(x: PyTree, rows: slice | np.ndarray) -> PyTree:
 
 
 def _first(predictive: Predictive, num: int) -> Predictive:
-    """Cut on the host: on the device each number of rows would need its own programs."""
-    if num == len(predictive.f_mean):
-        return predictive
+    return predictive if num == len(predictive.f_mean) else rows_of(predictive, slice(num))
+
+
+def rows_of(predictive: Predictive, rows: slice | np.ndarray) -> Predictive:
+    """Return the predictive of some of its inputs.
+
+    They are cut on the host: on the device each number of rows would need its own programs.
+    """
     joint = predictive.joint_cov
-    rest = _by_row(lambda part: jax.device_put(np.asarray(part)[:num]), [predictive])
+    rest = _by_row(lambda part: jax.device_put(fetch(part)[rows]), [predictive])
     if joint is None:
         return rest
-    return with_joint_covariance(rest, jax.device_put(np.asarray(joint)[:num, :, :num]))
+    return with_joint_covariance(rest, jax.device_put(fetch(joint)[rows][:, :, rows]))
 
 
 def _concatenated(parts: list[Predictive]) -> Predictive:
@@ -151,7 +177,7 @@ def _concatenated(parts: list[Predictive]) -> Predictive:
             "Found joint covariances of each batch, expected a predictive without joint=True; the "
             "covariance between batches takes all inputs in memory: la.predict(x, joint=True)."
         )
-    return _by_row(lambda *rows: jax.device_put(np.concatenate(rows)), parts)
+    return _by_row(lambda *rows: jax.device_put(np.concatenate(fetch(rows))), parts)
 
 
 def _by_row(fn: Callable, predictives: list[Predictive]) -> Predictive:

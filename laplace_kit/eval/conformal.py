@@ -28,6 +28,7 @@ from laplace_kit.eval.recalibration import (
     checked_targets,
     observed_targets,
 )
+from laplace_kit.host import fetch
 from laplace_kit.likelihood.masked import unmasked
 from laplace_kit.targets.base import NumberTargets, no_distribution
 from laplace_kit.targets.inversion import check_levels
@@ -159,11 +160,11 @@ def conformal_sets(
     check_levels("level", level)
     probs = class_probabilities(predictive.targets)
     likelihood, y = checked_targets(predictive, y)
-    seen = np.asarray(observed_entries(likelihood, predictive, y, probs.shape[:-1]))
-    probs, (_, labels) = np.asarray(probs)[seen], unmasked(likelihood, y)
+    seen = fetch(observed_entries(likelihood, predictive, y, probs.shape[:-1]))
+    probs, (_, labels) = fetch(probs)[seen], unmasked(likelihood, y)
     check_known("probabilities", probs)
     labels = _classes(labels[seen], probs.shape[1])
-    conformity = np.asarray(_conformity(jax.device_put(probs), score, key))
+    conformity = fetch(_conformity(jax.device_put(probs), score, key))
     own = np.take_along_axis(conformity, labels[:, None], axis=1)
     least = jnp.asarray(-_smallest(-own, level)[0], probs.dtype)
     return ConformalSets(least, score, randomised=key is not None)
@@ -209,9 +210,9 @@ def conformal_intervals(
     if not isinstance(predictive.targets, NumberTargets):
         raise no_distribution(_likelihood_name(predictive), "interval of numbers")
     targets, seen = observed_targets(predictive, y)
-    scores = np.abs(targets - np.asarray(predictive.mean)) / np.sqrt(np.asarray(predictive.var))
+    scores = np.abs(targets - fetch(predictive.mean)) / np.sqrt(fetch(predictive.var))
     check_known("means and variances", scores[seen])
-    if not np.isfinite(np.asarray(predictive.var)).all():
+    if not np.isfinite(fetch(predictive.var)).all():
         raise ValueError(
             "Found targets of infinite variance, expected finite ones, as residuals are divided "
             "by their roots; take predictive.interval(level), or more degrees of freedom than 2."

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Num, PyTree
 from laplace_kit.eval import metrics
 from laplace_kit.eval.predictive import Predictive
 from laplace_kit.eval.report import classification_metrics, regression_metrics
+from laplace_kit.host import fetch, fetch_array
 from laplace_kit.likelihood import Factorized, Likelihood, Masked
 from laplace_kit.likelihood.base import check_targets
 from laplace_kit.likelihood.masked import unmasked
@@ -65,12 +66,12 @@ def evaluate(
     if targets.is_normal:
         return regression_metrics(mean, jnp.sqrt(var), values, weights=rows) | nll
     found = {"rmse": float(metrics.rmse(mean, values, weights=rows))}
-    if np.isfinite(np.asarray(var)).all():  # heavy tails may have no variance
+    if np.isfinite(fetch(var)).all():  # heavy tails may have no variance
         found["chi_squared"] = float(metrics.chi_squared(mean, var, values, weights=rows))
     if targets.is_discrete:
         return nll | found
     low, high = (observed_rows(likelihood, predictive, y, end) for end in predictive.interval(0.9))
-    inside = (np.asarray(low) <= np.asarray(values)) & (np.asarray(values) <= np.asarray(high))
+    inside = (fetch(low) <= fetch(values)) & (fetch(values) <= fetch(high))
     return nll | found | {"coverage_90": float(np.average(inside.mean(axis=1), weights=rows))}
 
 
@@ -129,10 +130,10 @@ def as_classes(
     """
     targets = predictive.targets
     rows = targets.class_probabilities
-    seen = np.asarray(observed_entries(likelihood, predictive, y, rows.shape[:-1]))
+    seen = fetch(observed_entries(likelihood, predictive, y, rows.shape[:-1]))
     _, labels = unmasked(likelihood, y)
     # On the host and without `jnp.asarray`, which would need a program for each number of labels.
-    rows, labels = (jax.device_put(np.asarray(a)[seen]) for a in (rows, labels))
+    rows, labels = (jax.device_put(fetch_array(a)[seen]) for a in (rows, labels))
     is_soft = jnp.issubdtype(labels.dtype, jnp.inexact)
     if isinstance(targets, BinaryTargets) and is_soft:  # probabilities of the label 1
         return rows, jnp.stack([1 - labels, labels], axis=1)
@@ -148,8 +149,8 @@ def weights_of_rows(
     targets = predictive.targets
     is_labels = isinstance(targets, LabelTargets)
     entries = targets.class_probabilities.shape[:-1] if is_labels else targets.mean.shape
-    seen = np.asarray(observed_entries(likelihood, predictive, y, entries))
-    each = np.asarray(weights).reshape(-1, *(1,) * (seen.ndim - 1))
+    seen = fetch(observed_entries(likelihood, predictive, y, entries))
+    each = fetch_array(weights).reshape(-1, *(1,) * (seen.ndim - 1))
     return np.broadcast_to(each, seen.shape)[seen]
 
 
@@ -160,9 +161,7 @@ def class_log_probs(
     if predictive.logits is None:
         return None
     logs = _log_softmax(predictive.targets.class_logits)
-    return np.asarray(logs)[
-        np.asarray(observed_entries(likelihood, predictive, y, logs.shape[:-1]))
-    ]
+    return fetch(logs)[fetch(observed_entries(likelihood, predictive, y, logs.shape[:-1]))]
 
 
 _log_softmax = jax.jit(jax.nn.log_softmax)
@@ -187,8 +186,8 @@ def observed_rows(
     """
     if not isinstance(likelihood, Masked):
         return as_rows(values)
-    seen = np.asarray(observed_entries(likelihood, predictive, y, values.shape))
-    return jnp.asarray(np.asarray(values)[seen][:, None])
+    seen = fetch(observed_entries(likelihood, predictive, y, values.shape))
+    return jnp.asarray(fetch_array(values)[seen][:, None])
 
 
 def _numbers(likelihood, predictive, y, weights) -> tuple[Array, Array, Array, Any]:

@@ -10,11 +10,12 @@ from types import ModuleType
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from laplace_kit import tree
 from laplace_kit.arrays import read_arrays
 from laplace_kit.data import as_data
+from laplace_kit.host import fetch
 
 # Padded numbers of rows have at most this many leading bits, which adds at most one row in eight.
 _BITS = 4
@@ -98,21 +99,22 @@ def _check_finite(x: PyTree) -> None:
         return
     for path, leaf in zip(tree.paths(x), jax.tree.leaves(x), strict=True):
         on_host = isinstance(leaf, np.ndarray)
-        rows = _rows_are_finite(np, leaf) if on_host else _on_device(leaf)
-        if not tree.is_concrete(rows):  # under a transformation of something else
+        found = _first_not_finite(np, leaf) if on_host else _on_device(leaf)
+        if not tree.is_concrete(found):  # under a transformation of something else
             return
-        rows = np.asarray(rows)
-        if not rows.all():
+        row, are_finite = fetch(found)
+        if not are_finite:
             where = f" at {path!r}" if path else ""
-            row = int(np.argmin(rows))
             raise ValueError(
                 f"Found inputs that are not finite{where}, first in row {row}, expected finite "
                 "numbers; clean or drop these rows."
             )
 
 
-def _rows_are_finite(numpy: ModuleType, leaf: np.ndarray | Array) -> np.ndarray | Array:
-    return numpy.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
+def _first_not_finite(numpy: ModuleType, leaf: np.ndarray | Array) -> tuple[ArrayLike, ArrayLike]:
+    """Return the first row that is not finite, and whether there is none."""
+    rows = numpy.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
+    return numpy.argmin(rows), rows.all()
 
 
-_on_device = jax.jit(partial(_rows_are_finite, jnp))
+_on_device = jax.jit(partial(_first_not_finite, jnp))

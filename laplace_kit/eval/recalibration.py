@@ -4,8 +4,6 @@ For classes it is a temperature, for numbers a factor of their standard deviatio
 the point prediction: a temperature keeps the most probable class, a factor the mean.
 """
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +11,10 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Num, PyTree
 
 from laplace_kit import tree
 from laplace_kit.arrays import on_host
+from laplace_kit.errors import warn
 from laplace_kit.eval.evaluation import as_classes, observed_entries
 from laplace_kit.eval.outputs import Predictive
+from laplace_kit.host import fetch
 from laplace_kit.likelihood import Likelihood, Masked
 from laplace_kit.likelihood.base import check_targets
 from laplace_kit.likelihood.masked import unmasked
@@ -128,7 +128,7 @@ def checked_targets(predictive: Predictive, y: PyTree) -> tuple[Likelihood, PyTr
     likelihood = Masked(predictive.likelihood) if isinstance(y, tuple) else predictive.likelihood
     y = on_host(y, "targets")
     check_targets(likelihood, predictive.f_mean, y)
-    valid = np.asarray(_are_valid(likelihood, predictive.f_mean, y))
+    valid = fetch(_are_valid(likelihood, predictive.f_mean, y))
     if not valid.all():
         raise ValueError(
             f"Found targets out of range, the first at example {int(valid.argmin())} "
@@ -158,7 +158,7 @@ def observed_targets(
     """Return the targets of a regression and which are observed; raises like `checked_targets`."""
     likelihood, y = checked_targets(predictive, y)
     values = unmasked(likelihood, y)[1]
-    return values, np.asarray(observed_entries(likelihood, predictive, y, np.shape(values)))
+    return values, fetch(observed_entries(likelihood, predictive, y, np.shape(values)))
 
 
 # --- classes --------------------------------------------------------------------------------------
@@ -172,8 +172,8 @@ def _best_temperature_of(predictive: Predictive, y: PyTree, per_output: bool) ->
             "share one temperature."
         )
     masked, y = checked_targets(predictive, y)
-    logits = np.asarray(targets.class_logits)
-    logits = logits[np.asarray(observed_entries(masked, predictive, y, logits.shape[:-1]))]
+    logits = fetch(targets.class_logits)
+    logits = logits[fetch(observed_entries(masked, predictive, y, logits.shape[:-1]))]
     check_known("logits", logits)
     _, labels = as_classes(masked, predictive, y)
     if labels.ndim == 1:
@@ -181,10 +181,9 @@ def _best_temperature_of(predictive: Predictive, y: PyTree, per_output: bool) ->
     temperature = _best_temperature(logits, labels)
     low, high = _BOUNDS
     if not low * 1.01 < float(temperature) < high / 1.01:
-        warnings.warn(
+        warn(
             f"Found the best temperature at a bound, {float(temperature):.3g}: the most probable "
-            "class is always right, or no better than chance; use more held-out data.",
-            stacklevel=4,
+            "class is always right, or no better than chance; use more held-out data."
         )
     return TemperatureScaling(temperature)
 
@@ -233,7 +232,7 @@ def _best_scale(predictive: Predictive, y: PyTree, per_output: bool) -> StdScali
         )
     jax.eval_shape(targets.scaled, jnp.ones((), targets.mean.dtype))  # refuses what cannot be
     values, seen = observed_targets(predictive, y)
-    squares = np.asarray(_whitened(targets, values)) ** 2
+    squares = fetch(_whitened(targets, values)) ** 2
     axis = 0 if per_output else None
     mean = np.where(seen, squares, 0).sum(axis=axis) / np.maximum(seen.sum(axis=axis), 1)
     if not np.all((mean > 0) & np.isfinite(mean)):

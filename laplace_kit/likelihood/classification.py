@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from laplace_kit.arrays import as_array
+from laplace_kit.host import fetch_array
 from laplace_kit.likelihood.base import Factorized, check_one_array, check_same_shape, reshaped
 from laplace_kit.targets.binary import binary
 from laplace_kit.targets.classes import classes
@@ -195,7 +196,7 @@ def _read_class_weights(values: ArrayLike | Sequence[float]) -> Float[Array, " C
             "weight of each example pass lk.fit(..., weights=w)."
         )
     if not isinstance(weights, jax.core.Tracer):
-        known = np.asarray(weights)
+        known = fetch_array(weights)
         if not (np.isfinite(known) & (known >= 0)).all() or not known.any():
             raise ValueError(f"Found class_weights={known.tolist()}, expected {expected}.")
     return weights
@@ -253,7 +254,7 @@ class Bernoulli(Factorized):
         check_same_shape("Bernoulli", outputs, targets)
 
     def renumbering(self, event, y):
-        found = {float(value) for value in jnp.unique(jnp.asarray(y))}
+        found = {float(value) for value in np.unique(fetch_array(y))}
         if found == {1.0, 2.0}:
             return _from_one(2)
         return "they are -1 and 1: use (y + 1) / 2" if found == {-1.0, 1.0} else ""

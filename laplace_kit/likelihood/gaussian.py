@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Num
 
 from laplace_kit import tree
+from laplace_kit.host import fetch_array
 from laplace_kit.likelihood.base import Factorized, check_one_array, check_same_shape
 from laplace_kit.targets.normal import NormalTargets
 from laplace_kit.targets.normal_mixture import normal_mixture
@@ -44,7 +45,7 @@ class Gaussian(Factorized):
             object.__setattr__(self, "noise_std", 1.0)
             object.__setattr__(self, "known", False)
         std = self.noise_std
-        if tree.is_concrete(std) and not np.all((np.asarray(std) > 0) & np.isfinite(std)):
+        if tree.is_concrete(std) and not np.all((fetch_array(std) > 0) & np.isfinite(std)):
             raise ValueError(
                 f"Found noise_std={std}, expected positive, finite numbers: the standard deviation "
                 "of the observation noise in the units of the targets, one or one per output."

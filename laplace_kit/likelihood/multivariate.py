@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Num
 
 from laplace_kit import tree
+from laplace_kit.host import fetch_array
 from laplace_kit.likelihood.base import Likelihood, check_same_shape
 from laplace_kit.targets.multivariate_normal import MultivariateNormalTargets
 from laplace_kit.tree import pytree_dataclass
@@ -100,7 +101,7 @@ class MultivariateGaussian(Likelihood):
 
 def _check_covariance(covariance: ArrayLike) -> None:
     dtype = jnp.promote_types(jnp.result_type(covariance), jnp.float32)  # that of the factor
-    matrix = np.asarray(covariance, np.float64)
+    matrix = fetch_array(covariance, np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
         raise ValueError(
             f"Found a noise covariance of shape {matrix.shape}, expected (C, C) for C outputs; for "

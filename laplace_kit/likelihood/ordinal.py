@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from laplace_kit import tree
+from laplace_kit.host import fetch_array
 from laplace_kit.likelihood.base import Factorized, check_one_array, check_same_shape
 from laplace_kit.targets.classes import label_log_probs
 from laplace_kit.targets.ordered import ordered, ordered_log_probs
@@ -54,7 +55,7 @@ class Ordinal(Factorized):
             )
         if self.cutpoints is None or not tree.is_concrete(self.cutpoints):
             return
-        found = np.asarray(self.cutpoints)
+        found = fetch_array(self.cutpoints)
         is_right = found.shape == (self.num_classes - 1,) and np.isfinite(found).all()
         if not (is_right and np.all(np.diff(found) > 0)):
             raise ValueError(

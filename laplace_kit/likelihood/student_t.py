@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Num
 
 from laplace_kit import tree
+from laplace_kit.host import fetch_array
 from laplace_kit.likelihood.base import Factorized, check_same_shape
 from laplace_kit.targets.logarithms import log_gamma_ratio
 from laplace_kit.targets.student_t import student_t
@@ -55,7 +56,7 @@ class StudentT(Factorized):
             ),
         ):
             found = getattr(self, name)
-            if tree.is_concrete(found) and not np.all((np.asarray(found) > 0) & np.isfinite(found)):
+            if tree.is_concrete(found) and not _are_positive(fetch_array(found)):
                 raise ValueError(
                     f"Found {name}={found}, expected positive, finite numbers: {remedy}."
                 )
@@ -116,3 +117,7 @@ class StudentT(Factorized):
 
     def _degrees(self, f) -> Float[Array, ""]:
         return jnp.asarray(self.degrees_of_freedom, f.dtype)
+
+
+def _are_positive(values: np.ndarray) -> bool:
+    return bool(np.all((values > 0) & np.isfinite(values)))

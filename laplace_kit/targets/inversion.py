@@ -8,13 +8,14 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from laplace_kit import tree
+from laplace_kit.host import fetch_array
 
 Cdf = Callable[[Float[Array, "N *target"]], Float[Array, "N *target"]]
 
 
 def check_levels(name: str, levels: ArrayLike | Sequence[float]) -> None:
     """Raise a `ValueError` if levels are not strictly between 0 and 1."""
-    if tree.is_concrete(levels) and not np.all((np.asarray(levels) > 0) & (np.asarray(levels) < 1)):
+    if tree.is_concrete(levels) and not _within(fetch_array(levels)):
         raise ValueError(
             f"Found {name}={levels}, expected numbers between 0 and 1, both excluded, such as 0.9."
         )
@@ -131,3 +132,7 @@ def for_each_level(
     """Return `solve(level)` for each level, with the axes of the levels first."""
     found = jax.lax.map(solve, q.reshape(-1))
     return found.reshape(*q.shape, *found.shape[1:])
+
+
+def _within(levels: np.ndarray) -> bool:
+    return bool(np.all((levels > 0) & (levels < 1)))

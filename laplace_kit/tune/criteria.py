@@ -4,10 +4,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from laplace_kit.errors import check_option
+from laplace_kit.eval.batches import rows_of
 from laplace_kit.eval.outputs import Predictive
+from laplace_kit.host import fetch
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.likelihood.masked import without_mask
 
@@ -85,9 +89,13 @@ def _own_loss(
     fn: Callable, predictive: Predictive, y: PyTree, weights: Float[Array, " N"] | None
 ) -> float:
     if weights is not None:
-        raise ValueError(
-            "Found labelled data with weights for a loss function, which takes only a predictive "
-            "and targets, expected data (x, y), or the loss 'nll', 'ece', 'brier' or 'crps'; apply "
-            "the weights inside your function."
-        )
+        values = fetch(weights)
+        if not np.isin(values, (0, 1)).all():
+            raise ValueError(
+                "Found labelled data with weights for a loss function, which takes only a "
+                "predictive and targets, expected data (x, y), weights of zero and one, or the "
+                "loss 'nll', 'ece', 'brier' or 'crps'; apply the weights inside your function."
+            )
+        rows = np.flatnonzero(values)
+        predictive, y = rows_of(predictive, rows), jax.tree.map(lambda a: a[rows], fetch(y))
     return float(fn(predictive, y))

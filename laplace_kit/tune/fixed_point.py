@@ -30,6 +30,7 @@ from laplace_kit.approx.noise import Residuals
 from laplace_kit.approx.posterior import Spectrum, Structure
 from laplace_kit.arrays import as_array
 from laplace_kit.errors import warn
+from laplace_kit.host import fetch
 from laplace_kit.tune.result import Tuning, checked_bounds, warn_at_bound
 
 # Only for a curvature with negative eigenvalues, whose evidence may have several maxima.
@@ -107,7 +108,7 @@ def maximise_evidence(
             "or use curvature='ggn', which is never indefinite."
         )
     dtype = deviation.dtype
-    box, zero = np.log(np.asarray(bounds, dtype)), np.zeros((), dtype)
+    box, zero = np.log(np.array(bounds, dtype)), np.zeros((), dtype)
     terms = _Terms(deviation, residuals, noise_power)
     shared = partial(_isotropic_evidence, spectrum, terms)
     grid = _on_grid(shared, box) if lowest < 0 else _Path([], [])
@@ -143,7 +144,7 @@ def maximise_evidence(
             )
     one = np.ones((), dtype)
     met = np.exp([point.z for point in visited])
-    fields = (found, noise, one, met, np.asarray(values), at_bound, np.asarray(flat))
+    fields = (found, noise, one, met, np.array(values), at_bound, np.array(flat))
     return Tuning(*jax.tree.map(as_array, fields), "evidence")
 
 
@@ -240,7 +241,7 @@ def _on_grid(evidence: _Objective, box: np.ndarray) -> _Path:
     """Evaluate one precision for all on a grid."""
     zero = np.zeros((), box.dtype)
     points = [_Point(z[None], zero) for z in np.linspace(*box, _GRID_POINTS, dtype=box.dtype)]
-    return _Path(points, jax.device_get([evidence(point).value for point in points]))
+    return _Path(points, fetch([evidence(point).value for point in points]))
 
 
 def _ascend(
@@ -250,10 +251,10 @@ def _ascend(
     tiny = np.finfo(box.dtype).tiny
     # Half the digits of z give the evidence up to rounding; a few more steps are cheap.
     enough = np.sqrt(np.finfo(box.dtype).eps) / 8
-    residuals = jax.device_get(terms.residuals)
+    residuals = fetch(terms.residuals)
     path, point, change = _Path([], []), start, np.inf
     while len(path.points) < _STEPS and change > enough:
-        value, gamma, squares = jax.device_get(evidence(point))
+        value, gamma, squares = fetch(evidence(point))
         path.points.append(point)
         path.values.append(value)
         aim = np.log(np.maximum(gamma, tiny)) - np.log(np.maximum(squares, tiny))
@@ -268,7 +269,7 @@ def _ascend(
 
 def _is_flat(evidence: _Objective, best: _Point) -> bool:
     """Return whether a tenth or ten times the precision hardly changes the evidence."""
-    shifts = np.asarray([0, -math.log(10), math.log(10)], best.z.dtype)
+    shifts = np.array([0, -math.log(10), math.log(10)], best.z.dtype)
     points = [best._replace(z=best.z + shift) for shift in shifts]
-    best_value, below, above = jax.device_get([evidence(point).value for point in points])
+    best_value, below, above = fetch([evidence(point).value for point in points])
     return bool(best_value - below < _FLAT_NATS and best_value - above < _FLAT_NATS)

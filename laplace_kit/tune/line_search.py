@@ -99,5 +99,5 @@ def minimise(
         method="bounded",
         options={"xatol": 0.02, "maxiter": 12},
     )
-    values, visited = np.asarray(met).T
+    values, visited = np.array(met).T
     return float(10.0 ** min(met)[1]), 10.0**visited, values

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from laplace_kit.approx.posterior import Posterior, Spectrum
 from laplace_kit.eval.monte_carlo import covariance_root
 from laplace_kit.eval.outputs import Predictive
+from laplace_kit.host import fetch
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.tree import pytree_dataclass
 
@@ -126,7 +127,7 @@ def variational_temperature(
     """
     f = predictive.f_mean
     # NumPy draws these at once, where XLA would compile for seconds.
-    seed = 0 if key is None else np.asarray(jax.random.key_data(key)).tolist()
+    seed = 0 if key is None else fetch(jax.random.key_data(key)).tolist()
     shape = (_NODES, len(f), math.prod(f.shape[1:]))
     half = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
     return _best_temperature(likelihood, predictive, y, prior, num_data, weights, half)

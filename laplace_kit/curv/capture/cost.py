@@ -11,6 +11,7 @@ from laplace_kit.curv.capture.blocks import Block, HeadRows
 from laplace_kit.curv.capture.capture import capture
 from laplace_kit.curv.objective import Objective
 from laplace_kit.memory import Limits, readable
+from laplace_kit.tree import shapes
 
 # Arrays live at once in a captured pass, in units of one example's activations: the linearised pass
 # with its inputs, and for each direction a cotangent and its image.
@@ -54,7 +55,7 @@ def rows_cost(
     """
     found, example_bytes = objective.plan.layers, objective.plan.example_bytes
     blocks_of_one = _output_blocks_of_one if for_outputs else _blocks_of_one
-    blocks = blocks_of_one.eval_shape(objective, objective.plan.one)
+    blocks = blocks_of_one.eval_shape(shapes(objective), objective.plan.one)
     heads = [isinstance(block, HeadRows) for block in blocks]
     direction = [
         _bytes(block.factors if head else block.gradients)
@@ -90,7 +91,7 @@ def pair_bytes(objective: Objective, block_work: Callable) -> int:
         As in `rows_cost`.
     """
     plan = objective.plan
-    blocks = _blocks_of_one.eval_shape(objective, plan.one)
+    blocks = _blocks_of_one.eval_shape(shapes(objective), plan.one)
     work = max(block_work(block)[1] for block in blocks)
     return (work + plan.num_outputs * max(plan.output.dtype.itemsize, 4)) * plan.num_outputs
 

@@ -1,7 +1,5 @@
 r"""Extreme eigenpairs of an operator, to a tolerance, by ARPACK's restarted Lanczos."""
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +15,8 @@ from laplace_kit.curv.matrix_free.ritz import (
     take,
 )
 from laplace_kit.curv.rounding import rounding
-from laplace_kit.errors import check_count, check_option
+from laplace_kit.errors import check_count, check_option, warn
+from laplace_kit.host import fetch, fetch_array
 
 _NORM_STEPS = 12  # Krylov vectors for the norm, which may be a few per cent too small
 _MIN_KRYLOV = 20  # smallest number of Krylov vectors
@@ -111,12 +110,11 @@ def eigenpairs(
     pairs = rayleigh_ritz(operator, rows, tolerance * norm, spent)
     missing = len(signs) * num - int(pairs.converged.sum())
     if missing:
-        warnings.warn(
+        warn(
             f"{missing} of {len(signs) * num} eigenpairs have not converged to a residual of "
             f"{tolerance:.2g} times the norm in {max_iterations} iterations; raise `tolerance` or "
             "`max_iterations`.",
             RuntimeWarning,
-            stacklevel=2,
         )
     return pairs
 
@@ -143,14 +141,14 @@ def _arpack(operator, start, num, which, size, tolerance, max_iterations=None):
     def matvec(v):
         nonlocal spent
         spent += 1
-        return np.asarray(operator.mv(jnp.asarray(v, operator.dtype)), start.dtype)
+        return fetch_array(operator.mv(jnp.asarray(v, operator.dtype)), start.dtype)
 
     matrix = LinearOperator(operator.shape, matvec=matvec, dtype=np.dtype(start.dtype))
     try:
         values, vectors = eigsh(
             matrix,
             num,
-            v0=np.asarray(start),
+            v0=fetch(start),
             which=which,
             ncv=size,
             tol=tolerance,

@@ -16,14 +16,15 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 from laplace_kit.curv.linear import SelfAdjointOperator
+from laplace_kit.placement import automatic
 
 
 def on_host(fn: Callable, operator: SelfAdjointOperator, *args: Any) -> Any:
     r"""Return `fn(operator, *args)`, with loops on the host if the operator's data are a stream.
 
-    In memory this is the plain call. Over a stream, `jit` is disabled during the call: `lax` loops
-    and branches become Python's, array operations run one by one, and only the products, by
-    `product(operator)`, are compiled.
+    In memory this is the plain call, with shardings left to the compiler. Over a stream, `jit` is
+    disabled during the call: `lax` loops and branches become Python's, array operations run one by
+    one, and only the products, by `product(operator)`, are compiled.
 
     Parameters
     ----------
@@ -40,9 +41,18 @@ def on_host(fn: Callable, operator: SelfAdjointOperator, *args: Any) -> Any:
         The result of `fn`.
     """
     if operator.in_memory:
-        return fn(operator, *args)
+        arrays = {place: arg for place, arg in enumerate(args) if _has_arrays(arg)}
+
+        def call(operator, arrays):
+            return fn(operator, *(arrays.get(place, arg) for place, arg in enumerate(args)))
+
+        return automatic(call, operator, arrays)
     with jax.disable_jit(True):
         return fn(operator, *args)
+
+
+def _has_arrays(arg: Any) -> bool:
+    return any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(arg))
 
 
 def product(operator: SelfAdjointOperator) -> Callable[[Array], Array]:

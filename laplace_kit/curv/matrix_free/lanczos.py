@@ -20,6 +20,7 @@ from laplace_kit.curv.matrix_free.ritz import (
 )
 from laplace_kit.curv.matrix_free.tridiagonal import Tridiagonal, lanczos
 from laplace_kit.curv.rounding import rounding
+from laplace_kit.host import fetch_array
 
 _CHECK_DEPTH = 10  # products to check whether a larger eigenvalue was missed
 _SMALLEST_DEPTH = 20  # products to check for a negative one too, small next to the deflated norm
@@ -194,7 +195,7 @@ class _Ritz(NamedTuple):
 
 
 def _ritz_pairs(krylov, alphas, betas):
-    alphas, betas = np.asarray(alphas, np.float64), np.asarray(betas, np.float64)
+    alphas, betas = fetch_array(alphas, np.float64), fetch_array(betas, np.float64)
     beside = betas[:-1]
     values, coordinates = np.linalg.eigh(np.diag(alphas) + np.diag(beside, 1) + np.diag(beside, -1))
     values, coordinates = values[::-1], coordinates[:, ::-1]

@@ -1,7 +1,6 @@
 r"""Solve linear systems $(H + \mathrm{diag}(\delta)) x = v$ by products with the operator."""
 
 import dataclasses
-import warnings
 from functools import partial
 from typing import Literal
 
@@ -16,7 +15,8 @@ from laplace_kit.curv.matrix_free.host import on_host, product
 from laplace_kit.curv.matrix_free.krylov import Status, conjugate_gradients, lsmr, neumann_series
 from laplace_kit.curv.matrix_free.precondition import Preconditioner
 from laplace_kit.curv.vector import read_vectors
-from laplace_kit.errors import check_option
+from laplace_kit.errors import check_option, warn
+from laplace_kit.host import fetch, fetch_array
 from laplace_kit.selection import select
 from laplace_kit.tree import pytree_dataclass
 
@@ -309,24 +309,23 @@ def _apply_inverse(inverse, b, x0):
 
 def _warn_unless_converged(solution: Solution, inverse: InverseOperator) -> None:
     report = solution.residual, solution.iterations, solution.status
-    residual, iterations, status = (np.ravel(part) for part in report)
+    residual, iterations, status = (part.ravel() for part in fetch(report))
     failed = np.flatnonzero(status != Status.CONVERGED)
     if not len(failed):
         return
     worst = failed[np.argmax(np.nan_to_num(residual[failed], nan=np.inf))]
     which = "" if len(status) == 1 else f" in {len(failed)} of {len(status)} systems, at worst"
     tolerance = float(inverse.tolerance_for(residual.dtype))
-    warnings.warn(
+    warn(
         f"The solver did not converge{which}: found a relative residual of {residual[worst]:.2g} "
         f"after {iterations[worst]} iterations of method={inverse.method!r}, expected at most "
         f"tolerance={tolerance:.2g}; {_ADVICE[Status(int(status[worst]))]}.",
         NotConvergedWarning,
-        stacklevel=4,
     )
 
 
 def _check_positive(name: str, value: ArrayLike) -> None:
-    if tree.is_concrete(value) and not np.asarray(value) > 0:
+    if tree.is_concrete(value) and not fetch_array(value) > 0:
         raise ValueError(f"Found {name}={value}, expected a positive number; raise it.")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Num
 
 from laplace_kit.errors import check_count
+from laplace_kit.host import fetch_array
 from laplace_kit.tree import is_concrete
 
 # How far the sum of a row of probabilities may be from one: rounding to bfloat16 passes, logits do
@@ -81,7 +82,7 @@ def labelled(probs: ArrayLike, y: ArrayLike) -> tuple[Float[Array, "N C"], Float
         )
     targets, all_in_range = _one_hot(y, probs)
     if is_concrete(all_in_range) and not all_in_range:
-        first = int(np.argmax(np.isnan(np.asarray(targets)[:, 0])))
+        first = int(np.argmax(np.isnan(fetch_array(targets)[:, 0])))
         raise ValueError(
             f"Found the label {int(given[first])} at y[{first}], expected integers from 0 to "
             f"{probs.shape[1] - 1} for probs of shape {probs.shape}; drop or renumber such labels."
@@ -120,8 +121,8 @@ def distributions(probs: ArrayLike, axes: str) -> Float[Array, "*batch C"]:
 def _check_distributions(name: str, rows: Float[Array, "N C"], remedy: str) -> None:
     valid, all_valid = _are_distributions(rows)
     if is_concrete(all_valid) and not all_valid:
-        first = int(np.argmin(np.asarray(valid)))
-        row = np.asarray(rows[first])
+        first = int(np.argmin(fetch_array(valid)))
+        row = fetch_array(rows[first])
         raise ValueError(
             f"Found {name}[{first}] with the sum {row.sum():.4g} and the smallest entry "
             f"{row.min():.4g}, expected numbers from 0 to 1 that sum to one; {remedy}."

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import ArrayLike, PyTree
 
 from laplace_kit.arrays import read_array
+from laplace_kit.host import fetch_array
 from laplace_kit.tree import is_concrete
 
 _P, _T = ParamSpec("_P"), TypeVar("_T")
@@ -76,7 +77,7 @@ def _rounded(leaf: Any) -> Any:
     if not isinstance(leaf, jax.Array):
         return leaf
     if is_concrete(leaf):
-        return jax.device_put(np.asarray(leaf))  # needs no program, unlike `astype`
+        return jax.device_put(fetch_array(leaf))  # needs no program, unlike `astype`
     return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 

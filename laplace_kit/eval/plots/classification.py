@@ -16,6 +16,7 @@ from laplace_kit.eval.plots.style import (
     share_histogram,
     tidy,
 )
+from laplace_kit.host import fetch_array
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -58,7 +59,7 @@ def reliability_diagram(
     "Increasing the reliability of reliability diagrams", for the whiskers.
     """
     edges, counts, confidence, accuracy = map(
-        np.asarray, metrics.reliability_bins(probs, y, num_bins)
+        fetch_array, metrics.reliability_bins(probs, y, num_bins)
     )
     used = counts > 0
     left, width, counts = edges[:-1][used], np.diff(edges)[used], counts[used]
@@ -112,7 +113,7 @@ def bin_counts(
     Axes
         `ax`; its container holds one bar for each bin.
     """
-    edges, counts, _, _ = map(np.asarray, metrics.reliability_bins(probs, y, num_bins))
+    edges, counts, _, _ = map(fetch_array, metrics.reliability_bins(probs, y, num_bins))
     ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=GREY, edgecolor="white")
     # Linear up to one, so that an empty bin differs from a bin with one prediction.
     ax.set_yscale("symlog", linthresh=1.0)
@@ -142,7 +143,7 @@ def confidence_histogram(
         `ax`; its patches are the histograms of the correct and of the wrong predictions, in this
         order, where there are any.
     """
-    probs, y = np.asarray(probs, float), np.asarray(y)
+    probs, y = fetch_array(probs, float), fetch_array(y)
     labels = y if y.ndim == 1 else y.argmax(axis=1)
     confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels
     edges = np.linspace(0.0, 1.0, num_bins + 1)
@@ -178,7 +179,7 @@ def risk_coverage_curve(
     """
     curve(ax, coverage, risk, label, series)
     # Equally confident predictions are kept together, so that a curve may be a single point.
-    first, color = (np.asarray(values)[:1] for values in (coverage, risk)), series_style(series)[0]
+    first, color = (fetch_array(values)[:1] for values in (coverage, risk)), series_style(series)[0]
     ax.scatter(*first, s=9, color=color, clip_on=False, zorder=3)
     ax.set(xlim=(0, 1), xlabel="coverage, most confident predictions first", ylabel="risk")
     # Otherwise the first curve would determine the limit for all.
@@ -209,7 +210,7 @@ def entropy_scatter(
     Axes
         `ax`; its collections are the points of correct and of wrong predictions, in this order.
     """
-    aleatoric, epistemic, right = map(np.asarray, (aleatoric, epistemic, right))
+    aleatoric, epistemic, right = map(fetch_array, (aleatoric, epistemic, right))
     label = f"correct ({np.count_nonzero(right)})"
     ax.scatter(
         aleatoric[right], epistemic[right], s=10, color=BLUE, alpha=0.4, linewidth=0, label=label

@@ -13,6 +13,7 @@ from laplace_kit.eval.plots.style import (
     share_histogram,
     tidy,
 )
+from laplace_kit.host import fetch_array
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -45,7 +46,7 @@ def score_histograms(
     Axes
         `ax`; its patches are the histograms of `in_scores` and of `out_scores`, in this order.
     """
-    inside, outside = np.asarray(in_scores, float), np.asarray(out_scores, float)
+    inside, outside = fetch_array(in_scores, float), fetch_array(out_scores, float)
     edges = np.histogram_bin_edges(np.concatenate([inside, outside]), bins=num_bins)
     share_histogram(ax, inside, edges, "test set", BLUE)
     share_histogram(ax, outside, edges, "out of distribution", VERMILLION, hatch="////")

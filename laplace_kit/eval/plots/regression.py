@@ -8,6 +8,7 @@ from jaxtyping import ArrayLike, Float, Num
 
 from laplace_kit.eval import metrics
 from laplace_kit.eval.plots.style import BLUE, GREY, curve, diagonal, tidy
+from laplace_kit.host import fetch_array
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -46,7 +47,7 @@ def coverage_curve(
         `ax`; its last line is the curve.
     """
     levels = np.linspace(0.0, 1.0, num_levels + 2)[1:-1]
-    observed = np.asarray(metrics.interval_coverage(mean, std, y, levels))
+    observed = fetch_array(metrics.interval_coverage(mean, std, y, levels))
     diagonal(ax, 0.0, 1.0)
     curve(ax, levels, observed, label, series, marker="o")
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="nominal level", ylabel="observed coverage")
@@ -98,18 +99,18 @@ def predictive_band(
             f"Found {found}_observed without {missing}_observed, expected both or neither; pass "
             "the inputs and the targets of the data together."
         )
-    order = np.argsort(np.asarray(x))
-    x, mean, std = (np.asarray(values, float)[order] for values in (x, mean, std))
+    order = np.argsort(fetch_array(x))
+    x, mean, std = (fetch_array(values, float)[order] for values in (x, mean, std))
     half = half_width(level) * std
     name = f"{level:.0%} interval"
     ax.fill_between(x, mean - half, mean + half, color=BLUE, alpha=0.2, linewidth=0, label=name)
     if epistemic_std is not None:
-        half = half_width(level) * np.asarray(epistemic_std, float)[order]
+        half = half_width(level) * fetch_array(epistemic_std, float)[order]
         name = "without noise"
         ax.fill_between(x, mean - half, mean + half, color=BLUE, alpha=0.4, linewidth=0, label=name)
     ax.plot(x, mean, color=BLUE, label="mean")
     if x_observed is not None:
-        points = np.asarray(x_observed, float), np.asarray(y_observed, float)
+        points = fetch_array(x_observed, float), fetch_array(y_observed, float)
         ax.scatter(*points, s=8, color="black", alpha=0.6, linewidth=0, zorder=3, label="observed")
     ax.set(xlabel="input", ylabel="output")
     return tidy(ax, legend=True)
@@ -141,7 +142,7 @@ def predicted_against_observed(
     Axes
         `ax`; its container holds the points with their intervals.
     """
-    mean, std, y = (np.asarray(values, float) for values in (mean, std, y))
+    mean, std, y = (fetch_array(values, float) for values in (mean, std, y))
     ax.errorbar(
         y,
         mean,
@@ -184,7 +185,7 @@ def pit_histogram(
     ----------
     Gneiting, Balabdaoui and Raftery (2007), "Probabilistic forecasts, calibration and sharpness".
     """
-    pit = np.asarray(pit, float)
+    pit = fetch_array(pit, float)
     counts, edges = np.histogram(pit, bins=num_bins, range=(0.0, 1.0))
     density, error = counts * num_bins / len(pit), 1.96 * np.sqrt((num_bins - 1) / len(pit))
     ax.bar(
@@ -226,7 +227,7 @@ def deviation_scatter(
         `ax`; its collection holds the points.
     """
     noise_std, epistemic_std, error = (
-        np.asarray(values, float) for values in (noise_std, epistemic_std, error)
+        fetch_array(values, float) for values in (noise_std, epistemic_std, error)
     )
     area = 4 + 56 * error / max(error.max(), np.finfo(float).tiny)
     label = "one target; the larger its error, the larger the point"

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import ArrayLike
 
+from laplace_kit.host import fetch_array
+
 if TYPE_CHECKING:
     import matplotlib.axes
 
@@ -33,8 +35,8 @@ def curve(
     """Draw the line of a series."""
     color, style = series_style(series)
     ax.plot(
-        np.asarray(x),
-        np.asarray(y),
+        fetch_array(x),
+        fetch_array(y),
         style,
         color=color,
         label=label,

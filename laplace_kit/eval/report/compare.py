@@ -22,6 +22,7 @@ from laplace_kit.eval.report.classification import classification_report
 from laplace_kit.eval.report.page import PosteriorCard, Report
 from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
 from laplace_kit.eval.report.regression import regression_report
+from laplace_kit.host import fetch, fetch_array
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.likelihood.masked import unmasked, without_mask
 from laplace_kit.targets.base import NoTargets
@@ -149,7 +150,7 @@ def _classification(predict, compare, likelihood, data, directory, shifted, ood,
             {where: _all_rows(found) for where, found in on_ood.items()},
             epistemic=None if parts is None else seen(parts.mutual_information),
             ood_epistemic={
-                where: of.mutual_information.reshape(-1)
+                where: fetch(of.mutual_information).reshape(-1)
                 for where, of in ood_parts.items()
                 if of is not None
             },
@@ -180,14 +181,14 @@ def _regression(predict, compare, likelihood, data, directory, title, card):
     for name, predict_one in predict.items():
         predictive = predict_one(x)
         predictions[name] = _numbers(likelihood, predictive, y)
-        rows = np.asarray(observed_rows(likelihood, predictive, y, targets))
+        rows = fetch_array(observed_rows(likelihood, predictive, y, targets))
     for name, of in compare.items():
         if isinstance(of, RegressionPredictions):
             predictions[name] = of
             continue
         mean, std = _given_moments(name, of, predictive)
         predictions[name] = RegressionPredictions(
-            *(observed_rows(likelihood, predictive, y, values) for values in (mean, std))
+            *(fetch(observed_rows(likelihood, predictive, y, values)) for values in (mean, std))
         )
     return regression_report(
         predictions, rows, directory, x=_one_for_each(x, rows), title=title, card=card
@@ -208,8 +209,8 @@ def _check_inputs(where: str, inputs: PyTree, x: PyTree) -> None:
 # --- predictives as rows --------------------------------------------------------------------------
 
 
-def _all_rows(predictive: Predictive) -> Float[Array, "M C"]:
-    probs = predictive.targets.class_probabilities
+def _all_rows(predictive: Predictive) -> Float[np.ndarray, "M C"]:
+    probs = fetch(predictive.targets.class_probabilities)
     return probs.reshape(-1, probs.shape[-1])
 
 
@@ -225,7 +226,7 @@ def _seen(
 ) -> Float[np.ndarray, " M"]:
     """Return one value for each label that is there."""
     seen = observed_entries(likelihood, predictive, y, values.shape)
-    return np.asarray(values)[np.asarray(seen)]
+    return fetch_array(values)[fetch_array(seen)]
 
 
 def _numbers(likelihood: Likelihood, predictive: Predictive, y: PyTree) -> RegressionPredictions:
@@ -236,17 +237,17 @@ def _numbers(likelihood: Likelihood, predictive: Predictive, y: PyTree) -> Regre
             "one with a method targets(outputs), for a report; use la.evaluate for its loss."
         )
     mean, var, epistemic_var = (
-        observed_rows(likelihood, predictive, y, values)
+        fetch(observed_rows(likelihood, predictive, y, values))
         for values in (predictive.mean, predictive.var, predictive.epistemic_var)
     )
-    if not bool(jnp.isfinite(var).all()):
+    if not np.isfinite(var).all():
         raise ValueError(
             f"Found infinite variances under a {type(likelihood).__name__} likelihood, expected "
             "finite ones, as a report measures residuals by them; use la.evaluate, or a likelihood "
             "whose noise has a variance."
         )
     known = bool((epistemic_var > 0).any())
-    return RegressionPredictions(mean, jnp.sqrt(var), jnp.sqrt(epistemic_var) if known else None)
+    return RegressionPredictions(mean, np.sqrt(var), np.sqrt(epistemic_var) if known else None)
 
 
 def _given_probabilities(name: str, probs: ArrayLike, like: Predictive) -> Predictive:
@@ -272,8 +273,8 @@ def _given_moments(name: str, moments, like: Predictive) -> tuple[Array, Array]:
 
 
 def _one_for_each(x: PyTree, rows: Array | np.ndarray) -> PyTree | None:
-    """Return the inputs if there is one for each row, else `None`."""
-    return x if all(len(leaf) == len(rows) for leaf in jax.tree.leaves(x)) else None
+    """Return the inputs, on the host, if there is one for each row, else `None`."""
+    return fetch(x) if all(len(leaf) == len(rows) for leaf in jax.tree.leaves(x)) else None
 
 
 def named_sets(ood: PyTree, x: PyTree) -> dict[str, PyTree]:

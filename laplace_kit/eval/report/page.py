@@ -14,6 +14,7 @@ from laplace_kit.eval.report.examples import Gallery
 from laplace_kit.eval.report.pictures import Section
 from laplace_kit.eval.report.registry import METRICS
 from laplace_kit.eval.report.verdict import claims, verdict
+from laplace_kit.host import is_first
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def write(
     """Write the page, `metrics.json`, `predictions.npz` and the pictures, each atomically.
 
     `metrics` is the content of `metrics.json`, without NaN or infinity; `write_predictions` writes
-    `predictions.npz` to a path. A missing directory is created.
+    `predictions.npz` to a path. A missing directory is created. In a program of several processes,
+    process 0 writes.
     """
     text = json.dumps(metrics, indent=2, allow_nan=False)
     drawn = [picture for section in content.sections for picture in section.pictures]
@@ -104,12 +106,13 @@ def write(
         "metrics.json": f"{text}\n".encode(),
         "index.html": _render(metrics, text, content).encode(),
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, data in contents.items():
-        part = directory / f".{name}.part"
-        part.write_bytes(data)
-        part.replace(directory / name)
-    write_predictions(directory / "predictions.npz")
+    if is_first():
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, data in contents.items():
+            part = directory / f".{name}.part"
+            part.write_bytes(data)
+            part.replace(directory / name)
+        write_predictions(directory / "predictions.npz")
     names = (*contents, "predictions.npz")
     return Report(directory, metrics, tuple(directory / name for name in names))
 

@@ -1,0 +1,162 @@
+"""Where examples lie: the mesh, and the axes of it over which their rows are spread.
+
+Data that are sharded by rows stay where they are: each device runs the loop over chunks on its own
+rows, and sums are added over devices once, at the end. The placement is read from the arrays
+outside of `jit`, as the types of arrays on a mesh of automatic axes do not name it, and travels
+with the data as structure. Other axes of the mesh, over which parameters may be sharded, are left
+to the compiler.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """A mesh, whose axes all count as automatic, and the axes over which rows are spread.
+
+    The mesh may extend over several processes: only shapes and names are read.
+    """
+
+    mesh: Mesh | AbstractMesh
+    axes: tuple[str, ...]
+
+    @property
+    def num_parts(self) -> int:
+        """The number of parts into which the rows are cut."""
+        return math.prod(self.mesh.shape[axis] for axis in self.axes)
+
+    @property
+    def by_rows(self) -> NamedSharding:
+        """The sharding of an array with a leading axis of examples."""
+        return NamedSharding(self.mesh, PartitionSpec(self.axes))
+
+    @property
+    def whole(self) -> NamedSharding:
+        """The sharding of an array that every device holds."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def in_parts(self, fn: Callable, *, summed: bool) -> Callable[[PyTree, PyTree], PyTree]:
+        """Return `fn(args, rows)` with each device at work on its own rows.
+
+        Parameters
+        ----------
+        fn
+            A function of arguments that every device has and of rows, to be called inside `jit`.
+        summed
+            Whether results are summed over devices; otherwise their rows stay where they are.
+        """
+
+        def on_each(args: PyTree, rows: PyTree) -> PyTree:
+            found = fn(args, rows)
+            return jax.lax.psum(found, self.axes) if summed else found
+
+        by_rows, whole = PartitionSpec(self.axes), PartitionSpec()
+        within_mesh = not jax.sharding.get_abstract_mesh().empty
+        return jax.shard_map(
+            on_each,
+            mesh=None if within_mesh else self.mesh,
+            in_specs=(whole, by_rows),
+            out_specs=whole if summed else by_rows,
+            axis_names=set(self.axes),
+            check_vma=False,  # models need not mark what differs between devices in their loops
+        )
+
+
+def placement_of(arrays: PyTree) -> Placement | None:
+    """Return where the rows of arrays lie, or `None` if they are not spread over devices.
+
+    The first leaf that is sharded along its leading axis decides. Inside `jit` the types tell only
+    about meshes of explicit axes.
+    """
+    for leaf in jax.tree.leaves(arrays):
+        if not isinstance(leaf, jax.Array):
+            continue
+        is_traced = isinstance(leaf, jax.core.Tracer)
+        sharding = jax.typeof(leaf).sharding if is_traced else leaf.sharding
+        if not isinstance(sharding, NamedSharding) or not sharding.spec or not sharding.spec[0]:
+            continue
+        mesh, axes = sharding.mesh, sharding.spec[0]
+        mesh = mesh.update(axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+        found = Placement(mesh, axes if isinstance(axes, tuple) else (axes,))
+        if found.num_parts > 1:
+            return found
+    return None
+
+
+def num_held(num: int, placement: Placement | None) -> int:
+    """Return how many of `num` rows each device holds."""
+    return num if placement is None else num // placement.num_parts
+
+
+def automatic(fn: Callable, *args: PyTree, axes: tuple[str, ...] | None = None) -> PyTree:
+    """Return `fn(*args)`, with all shardings within it left to the compiler.
+
+    On a mesh of explicit axes operations would have to name the shardings of their results. Outside
+    of such a mesh this is the plain call.
+
+    Parameters
+    ----------
+    fn, *args
+        A function of pytrees of arrays.
+    axes
+        The axes of the mesh over which the leading axis of each result is spread; by default every
+        device holds the results.
+    """
+    mesh = explicit_mesh(args)
+    if mesh is None:
+        return fn(*args)
+    return jax.sharding.auto_axes(fn, out_sharding=NamedSharding(mesh, PartitionSpec(axes)))(*args)
+
+
+def explicit_mesh(arrays: PyTree) -> AbstractMesh | None:
+    """Return the mesh of explicit axes on which any of these arrays lies, as its type names it."""
+    for leaf in jax.tree.leaves(arrays):
+        mesh = jax.typeof(leaf).sharding.mesh
+        if AxisType.Explicit in mesh.axis_types:
+            return mesh
+    return None
+
+
+def spread(arrays: PyTree, placement: Placement | None) -> PyTree:
+    """Return arrays of rows with those that lie on one device moved to the devices of the others.
+
+    Traced arrays stay as they are.
+    """
+
+    def move(leaf: jax.Array) -> jax.Array:
+        is_spread = isinstance(leaf, jax.core.Tracer) or len(leaf.sharding.device_set) > 1
+        return leaf if is_spread else jax.device_put(leaf, placement.by_rows)
+
+    return arrays if placement is None else jax.tree.map(move, arrays)
+
+
+def check_devices(args: PyTree, rows: PyTree) -> None:
+    """Raise a `ValueError` if arguments are committed to devices other than those of the rows."""
+    devices = _committed_devices(rows)
+    others = _committed_devices(args)
+    if not devices or not others or devices == others:
+        return
+    raise ValueError(
+        f"Found parameters on {_described(others)} and examples on {_described(devices)}, expected "
+        "both on the same devices; put them there, for example on all devices of a mesh by "
+        "jax.device_put(params, jax.NamedSharding(mesh, jax.P()))."
+    )
+
+
+def _committed_devices(arrays: PyTree) -> set[jax.Device]:
+    """Return the devices of the first array that is committed to some, or an empty set."""
+    for leaf in jax.tree.leaves(arrays):
+        is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+        if is_array and leaf.committed:
+            return leaf.sharding.device_set
+    return set()
+
+
+def _described(devices: set[jax.Device]) -> str:
+    return str(next(iter(devices))) if len(devices) == 1 else f"{len(devices)} devices"
