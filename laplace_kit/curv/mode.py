@@ -14,9 +14,9 @@ from laplace_kit.curv.objective import Objective, loss_of_outputs
 from laplace_kit.data import Data, InMemory, read_batches, sum_over
 from laplace_kit.examples import Examples, gather
 from laplace_kit.host import fetch
-from laplace_kit.likelihood import Factorized, FromLoss, Likelihood, Masked
+from laplace_kit.likelihood import Factorized, FromLoss, Likelihood
 from laplace_kit.likelihood.base import check_targets
-from laplace_kit.likelihood.masked import targets_seen
+from laplace_kit.likelihood.masked import has_mask, targets_seen
 from laplace_kit.tree import pytree_dataclass
 from laplace_kit.weights import ALL_ZERO
 
@@ -189,7 +189,7 @@ _DROP = "clean or drop these examples, and check"
 def _descriptions(likelihood: Likelihood) -> tuple[str, str]:
     """Return descriptions of targets that are not finite, and of targets that are not valid."""
     expected = "finite numbers"
-    if isinstance(likelihood, Masked):
+    if has_mask(likelihood):
         expected += " wherever the mask is one"
     elif isinstance(likelihood, Factorized):
         expected += ", or (y, mask) for lk.Masked(likelihood) where some are missing"
@@ -226,7 +226,7 @@ def _chunk_statistics(args, chunk):
     bad_params = sum(jnp.sum(~jnp.isfinite(leaf)) for leaf in jax.tree.leaves(objective.params))
     counts = jnp.sum(chunk.weight > 0)
     entries = None
-    if isinstance(objective.likelihood, Masked):
+    if has_mask(objective.likelihood):
         observed = jax.vmap(objective.likelihood.observed)(f, chunk.y)
         entries = jnp.einsum("n,n...->...", chunk.weight, observed.astype(chunk.weight.dtype))
     total = jnp.sum(chunk.weight)
