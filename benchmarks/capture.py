@@ -117,7 +117,7 @@ def layer_jobs(
 ) -> list[Job]:
     """Return the fits of diagonal and Kronecker structures, and the predictions asked for.
 
-    Targets are in gradients for the curvature alone, in seconds for predictions, by structure.
+    Targets are in gradients for the curvature, in seconds for predictions, by structure.
     """
     operator, name = operator_of(workload), workload.name
     found = lk.curv.kronecker_factors(operator)
@@ -157,7 +157,7 @@ def peak_memory_here(path: str) -> float:
 def resident_memory(field: str) -> float:
     """Return the MB of this process, now (`"VmRSS"`) or at its peak (`"VmHWM"`), on Linux.
 
-    The peak that `resource.getrusage` tells is no use: it begins with the parent process's.
+    The peak of `resource.getrusage` cannot be used: it begins with the parent process's.
     """
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split(f"{field}:")[1].split()[0]) * 1024 / 1e6

@@ -146,7 +146,7 @@ def growth(few: Measurement, many: Measurement) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a small network, to see that it runs")
-    parser.add_argument("--examples", type=int, help="measure in this process alone, as JSON")
+    parser.add_argument("--examples", type=int, help="measure in this process only, as JSON")
     parser.add_argument("--loader", action="store_true", help="that, over a loader")
     options = parser.parse_args()
     setting = QUICK if options.quick else FULL

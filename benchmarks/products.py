@@ -83,10 +83,10 @@ def one_by_one(operator: SelfAdjointOperator, vs):
 
 def lanczos(operator: SelfAdjointOperator, v, depth: int):
     """Return the tridiagonal form, of an operator that is linearised first."""
-    return lanczos_anew(linearized(operator), v, depth)
+    return repeated_lanczos(linearized(operator), v, depth)
 
 
-def lanczos_anew(operator: SelfAdjointOperator, v, depth: int):
+def repeated_lanczos(operator: SelfAdjointOperator, v, depth: int):
     """Return the tridiagonal form, of an operator as it is."""
     return tridiagonalize(operator, v, jnp.zeros((1, len(v)), v.dtype), depth)
 
@@ -99,7 +99,7 @@ def operator_jobs(
     `v` is a pytree, `vs` are flat.
     """
     flat, num, run = vs[0], len(vs), f", Lanczos run of {num_steps}"
-    once, anew = (partial(lanczos, depth=num_steps), partial(lanczos_anew, depth=num_steps))
+    once, repeated = (partial(lanczos, depth=num_steps), partial(repeated_lanczos, depth=num_steps))
     rows = [
         (" product", jax.jit(multiply), operator, v, targets.single, 1),
         (" product, flat and eager", multiply, operator, flat, targets.single, 1),
@@ -107,7 +107,7 @@ def operator_jobs(
         (f", {num} together", together, operator, vs, targets.together, num),
         (f", {num} one by one", one_by_one, operator, vs, None, num),
         (f"{run}, linearised", once, operator, flat, targets.lanczos, num_steps),
-        (f"{run}, not linearised", anew, operator, flat, None, num_steps),
+        (f"{run}, not linearised", repeated, operator, flat, None, num_steps),
     ]
     return [
         (Job(name + what, fn, tuple(args), target), num) for what, fn, *args, target, num in rows

@@ -14,7 +14,7 @@ import numpy as np
 
 import laplace_kit
 
-# However long a job takes, it takes part in about so many turns.
+# The least number of turns of a job, however long it takes.
 FEWEST_TURNS = 3
 
 

@@ -1,4 +1,4 @@
-"""The tables of `choosing_a_structure.md`: `python -m docs.structure_costs` measures them anew.
+"""The tables of `choosing_a_structure.md`: `python -m docs.structure_costs` measures them.
 
 The tanh networks S and M of `benchmarks.capture`; three minutes on two idle cores. Times are the
 least of several calls, by the clock or in processor time, whichever is less: another load on the
@@ -20,7 +20,7 @@ from benchmarks.workloads import Workload, trained_mlp
 
 PAGE = Path(__file__).parent / "choosing_a_structure.md"
 BEGIN, END = "<!-- costs -->\n", "<!-- /costs -->"
-CALLS, BUDGET = 10, 4.0  # of each job: so many calls, or those that begin within so many seconds
+CALLS, BUDGET = 10, 4.0  # of each job: the number of calls, and the seconds within which they begin
 FEW = 100  # examples, for the dual form
 COLUMNS = ["fit", "predict", "memory"]
 
@@ -93,7 +93,7 @@ def errors(workload: Workload, asked: dict[str, dict], x) -> dict[str, list[str]
     return found
 
 
-def of_small() -> str:
+def small_table() -> str:
     """Return the lines of S, whose full posterior is the yardstick of the others."""
     workload = trained_mlp("S", FULL.small, FULL.num_small + NUM_INPUTS)
     x_new, seen = workload.x[FULL.num_small :], slice(FULL.num_small)
@@ -104,7 +104,7 @@ def of_small() -> str:
     return table(workload, columns, {name: found[name] + apart[name] for name in asked})
 
 
-def of_large() -> str:
+def large_table() -> str:
     """Return the lines of M, of whose full posterior only the dual form of few examples fits."""
     workload = trained_mlp("M", FULL.large, FULL.num_large)
     few = dataclasses.replace(workload, x=workload.x[:FEW], y=workload.y[:FEW])
@@ -126,7 +126,7 @@ def conditions() -> str:
 
 
 if __name__ == "__main__":
-    measured = "\n".join([of_small(), of_large(), conditions()])
+    measured = "\n".join([small_table(), large_table(), conditions()])
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     PAGE.write_text(
         before + BEGIN + "\n" + measured + "\n" + END + rest.split(END)[1], encoding="utf-8"

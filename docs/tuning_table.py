@@ -1,4 +1,4 @@
-"""The table of digits in `tuning.md`: `python docs/tuning_table.py` measures it anew, in minutes.
+"""The table of digits in `tuning.md`: `python docs/tuning_table.py` measures it, in minutes.
 
 The network, the data and their split are those of `examples/digits.py`.
 """

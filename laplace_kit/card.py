@@ -46,17 +46,20 @@ class Card(NamedTuple):
         width = max(map(len, whole))
         return "\n".join(f"{name:<{width}}  {text}" for name, text in whole.items())
 
-    def for_report(self, model: TrainedModel, prior: Prior, coverage: Coverage) -> "PosteriorCard":
-        """Return the card with a table of the parameter leaves and their prior precisions."""
-        from laplace_kit.eval.report import PosteriorCard
 
-        precision = tree.unravel(prior.vector(model), model.mode)
-        layers = tuple(
-            (leaf.path, str(leaf.shape), leaf.kind, leaf.method, _range(values))
-            for leaf, values in zip(coverage, jax.tree.leaves(precision), strict=True)
-        )
-        columns = ("parameter", "shape", "kind", "method", "prior precision")
-        return PosteriorCard(self.facts, columns, layers, tuple(self.warnings))
+def report_card(
+    card: Card, model: TrainedModel, prior: Prior, coverage: Coverage
+) -> "PosteriorCard":
+    """Return the card with a table of the parameter leaves and their prior precisions."""
+    from laplace_kit.eval.report import PosteriorCard
+
+    precision = tree.unravel(prior.vector(model), model.mode)
+    layers = tuple(
+        (leaf.path, str(leaf.shape), leaf.kind, leaf.method, _range(values))
+        for leaf, values in zip(coverage, jax.tree.leaves(precision), strict=True)
+    )
+    columns = ("parameter", "shape", "kind", "method", "prior precision")
+    return PosteriorCard(card.facts, columns, layers, tuple(card.warnings))
 
 
 def make_card(

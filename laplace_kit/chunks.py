@@ -32,7 +32,9 @@ def chunk_of_sum(
     if limits.batch_size:
         return min(limits.batch_size, num)
     prints = data.prints if isinstance(data, InMemory) else None
-    weight = jax.ShapeDtypeStruct((data.num_first,), np.float32)
+    weights = data.weights if isinstance(data, InMemory) else None
+    weight_dtype = np.float32 if weights is None else weights.dtype
+    weight = jax.ShapeDtypeStruct((data.num_first,), weight_dtype)
     step = Step(fn, args, jax.eval_shape(Chunk, *batch_spec(data), weight, prints))
     if num == 1 or step.count(num).bytes <= limits.reused:
         return num

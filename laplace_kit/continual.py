@@ -6,6 +6,7 @@ from typing import Any
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import tree
+from laplace_kit.approx.choice import fit_chosen, with_key
 from laplace_kit.approx.full import Full, FullStructure
 from laplace_kit.approx.update import Expansion, updated
 from laplace_kit.curv.mode import examine_mode
@@ -59,14 +60,15 @@ def updated_by(
     Ritter, Botev and Barber (2018), Online structured Laplace approximations for overcoming
     catastrophic forgetting.
     """
-    data, choice = as_data(data), record.choice.with_key(key)
+    data, choice = as_data(data), with_key(record.choice, key)
     x, y = batch_spec(data)
     objective = objective.planned(x)
     check_outputs(objective, x, y)
     mode = examine_mode(objective, data)
-    structure = choice.fit(objective, data, key)
+    structure = fit_chosen(choice, objective, data, key)
     gradient = mode.gradient.astype(expansion.gradient.dtype)
-    new = Expansion(mode.log_likelihood, gradient, structure, mode.num_data)
+    counts = mode.num_data, mode.num_entries
+    new = Expansion(mode.log_likelihood, gradient, structure, *counts)
     found = updated(expansion, new, precision)
     if choice.form == "dual" and isinstance(found.expansion.structure, FullStructure):
         because = "all data together have more rows than there are parameters"

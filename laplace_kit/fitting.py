@@ -1,5 +1,6 @@
 """From a trained model and its data to a posterior."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -10,7 +11,14 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import __version__, storage, stored, streams, tree
-from laplace_kit.approx.choice import Auto, Choice, Chosen, choose_structure
+from laplace_kit.approx.choice import (
+    Auto,
+    Choice,
+    Chosen,
+    choose_structure,
+    fit_chosen,
+    has_candidate,
+)
 from laplace_kit.approx.names import (
     CurvatureName,
     StructureName,
@@ -198,7 +206,7 @@ def fit(
             because=plan.chosen.because + plan.why,
         )
         enter(f"fitting the {choice.structure} {choice.curvature}")
-        fitted = choice.fit(cached, features, key)
+        fitted = fit_chosen(choice, cached, features, key)
         enter("factorising the posterior")
         posterior, jitter = factorise(fitted, precision)
     forget(data)  # a checkpoint has served
@@ -207,7 +215,7 @@ def fit(
     return Laplace(
         model=TrainedModel(model_fn, free, selection, objective.plan),
         likelihood=observed_by,
-        expansion=Expansion(mode.log_likelihood, gradient, fitted, mode.num_data),
+        expansion=Expansion(mode.log_likelihood, gradient, fitted, mode.num_data, mode.num_entries),
         prior=Prior(mean, given, temperature=jnp.ones((), dtype)),
         posterior=posterior,
         prediction=Prediction(),
@@ -321,15 +329,15 @@ def _plan(model: _Model, subset: Subset, asked: StructureSpec, curvature: Curvat
     chosen = choose_structure(asked, curvature, sizes, limit)
     plan = _Plan(objective, selection, words, chosen)
     may_be_last = isinstance(asked, Auto) and subset is None and sizes.num_columns is not None
-    if not may_be_last or asked.has_rich(sizes, limit):
+    if not may_be_last or has_candidate(asked, sizes, limit):
         return plan
     try:
         mask = last_layer(model.model_fn, model.params, x)
     except ValueError:  # the model has no last layer: keep all parameters
         return plan
     objective, selection, fewer = _sized(model, mask, curvature)
-    rich = asked.with_candidates_only()
-    if not rich.has_rich(fewer, limit):
+    rich = dataclasses.replace(asked, otherwise=())
+    if not has_candidate(rich, fewer, limit):
         return plan
     why = f"; of all {sizes.num_params:,} parameters only {chosen.spec.name} fits"
     chosen = choose_structure(rich, curvature, fewer, limit)

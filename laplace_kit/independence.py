@@ -69,7 +69,7 @@ def check_independence(
 
 @partial(jax.jit, static_argnames="num")
 def _compare(model_fn, params, x, num) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return the largest difference between outputs alone and together, and the largest output."""
+    """Return the largest difference between outputs one by one and in a batch, and the largest."""
     few = first_examples(InMemory(x, ()), num).x
 
     def compare(model_fn, params, few):
@@ -97,7 +97,7 @@ def _explain(model_fn, params, few: PyTree, tolerance: float, scale: float) -> N
     if change > tolerance:
         raise ValueError(
             f"Found a model that is not deterministic: outputs as large as {scale:.3g} of the same "
-            f"inputs differ by {change:.3g}, expected a function of parameters and inputs alone; "
+            f"inputs differ by {change:.3g}, expected a function of parameters and inputs only; "
             "switch off dropout and noise, and draw random numbers outside of it."
         )
     rows = [jax.tree.map(lambda leaf, n=n: leaf[n : n + 1], few) for n in range(len(together))]

@@ -13,11 +13,11 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 from laplace_kit import continual, storage, stored, tree
 from laplace_kit.approx.diagnostics import Diagnostics, diagnose
 from laplace_kit.approx.evidence import log_evidence_of
-from laplace_kit.approx.noise import noise_factor
+from laplace_kit.approx.noise import noise_factor, with_known_noise
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.approx.prior import Prior, check_temperature, expand_precision
 from laplace_kit.approx.update import Expansion
-from laplace_kit.card import Card, make_card
+from laplace_kit.card import Card, make_card, report_card
 from laplace_kit.curv.objective import Objective
 from laplace_kit.curv.trained_model import TrainedModel
 from laplace_kit.eval import functions, predictive
@@ -135,8 +135,7 @@ class Laplace:
             If the likelihood is not Gaussian, or the noise is not positive and proportional.
         """
         la = scaled(self, noise_factor(self.likelihood, noise_std))
-        known = tree.replace(la.likelihood, known=True)
-        return tree.replace(la, likelihood=known).refactorised()
+        return tree.replace(la, likelihood=with_known_noise(la.likelihood)).refactorised()
 
     def with_prediction(
         self,
@@ -155,7 +154,7 @@ class Laplace:
             restores the value of `fit`: linearised; a link that `tune` may choose, `"probit"` until
             then; the covariance that fits the memory; the method's own number of samples.
         """
-        changed = self.prediction.changed(method, link, covariance, num_samples)
+        changed = predictive.changed(self.prediction, method, link, covariance, num_samples)
         return tree.replace(self, prediction=changed)
 
     def update(self, data: Any, *, key: PRNGKeyArray | None = None) -> "Laplace":
@@ -342,8 +341,8 @@ class Laplace:
             As in `laplace_kit.eval.sample_functions`: `samples(x)` is `(K, N, *event)`,
             `samples[k]` one function, differentiable in `x`.
         """
-        of = self.objective, self.posterior
-        return functions.sample_functions(*of, key, num_samples, method=method)
+        parts = self.objective, self.posterior
+        return functions.sample_functions(*parts, key, num_samples, method=method)
 
     # --- quality ---
 
@@ -397,7 +396,7 @@ class Laplace:
             shifted=shifted,
             ood=ood,
             title=title,
-            card=self._card().for_report(self.model, self.prior, self.coverage),
+            card=report_card(self._card(), self.model, self.prior, self.coverage),
         )
 
     def predict_at_mode(self, x: PyTree) -> Predictive:

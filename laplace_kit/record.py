@@ -11,7 +11,7 @@ from laplace_kit.tune.result import Tuning
 
 @pytree_dataclass(static=("coverage",))
 class Record:
-    """What `fit` and `tune` chose, and what they kept.
+    """The choices of `fit` and `tune`, and a sample of the training data.
 
     `choice` is what `fit` chose and why; `coverage` how layer capture treats each parameter;
     `jitter` the share by which the posterior precision's diagonal was raised to be factorised;

@@ -53,6 +53,7 @@ NAMES = frozenset(
 )
 # Earlier files store whether the noise is known in a separate field.
 _KNOWS_NOISE = "knows_noise"
+_NUM_ENTRIES = "num_entries"  # only for masked targets
 
 
 @storable("FunctionName")
@@ -65,7 +66,7 @@ class FunctionName:
 
 def is_posterior(found: Any) -> bool:
     """Return whether a file's content is a posterior."""
-    return isinstance(found, dict) and set(found) - {_KNOWS_NOISE} == NAMES
+    return isinstance(found, dict) and set(found) - {_KNOWS_NOISE, _NUM_ENTRIES} == NAMES
 
 
 def fields(
@@ -103,6 +104,8 @@ def fields(
         "jitter": record.jitter,
         "tuning": record.tuning,
     }
+    if expansion.num_entries is not None:
+        found[_NUM_ENTRIES] = expansion.num_entries
     return _map_params(to_portable, found)
 
 
@@ -113,7 +116,7 @@ def parts(found: dict[str, Any], model_fn: Partial) -> dict[str, Any]:
     return {
         "model": TrainedModel(model_fn, found["mode"], found["selection"]),
         "likelihood": found["likelihood"],
-        "expansion": Expansion(*sums),
+        "expansion": Expansion(*sums, found.get(_NUM_ENTRIES)),
         "prior": Prior(found["prior_mean"], found["prior_precision"], found["temperature"]),
         "posterior": found["posterior"],
         "prediction": found["prediction"],

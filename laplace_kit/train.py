@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from laplace_kit import storage, tree
 from laplace_kit.approx.names import StructureName
+from laplace_kit.approx.noise import GAUSSIANS, gaussian_of
 from laplace_kit.approx.spec import StructureSpec
 from laplace_kit.bars import is_shown
 from laplace_kit.curv.objective import Objective, chunk_loss
@@ -24,7 +25,8 @@ from laplace_kit.errors import check_option
 from laplace_kit.fitting import fit
 from laplace_kit.host import fetch, fetch_array
 from laplace_kit.laplace import Laplace
-from laplace_kit.likelihood import Gaussian, Likelihood, MultivariateGaussian, as_likelihood
+from laplace_kit.likelihood import Gaussian, Likelihood, as_likelihood
+from laplace_kit.likelihood.masked import without_mask
 from laplace_kit.portable import to_portable
 from laplace_kit.selection import can_vary
 from laplace_kit.tree import pytree_dataclass, replace
@@ -33,7 +35,6 @@ from laplace_kit.tune.chain import NOISES, has_unknown_noise
 _LEARNING_RATE = 1e-2
 _BATCH_SIZE = 128
 _BURN_IN = 0.1  # of all epochs
-_WITH_NOISE = Gaussian | MultivariateGaussian
 
 
 @pytree_dataclass()
@@ -43,7 +44,7 @@ class TrainingHistory:
     `loss` `(E,)` is the training objective per example, averaged over each epoch while the
     parameters moved. Refit r followed epoch `epoch[r]`; its largest evidence was
     `log_marginal_likelihood[r]`, at `prior_precision`, whose leaves have a leading axis R, and
-    `noise_std` `(R, ...)`, which is `None` unless the likelihood is `Gaussian`.
+    `noise_std` `(R, ...)`, which is `None` unless the likelihood is `Gaussian`, masked or not.
     """
 
     loss: Float[np.ndarray, " E"]
@@ -232,7 +233,8 @@ class _Refit(NamedTuple):
 
     @classmethod
     def of(cls, epoch: int, la: Laplace, caught: list[warnings.WarningMessage]) -> "_Refit":
-        std = fetch_array(la.likelihood.noise_std) if isinstance(la.likelihood, Gaussian) else None
+        kind = without_mask(la.likelihood)
+        std = fetch_array(kind.noise_std) if isinstance(kind, Gaussian) else None
         precision = fetch(la.prior_precision)
         return cls(epoch, float(la.log_marginal_likelihood()), precision, std, caught)
 
@@ -382,18 +384,15 @@ def _noise_to_learn(noise: str | None, likelihood: Likelihood | str) -> str:
     if noise is None:
         return "evidence" if has_unknown_noise(kind) else "keep"
     check_option("noise", noise, NOISES)
-    if noise != "keep" and not isinstance(kind, _WITH_NOISE):
-        raise TypeError(
-            f"Found noise={noise!r} with a {type(kind).__name__} likelihood, expected an unmasked "
-            "Gaussian one, whose noise can be learned; pass noise='keep' or leave it out."
-        )
+    if noise != "keep":
+        gaussian_of(kind)
     return noise
 
 
 def _with_array_noise(likelihood: Likelihood | str, params: PyTree) -> Likelihood:
     """Convert a noise given as a Python number to the dtype of a learned noise."""
     likelihood = as_likelihood(likelihood)
-    if not isinstance(likelihood, _WITH_NOISE):
+    if not isinstance(without_mask(likelihood), GAUSSIANS):
         return likelihood
     floats = [leaf for leaf in jax.tree.leaves(params) if can_vary(leaf)]
     dtype = jnp.result_type(jnp.float32, *floats)

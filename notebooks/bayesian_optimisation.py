@@ -60,7 +60,7 @@ best = float(truth(square).max())
 # %% [markdown]
 # ## Network and posterior
 #
-# Two hidden layers of twenty units, trained anew by L-BFGS after each round. The measurements are
+# Two hidden layers of twenty units, trained again by L-BFGS after each round. The measurements are
 # padded to one length with a weight of zero, so that training compiles once.
 
 # %%

@@ -79,7 +79,7 @@ params = train(initial, x, y)
 # ## The report
 #
 # Validation data choose the prior precision. The report is on data that played no part in anything:
-# test digits, the same turned by 15 degrees, and shuffled pixels, which are no digits at all.
+# test digits, the same turned by 15 degrees, and shuffled pixels, which are no digits.
 
 # %%
 la = lk.fit(model_fn, params, (x, y), likelihood="categorical", structure="kron")
@@ -215,7 +215,7 @@ assert high < 0
 #
 # Suppose that the least confident predictions are handed to a human. The risk-coverage curve shows
 # the error rate among the rest, by how many are kept; the area under it (AURC) sums it up. It knows
-# the *order* of the confidences alone, which a posterior changes less than their size. On the right
+# only the *order* of the confidences, which a posterior changes less than their size. On the right
 # the same digits are turned by 15 degrees and errors are many; mind the scale.
 
 # %%
@@ -241,7 +241,7 @@ assert metrics.aurc(predict(x_test).probs, y_test) < 1 - posterior["accuracy"]
 # Shuffled pixels have no right label, so only a score of their strangeness can be judged: the area
 # under the ROC curve (AUROC) is the chance that such an input has a smaller largest probability
 # than a test digit. Here the posterior is no better at it, and the report says so: the prior
-# precision was chosen by digits alone. The notebook on out-of-distribution detection tells more.
+# precision was chosen from digits only. The notebook on out-of-distribution detection has more.
 
 # %%
 on_turned, on_shuffled = report.metrics["shifted"]["turned"], report.metrics["ood"]["shuffled"]

@@ -112,7 +112,7 @@ assert accuracy > 0.9
 # %% [markdown]
 # ## Five maps
 #
-# The network alone, and four posteriors around it: no correlations at all (diagonal), Kronecker
+# The network alone, and four posteriors around it: no correlations (diagonal), Kronecker
 # factors of each layer, all correlations (full), and all correlations of the last layer alone, with
 # the others frozen. Each has the weight decay of training for its prior precision.
 #
@@ -179,9 +179,9 @@ for posterior in fitted.values():
 # ## A prior precision for each
 #
 # Weight decay serves to find good weights, not to say how far they may be off, and what is right
-# for one structure is wrong for another: without correlations, weights move alone that in truth can
-# only move together. So let held-out data choose a prior precision for each, under the very
-# predictive that it will make.
+# for one structure is wrong for another: without correlations, weights vary independently that in
+# truth vary only together. So let held-out data choose a prior precision for each, under the same
+# predictive.
 
 # %%
 tuned = {name: posterior.tune(data=validation) for name, posterior in fitted.items()}

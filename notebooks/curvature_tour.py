@@ -27,7 +27,7 @@
 # | Monte-Carlo Fisher | $\sum_n \hat g_n \hat g_n^\top$ | at labels that the model draws |
 #
 # A network small enough to draw them all shows when they agree and when not. After that the matrix
-# is forgotten: spectrum, eigenvectors and linear systems come from products with vectors alone, as
+# is forgotten: spectrum, eigenvectors and linear systems come from products with vectors only, as
 # they must for networks of any other size. Each claim is asserted in code.
 
 # %%
@@ -242,7 +242,7 @@ for state in spectra:
 #
 # Most posteriors and preconditioners keep only the blocks of single layers. `block_diagonal` is
 # that matrix as an operator, and the squared Frobenius norm of the difference, estimated from
-# products, tells how much is lost. Finer blocks lose more: those of single leaves separate a bias
+# products, shows how much is lost. Finer blocks lose more: those of single leaves separate a bias
 # from its kernel, and the diagonal separates everything.
 
 # %%

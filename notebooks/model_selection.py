@@ -17,7 +17,7 @@
 #
 # Sixty noisy points of a curve, and no idea how flexible a network they deserve. Training error
 # cannot tell: it falls with every unit that is added. The *evidence* can. It is computed from the
-# training data alone and answers for width, prior and noise together:
+# training data only and answers for width, prior and noise together:
 #
 # 1. train networks of different widths, each with the prior and the noise that maximise its
 #    evidence,

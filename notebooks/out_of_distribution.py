@@ -116,7 +116,7 @@ assert accuracy > 0.97
 # ## Scores
 #
 # The posterior has Kronecker factors for each layer; `tune` chooses prior precision and temperature
-# by the training data alone. `pred.uncertainty` splits the entropy of the label into the mean
+# by only the training data. `pred.uncertainty` splits the entropy of the label into the mean
 # entropy, given the weights, and the mutual information.
 
 # %%

@@ -212,14 +212,13 @@ print(f"share inside the 90% interval: {coverage:.3f}")
 assert 0.85 < coverage < 0.95
 
 # %% [markdown]
-# ## Who knows about the gap?
+# ## Which structures show the gap?
 #
-# All 91 parameters with all their correlations are affordable here. Larger networks need a poorer
-# posterior, and each of these is one: Kronecker factors for each layer, no correlations at all, or
-# the last layer alone.
+# All 91 parameters with all their correlations are affordable here. Larger networks need an
+# approximation: Kronecker factors for each layer, no correlations, or only the last layer.
 #
-# On the data they are all of use. In the gap they are not: what leaves the function free there is
-# an interplay of the weights of *both* layers, and whoever drops these correlations, or one of the
+# Near the data all of them work. In the gap they do not: there the function varies with the weights
+# of *both* layers together, and a structure that drops these correlations, or one of the
 # layers, takes the gap for known. That is a property of the approximations, not of this network
 # (Foong et al. 2019, "In-between uncertainty in Bayesian neural networks").
 

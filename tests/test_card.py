@@ -247,7 +247,7 @@ def test_a_report_lists_every_free_parameter_with_its_own_prior_precision():
             subset=subset,
             prior_precision=prior,
         )
-        found = card_of(la).for_report(la.model, la.prior, la.coverage)
+        found = card.report_card(card_of(la), la.model, la.prior, la.coverage)
         table = {row[0]: row[-1] for row in found.layers}
         assert len(table) == len(la.coverage)
         assert listed is None or table == listed

@@ -72,6 +72,22 @@ def test_a_limit_is_what_is_held():
     assert evenly(NUM, 9) <= size <= evenly(NUM, 10)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_step_is_counted_with_weights_in_their_own_dtype(dtype, x64):
+    dtypes = []
+
+    def weighted(weights, chunk):
+        dtypes.append(chunk.weight.dtype)
+        return jnp.sum(chunk.weight * activated(weights, chunk.x)[:, 0])
+
+    data = as_data((X, np.zeros(NUM, np.float32), np.arange(NUM, dtype=dtype)))
+    size = chunk_of_sum(weighted, WEIGHTS, data, Limits())
+    found = sum_over(weighted, WEIGHTS, data, size)
+    assert set(dtypes) == {np.dtype(dtype)}
+    expected = np.arange(NUM) @ np.asarray(activated(WEIGHTS, X))[:, 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_a_stream_is_cut_within_its_batches():
     data = as_data(twins.batches(X, np.zeros(NUM, np.float32), 24, 40))
     assert chunk_of_sum(total, WEIGHTS, data, Limits()) == 24

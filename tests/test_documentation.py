@@ -47,6 +47,14 @@ def test_examples_run_as_printed(page, tmp_path, monkeypatch, capsys):
         assert shown is None or printed == shown
 
 
+def test_a_structure_of_your_own_takes_forty_lines():
+    """With imports, but neither blank lines nor what fits and saves it."""
+    blocks = [block for _, block, _ in python_blocks(ROOT / "docs" / "write_your_own.md")]
+    (block,) = [block for block in blocks if "(StructureSpec)" in block]
+    assert block.count("lk.storable(") == 3
+    assert len([line for line in block.splitlines() if line.strip()]) <= 40
+
+
 def test_readme_and_quickstart_have_examples():
     assert {"README.md", "quickstart.md"} <= {page.name for page in WITH_CODE}
 

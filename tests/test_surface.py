@@ -1,8 +1,10 @@
 """What is public: what packages export, which pages name and the API pages show."""
 
 import ast
+import dataclasses
 import functools
 import importlib
+import inspect
 import pkgutil
 import pydoc
 import re
@@ -16,7 +18,7 @@ import laplace_kit as lk
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "laplace_kit"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PUBLIC = (
     "laplace_kit",
     "laplace_kit.approx",
@@ -93,6 +95,16 @@ def directives(page: Path) -> list[tuple[str, tuple[str, ...]]]:
     return [(name, tuple(re.findall(r"^ +- (\w+)$", block, re.MULTILINE))) for name, block in found]
 
 
+def hidden(page: Path) -> dict[str, tuple[str, ...]]:
+    """Return the names of members that an API page does not show, by the object of the directive.
+
+    They are methods by which modules work together, of classes that users see.
+    """
+    pattern = r"^::: (\S+)\n    options:\n      filters: .*\"!\^\(([\w|]+)\)\$\"\]$"
+    found = re.findall(pattern, page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {name: tuple(members.split("|")) for name, members in found}
+
+
 def rendered(page: Path) -> list[str]:
     """Return the dotted names of all objects that an API page shows."""
     return [
@@ -141,6 +153,52 @@ def test_every_export_stands_on_one_api_page_and_nothing_else_does():
     times = Counter(id(resolve(name)) for name in shown)
     assert not [name for name, value in everything.items() if times[id(value)] != 1]
     assert not [name for name in shown if isinstance(resolve(name), ModuleType)]
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "api").glob("*.md")), ids=lambda p: p.stem)
+def test_members_that_an_api_page_hides_exist_and_no_page_names_them(page):
+    for name, members in hidden(page).items():
+        home = resolve(name)
+        classes = [getattr(home, each) for each in exports(name)]
+        known = set().union(*(dir(each) for each in classes if isinstance(each, type)))
+        known |= {
+            f.name for c in classes if dataclasses.is_dataclass(c) for f in dataclasses.fields(c)
+        }
+        assert set(members) <= known
+        for other in PAGES:
+            text = other.read_text(encoding="utf-8")
+            assert not [member for member in members if re.search(rf"\w\.{member}\(", text)]
+
+
+def signatures() -> dict[str, inspect.Signature]:
+    """Return the signatures of public functions and of the public methods of public classes."""
+    objects = {name: value for package in PUBLIC for name, value in exported(package).items()}
+    for name, cls in list(objects.items()):
+        if isinstance(cls, type):
+            objects |= {f"{name}.{each}": member for each, member in vars(cls).items()}
+    functions = {name: inspect.unwrap(value) for name, value in objects.items() if callable(value)}
+    functions = {name: fn for name, fn in functions.items() if inspect.isfunction(fn)}
+    return {n: inspect.signature(f) for n, f in functions.items() if not re.search(r"\._", n)}
+
+
+def test_signatures_follow_the_table_of_names_in_contributing():
+    found = signatures()
+    assert len(found) > 200
+    for name, signature in found.items():
+        for argument, parameter in signature.parameters.items():
+            if argument == "key":
+                assert parameter.default in (None, parameter.empty), f"{name} has a default key"
+            if argument == "method":
+                assert parameter.kind is parameter.KEYWORD_ONLY, f"{name}: method by position"
+            counts = re.search(r"^n_|^length$|_length$|_size$", argument)
+            assert not counts or argument in ("batch_size", "train_batch_size"), (
+                f"{name}: {argument}"
+            )
+
+
+def test_some_members_are_hidden():
+    pages = {page.stem: hidden(page) for page in (ROOT / "docs" / "api").glob("*.md")}
+    assert "planned" in pages["curv"]["laplace_kit.curv"]
 
 
 def test_the_list_of_public_modules_is_complete():

@@ -134,6 +134,22 @@ def test_noise_that_is_not_given_is_learned_however_that_is_said(x64):
     assert not by_name.la.likelihood.known
 
 
+def test_the_noise_of_masked_targets_is_learned_from_the_observed_ones(x64):
+    """Targets that are missing add nothing: those of ten more examples, which may be NaN."""
+    x, y = (np.concatenate([part, part[:10]]) for part in (REGRESSION.x, REGRESSION.y))
+    is_seen = np.arange(len(x))[:, None] < len(REGRESSION.x)
+    options = {"num_epochs": 2, "optimizer": optax.lbfgs(), "train_batch_size": 50}
+    masked = train_linear(
+        (x, (np.where(is_seen, y, np.nan), is_seen)),
+        likelihood=lk.Masked(lk.Gaussian()),
+        **options,
+    )
+    observed = train_linear(likelihood=lk.Gaussian(), **options)
+    stds = masked.history.noise_std, observed.history.noise_std
+    assert masked.la.likelihood.likelihood.noise_std == stds[0][masked.history.epoch == 2]
+    np.testing.assert_allclose(*stds, rtol=1e-6)
+
+
 def test_noise_that_is_known_is_kept_unless_asked_for(x64):
     kept = train_linear(likelihood=lk.Gaussian(0.7))
     np.testing.assert_array_equal(kept.history.noise_std, [0.7, 0.7, 0.7])
@@ -395,7 +411,7 @@ ERRORS = [
     ({"burn_in": 6}, "burn_in=6 for num_epochs=6"),
     ({"burn_in": -1}, "burn_in=-1"),
     ({"optimizer": optax.adam}, "expected an optax.GradientTransformation"),
-    ({"likelihood": "poisson", "noise": "evidence"}, "noise='evidence' with a Poisson likelihood"),
+    ({"likelihood": "poisson", "noise": "evidence"}, "Found a Poisson likelihood.*noise='keep'"),
     ({"prior_precision": -1.0}, "expected positive"),
     ({"data": [(REGRESSION.x, REGRESSION.y)], "train_batch_size": 4}, "train_batch_size=4 with a"),
     ({"data": iter([])}, "one-shot iterator"),

@@ -196,7 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, help="the folder of the data, or LAPLACE_KIT_DATA")
     parser.add_argument(
-        "--quick", action="store_true", help="few splits, under the weak prior alone"
+        "--quick", action="store_true", help="few splits, only under the weak prior"
     )
     args = parser.parse_args()
     ignore_bounds()

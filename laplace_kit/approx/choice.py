@@ -57,20 +57,16 @@ class Auto(StructureSpec):
     def forms(self, sizes):
         return _forms_of((*self.candidates, *self.otherwise), sizes)
 
-    def has_rich(self, sizes: Sizes, limit: int) -> bool:
-        """Return whether one of the candidates fits a limit in bytes."""
-        return first_that_fits(_forms_of(self.candidates, sizes), sizes, limit) is not None
-
-    def with_candidates_only(self) -> "Auto":
-        """Return the same with the candidates only."""
-        return dataclasses.replace(self, otherwise=())
-
     def bytes(self, sizes):
-        """Estimate the peak memory of the smallest form."""
         return min((form.bytes(sizes) for form in self.forms(sizes)), default=math.inf)
 
     def fit(self, operator, key=None):
         return settled(self, operator).fit(operator, key)
+
+
+def has_candidate(spec: Auto, sizes: Sizes, limit: int) -> bool:
+    """Return whether one of the candidates fits a limit in bytes."""
+    return first_that_fits(_forms_of(spec.candidates, sizes), sizes, limit) is not None
 
 
 def _forms_of(specs: Iterable[StructureSpec], sizes: Sizes) -> Iterable[StructureSpec]:
@@ -213,29 +209,35 @@ class Choice:
         """The number of one example's outputs."""
         return math.prod(self.event)
 
-    def with_key(self, key: PRNGKeyArray | None) -> "Choice":
-        """Return the same with another key of the curvature, where it has one; `None` keeps it."""
-        if key is None:
-            return self
-        return dataclasses.replace(self, curvature_spec=self.curvature_spec.with_key(key))
 
-    def fit(self, objective: Objective, data: Data, key: PRNGKeyArray | None = None) -> Structure:
-        """Return the chosen structure, fitted to the chosen curvature of some data.
+def with_key(choice: Choice, key: PRNGKeyArray | None) -> Choice:
+    """Return the choice with another key of the curvature, where it has one; `None` keeps it."""
+    if key is None:
+        return choice
+    return dataclasses.replace(choice, curvature_spec=choice.curvature_spec.with_key(key))
 
-        Parameters
-        ----------
-        objective, data
-            The model at its mode, planned, with its likelihood, and the data to sum over, which
-            have been checked.
-        key
-            For the structure; the curvature has its own.
 
-        Raises
-        ------
-        TypeError, ValueError
-            If the curvature makes no operator, or one of another shape.
-        """
-        return self.spec.fit(operator_of(self.curvature_spec, objective, data), key)
+def fit_chosen(
+    choice: Choice, objective: Objective, data: Data, key: PRNGKeyArray | None = None
+) -> Structure:
+    """Return the chosen structure, fitted to the chosen curvature of some data.
+
+    Parameters
+    ----------
+    choice
+        The structure and the curvature.
+    objective, data
+        The model at its mode, planned, with its likelihood, and the data to sum over, which have
+        been checked.
+    key
+        For the structure; the curvature has its own.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the curvature makes no operator, or one of another shape.
+    """
+    return choice.spec.fit(operator_of(choice.curvature_spec, objective, data), key)
 
 
 def operator_of(curvature: CurvatureSpec, objective: Objective, data: Data) -> SelfAdjointOperator:

@@ -1,4 +1,4 @@
-"""Diagnostics: numbers that tell whether a posterior can be trusted."""
+"""Diagnostics: numbers that show whether a posterior can be trusted."""
 
 import jax
 import jax.numpy as jnp

@@ -69,10 +69,6 @@ class DiagonalPosterior(Posterior):
     def size(self):
         return len(self.std)
 
-    @property
-    def dtype(self):
-        return self.std.dtype
-
     def scale_mv(self, eps):
         return self.std * eps
 

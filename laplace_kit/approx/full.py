@@ -99,7 +99,7 @@ class Full(StructureSpec):
 
     def forms(self, sizes):
         most = math.inf if self.max_rows is None else self.max_rows
-        return (form for form in self._by_work(sizes) if form.rows(sizes) <= most)
+        return (form for form in self._by_work(sizes) if form._rows(sizes) <= most)
 
     def _by_work(self, sizes):
         primal, dual = Full("primal"), Full("dual")
@@ -117,7 +117,7 @@ class Full(StructureSpec):
             is_primal_cheaper = rows * num**2 + num**3 <= dual_work(sizes)
             yield from (primal, dual) if is_primal_cheaper else (dual, primal)
 
-    def rows(self, sizes: Sizes) -> int | float:
+    def _rows(self, sizes: Sizes) -> int | float:
         """Return the number of rows of the matrix to factorise.
 
         It is infinite for the dual form over a stream with more examples than fit, which are not
@@ -130,7 +130,7 @@ class Full(StructureSpec):
     def remark(self, sizes):
         if self.form == "auto":
             return "" if self.max_rows is None else f"would have more than {self.max_rows:,} rows"
-        return f"exact, by its {self.form} matrix of {self.rows(sizes):,} rows"
+        return f"exact, by its {self.form} matrix of {self._rows(sizes):,} rows"
 
     def bytes(self, sizes):
         """Estimate the peak memory; primal: the matrix, one chunk's part, a Cholesky factor."""
@@ -177,10 +177,6 @@ class FullPosterior(Posterior):
     @property
     def size(self):
         return len(self.cholesky)
-
-    @property
-    def dtype(self):
-        return self.cholesky.dtype
 
     def scale_mv(self, eps):
         return self._solve(eps, trans=1)

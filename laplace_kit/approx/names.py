@@ -56,7 +56,7 @@ def as_structure(
     rank: int | None = None,
     weight_sharing: str | None = None,
 ) -> StructureSpec:
-    """Return the structure that `fit` was asked for, by name or as an object.
+    """Return the structure for `fit` as an object, from a name or an object.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def as_curvature(
     key: PRNGKeyArray | None = None,
     num_samples: int | None = None,
 ) -> CurvatureSpec:
-    """Return the curvature that `fit` was asked for, by name or as an object.
+    """Return the curvature for `fit` as an object, from a name or an object.
 
     Parameters
     ----------

@@ -15,15 +15,16 @@ from jaxtyping import ArrayLike, Float
 from laplace_kit import tree
 from laplace_kit.approx.update import Expansion
 from laplace_kit.likelihood import Gaussian, Likelihood, MultivariateGaussian
+from laplace_kit.likelihood.masked import with_mask_of, without_mask
 
 GAUSSIANS = Gaussian | MultivariateGaussian
 
 
 class Residuals(NamedTuple):
-    r"""The residuals of a Gaussian likelihood, in units of its present variance.
+    r"""The observed residuals of a Gaussian likelihood, in units of its present variance.
 
     With all noise variances multiplied by $e^w$ the log-likelihood is $-\tfrac12 (e^{-w} Q + M w)$
-    plus a constant, with Q the sum of squared residuals (`squares`) and M their `count`.
+    plus a constant, with Q the sum of squared residuals (`squares`) and M their number (`count`).
     """
 
     squares: Float[ArrayLike, ""]
@@ -40,9 +41,9 @@ def residuals_of(likelihood: Likelihood, expansion: Expansion, event: tuple[int,
     Parameters
     ----------
     likelihood
-        `Gaussian` or `MultivariateGaussian`, unmasked.
+        `Gaussian`, masked or not, or `MultivariateGaussian`.
     expansion
-        The log-likelihood at the mode, and the number of examples.
+        The log-likelihood at the mode, and the numbers of examples and of observed entries.
     event
         The shape of one example's outputs.
 
@@ -50,15 +51,20 @@ def residuals_of(likelihood: Likelihood, expansion: Expansion, event: tuple[int,
     ------
     TypeError
         If the likelihood is any other.
+    ValueError
+        If the likelihood has a mask and the expansion no numbers of observed entries.
     """
-    kind = unmasked_gaussian(likelihood)
+    kind = gaussian_of(likelihood)
     count = expansion.num_data * math.prod(event)
     if isinstance(kind, MultivariateGaussian):
         _, log_det = jnp.linalg.slogdet(jnp.asarray(kind.noise_covariance))
         log_variances = log_det * expansion.num_data
     else:
-        stds = jnp.broadcast_to(jnp.asarray(kind.noise_std), event)
-        log_variances = 2 * jnp.sum(jnp.log(stds)) * expansion.num_data
+        log_stds = jnp.broadcast_to(jnp.log(jnp.asarray(kind.noise_std)), event)
+        log_variances = 2 * jnp.sum(log_stds) * expansion.num_data
+        if kind is not likelihood:
+            observed = _num_entries(expansion)
+            count, log_variances = jnp.sum(observed), 2 * jnp.sum(log_stds * observed)
     normaliser = 0.5 * (count * math.log(2 * math.pi) + log_variances)
     squares = jnp.maximum(-2 * (expansion.log_likelihood + normaliser), 0)
     return Residuals(squares, jnp.asarray(count, squares.dtype))
@@ -73,7 +79,7 @@ def noise_factor(likelihood: Likelihood, noise_std: ArrayLike) -> jax.Array:
         If the likelihood is not `Gaussian`, or the noise is not positive and proportional to that
         of the likelihood.
     """
-    kind = unmasked_gaussian(likelihood)
+    kind = gaussian_of(likelihood)
     if isinstance(kind, MultivariateGaussian):
         raise TypeError(
             "Found a MultivariateGaussian likelihood, expected Gaussian, whose noise is a standard "
@@ -100,7 +106,7 @@ def with_scaled_noise(
     *,
     event: tuple[int, ...],
     power: int = 1,
-) -> tuple[GAUSSIANS, Expansion]:
+) -> tuple[Likelihood, Expansion]:
     """Return likelihood and expansion with the noise's standard deviations multiplied by a factor.
 
     Parameters
@@ -112,12 +118,12 @@ def with_scaled_noise(
     power
         The power of $1/s^2$ to which the curvature is proportional: `noise_power` of its spec.
     """
-    kind = unmasked_gaussian(likelihood)
+    kind = gaussian_of(likelihood)
     factor = jnp.asarray(factor, expansion.log_likelihood.dtype)
     if isinstance(kind, MultivariateGaussian):
         scaled = MultivariateGaussian(kind.noise_covariance * factor**2)
     else:
-        scaled = Gaussian(kind.noise_std * factor, known=kind.known)
+        scaled = with_mask_of(likelihood, Gaussian(kind.noise_std * factor, known=kind.known))
     gained = residuals_of(likelihood, expansion, event).log_likelihood(2 * jnp.log(factor))
     return scaled, tree.replace(
         expansion,
@@ -127,17 +133,32 @@ def with_scaled_noise(
     )
 
 
-def unmasked_gaussian(likelihood: Likelihood) -> GAUSSIANS:
-    """Return the likelihood if it is Gaussian and unmasked.
+def with_known_noise(likelihood: Likelihood) -> Likelihood:
+    """Return a `Gaussian` likelihood, masked or not, with its noise marked as known."""
+    return with_mask_of(likelihood, tree.replace(gaussian_of(likelihood), known=True))
+
+
+def gaussian_of(likelihood: Likelihood) -> GAUSSIANS:
+    """Return the Gaussian likelihood, without its mask if it has one.
 
     Raises
     ------
     TypeError
-        If it is not.
+        If the likelihood is any other.
     """
-    if isinstance(likelihood, GAUSSIANS):
-        return likelihood
+    kind = without_mask(likelihood)
+    if isinstance(kind, GAUSSIANS):
+        return kind
     raise TypeError(
-        f"Found a {type(likelihood).__name__} likelihood, expected an unmasked Gaussian one, "
-        "whose noise can be tuned; pass noise='keep' or leave it out."
+        f"Found a {type(kind).__name__} likelihood, expected lk.Gaussian or "
+        "lk.MultivariateGaussian, whose noise can be tuned; pass noise='keep' or leave it out."
     )
+
+
+def _num_entries(expansion: Expansion) -> Float[jax.Array, "*entries"]:
+    if expansion.num_entries is None:
+        raise ValueError(
+            "Found a posterior of masked targets without the numbers of observed entries, expected "
+            "them for the noise; it was saved by an earlier version: fit it again."
+        )
+    return expansion.num_entries.astype(expansion.log_likelihood.dtype)

@@ -29,17 +29,20 @@ _UNITS_AT_A_TIME = 64
 class Posterior(abc.ABC):
     """A zero-mean Gaussian over flat parameters, a pytree.
 
-    A subclass must define the root, `scale_mv` and `scale_rmv`, and `size` and `dtype`. The other
-    methods follow from these with dense rows; a subclass may override them by faster ones.
+    A subclass must define the root, `scale_mv`, and `size`. The other methods follow from these
+    with dense rows; a subclass may override them by faster ones.
     """
 
     @abc.abstractmethod
     def scale_mv(self, eps: Float[Array, "*batch P"]) -> Float[Array, "*batch P"]:
         r"""Return $A \epsilon$ along the last axis: a draw where $\epsilon$ is standard normal."""
 
-    @abc.abstractmethod
     def scale_rmv(self, rows: Float[Array, "*batch P"]) -> Float[Array, "*batch P"]:
-        r"""Return $A^\top r$ along the last axis, so that $r^\top \Sigma r = \|A^\top r\|^2$."""
+        r"""Return $A^\top r$ along the last axis, so that $r^\top \Sigma r = \|A^\top r\|^2$.
+
+        By default the transpose of `scale_mv`, derived by JAX.
+        """
+        return jax.linear_transpose(self.scale_mv, rows)(rows)[0]
 
     def output_covariance(self, rows: Rows) -> Float[Array, "B R R"]:
         r"""Return $J_n \Sigma J_n^\top$ for Jacobian rows held in factors; see `for_prediction`."""
@@ -83,9 +86,9 @@ class Posterior(abc.ABC):
         """The number of parameters P."""
 
     @property
-    @abc.abstractmethod
     def dtype(self) -> jnp.dtype:
-        """The dtype of flat vectors."""
+        """The dtype of flat vectors: the common one of all arrays."""
+        return tree.dtype(self)
 
     def sample(self, key: PRNGKeyArray, num_samples: int) -> Float[Array, "K P"]:
         """Return draws from the Gaussian, `(K, P)`; a `ValueError` if K is not positive."""

@@ -108,7 +108,7 @@ def _sources(program: Program, targets: Iterable[int | Literal]) -> frozenset[in
     return frozenset(needed)
 
 
-def layers(*names: str) -> Named:
+def layers(*names: str) -> Callable[[str], bool]:
     """Return a predicate for the layers of these names: leaves with one of them in their path.
 
     Parameters

@@ -29,12 +29,15 @@ class Expansion:
     $\log p(D \mid \theta + \Delta) \approx \ell - g^\top \Delta - \tfrac12 \Delta^\top H \Delta$,
     with `log_likelihood` $\ell$, `gradient` $g$ `(P,)` of the summed loss, and `structure` $H$, all
     of them sums over the data; `num_data` is the number of examples, or the sum of their weights.
+    For masked targets `num_entries` has the same for each entry of a target, over the examples in
+    which it is observed; else it is `None`.
     """
 
     log_likelihood: Float[Array, ""]
     gradient: Float[Array, " P"]
     structure: Structure
     num_data: int | float
+    num_entries: Float[Array, "*entries"] | None = None
 
     def moved(self, step: Float[Array, " P"]) -> "Expansion":
         r"""Return the same expansion about $\theta + \Delta$; the curvature stays.
@@ -48,7 +51,7 @@ class Expansion:
         with jax.default_matmul_precision("highest"):
             change = jnp.vdot(self.gradient, step) + 0.5 * jnp.vdot(step, turned)
         log_likelihood, gradient = self.log_likelihood - change, self.gradient + turned
-        return Expansion(log_likelihood, gradient, self.structure, self.num_data)
+        return replace(self, log_likelihood=log_likelihood, gradient=gradient)
 
     def joined(self, other: "Expansion") -> "Expansion":
         """Return the expansion of both sets of data, about the same parameters.
@@ -58,11 +61,13 @@ class Expansion:
         other
             With a structure of the same kind; see `combine`.
         """
+        counts = self.num_entries, other.num_entries
         return Expansion(
             self.log_likelihood + other.log_likelihood,
             self.gradient + other.gradient,
             combine(self.structure, other.structure),
             self.num_data + other.num_data,
+            None if any(count is None for count in counts) else sum(counts),
         )
 
 
@@ -107,7 +112,7 @@ def updated(old: Expansion, new: Expansion, precision: Float[Array, " P"]) -> Up
     Raises
     ------
     TypeError, ValueError
-        If the structures do not go together, or the posterior precision is indefinite.
+        If the structures cannot be added, or the posterior precision is indefinite.
 
     References
     ----------

@@ -96,9 +96,9 @@ class Design:
         weights = weights.reshape(num, -1, num, weights.shape[0] // num)
         matrices = []
         for block in self.rows.blocks:
-            of_scale = partial(_by_pairs, block, block, room=self._room)
+            kernel = partial(_by_pairs, block, block, room=self._room)
             shape = jax.ShapeDtypeStruct(block.layout.shape, weights.dtype)
-            matrices += jax.linear_transpose(of_scale, shape)(weights)
+            matrices += jax.linear_transpose(kernel, shape)(weights)
         return to_flat(self.rows.layouts, matrices)
 
     def scaled(self, factor: float | Float[Array, ""]) -> "Design":
@@ -232,11 +232,11 @@ def _cross(block, other, scale, room):
 def _cross_jvp(room, primals, tangents):
     # Which branch is cheaper depends on values; derivatives are those of the general branch.
     block, other, scale = primals
-    *of_rows, of_scale = jax.tree.map(_instantiate, tangents, is_leaf=_is_zero)
-    change = _by_pairs(block, other, of_scale, room)
+    *row_tangents, scale_tangent = jax.tree.map(_instantiate, tangents, is_leaf=_is_zero)
+    change = _by_pairs(block, other, scale_tangent, room)
     if not all(map(_is_zero, jax.tree.leaves(tangents[:2], is_leaf=_is_zero))):
-        of_pair = partial(_by_pairs, scale=scale, room=room)
-        change += jax.jvp(of_pair, (block, other), tuple(of_rows))[1]
+        kernel = partial(_by_pairs, scale=scale, room=room)
+        change += jax.jvp(kernel, (block, other), tuple(row_tangents))[1]
     return _cross(block, other, scale, room), change
 
 
@@ -277,14 +277,14 @@ def _by_pairs(block: Block, other: Block, scale: Array, room: int) -> Float[Arra
 
     # Derivatives keep only the inputs, and recompute the intermediates of each pair.
     @partial(jax.checkpoint, prevent_cse=False)
-    def of_pair(pair):
+    def pair_kernel(pair):
         left = jax.tree.map(lambda leaf: leaf[pair[0]], block)
         right = jax.tree.map(lambda leaf: leaf[pair[1]], other)
         return left.cross(right, scale)
 
     steps, steps_other = len(block.gradients), len(other.gradients)
     pairs = jnp.unravel_index(jnp.arange(steps * steps_other), (steps, steps_other))
-    kernel = jax.lax.map(of_pair, pairs)
+    kernel = jax.lax.map(pair_kernel, pairs)
     columns, columns_other = kernel.shape[2], kernel.shape[4]
     kernel = kernel.reshape(steps, steps_other, sizes.num, columns, sizes.num_other, columns_other)
     kernel = jnp.transpose(kernel, (0, 2, 3, 1, 4, 5))

@@ -2,8 +2,8 @@ r"""Hessian products of functions without a second derivative, by central differ
 
 A difference over a step $h$ errs by truncation, $O(h^2)$, and by rounding, $O(\epsilon / h)$. Where
 the two balance depends on the function and on the direction: along a sharp eigenvector of a trained
-network, at steps hundreds of times smaller than along random directions. No formula in $\epsilon$
-alone can choose the step, so a sequence of steps is tried, successive ones are extrapolated to
+network, at steps hundreds of times smaller than along random directions. No formula in only
+$\epsilon$ can choose the step, so a sequence of steps is tried, successive ones are extrapolated to
 $h = 0$, and the extrapolation that agrees best with its neighbours is taken. Extrapolation allows
 larger steps, and with them less rounding.
 """
@@ -183,7 +183,7 @@ class FiniteDifferenceHessianOperator(CurvatureOperator):
     Raises
     ------
     TypeError, ValueError
-        If data, outputs, targets or likelihood do not go together.
+        If data, outputs, targets and likelihood are inconsistent.
     """
 
     def linear_map(self, chunk):

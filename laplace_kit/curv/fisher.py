@@ -40,7 +40,7 @@ class EmpiricalFisherOperator(GaussNewtonOperator):
     Raises
     ------
     TypeError, ValueError
-        If data, outputs, targets or likelihood do not go together.
+        If data, outputs, targets and likelihood are inconsistent.
 
     References
     ----------
@@ -101,7 +101,7 @@ class MonteCarloFisherOperator(GaussNewtonOperator):
     Raises
     ------
     TypeError, ValueError
-        If data, outputs, targets or likelihood do not go together, or `num_samples` is not
+        If data, outputs, targets and likelihood are inconsistent, or `num_samples` is not
         positive.
 
     References

@@ -145,7 +145,7 @@ class GaussNewtonOperator(CurvatureOperator):
 
         Few columns and many examples at a time, as the sums go over examples.
         """
-        cost = rows_cost(self.objective, products_with_columns, of_outputs=True)
+        cost = rows_cost(self.objective, products_with_columns, for_outputs=True)
         num = self._num_columns
         held = choose_held(cost, min(num, _COLUMNS_AT_A_TIME), self.limits, sum_bytes=4 * num**2)
         return self._sum_held(fn_of_width, args, held)
@@ -176,7 +176,7 @@ def sum_directions(
     captured: Capture,
     chunk: Chunk,
     num_directions: int,
-    of_rows: Callable[[Rows], PyTree],
+    reduce_rows: Callable[[Rows], PyTree],
 ) -> PyTree:
     r"""Return the sum of a function of the rows $J_n^\top S_n$ over blocks of their directions.
 
@@ -186,28 +186,28 @@ def sum_directions(
         The factors $S_n$; the model, captured at the chunk; examples without weight are ignored.
     num_directions
         Number of directions held at a time.
-    of_rows
+    reduce_rows
         A sum over examples and directions of rows in float32 or better.
     """
     f = captured.outputs
     num = operator.num_columns(f.shape[1:])
     dtype = jnp.promote_types(operator.dtype, jnp.float32)
 
-    def of_block(columns: Int[Array, " R"]) -> PyTree:
+    def block_sum(columns: Int[Array, " R"]) -> PyTree:
         factor = operator.output_factor(f, chunk, columns)
         rows = captured.pull(per_example_factor(factor, chunk.weight))
         with jax.default_matmul_precision("highest"):
-            return of_rows(rows.astype(dtype))
+            return reduce_rows(rows.astype(dtype))
 
     if num_directions >= num:
-        return of_block(jnp.arange(num))
+        return block_sum(jnp.arange(num))
     columns = jnp.arange(-(-num // num_directions) * num_directions).reshape(-1, num_directions)
     zeros = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(of_block, columns[0])
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(block_sum, columns[0])
     )
 
     def body(total, block):
-        return jax.tree.map(jnp.add, total, of_block(block)), None
+        return jax.tree.map(jnp.add, total, block_sum(block)), None
 
     return jax.lax.scan(body, zeros, columns)[0]
 
@@ -325,7 +325,7 @@ class GGNOperator(GaussNewtonOperator):
     Raises
     ------
     TypeError, ValueError
-        If data, outputs, targets or likelihood do not go together.
+        If data, outputs, targets and likelihood are inconsistent.
 
     References
     ----------

@@ -58,7 +58,7 @@ class HessianOperator(CurvatureOperator):
     Raises
     ------
     TypeError, ValueError
-        If data, outputs, targets or likelihood do not go together.
+        If data, outputs, targets and likelihood are inconsistent.
 
     References
     ----------

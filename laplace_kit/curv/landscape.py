@@ -74,7 +74,7 @@ def loss_along(
     Raises
     ------
     TypeError, ValueError
-        If data, outputs, targets and likelihood do not go together, the directions are neither
+        If data, outputs, targets and likelihood are inconsistent, the directions are neither
         form of K vectors, or the number of arrays of coordinates is not K.
 
     References

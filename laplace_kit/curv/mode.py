@@ -15,9 +15,9 @@ from laplace_kit.curv.objective import Objective, loss_of_outputs
 from laplace_kit.data import Data, InMemory, forget, read_batches, sum_over
 from laplace_kit.examples import Examples, gather
 from laplace_kit.host import fetch
-from laplace_kit.likelihood import Factorized, FromLoss, Likelihood, Masked
+from laplace_kit.likelihood import Factorized, FromLoss, Likelihood
 from laplace_kit.likelihood.base import check_targets
-from laplace_kit.likelihood.masked import targets_seen
+from laplace_kit.likelihood.masked import has_mask, targets_seen
 from laplace_kit.tree import pytree_dataclass
 from laplace_kit.weights import ALL_ZERO
 
@@ -27,13 +27,15 @@ class Mode:
     r"""Sums at the mode: $\log p(D \mid \theta^*)$, $\nabla \mathcal L$ flat `(P,)`, and counts.
 
     `num_data` is the sum of the weights, an integer N where there are none; `num_examples` is the
-    number of examples that count.
+    number of examples that count; `num_entries` is the weight of the observed entries of the
+    targets, in their shape, `None` without a mask.
     """
 
     log_likelihood: Float[Array, ""]
     gradient: Float[Array, " P"]
     num_data: int | float
     num_examples: int
+    num_entries: Float[Array, "*entries"] | None = None
 
 
 def examine_mode(objective: Objective, data: Data) -> Mode:
@@ -73,11 +75,14 @@ def examine_mode(objective: Objective, data: Data) -> Mode:
         raise ValueError(ALL_ZERO)
     log_likelihood, gradient = _accumulated(found.loss, found.gradient)
     num_data = float(found.total_weight) if data.is_weighted else num
-    return Mode(log_likelihood, gradient, num_data, num)
+    return Mode(log_likelihood, gradient, num_data, num, found.num_entries)
 
 
 class _Statistics(NamedTuple):
-    """Sums over a chunk: loss, gradient, weights, examples that count, bad ones, bad parameters."""
+    """Sums over a chunk: loss, gradient, weights, examples that count, bad ones, bad parameters.
+
+    `num_entries` are the weights of observed entries of masked targets, else `None`.
+    """
 
     loss: Float[Array, ""]
     gradient: PyTree
@@ -85,6 +90,7 @@ class _Statistics(NamedTuple):
     num_examples: Int[Array, ""]
     num_bad: Int[Array, ""]
     num_bad_params: Int[Array, ""]
+    num_entries: Float[Array, "*entries"] | None
 
 
 @jax.jit
@@ -150,7 +156,7 @@ def check_values(
     for what, (first, count) in zip(descriptions, fetch(bad), strict=True):
         if count:
             y = jax.device_put(fetch(y))  # all of it on this device
-            target, remedy = _of_target(likelihood, outputs.shape[1:], what, y, y, int(first))
+            target, remedy = _describe(likelihood, outputs.shape[1:], what, y, y, int(first))
             remedy = remedy or f"{_DROP} the preprocessing"
             raise ValueError(
                 f"Found {what}: first at example {first}{target} ({count} in all); {remedy}."
@@ -178,7 +184,7 @@ def _value_faults(likelihood, f, x, y):
 
 
 _INPUTS = "inputs that are not finite; expected finite numbers"
-_FEATURES = "features that are NaN, made of the inputs by what is frozen; expected numbers"
+_FEATURES = "features that are NaN, computed by the frozen part of the model; expected numbers"
 _OUTPUTS = "model outputs that are not finite; expected finite numbers"
 _DROP = "clean or drop these examples, and check"
 
@@ -186,7 +192,7 @@ _DROP = "clean or drop these examples, and check"
 def _descriptions(likelihood: Likelihood) -> tuple[str, str]:
     """Return descriptions of targets that are not finite, and of targets that are not valid."""
     expected = "finite numbers"
-    if isinstance(likelihood, Masked):
+    if has_mask(likelihood):
         expected += " wherever the mask is one"
     elif isinstance(likelihood, Factorized):
         expected += ", or (y, mask) for lk.Masked(likelihood) where some are missing"
@@ -196,7 +202,7 @@ def _descriptions(likelihood: Likelihood) -> tuple[str, str]:
     )
 
 
-def _of_target(
+def _describe(
     likelihood: Likelihood, event: tuple[int, ...], what: str, y: PyTree, all_y: PyTree, row: int
 ) -> tuple[str, str]:
     """Describe a target out of range, if it is one number, and its remedy, if there is one."""
@@ -223,7 +229,12 @@ def _chunk_statistics(args, chunk):
     bad = jnp.stack(list(faults.values())).any(axis=0)
     bad_params = sum(jnp.sum(~jnp.isfinite(leaf)) for leaf in jax.tree.leaves(objective.params))
     counts = jnp.sum(chunk.weight > 0)
-    return _Statistics(loss, gradient, jnp.sum(chunk.weight), counts, jnp.sum(bad), bad_params)
+    entries = None
+    if has_mask(objective.likelihood):
+        observed = jax.vmap(objective.likelihood.observed)(f, chunk.y)
+        entries = jnp.einsum("n,n...->...", chunk.weight, observed.astype(chunk.weight.dtype))
+    total = jnp.sum(chunk.weight)
+    return _Statistics(loss, gradient, total, counts, jnp.sum(bad), bad_params, entries)
 
 
 def _faults(likelihood, f, has_features, x, y) -> dict[str, Array]:
@@ -269,7 +280,7 @@ def _describe_first_bad(objective, has_features, data, batch_size) -> str:
                         where += f" of batch {number}"
                     event = objective.plan.output.shape
                     all_y = jax.device_put(fetch(batch.y))
-                    target, remedy = _of_target(objective.likelihood, event, what, y, all_y, row)
+                    target, remedy = _describe(objective.likelihood, event, what, y, all_y, row)
                     remedy = remedy or f"{_DROP} the preprocessing and the parameters"
                     return (
                         f"Found {what}: first at {where}{target} ({count} in the same chunk); "

@@ -54,7 +54,7 @@ class Objective:
         return replace(self, model_fn=model_fn, plan=None)
 
     def within(self, batch_size: int | None = None, memory: int | None = None) -> "Objective":
-        """Return the objective with other limits, where they are given; see `Limits`."""
+        """Return the objective with other limits of memory, examples and bytes, where given."""
         limits = self.limits
         batch_size = limits.batch_size if batch_size is None else batch_size
         memory = limits.memory if memory is None else memory  # zero is refused, and no default
@@ -82,11 +82,11 @@ def restrict(
         Bounds of the memory.
     """
     free, selection = select(params, subset)
-    model_fn = of_free_params(model_fn, selection)
+    model_fn = restricted_model(model_fn, selection)
     return Objective(model_fn, free, likelihood, limits=limits), selection
 
 
-def of_free_params(model_fn: Callable, selection: Selection) -> Partial:
+def restricted_model(model_fn: Callable, selection: Selection) -> Partial:
     """Return the model as a function of the free parameters of a selection."""
     model_fn = as_pytree_function(model_fn)
     if jax.tree.leaves(selection):

@@ -257,7 +257,7 @@ def by_unit_vectors(operator: CurvatureOperator, fn: Callable) -> Array:
 
 
 def check_outputs(objective: Objective, x: PyTree, y: PyTree) -> jax.ShapeDtypeStruct:
-    """Check that the outputs of a planned model and the targets go together.
+    """Check that the outputs of a planned model and the targets are consistent.
 
     Returns
     -------

@@ -153,7 +153,7 @@ def _named_groups(paths: tuple[str, ...], by: Groups) -> list[str]:
         if len(names) != 1:
             raise ValueError(
                 f"Found the leaf {path!r} in the groups {names} of {list(by)}, expected every leaf "
-                "in one group; name the others by a group of their own, or tell groups apart."
+                "in one group; add a group for the others, or make groups disjoint."
             )
     groups = [name for (name,) in found]
     empty = [name for name in by if name not in groups]

@@ -54,7 +54,7 @@ def per_example_gradients(
     Raises
     ------
     TypeError, ValueError
-        If data, outputs, targets or likelihood do not go together.
+        If data, outputs, targets and likelihood are inconsistent.
     """
     limits = Limits(batch_size, memory_limit).shared_by(params, data)
     objective, pieces = _map(_gradients, model_fn, params, data, likelihood, limits)

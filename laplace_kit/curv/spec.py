@@ -1,6 +1,6 @@
-r"""What `curvature=` takes: an object that makes the operator of a model and its data.
+r"""The base class of `curvature=`: an object that makes the operator of a model and its data.
 
-`GGN`, `Hessian`, `EmpiricalFisher` and `MonteCarloFisher` stand next to their operators.
+`GGN`, `Hessian`, `EmpiricalFisher` and `MonteCarloFisher` are defined next to their operators.
 """
 
 import abc
@@ -14,10 +14,10 @@ from laplace_kit.data import Data
 
 
 class CurvatureSpec(abc.ABC):
-    r"""A curvature that `fit` can be asked for; an object of a subclass is one with its options.
+    r"""A curvature for `fit`, with its options: the base class.
 
-    A subclass is a frozen dataclass and a pytree: arrays among its options are leaves. Where there
-    are none, `jax.tree_util.register_static` makes it one, otherwise
+    A subclass is a frozen dataclass and a pytree, whose arrays are leaves. Register it with
+    `jax.tree_util.register_static` if it has no arrays, else with
     `jax.tree_util.register_dataclass`.
 
     Attributes
@@ -41,7 +41,7 @@ class CurvatureSpec(abc.ABC):
         Parameters
         ----------
         objective
-            The model as a function of its free parameters alone, with P of them:
+            The model as a function of its P free parameters only:
             `objective.model_fn(params, x)`, the mode `objective.params`, `objective.likelihood`,
             and the memory limits `objective.limits`.
         data

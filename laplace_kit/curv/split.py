@@ -163,11 +163,11 @@ class _Features(NamedTuple):
         part = program._replace(steps=_needed(program, features), leaves=())
         frozen = jax.tree.leaves(model_fn)
 
-        def of_one(x_n: PyTree) -> tuple[Array, ...]:
+        def features_of_example(x_n: PyTree) -> tuple[Array, ...]:
             read = evaluate(part, frozen, (), [a[None] for a in jax.tree.leaves(x_n)])
             return tuple(read(number) for number in features)
 
-        return jax.vmap(of_one)(x)
+        return jax.vmap(features_of_example)(x)
 
 
 class _Head(NamedTuple):
@@ -181,8 +181,8 @@ class _Head(NamedTuple):
         program, head, features, numbers = _cut(self.plan)
         part = program._replace(steps=head, constants={}, frozen=numbers, inputs=features)
 
-        def of_one(phi_n: tuple[Array, ...]) -> Array:
+        def outputs_of_example(phi_n: tuple[Array, ...]) -> Array:
             read = evaluate(part, shared, jax.tree.leaves(free), phi_n)
             return jnp.asarray(read(program.output))[0]
 
-        return jax.vmap(of_one)(phi)
+        return jax.vmap(outputs_of_example)(phi)

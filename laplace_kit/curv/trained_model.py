@@ -3,7 +3,7 @@
 from jax.tree_util import Partial
 from jaxtyping import PyTree
 
-from laplace_kit.curv.objective import Objective, of_free_params
+from laplace_kit.curv.objective import Objective, restricted_model
 from laplace_kit.curv.plan import Plan
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.memory import Limits
@@ -31,5 +31,5 @@ class TrainedModel:
 
     def objective(self, likelihood: Likelihood, limits: Limits) -> Objective:
         """Return the model as a function of its free parameters, with a likelihood."""
-        model_fn = of_free_params(self.model_fn, self.selection)
+        model_fn = restricted_model(self.model_fn, self.selection)
         return Objective(model_fn, self.mode, likelihood, self.plan, limits)

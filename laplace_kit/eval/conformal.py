@@ -29,7 +29,7 @@ from laplace_kit.eval.recalibration import (
     observed_targets,
 )
 from laplace_kit.host import fetch
-from laplace_kit.likelihood.masked import unmasked
+from laplace_kit.likelihood.masked import targets_without_mask
 from laplace_kit.targets.base import NumberTargets, no_distribution
 from laplace_kit.targets.inversion import check_levels
 from laplace_kit.tree import pytree_dataclass
@@ -161,7 +161,7 @@ def conformal_sets(
     probs = class_probabilities(predictive.targets)
     likelihood, y = checked_targets(predictive, y)
     seen = fetch(observed_entries(likelihood, predictive, y, probs.shape[:-1]))
-    probs, (_, labels) = fetch(probs)[seen], unmasked(likelihood, y)
+    probs, labels = fetch(probs)[seen], targets_without_mask(likelihood, y)
     check_known("probabilities", probs)
     labels = _classes(labels[seen], probs.shape[1])
     conformity = fetch(_conformity(jax.device_put(probs), score, key))

@@ -12,9 +12,9 @@ from laplace_kit.eval import metrics
 from laplace_kit.eval.predictive import Predictive
 from laplace_kit.eval.report import classification_metrics, regression_metrics
 from laplace_kit.host import fetch, fetch_array
-from laplace_kit.likelihood import Factorized, Likelihood, Masked
+from laplace_kit.likelihood import Factorized, Likelihood
 from laplace_kit.likelihood.base import check_targets
-from laplace_kit.likelihood.masked import unmasked
+from laplace_kit.likelihood.masked import has_mask, targets_without_mask
 from laplace_kit.targets.base import LabelTargets, NoTargets
 from laplace_kit.targets.binary import BinaryTargets
 
@@ -105,8 +105,7 @@ def negative_log_likelihood(
         If the shapes do not match. Values out of range make the result NaN.
     """
     check_targets(likelihood, predictive.f_mean, y)
-    _, values = unmasked(likelihood, y)
-    losses = -predictive.targets.log_prob(jnp.asarray(values))
+    losses = -predictive.targets.log_prob(jnp.asarray(targets_without_mask(likelihood, y)))
     observed = observed_entries(likelihood, predictive, y, losses.shape).reshape(len(losses), -1)
     totals = jnp.sum(jnp.where(observed, losses.reshape(len(losses), -1), 0), axis=1)
     if not isinstance(predictive.targets, LabelTargets):
@@ -131,7 +130,7 @@ def as_classes(
     targets = predictive.targets
     rows = targets.class_probabilities
     seen = fetch(observed_entries(likelihood, predictive, y, rows.shape[:-1]))
-    _, labels = unmasked(likelihood, y)
+    labels = targets_without_mask(likelihood, y)
     # On the host and without `jnp.asarray`, which would need a program for each number of labels.
     rows, labels = (jax.device_put(fetch_array(a)[seen]) for a in (rows, labels))
     is_soft = jnp.issubdtype(labels.dtype, jnp.inexact)
@@ -184,7 +183,7 @@ def observed_rows(
     values
         An array of the targets' shape.
     """
-    if not isinstance(likelihood, Masked):
+    if not has_mask(likelihood):
         return as_rows(values)
     seen = fetch(observed_entries(likelihood, predictive, y, values.shape))
     return jnp.asarray(fetch_array(values)[seen][:, None])
@@ -193,8 +192,8 @@ def observed_rows(
 def _numbers(likelihood, predictive, y, weights) -> tuple[Array, Array, Array, Any]:
     """Return mean, variance and targets as rows, and the weights of the rows."""
     rows = partial(observed_rows, likelihood, predictive, y)
-    _, targets = unmasked(likelihood, y)
-    if isinstance(likelihood, Masked):
+    targets = targets_without_mask(likelihood, y)
+    if has_mask(likelihood):
         weights = weights_of_rows(likelihood, predictive, y, weights)
     return rows(predictive.mean), rows(predictive.var), rows(targets), weights
 

@@ -42,7 +42,7 @@ class FunctionSample:
         Parameters
         ----------
         x
-            What the model takes.
+            Inputs of the model.
 
         Returns
         -------
@@ -73,7 +73,7 @@ class FunctionSamples:
         Parameters
         ----------
         x
-            What the model takes.
+            Inputs of the model.
 
         Returns
         -------

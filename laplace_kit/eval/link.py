@@ -22,13 +22,17 @@ follow exactly where the probabilities round to zero or one. Every function can 
 differentiated and accepts NumPy arrays; half precision is computed and returned in float32.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from laplace_kit import tree
 from laplace_kit.errors import check_option
 from laplace_kit.eval import closed_form
 from laplace_kit.eval import monte_carlo as draws
@@ -97,12 +101,16 @@ def class_logits(
     Raises
     ------
     ValueError
-        If the link is unknown, the shapes do not match, or `"monte_carlo"` has no key.
+        If the link is unknown, the shapes do not match, `"monte_carlo"` has no key, or a function
+        returns a probability below zero or only zeros in a row; inside of transformations, where
+        values are unknown, such a row becomes NaN.
     """
     check_link(link)
     mean, cov = _checked(f_mean, covariance)
     if callable(link):
-        return jnp.log(_probabilities(link, mean, cov))
+        logits = jnp.log(_probabilities(link, mean, cov))
+        check_defined(link, logits, mean, has_classes=True)
+        return logits
     if link == "monte_carlo":
         return draws.average_softmax(mean, cov, _required(key), num_samples)
     return closed_form.LOGITS[link](mean, cov)
@@ -166,7 +174,8 @@ def bernoulli_logits(
     Raises
     ------
     ValueError
-        If the link is unknown, the shapes differ, or `"monte_carlo"` has no key.
+        If the link is unknown, the shapes differ, `"monte_carlo"` has no key, or a function returns
+        a probability below zero or above one; inside of transformations that becomes NaN.
     """
     check_link(link)
     mean, var = _as_floating(f_mean, f_var)
@@ -178,7 +187,9 @@ def bernoulli_logits(
     var = jnp.maximum(var, 0)
     if callable(link):
         probs = _probabilities(link, mean, var)
-        return jnp.log(probs) - jnp.log1p(-probs)
+        logits = jnp.log(probs) - jnp.log1p(-probs)
+        check_defined(link, logits, mean, has_classes=False)
+        return logits
     if link == "bridge":
         return mean
     if link == "monte_carlo":
@@ -204,7 +215,7 @@ def probit(f_mean: ArrayLike, covariance: ArrayLike) -> Float[Array, "N C"]:
     Raises
     ------
     ValueError
-        If the shapes do not go together.
+        If the shapes do not match.
 
     References
     ----------
@@ -354,6 +365,50 @@ def _probabilities(link: LinkFunction, mean: Array, covariance: Array) -> Float[
             f"probabilities of shape {mean.shape}."
         )
     return probs.astype(mean.dtype)
+
+
+def check_defined(
+    link: LinkFunction,
+    logits: Float[Array, "..."],
+    mean: Float[Array, "..."],
+    *,
+    has_classes: bool,
+) -> None:
+    """Raise a `ValueError` for logits of a link function that are undefined; traced ones pass.
+
+    Parameters
+    ----------
+    link
+        The function, for the message.
+    logits, mean
+        Those of its probabilities, and the mean that it was given, of the same shape.
+    has_classes
+        Whether the last axis are classes, rather than binary labels of one logit each.
+    """
+    if not tree.is_concrete(logits):
+        return
+    count, first = _count_undefined(logits, mean, has_classes)
+    if int(count):
+        shape = logits.shape[:-1] if has_classes else logits.shape
+        index = tuple(map(int, np.unravel_index(int(first), shape)))
+        limits = "of at least zero, not all of them zero" if has_classes else "from zero to one"
+        name = getattr(link, "__name__", type(link).__name__)
+        raise ValueError(
+            f"Found a link, {name}, without valid probabilities at {int(count)} of "
+            f"{math.prod(shape)} labels, the first at {index}, expected numbers {limits}; bound "
+            "them inside the function, as by jnp.maximum(probs, 1e-6)."
+        )
+
+
+@partial(jax.jit, static_argnums=2)
+def _count_undefined(logits, mean, has_classes):
+    """Return how many labels have undefined logits though their mean is finite, and the first."""
+    bad, known = jnp.isnan(logits), jnp.isfinite(mean)
+    if has_classes:
+        bad = bad.any(axis=-1) | (logits.max(axis=-1) == -jnp.inf)
+        known = known.all(axis=-1)
+    bad = bad & known
+    return jnp.sum(bad), jnp.argmax(bad.reshape(-1))
 
 
 def _as_floating(*arrays: ArrayLike) -> list[Float[Array, "..."]]:

@@ -51,7 +51,7 @@ def linearized_moments(
     limits, num_outputs = objective.limits, objective.plan.num_outputs
     posterior = posterior.for_prediction(objective.plan.layers.layouts)
     work = partial(projections, num_vectors=posterior.num_projections)
-    cost = rows_cost(objective, work, of_outputs=not full)
+    cost = rows_cost(objective, work, for_outputs=not full)
     if full:
         remedy = 'pass covariance="diagonal", '
         check_fits(cost, num_outputs, limits.budget, remedy)

@@ -26,6 +26,8 @@ from laplace_kit.eval.moments import accurate, linearized_moments
 from laplace_kit.eval.outputs import Predictive as Predictive
 from laplace_kit.eval.outputs import from_gaussian, from_samples, with_joint_covariance
 from laplace_kit.likelihood import Likelihood
+from laplace_kit.targets.binary import BinaryTargets
+from laplace_kit.targets.classes import ClassTargets
 
 Method = Literal["linearized", "sampled"]
 CovarianceForm = Literal["auto", "full", "diagonal"]
@@ -60,26 +62,27 @@ class Prediction:
         if self.num_samples is not None:
             check_count("num_samples", self.num_samples, "draws", least=2)
 
-    def changed(
-        self,
-        method: Method | Literal["auto"] | None = None,
-        link: links.Link | Literal["auto"] | None = None,
-        covariance: CovarianceForm | None = None,
-        num_samples: int | Literal["auto"] | None = None,
-    ) -> "Prediction":
-        """Return the configuration with changes; `None` keeps, `"auto"` restores the default."""
-        given = zip(dataclasses.fields(self), (method, link, covariance, num_samples), strict=True)
-        changes = {
-            field.name: field.default if value == "auto" else value
-            for field, value in given
-            if value is not None
-        }
-        return dataclasses.replace(self, **changes)
-
     @property
     def named_link(self) -> str | links.LinkFunction:
         """The link to predict with."""
         return "probit" if self.link is None else self.link
+
+
+def changed(
+    prediction: Prediction,
+    method: Method | Literal["auto"] | None = None,
+    link: links.Link | Literal["auto"] | None = None,
+    covariance: CovarianceForm | None = None,
+    num_samples: int | Literal["auto"] | None = None,
+) -> Prediction:
+    """Return a configuration with changes; `None` keeps, `"auto"` restores the default."""
+    values = method, link, covariance, num_samples
+    changes = {
+        field.name: field.default if value == "auto" else value
+        for field, value in zip(dataclasses.fields(prediction), values, strict=True)
+        if value is not None
+    }
+    return dataclasses.replace(prediction, **changes)
 
 
 def predict(
@@ -133,8 +136,8 @@ def predict(
     Raises
     ------
     ValueError
-        If an option is unknown, a key is missing, the inputs are not finite, or one input exceeds
-        the memory limit.
+        If an option is unknown, a key is missing, the inputs are not finite, one input exceeds
+        the memory limit, or a link function returns values that are no probabilities.
 
     References
     ----------
@@ -186,7 +189,11 @@ def from_moments(
     if link != "monte_carlo":  # other links ignore these, and need not be compiled again for them
         key, num_samples = None, 0
     moments = (f_mean, f_var, f_cov)
-    return _from_gaussian(likelihood, *moments, link=link, key=key, num_samples=num_samples)
+    made = _from_gaussian(likelihood, *moments, link=link, key=key, num_samples=num_samples)
+    if callable(link) and isinstance(made.targets, ClassTargets | BinaryTargets):
+        has_classes = isinstance(made.targets, ClassTargets)
+        links.check_defined(link, made.logits, made.f_mean, has_classes=has_classes)
+    return made
 
 
 _from_gaussian = jax.jit(from_gaussian, static_argnames=("link", "num_samples"))

@@ -17,7 +17,7 @@ from laplace_kit.eval.outputs import Predictive
 from laplace_kit.host import fetch
 from laplace_kit.likelihood import Likelihood, Masked
 from laplace_kit.likelihood.base import check_targets
-from laplace_kit.likelihood.masked import unmasked
+from laplace_kit.likelihood.masked import targets_without_mask
 from laplace_kit.targets.base import LabelTargets, NoTargets, NumberTargets, no_distribution
 from laplace_kit.tree import pytree_dataclass
 
@@ -157,7 +157,7 @@ def observed_targets(
 ) -> tuple[Num[np.ndarray, "N *target"], Bool[np.ndarray, "N *target"]]:
     """Return the targets of a regression and which are observed; raises like `checked_targets`."""
     likelihood, y = checked_targets(predictive, y)
-    values = unmasked(likelihood, y)[1]
+    values = targets_without_mask(likelihood, y)
     return values, fetch(observed_entries(likelihood, predictive, y, np.shape(values)))
 
 

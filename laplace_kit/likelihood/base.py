@@ -90,8 +90,8 @@ class Likelihood(abc.ABC):
     def sampled_gradient(self, key: PRNGKeyArray, f, y) -> Float[Array, "*event"]:
         r"""Return $-\nabla_f \log p(\hat y \mid f)$ at a draw $\hat y \sim p(y \mid f)$.
 
-        Its covariance is the Fisher matrix in the outputs. Where entries of `y` are missing, it is
-        zero; where the loss is weighted by the target, it has the root of the weight of `y`.
+        Its covariance is the Fisher matrix in the outputs. It is zero at missing entries of `y`,
+        and is multiplied by the square root of the weight of `y` if the loss weights targets.
         """
         return self.output_gradient(f, self.sample(key, f))
 
@@ -164,5 +164,5 @@ def check_same_shape(name: str, outputs: tuple[int, ...], targets: PyTree) -> No
 
 
 def reshaped(shape: tuple[int, ...]) -> str:
-    """Return the remedy for targets to be reshaped, whether array, Series, tensor or list."""
+    """Return the remedy to reshape targets, for an array, Series, tensor or list."""
     return f"reshape the targets, np.asarray(y).reshape({shape})"

@@ -31,13 +31,13 @@ class Categorical(Factorized):
     ----------
     class_weights
         $w$ `(C,)`, finite and at least zero: each label's loss and curvature are multiplied by the
-        weight of its class, as in the cross-entropy of torch, of which this is the sum. `None` for
-        one each. Predictions and metrics have no class weights.
+        weight of its class, as in torch's cross-entropy with `reduction="sum"`. `None` for weights
+        of one. Predictions and metrics do not use them.
     label_smoothing
-        $a$ in [0, 1): the loss has the target $(1 - a) t + a / C$. Metrics have $t$ itself.
+        $a$ in [0, 1): the target of the loss is $(1 - a) t + a / C$, that of metrics $t$.
     ignore_index
-        The label of positions without one, such as padding, often -100 or -1: these add nothing to
-        the loss, its curvature or the metrics.
+        The label that marks positions without a label, such as padding; often -100 or -1. They add
+        nothing to the loss, its curvature or the metrics.
 
     Raises
     ------
@@ -107,7 +107,7 @@ class Categorical(Factorized):
         return jax.random.categorical(key, f)
 
     def sampled_gradient(self, key, f, y):
-        # A drawn label is not smoothed, and weighed as the one that is there: L is that of p too.
+        # As in L, a drawn label is not smoothed, and has the weight of the observed one.
         drawn = jax.nn.one_hot(self.sample(key, f), f.shape[-1], dtype=f.dtype)
         return self._weigh_labels(f, y, jax.nn.softmax(f) - drawn, root=True)
 
@@ -144,7 +144,7 @@ class Categorical(Factorized):
             raise ValueError(
                 f"Categorical: found labels of dtype {targets.dtype}, which cannot hold "
                 f"ignore_index={self.ignore_index}; convert them with np.asarray(y).astype(int), "
-                "or pass the value that they have where there is no label."
+                "or pass the value that marks positions without a label."
             )
 
     def targets(self, outputs):
@@ -166,7 +166,7 @@ class Categorical(Factorized):
         return _from_one(event[-1]) if found == (1, event[-1]) else ""
 
     def _expected(self, f, y, values: Float[Array, "... C"]) -> Float[Array, "..."]:
-        """Return the mean of a value of each class under the targets, smoothed as they may be."""
+        """Return the mean of one value per class under the targets, smoothed if that is set."""
         if jnp.shape(y) == f.shape:
             mean = jnp.sum(y * values, axis=-1)
         else:
@@ -177,7 +177,7 @@ class Categorical(Factorized):
         return mean
 
     def _weigh_labels(self, f, y, values: Array, *, root: bool = False) -> Array:
-        """Multiply by the weight of each label, or its root; zero where there is none."""
+        """Multiply by the weight of each label, or its root; zero where there is no label."""
         if self.class_weights is not None:
             weights = jnp.broadcast_to(self.class_weights.astype(f.dtype), f.shape)
             weights = self._expected(f, y, weights)[..., None]

@@ -13,8 +13,8 @@ from laplace_kit.tree import pytree_dataclass
 class Poisson(Factorized):
     r"""Counts with log-rate `f`: $-\log p = e^f - y f + \log y!$, $L = \mathrm{diag}(e^f)$.
 
-    Counts with different exposures have the logarithms of these as an offset of the model's
-    outputs; see `laplace_kit.model.with_offset`.
+    For counts with different exposures, add the logarithms of the exposures to the model's outputs
+    as an offset; see `laplace_kit.model.with_offset`.
     """
 
     def entry_shape(self, event):

@@ -25,11 +25,11 @@ class Gaussian(Factorized):
     noise_std
         The standard deviation $s > 0$ of the observation noise, in the units of `y`: one number, or
         an array that broadcasts to one example's outputs `(*event,)`, typically one for each
-        output, `(C,)`. A leaf, so it can be differentiated. `None` where it is unknown: it is one,
+        output, `(C,)`. A leaf, so it can be differentiated. `None` if it is unknown: it is then one
         until tuning estimates it.
     known
         Whether tuning keeps `noise_std` unless told otherwise; if not, it is the current estimate,
-        or a first guess. Always false where `noise_std` is `None`.
+        or a first guess. Always false if `noise_std` is `None`.
 
     Raises
     ------

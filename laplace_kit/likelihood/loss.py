@@ -123,38 +123,39 @@ class FromLoss(Likelihood):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _loss(of: FromLoss, f, y):
-    return jnp.asarray(of.loss(f, y))
+def _loss(likelihood: FromLoss, f, y):
+    return jnp.asarray(likelihood.loss(f, y))
 
 
 @partial(_loss.defjvp, symbolic_zeros=True)
-def _loss_jvp(of, primals, tangents):
+def _loss_jvp(likelihood, primals, tangents):
     f, y = primals
     _refuse_targets(tangents[1])
-    return _loss(of, f, y), jnp.vdot(_gradient(of, f, y), tangents[0])
+    return _loss(likelihood, f, y), jnp.vdot(_gradient(likelihood, f, y), tangents[0])
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _gradient_with_product(of: FromLoss, f, y):
-    return _own_gradient(of, f, y)
+def _gradient_with_product(likelihood: FromLoss, f, y):
+    return _own_gradient(likelihood, f, y)
 
 
 @partial(_gradient_with_product.defjvp, symbolic_zeros=True)
-def _gradient_jvp(of, primals, tangents):
+def _gradient_jvp(likelihood, primals, tangents):
     f, y = primals
     _refuse_targets(tangents[1])
-    product = _shaped("hessian_mv", of.product(f, y, tangents[0]), f)
-    return _gradient_with_product(of, f, y), product
+    product = _shaped("hessian_mv", likelihood.product(f, y, tangents[0]), f)
+    return _gradient_with_product(likelihood, f, y), product
 
 
-def _gradient(of: FromLoss, f, y):
-    return (_own_gradient if of.product is None else _gradient_with_product)(of, f, y)
+def _gradient(likelihood: FromLoss, f, y):
+    gradient = _own_gradient if likelihood.product is None else _gradient_with_product
+    return gradient(likelihood, f, y)
 
 
-def _own_gradient(of: FromLoss, f, y):
-    if of.gradient is None:
-        return jax.grad(of.loss)(f, y)
-    return _shaped("gradient", of.gradient(f, y), f)
+def _own_gradient(likelihood: FromLoss, f, y):
+    if likelihood.gradient is None:
+        return jax.grad(likelihood.loss)(f, y)
+    return _shaped("gradient", likelihood.gradient(f, y), f)
 
 
 def _shaped(name: str, found, f):

@@ -134,16 +134,26 @@ class Masked(Factorized):
         return observed, jnp.where(is_output, f, 0), jnp.where(is_target, values, 0)
 
 
+def has_mask(likelihood: Likelihood) -> bool:
+    """Return whether the targets of the likelihood are pairs `(y, mask)`."""
+    return isinstance(likelihood, Masked)
+
+
 def targets_seen(likelihood: Likelihood, f: Float[Array, "*event"], y: PyTree) -> PyTree:
     """Return the target of one example without its mask, and with zeros in missing entries."""
-    return likelihood._filled(f, y)[2] if isinstance(likelihood, Masked) else y
+    return likelihood._filled(f, y)[2] if has_mask(likelihood) else y
 
 
 def without_mask(likelihood: Likelihood) -> Likelihood:
     """Return the likelihood under a mask, or the likelihood itself."""
-    return likelihood.likelihood if isinstance(likelihood, Masked) else likelihood
+    return likelihood.likelihood if has_mask(likelihood) else likelihood
 
 
-def unmasked(likelihood: Likelihood, y: PyTree) -> tuple[Likelihood, PyTree]:
-    """Return the likelihood and the targets under a mask, or both as they are."""
-    return without_mask(likelihood), y[0] if isinstance(likelihood, Masked) else y
+def with_mask_of(likelihood: Likelihood, kind: Likelihood) -> Likelihood:
+    """Return the likelihood `kind` under a mask if `likelihood` has one."""
+    return Masked(kind) if has_mask(likelihood) else kind
+
+
+def targets_without_mask(likelihood: Likelihood, y: PyTree) -> PyTree:
+    """Return the targets, without their mask if they have one."""
+    return y[0] if has_mask(likelihood) else y

@@ -17,22 +17,22 @@ from laplace_kit.tree import pytree_dataclass
 class Ordinal(Factorized):
     r"""Ordered classes 0 to K - 1 with one latent output each: $P(y \le k) = \sigma(c_k - f)$.
 
-    The cumulative logit, or proportional odds. Cutpoints are fixed: a model that ends in a linear
-    layer with a bias has learned its scale and place for them. For outputs and targets of the same
-    shape, $-\log p_k = -\log [\sigma(c_k - f) - \sigma(c_{k-1} - f)]$ is convex in `f`, with
+    The cumulative logit, or proportional odds, model. Cutpoints are fixed: a model that ends in a
+    linear layer with a bias learns scale and location relative to them. Outputs and targets have
+    the same shape. $-\log p_k = -\log [\sigma(c_k - f) - \sigma(c_{k-1} - f)]$ is convex in `f`,
 
     $$L = \mathrm{diag}\big(\sigma'(c_k - f) + \sigma'(c_{k-1} - f)\big),
-        \qquad \sigma' = \sigma (1 - \sigma),$$
+        \qquad \sigma' = \sigma (1 - \sigma).$$
 
-    which depends on `y`: the GGN is not the Fisher matrix.
+    It depends on `y`: the GGN is not the Fisher matrix.
 
     Parameters
     ----------
     num_classes
         K, at least two.
     cutpoints
-        $c_1 < \dots < c_{K-1}$, those that training had. By default $\log(k / (K - k))$, with
-        which a latent output of zero makes all classes equally probable. A leaf.
+        $c_1 < \dots < c_{K-1}$, the same as in training. By default $\log(k / (K - k))$, so that
+        all classes are equally probable if the latent output is zero. A leaf.
 
     Raises
     ------
@@ -60,7 +60,7 @@ class Ordinal(Factorized):
         if not (is_right and np.all(np.diff(found) > 0)):
             raise ValueError(
                 f"Found cutpoints={found}, expected {self.num_classes - 1} finite, increasing "
-                f"numbers, one between each two of {self.num_classes} neighbouring classes."
+                f"numbers, one between each pair of neighbours of the {self.num_classes} classes."
             )
 
     def entry_shape(self, event):
@@ -118,7 +118,7 @@ class Ordinal(Factorized):
     def _hessian(self, f, y) -> Float[Array, "*event"]:
         cutpoints = self._cutpoints(f)
         slopes = jax.nn.sigmoid(cutpoints - f[..., None]) * jax.nn.sigmoid(f[..., None] - cutpoints)
-        ends = jnp.pad(slopes, [(0, 0)] * f.ndim + [(1, 1)])  # none below the first, above the last
+        ends = jnp.pad(slopes, [(0, 0)] * f.ndim + [(1, 1)])  # the outermost are zero
         sums = ends[..., 1:] + ends[..., :-1]
         labels = jnp.clip(jnp.asarray(y).astype(jnp.int32), 0, self.num_classes - 1)
         return jnp.take_along_axis(sums, labels[..., None], axis=-1)[..., 0]

@@ -17,14 +17,14 @@ from laplace_kit.tree import pytree_dataclass
 
 @pytree_dataclass()
 class StudentT(Factorized):
-    r"""Regression with Student-t noise, $y = f + s\, t_\nu$, which outliers pull less.
+    r"""Regression with Student-t noise, $y = f + s\, t_\nu$, robust to outliers.
 
     $$-\log p(y \mid f) = \sum_c \frac{\nu + 1}{2} \log \Big(1 + \frac{(y_c - f_c)^2}{\nu s^2}\Big)
         + \log \frac{\Gamma(\nu / 2) \sqrt{\nu \pi}\, s}{\Gamma((\nu + 1) / 2)}$$
 
     Its Hessian is negative at residuals beyond $\sqrt\nu s$, so that $L$ is the expected one, over
     $y \sim p(y \mid f)$: $\mathrm{diag}\big((\nu + 1) / ((\nu + 3) s^2)\big)$. The GGN is then the
-    Fisher matrix, as for `HeteroscedasticGaussian`; `curvature="hessian"` has the loss's own.
+    Fisher matrix, as for `HeteroscedasticGaussian`; `curvature="hessian"` uses that of the loss.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class StudentT(Factorized):
         if np.ndim(self.degrees_of_freedom):
             raise ValueError(
                 f"Found degrees_of_freedom of shape {np.shape(self.degrees_of_freedom)}, expected "
-                "one number; pass scale= for what differs between outputs."
+                "one number; only scale= may differ between outputs."
             )
 
     def entry_shape(self, event):

@@ -1,7 +1,6 @@
-"""Distributions of the targets: what a likelihood makes of the distribution of its outputs.
+"""Distributions of the targets, which a likelihood derives from the distribution of its outputs.
 
-A package of its own below `likelihood` and `eval`: the first makes such distributions, the second
-asks them, and both a likelihood and a metric of your own need their names.
+`likelihood` makes these distributions, and `eval` computes predictions and metrics from them.
 """
 
 from typing import TYPE_CHECKING

@@ -79,7 +79,7 @@ class NumberTargets(Targets):
     mean: Float[Array, "N *target"]
     aleatoric_var: Float[Array, "N *target"]  # of the noise
     epistemic_var: Float[Array, "N *target"]  # of the weights
-    is_normal: ClassVar[bool] = False  # scored by the closed forms of the normal distribution
+    is_normal: ClassVar[bool] = False  # normal, so that closed forms score it
     is_joint: ClassVar[bool] = False  # the entries of an example depend on each other
 
     @property

@@ -75,7 +75,7 @@ def binary(outputs: Outputs) -> BinaryTargets:
     Parameters
     ----------
     outputs
-        The distribution of the logits. `laplace_kit.eval.bernoulli_probabilities` has others.
+        The distribution of the logits. `laplace_kit.eval.bernoulli_probabilities` has more links.
     """
     if outputs.draws is None:
         logits, drawn = probit_logits(outputs), None

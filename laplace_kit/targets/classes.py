@@ -65,7 +65,7 @@ def classes(outputs: Outputs) -> ClassTargets:
     Parameters
     ----------
     outputs
-        The distribution of the logits. `laplace_kit.eval.class_probabilities` has others.
+        The distribution of the logits. `laplace_kit.eval.class_probabilities` has more links.
     """
     if outputs.draws is None:
         logits, drawn = probit_logits(outputs), None

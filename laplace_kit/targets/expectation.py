@@ -179,6 +179,48 @@ def log_concave_expectation(
     return log_integral_around(log_integrand, (inner + outer) / 2, _NODES.size)
 
 
+def log_integral_with_mode_between(
+    log_fn: Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]],
+    low: Float[Array, "*shape"],
+    high: Float[Array, "*shape"],
+    num_nodes: int,
+) -> Float[Array, "*shape"]:
+    r"""Return $\log \int e^{\mathrm{log\_fn}(z)} dz$ for a function with a few modes, elementwise.
+
+    A grid finds the highest mode, bisection its place, and `log_integral_around` the integral; its
+    nodes are dense enough over many widths for a second mode near by.
+
+    Parameters
+    ----------
+    log_fn
+        The logarithm of the integrand, differentiable twice.
+    low, high
+        Bounds of the highest mode.
+    num_nodes
+        The number of points of the grid, and half the number of nodes.
+    """
+    step = (high - low) / num_nodes
+
+    def higher(best, index):
+        z = low + index * step
+        value = log_fn(z)
+        is_higher = value > best[1]
+        return (jnp.where(is_higher, z, best[0]), jnp.where(is_higher, value, best[1])), None
+
+    start = (low, jnp.full_like(low, -jnp.inf))
+    (z, _), _ = jax.lax.scan(higher, start, jnp.arange(num_nodes + 1.0, dtype=low.dtype))
+    slope = jax.grad(lambda z: jnp.sum(log_fn(z)))
+
+    def halve(_, bracket):
+        low, high = bracket
+        middle = (low + high) / 2
+        is_uphill = slope(middle) > 0
+        return jnp.where(is_uphill, middle, low), jnp.where(is_uphill, high, middle)
+
+    below, above = jax.lax.fori_loop(0, 40, halve, (z - step, z + step))
+    return log_integral_around(log_fn, (below + above) / 2, 2 * num_nodes)
+
+
 def log_integral_around(
     log_fn: Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]],
     mode: Float[Array, "*shape"],

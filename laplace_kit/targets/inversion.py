@@ -45,7 +45,7 @@ def inverted(
     Returns
     -------
     quantiles
-        The axes of `q` before the targets' shape. Cost: some 40 calls for each level.
+        The axes of `q` before the targets' shape. Cost: about 40 calls for each level.
     """
     largest = jnp.finfo(centre.dtype).max / 4
 

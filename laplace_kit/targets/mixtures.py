@@ -66,7 +66,7 @@ class Law(abc.ABC):
 
 @pytree_dataclass()
 class MixtureTargets(NumberTargets):
-    """Targets with a law given their own output each; made by `mixture`."""
+    """Targets that follow a law given one output each; made by `mixture`."""
 
     outputs: Outputs
     law: Law
@@ -96,7 +96,7 @@ class MixtureTargets(NumberTargets):
 
 
 def mixture(outputs: Outputs, law: Law) -> MixtureTargets:
-    r"""Return the distribution of targets with a law given their own output each.
+    r"""Return the distribution of targets that follow a law given one output each.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def mixture(outputs: Outputs, law: Law) -> MixtureTargets:
     -------
     targets
         Density and distribution function are integrals over the Gaussian of the outputs, by 137
-        evaluations of the law; a quantile takes some 40 of these.
+        evaluations of the law; a quantile takes about 40 such integrals.
     """
     return MixtureTargets(outputs.without_draws(), law, *law.moments(outputs))
 

@@ -8,20 +8,21 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from laplace_kit.targets.base import NumberTargets
-from laplace_kit.targets.expectation import normal_expectation
+from laplace_kit.targets.expectation import log_integral_with_mode_between, normal_expectation
 from laplace_kit.targets.inversion import bisected, for_each_level
 from laplace_kit.targets.normal import plus_diagonal
 from laplace_kit.targets.outputs import Outputs
 from laplace_kit.tree import pytree_dataclass, replace
+
+_NUM_NODES = 257
 
 
 @pytree_dataclass()
 class NormalMixtureTargets(NumberTargets):
     r"""Targets $\mathcal N(m, v + e^{-\ell})$, mixed over the Gaussian log-precision $\ell$.
 
-    `cdf` and `quantile` integrate $\ell$ out by quadrature. `log_prob` is that of the normal
-    distribution with the mixture's mean and variance. If the outputs' covariance is known, the mean
-    moves with the log-precision.
+    `log_prob`, `cdf` and `quantile` integrate $\ell$ out by quadrature. If the outputs' covariance
+    is known, the mean moves with the log-precision.
 
     Parameters
     ----------
@@ -38,8 +39,6 @@ class NormalMixtureTargets(NumberTargets):
     aleatoric_var: Float[Array, "N *target"]
     epistemic_var: Float[Array, "N *target"]
 
-    is_normal = True
-
     @property
     def covariance(self):
         cov = self.outputs.cov
@@ -49,7 +48,7 @@ class NormalMixtureTargets(NumberTargets):
         return plus_diagonal(cov[:, means[:, None], means], self)
 
     def log_prob(self, y):
-        return jax.scipy.stats.norm.logpdf(y, self.mean, jnp.sqrt(self.variance))
+        return _log_prob(_conditioned(self.outputs), y)
 
     def cdf(self, y):
         return _cdf(_conditioned(self.outputs), y)
@@ -108,10 +107,17 @@ class _Conditioned:
 
     def cdf(self, y: Num[Array, "..."]) -> Float[Array, "..."]:
         def given(log_precision):
-            mean = self.mean + self.slope * (log_precision - self.log_precision)
-            return jax.scipy.special.ndtr((y - mean) / jnp.sqrt(self.var + jnp.exp(-log_precision)))
+            residual, var = self.residual_and_variance(y, log_precision)
+            return jax.scipy.special.ndtr(residual / jnp.sqrt(var))
 
         return normal_expectation(given, self.log_precision, self.log_precision_std)
+
+    def residual_and_variance(
+        self, y: Num[Array, "..."], log_precision: Float[Array, "N *target"]
+    ) -> tuple[Float[Array, "..."], Float[Array, "N *target"]]:
+        """Return targets minus their mean, and their variance, given the log-precision."""
+        mean = self.mean + self.slope * (log_precision - self.log_precision)
+        return y - mean, self.var + jnp.exp(-log_precision)
 
     def variance(self) -> Float[Array, "N *target"]:
         noise = jnp.exp(self.log_precision_std**2 / 2 - self.log_precision)
@@ -135,6 +141,28 @@ def _half_indices(outputs: Outputs) -> np.ndarray:
     """Return the flat indices of the means and of the log-precisions, `(rows, 2, C)`."""
     half = outputs.mean.shape[-1] // 2
     return np.arange(math.prod(outputs.mean.shape[1:])).reshape(-1, 2, half)
+
+
+@jax.jit
+def _log_prob(mixture: _Conditioned, y: Num[Array, "N *target"]) -> Float[Array, "N *target"]:
+    r"""Integrate over $z = (\ell - \bar\ell) / s$ around the mode of the integrand.
+
+    Outliers move the mode to small precisions. With r the residual and V the variance at z = 0, the
+    density of y there is $e^{-r^2 / 2 V}$ of the highest that a variance of V allows. At z < 0 the
+    variance is larger, so that a mode higher than the integrand at zero has $z^2 \le r^2 / V$; at
+    z > 0 it is at most $e^{s z}$ times smaller, so that $z^2 - s z \le r^2 / V$.
+    """
+    std = mixture.log_precision_std
+
+    def log_integrand(z):
+        residual, var = mixture.residual_and_variance(y, mixture.log_precision + std * z)
+        normal = residual**2 / var + jnp.log(2 * math.pi * var)
+        return -0.5 * (normal + z**2 + math.log(2 * math.pi))
+
+    residual, var = mixture.residual_and_variance(y, mixture.log_precision)
+    distance = jnp.abs(residual) / jnp.sqrt(var)
+    high = std / 2 + jnp.hypot(std / 2, distance)
+    return log_integral_with_mode_between(log_integrand, -distance, high, _NUM_NODES)
 
 
 @jax.jit

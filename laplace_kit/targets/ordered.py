@@ -24,7 +24,7 @@ class OrderedTargets(LabelTargets):
     outputs
         The latent outputs' distribution.
     cutpoints
-        `(L,)`, increasing, one fewer than classes.
+        `(L,)`, increasing; one fewer than there are classes.
     probs, logits
         `(N, *event, K)`: integrated over the outputs; the logits are their exact logarithms.
     drawn

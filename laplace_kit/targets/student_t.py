@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from laplace_kit.targets.base import NumberTargets
-from laplace_kit.targets.expectation import log_integral_around
+from laplace_kit.targets.expectation import log_integral_with_mode_between
 from laplace_kit.targets.inversion import inverted
 from laplace_kit.targets.outputs import Outputs
 from laplace_kit.tree import pytree_dataclass, replace
@@ -105,7 +105,7 @@ def _nodes(nu: Float[Array, ""]) -> tuple[Float[Array, " K"], Float[Array, " K"]
     high = jnp.minimum(jnp.sqrt(2 * fall), jnp.log(2 * (1 + fall)))
     low = -jnp.where(fall < 1 / 3, jnp.sqrt(3 * jnp.minimum(fall, 1.0)), 1 + fall)
     u = low + (high - low) * jnp.asarray(np.linspace(0, 1, _NUM_NODES), nu.dtype)
-    # Minus one, so that the exponent is small where the density is not.
+    # expm1 instead of exp, so that the exponent is small near the mode.
     log_density = nu / 2 * (u - jnp.expm1(u))
     return u, log_density - jax.nn.logsumexp(log_density)
 
@@ -141,26 +141,7 @@ def _log_prob(targets: StudentTTargets, y: Num[Array, "N *target"]) -> Float[Arr
 
     low = jnp.log((nu + 1) / (nu + (residual / targets.scale) ** 2)) - 1 / nu
     high = jnp.ones_like(low) / nu + jnp.maximum(low, 0)
-    step = (high - low) / _NUM_NODES
-
-    def higher(best, index):
-        u = low + index * step
-        value = log_integrand(u)
-        is_higher = value > best[1]
-        return (jnp.where(is_higher, u, best[0]), jnp.where(is_higher, value, best[1])), None
-
-    start = (low, jnp.full_like(low, -jnp.inf))
-    (u, _), _ = jax.lax.scan(higher, start, jnp.arange(_NUM_NODES + 1.0, dtype=low.dtype))
-    slope = jax.grad(lambda u: jnp.sum(log_integrand(u)))
-
-    def halve(_, bracket):
-        low, high = bracket
-        middle = (low + high) / 2
-        is_uphill = slope(middle) > 0
-        return jnp.where(is_uphill, middle, low), jnp.where(is_uphill, high, middle)
-
-    below, above = jax.lax.fori_loop(0, 40, halve, (u - step, u + step))
-    return log_integral_around(log_integrand, (below + above) / 2, 2 * _NUM_NODES)
+    return log_integral_with_mode_between(log_integrand, low, high, _NUM_NODES)
 
 
 def _log_normaliser(a: Float[Array, ""]) -> Float[Array, ""]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxtyping import PRNGKeyArray
 
-from laplace_kit.approx.noise import GAUSSIANS, unmasked_gaussian
+from laplace_kit.approx.noise import GAUSSIANS, gaussian_of
 from laplace_kit.curv.mode import labelled
 from laplace_kit.errors import check_option, warn
 from laplace_kit.eval.link import Link
@@ -62,8 +62,9 @@ def tuned(
 
 
 def has_unknown_noise(likelihood: Likelihood) -> bool:
-    """Return whether this is a Gaussian likelihood whose noise is to be estimated."""
-    return isinstance(likelihood, Gaussian) and not likelihood.known
+    """Return whether this is a Gaussian likelihood, masked or not, with noise to be estimated."""
+    kind = without_mask(likelihood)
+    return isinstance(kind, Gaussian) and not kind.known
 
 
 def _wants_temperature(la: PosteriorT, asked: bool | None) -> bool:
@@ -98,7 +99,7 @@ def _check(
             "method='evidence' without data."
         )
     if noise in ("residuals", "evidence"):
-        unmasked_gaussian(la.likelihood)
+        gaussian_of(la.likelihood)
     if noise == "evidence" and method != "evidence":
         raise ValueError(
             f"Found noise='evidence' with method={method!r}, expected method='evidence', which "

@@ -36,7 +36,7 @@ def evidence(
     Raises
     ------
     TypeError
-        If the noise is to be tuned and the likelihood is not an unmasked Gaussian one.
+        If the noise is to be tuned and the likelihood is not Gaussian.
     ValueError
         If the evidence has no maximum within the bounds, such as for an indefinite curvature.
 

@@ -13,15 +13,15 @@ from laplace_kit.tune.posterior import PosteriorT
 def noise_of_residuals(la: PosteriorT) -> PosteriorT:
     r"""Return the posterior with the noise of greatest likelihood at the mode, $s^2 = Q / M$.
 
-    Q is the sum of the M squared residuals in units of the present noise; all standard deviations
-    are multiplied by one factor. Prior precision and temperature do not change. Unlike
+    Q is the sum of the M squared observed residuals in units of the present noise; all standard
+    deviations are multiplied by one factor. Prior precision and temperature do not change. Unlike
     `evidence(la, noise=True)`, it does not account for the number of parameters fitted to the
     residuals.
 
     Parameters
     ----------
     la
-        A posterior with an unmasked `Gaussian` or `MultivariateGaussian` likelihood.
+        A posterior with a `Gaussian` likelihood, masked or not, or a `MultivariateGaussian` one.
 
     Returns
     -------

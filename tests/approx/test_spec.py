@@ -93,15 +93,8 @@ class BlocksPosterior(Posterior):
     def size(self):
         return sum(len(factor) for factor in self.factors)
 
-    @property
-    def dtype(self):
-        return self.factors[0].dtype
-
     def scale_mv(self, eps):
         return by_block(lambda factor, part: solve(factor, part, 1), self.factors, eps)
-
-    def scale_rmv(self, rows):
-        return by_block(lambda factor, part: solve(factor, part, 0), self.factors, rows)
 
 
 @lk.storable("tests.Blocks")

@@ -391,6 +391,39 @@ def test_functions_that_return_something_else():
         lk.check_link(3)
 
 
+def test_functions_whose_values_are_no_probabilities():
+    mean, cov = gaussian(dtype="float32")
+
+    def low(m, s):
+        return jax.nn.softmax(m).at[2, 1].set(-0.1)
+
+    def none(m, s):
+        return jnp.where(jnp.arange(len(m))[:, None] > 3, 0.0, jax.nn.softmax(m))
+
+    def high(m, v):
+        return jnp.where(jnp.arange(m.size).reshape(m.shape) == 4, 1.5, 0.5)
+
+    at_least = "of at least zero, not all of them zero"
+    with pytest.raises(ValueError, match=rf"probabilities at 1 of 6 labels.*\(2,\).*{at_least}"):
+        lk.class_logits(low, mean, cov)
+    with pytest.raises(ValueError, match=rf"at 2 of 6 labels, the first at \(4,\).*{at_least}"):
+        lk.class_probabilities(none, mean, cov)
+    binary = jnp.zeros((3, 2))
+    with pytest.raises(ValueError, match=r"at 1 of 6 labels.*\(2, 0\), expected.*zero to one"):
+        lk.bernoulli_probabilities(high, binary, binary + 1)
+
+    def certain(m, v):
+        return jnp.where(m < 0, 0.0, 1.0)
+
+    np.testing.assert_array_equal(
+        lk.bernoulli_probabilities(certain, binary.at[0].set(-1), binary), [[0, 0], [1, 1], [1, 1]]
+    )
+    unknown = lk.class_probabilities(lambda m, s: jax.nn.softmax(m), mean * np.nan, cov)
+    assert jnp.isnan(unknown).all()  # the outputs' fault, and reported as such elsewhere
+    found = jax.jit(lambda m: lk.class_probabilities(low, m, cov))(mean)
+    np.testing.assert_array_equal(jnp.isnan(found).any(axis=1), np.arange(6) == 2)
+
+
 # --- errors ----------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ from laplace_kit.memory import Limits
 def one_direction(la, x) -> int:
     """Return the bytes of one input with one of its outputs."""
     work = partial(projections, num_vectors=la.posterior.num_projections)
-    cost = rows_cost(la.objective.planned(x), work, of_outputs=True)
+    cost = rows_cost(la.objective.planned(x), work, for_outputs=True)
     limits = Limits(2, 2 * (cost.once + cost.direction))
     assert choose_held(cost, 3, limits).num_directions == 1
     return cost.once + cost.direction
@@ -130,7 +130,7 @@ def test_thousands_of_outputs_of_a_head_are_held_together(x64):
     for fn in (model_fn, as_any_layer(model_fn)):
         objective, _ = restrict(fn, params, Gaussian())
         work = partial(projections, num_vectors=1)
-        cost = rows_cost(objective.planned(x), work, of_outputs=True)
+        cost = rows_cost(objective.planned(x), work, for_outputs=True)
         plans.append(choose_held(cost, 3100, Limits(memory=2**30)))
     assert plans[0].num_directions == 3100
     assert plans[0].batch_size >= 16

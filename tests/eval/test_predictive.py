@@ -146,6 +146,12 @@ def test_a_link_of_ones_own_everywhere(tmp_path, x64):
     with pytest.raises(ValueError, match=r"link that returned float64 of shape \(7,\) for a mean"):
         la.predict(others, link=lambda mean, covariance: mean[:, 0])
 
+    def below(mean, covariance):
+        return jax.nn.softmax(mean).at[3, 0].set(-1e-3)
+
+    with pytest.raises(ValueError, match=r"probabilities at 1 of 7 labels, the first at \(3,\)"):
+        la.predict(others, link=below)
+
 
 def test_categorical_outputs_with_a_position_axis(x64):
     """Outputs (N, T, C): one joint covariance, and probabilities from each position's block."""

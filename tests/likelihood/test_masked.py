@@ -19,7 +19,13 @@ from laplace_kit.likelihood import (
     Poisson,
 )
 from laplace_kit.likelihood.base import check_targets
-from laplace_kit.likelihood.masked import targets_seen, unmasked
+from laplace_kit.likelihood.masked import (
+    has_mask,
+    targets_seen,
+    targets_without_mask,
+    with_mask_of,
+    without_mask,
+)
 
 RNG = np.random.default_rng(0)
 F = RNG.normal(size=(2, 4))
@@ -217,7 +223,13 @@ def test_values_outside_the_support_count_where_they_were_observed():
     assert "mask of zeros and ones" in likelihood.support
 
 
-def test_unmasked_is_the_likelihood_under_the_mask():
+def test_a_mask_is_taken_off_and_put_on():
     inner, y = Gaussian(), jnp.zeros(3)
-    assert unmasked(Masked(inner), (y, y)) == (inner, y)
-    assert unmasked(inner, y) == (inner, y)
+    masked = Masked(inner)
+    assert has_mask(masked)
+    assert not has_mask(inner)
+    assert targets_without_mask(masked, (y, y)) is y
+    assert targets_without_mask(inner, y) is y
+    assert without_mask(masked) is without_mask(inner) is inner
+    assert with_mask_of(masked, inner).likelihood is inner
+    assert with_mask_of(inner, inner) is inner

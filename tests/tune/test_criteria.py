@@ -73,8 +73,9 @@ def test_a_loss_of_another_likelihood(objective, likelihood, expected):
         as_loss(objective, likelihood)
 
 
-def test_no_crps_of_counts():
-    outputs = Outputs(jnp.zeros((3, 1)), jnp.ones((3, 1)))
-    predictive = Predictive(lk.Poisson().targets(outputs), lk.Poisson())
-    with pytest.raises(ValueError, match="'crps' for a Poisson"):
-        as_loss("crps", lk.Poisson())(predictive, jnp.zeros((3, 1)), None)
+@pytest.mark.parametrize("likelihood", [lk.Poisson(), lk.HeteroscedasticGaussian()])
+def test_no_crps_of_targets_that_are_not_normal(likelihood):
+    outputs = Outputs(jnp.zeros((3, 2)), jnp.ones((3, 2)))
+    predictive = Predictive(likelihood.targets(outputs), likelihood)
+    with pytest.raises(ValueError, match=f"'crps' for a {type(likelihood).__name__}.*crps_samples"):
+        as_loss("crps", likelihood)(predictive, jnp.zeros_like(predictive.mean), None)

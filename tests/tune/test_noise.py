@@ -69,6 +69,71 @@ def test_a_noise_covariance_is_scaled_as_a_whole(x64):
         la.with_noise(0.3)
 
 
+def test_the_noise_of_masked_targets_is_that_of_the_observed_entries(x64, tmp_path):
+    """Fits to pairs (y, mask), against fits to the observed entries, each of them an example."""
+    x, y = data("gaussian")
+    mask = np.random.default_rng(4).uniform(size=y.shape) < [0.4, 0.8]
+    weights = np.where(np.arange(len(x)) < 5, 2.0, 1.0)
+    row, output = np.nonzero(mask)
+
+    def entry(params, where):
+        x, output = where
+        return jnp.take_along_axis(net(params, x), output[:, None], axis=1)
+
+    holes = (x, (jnp.where(mask, y, jnp.nan), mask), weights)
+    entries = ((x[row], jnp.asarray(output)), y[row, output][:, None], weights[row])
+    masked = lk.fit(net, params(), holes, likelihood=lk.Masked(lk.Gaussian()), structure="full")
+    masked.save(tmp_path / "masked.npz")
+    loaded = lk.load(tmp_path / "masked.npz", net)
+    single = lk.fit(entry, params(), entries, likelihood=lk.Gaussian(), structure="full")
+    squares = np.asarray((y - net(params(), x))[row, output] ** 2)
+    by_hand = np.sqrt(np.average(squares, weights=weights[row]))
+    for noise in (None, "residuals", "evidence"):
+        expected = single.tune(noise=noise, bounds=WIDE)
+        for la in (masked, loaded):
+            found = la.tune(noise=noise, bounds=WIDE)
+            assert_same(found, expected)
+            twins.assert_close(found.prior_precision, expected.prior_precision, rtol=1e-8)
+        if noise != "evidence":
+            assert float(found.likelihood.likelihood.noise_std) == pytest.approx(by_hand, rel=1e-10)
+    known = masked.with_noise(0.5)
+    assert_same(known, single.with_noise(0.5))
+    assert known.likelihood.likelihood.known
+    assert_same(known.tune(bounds=WIDE), single.with_noise(0.5).tune(bounds=WIDE))
+
+    each = lk.Gaussian(np.array([0.2, 0.5]), known=False)
+    tuned = lk.fit(net, params(), holes, likelihood=lk.Masked(each), structure="full").tune()
+    ratios = squares / np.array([0.2, 0.5])[output] ** 2
+    factor = np.sqrt(np.average(ratios, weights=weights[row]))
+    twins.assert_close(tuned.likelihood.likelihood.noise_std, each.noise_std * factor, rtol=1e-10)
+
+
+def test_the_noise_of_masked_targets_after_an_update(x64):
+    x, y = data("gaussian")
+    mask = np.random.default_rng(5).uniform(size=y.shape) < 0.6
+    parts = [(x[part], (y[part], mask[part])) for part in (slice(0, 12), slice(12, None))]
+
+    def linear(params, x):  # its expansion is exact
+        return jnp.tanh(x) @ params["kernel"]
+
+    kernel = np.zeros((2, 2))
+    for c, rows in enumerate(mask[:12].T):
+        design = np.tanh(x[:12])[rows]
+        hessian = design.T @ design + np.eye(2)
+        kernel[:, c] = np.linalg.solve(hessian, design.T @ y[:12][rows, c])
+    la = lk.fit(
+        linear,
+        {"kernel": jnp.asarray(kernel)},
+        parts[0],
+        likelihood=lk.Masked(lk.Gaussian()),
+        structure="full",
+        prior_precision=1.0,
+    ).update(parts[1])
+    found = la.tune(noise="residuals", bounds=WIDE).likelihood.likelihood.noise_std
+    residuals = np.asarray(y - linear(la.params, x))[mask]
+    assert float(found) == pytest.approx(np.sqrt(np.mean(residuals**2)), rel=1e-9)
+
+
 CURVATURES = {
     "ggn": exact.KINDS,
     "hessian": ("full", "low_rank"),
@@ -123,17 +188,12 @@ def test_noise_by_the_evidence_of_an_empirical_fisher_matrix(x64):
 
 def test_noise_that_cannot_be_tuned(x64):
     x, y = data("gaussian")
-    masked = lk.fit(
-        *(net, params(), (x, (y, jnp.ones(y.shape, bool)))),
-        likelihood=lk.Masked(lk.Gaussian()),
-        structure="diagonal",
-    )
-    for la in (masked, fit("categorical", structure="diagonal")):
-        for noise in ("residuals", "evidence"):
-            with pytest.raises(TypeError, match=r"expected an unmasked Gaussian one.*noise='keep'"):
-                la.tune(noise=noise)
-        with pytest.raises(TypeError, match="expected an unmasked Gaussian one"):
-            la.with_noise(1.0)
+    la = fit("categorical", structure="diagonal")
+    for noise in ("residuals", "evidence"):
+        with pytest.raises(TypeError, match=r"Found a Categorical likelihood.*noise='keep'"):
+            la.tune(noise=noise)
+    with pytest.raises(TypeError, match=r"Found a Categorical likelihood.*lk\.Gaussian"):
+        la.with_noise(1.0)
     la = fit(lk.Gaussian(np.array([1.0, 2.0])), "gaussian", structure="diagonal")
     with pytest.raises(
         ValueError, match=r"Found noise_std=\[1. 1.\] .*noise_std=\[1. 2.\].*fit again"

@@ -38,7 +38,7 @@ class Held(NamedTuple):
 
 
 def rows_cost(
-    objective: Objective, block_work: Callable | None = None, *, of_outputs: bool = False
+    objective: Objective, block_work: Callable | None = None, *, for_outputs: bool = False
 ) -> Cost:
     """Estimate the bytes of the rows of one example, and of the work done with them.
 
@@ -49,12 +49,12 @@ def rows_cost(
     block_work
         Maps a block of one direction to the additional bytes `(once, for each direction)` of the
         work with it; only the most expensive block counts, as blocks are processed one by one.
-    of_outputs
-        Whether these are the rows of the outputs, whose gradients examples share if a layer is a
-        head, and not rows of arbitrary directions.
+    for_outputs
+        Whether the rows are those of the outputs, whose gradients examples share if a layer is a
+        head, rather than rows of arbitrary directions.
     """
     found, example_bytes = objective.plan.layers, objective.plan.example_bytes
-    blocks_of_one = _output_blocks_of_one if of_outputs else _blocks_of_one
+    blocks_of_one = _output_blocks_of_one if for_outputs else _blocks_of_one
     blocks = blocks_of_one.eval_shape(shapes(objective), objective.plan.one)
     heads = [isinstance(block, HeadRows) for block in blocks]
     direction = [

@@ -35,7 +35,7 @@ KINDS = {
     "bias": "added to or subtracted from activations",
     "scale": "multiplied entry by entry, as in LayerNorm",
     "shared": "used more than once",
-    "unused": "not used at all",
+    "unused": "not used",
     "other": "anything else",
 }
 _KIND_OF_PRODUCT: dict[type, str] = {

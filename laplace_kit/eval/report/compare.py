@@ -24,7 +24,7 @@ from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPred
 from laplace_kit.eval.report.regression import regression_report
 from laplace_kit.host import fetch, fetch_array
 from laplace_kit.likelihood import Likelihood
-from laplace_kit.likelihood.masked import unmasked, without_mask
+from laplace_kit.likelihood.masked import targets_without_mask, without_mask
 from laplace_kit.targets.base import NoTargets
 from laplace_kit.targets.uncertainty import Uncertainty
 from laplace_kit.tree import replace
@@ -176,7 +176,7 @@ def _classification(predict, compare, likelihood, data, directory, shifted, ood,
 
 
 def _regression(predict, compare, likelihood, data, directory, title, card):
-    (x, y), (_, targets) = data, unmasked(likelihood, data[1])
+    (x, y), targets = data, targets_without_mask(likelihood, data[1])
     predictions = {}
     for name, predict_one in predict.items():
         predictive = predict_one(x)
