@@ -290,6 +290,10 @@ class HeadRows:
         r"""Return $J_n \operatorname{diag}(d) J_n^\top$."""
         if self.inputs.shape[1] > 1:
             return self.factored().outer(scale)
+        if self.basis is None:
+            unit, c = self.places % self._out, self.factors
+            same = jnp.where(unit[:, None] == unit, c[:, None] * c, 0)
+            return (self.inputs[:, 0, 0] ** 2 @ scale[0])[:, unit, None] * same
         weight, g = self.inputs[:, 0, 0] ** 2 @ scale[0], self.shared_gradients()
         return (g * weight[:, None]) @ g.T
 
@@ -347,6 +351,19 @@ class HeadRows:
         unit, dtype = self.places % self._out, self.factors.dtype
         g = jax.nn.one_hot(unit, self._out, dtype=dtype) if self.basis is None else self.basis[unit]
         return self.factors[:, None] * g
+
+    def gradients_along(self, columns: Int[Array, " U"]) -> Float[Array, "U R"]:
+        """Return some columns of `shared_gradients`; the last one again beyond the last."""
+        unit = self.places % self._out
+        if self.basis is None:
+            columns = jnp.minimum(columns, self._out - 1)
+            return jnp.where(unit == columns[:, None], self.factors, 0)
+        return self.basis.T.at[columns].get(mode="clip")[:, unit] * self.factors
+
+    def to_units(self, values: Float[Array, "_ R"]) -> Float[Array, "_ O"]:
+        """Return one value for each output of the layer from one for each row, summed."""
+        total = jnp.zeros((len(values), self._out), values.dtype)
+        return total.at[:, self.places % self._out].add(values)
 
     def _squares(self, weight: Float[Array, "B T O"]) -> Float[Array, "B R"]:
         """Return the rows' squared gradients, summed with the weights at their positions."""

@@ -155,7 +155,10 @@ def products_of_pairs(block: Block, num_directions: int) -> tuple[int, int]:
 
 
 def products_with_columns(block: HeadRows) -> tuple[int, int]:
-    """Return the bytes of products $L_n u$ in the outputs with the columns of a head."""
+    """Return the bytes of products $L_n u$ in the outputs with the columns of a head.
+
+    The diagonal of $L_n$ takes as many unless a likelihood knows it.
+    """
     return 0, 3 * block.layout.shape[2] * block.factors.dtype.itemsize
 
 
