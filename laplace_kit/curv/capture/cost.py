@@ -148,9 +148,9 @@ def multiplied_out(block: Block) -> tuple[int, int]:
 
 def products_of_pairs(block: Block, num_directions: int) -> tuple[int, int]:
     """Return the bytes of products of inputs with inputs and of gradients with gradients."""
-    itemsize, (_, width, out) = block.gradients.dtype.itemsize, block.layout.shape
-    pairs = (width**2 + out**2) * itemsize
-    rows = 2 * num_directions * width * out * itemsize
+    itemsize, (groups, width, out) = block.gradients.dtype.itemsize, block.layout.shape
+    pairs = groups**2 * (width**2 + out**2) * itemsize
+    rows = 2 * num_directions * block.layout.size * itemsize
     return min(pairs, rows), multiplied_out(block)[1]
 
 
