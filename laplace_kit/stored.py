@@ -13,7 +13,7 @@ from laplace_kit.approx.prior import Prior
 from laplace_kit.approx.update import Expansion
 from laplace_kit.curv.capture.blocks import FactoredRows, LookupRows
 from laplace_kit.curv.capture.coverage import Coverage, LeafCoverage
-from laplace_kit.curv.capture.layout import Layout, Move, Slot
+from laplace_kit.curv.capture.layout import Layout, Move, Slot, Slots
 from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.design import Design
 from laplace_kit.curv.trained_model import TrainedModel
@@ -32,7 +32,7 @@ from laplace_kit.tune.result import Tuning
 # Structures, posteriors and specs are registered where they are defined.
 for _cls in (
     *BUILT_IN,
-    *(Layout, Slot, Move, Design, Rows, FactoredRows, LookupRows),
+    *(Layout, Slot, Slots, Move, Design, Rows, FactoredRows, LookupRows),
     *(Selection, Node, Coverage, Prediction, Tuning),
 ):
     storable(_cls.__name__)(_cls)

@@ -25,15 +25,21 @@ def forms(likelihood, f, y):
     return value, likelihood.output_gradient(f, y), product, root @ root.T
 
 
+@jax.jit
+def _forms_and_diagonal(likelihood, f, y):
+    return *forms(likelihood, f, y), likelihood.hessian_diagonal(f, y)
+
+
 @functools.partial(jax.jit, static_argnames="loss")
 def _definitions(loss, f, y):
     hessian = jax.hessian(loss)(f, y).reshape(f.size, f.size)
-    return loss(f, y), jax.grad(loss)(f, y), hessian, hessian
+    diagonal = jnp.diagonal(hessian).reshape(f.shape)
+    return loss(f, y), jax.grad(loss)(f, y), hessian, hessian, diagonal
 
 
 def assert_derivatives(likelihood, f, y, loss, *, dtype: str = "float64") -> None:
-    """Check value, gradient, Hessian and root of a likelihood against a loss by definition."""
-    found = forms(likelihood, f, y)
+    """Check value, gradient and Hessian, root and diagonal of a likelihood against a loss."""
+    found = _forms_and_diagonal(likelihood, f, y)
     assert all(array.dtype == dtype for array in found)
     for array, expected in zip(found, _definitions(loss, f, y), strict=True):
         twins.assert_close(array, expected, dtype=dtype)

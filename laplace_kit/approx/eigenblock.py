@@ -8,19 +8,21 @@ bias's unit vector $e$: a rank-one update, still exact. For precisions that diff
 see `dense_block.py`.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from laplace_kit.approx.dense_block import MOST_ENTRIES
+from laplace_kit.approx.dense_block import MOST_ENTRIES, DenseBlock
 from laplace_kit.curv.capture.blocks import Block
-from laplace_kit.curv.capture.layout import Layout, Slot
+from laplace_kit.curv.capture.layout import Layout, Slot, Slots
 from laplace_kit.curv.eigenbasis import from_basis, to_basis
 from laplace_kit.storage import storable
-from laplace_kit.tree import pytree_dataclass
+from laplace_kit.tree import pytree_dataclass, replace
 
 
 @storable("Eigenblock")
@@ -49,9 +51,9 @@ class Eigenblock:
 
     @property
     def can_be_dense(self) -> bool:
-        """Whether the layer is small enough to be multiplied out."""
+        """Whether the layer, or each of several in one, is small enough to be multiplied out."""
         num, size = self._coupling
-        return num * size**2 <= MOST_ENTRIES
+        return num * size**2 <= MOST_ENTRIES * len(self.layout.parts)
 
     @property
     def is_diagonal(self) -> bool:
@@ -122,11 +124,32 @@ class Eigenblock:
         return self.layout.size // size, size
 
     @property
-    def _mixed_axes(self) -> list[tuple[Slot, tuple[int, ...]]]:
+    def _mixed_axes(self) -> list[tuple[Slot | Slots, tuple[int, ...]]]:
         """The weight, and the bias if there is one, each with its axes of `(G, I, O)` that mix."""
         bases = ((1, self.left), (2, self.right))
         rotated = tuple(axis for axis, basis in bases if basis is not None)
         return list(zip(self.layout.slots, (rotated, (1, 2)), strict=False))
+
+
+Blocks = TypeVar("Blocks", "Eigenblock", "PosteriorBlock | DenseBlock")
+
+
+def single(blocks: Iterable[Blocks]) -> tuple[Blocks, ...]:
+    """Return a block for each single layer, in the order of flat vectors.
+
+    Which layers are one block may depend on the shapes of the inputs, and on the release.
+    """
+    parts = []
+    for block in blocks:
+        layouts = block.layout.parts
+        for place, layout in enumerate(layouts):
+            cut = partial(_part, num=len(layouts), place=place)
+            parts.append(replace(jax.tree.map(cut, block), layout=layout))
+    return tuple(sorted(parts, key=lambda block: block.layout.weight.start))
+
+
+def _part(array: Array, num: int, place: int) -> Array:
+    return array.reshape(num, -1, *array.shape[1:])[place]
 
 
 class EigenPrecision(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from laplace_kit.approx.dense_block import DenseBlock, DensePrecision, dense_precision
-from laplace_kit.approx.eigenblock import Eigenblock, EigenPrecision, PosteriorBlock
+from laplace_kit.approx.eigenblock import Eigenblock, EigenPrecision, PosteriorBlock, single
 from laplace_kit.approx.posterior import Posterior, Structure, spectrum_of
 from laplace_kit.approx.spec import StructureSpec
 from laplace_kit.curv.capture.layout import Layout, to_flat
@@ -255,12 +255,17 @@ class KroneckerPosterior(Posterior):
         return to_flat(self._layouts, matrices).T.reshape(vectors.shape)
 
     def _over_rows(self, fn, *batches: Rows) -> Array:
-        if any(rows.layouts != self._layouts for rows in batches):
+        blocks = self.blocks
+        if any(
+            rows.layouts != self._layouts for rows in batches
+        ):  # layers may be grouped otherwise
+            blocks, batches = single(blocks), [rows.split() for rows in batches]
+        if any(rows.layouts != tuple(block.layout for block in blocks) for rows in batches):
             raise ValueError(
                 "Found inputs for which the model's layers differ from those the posterior was "
                 "fitted with, expected the same layers; fit and predict with inputs of the same "
                 "kind, or use structure='diagonal' or 'low_rank', which do not depend on layers."
             )
         with jax.default_matmul_precision("highest"):
-            layers = zip(self.blocks, *(rows.blocks for rows in batches), strict=True)
+            layers = zip(blocks, *(rows.blocks for rows in batches), strict=True)
             return sum(fn(block, *parts) for block, *parts in layers)

@@ -15,10 +15,13 @@ from jaxtyping import Array, Float
 
 from laplace_kit.approx.diagonal import DiagonalStructure
 from laplace_kit.approx.dual import DualStructure
+from laplace_kit.approx.eigenblock import Eigenblock, single
 from laplace_kit.approx.full import FullStructure
-from laplace_kit.approx.kronecker import Eigenblock, KroneckerStructure
+from laplace_kit.approx.kronecker import KroneckerStructure
 from laplace_kit.approx.low_rank import DEFAULT_RANK, LowRankStructure
 from laplace_kit.approx.posterior import Posterior, Structure, factorise
+from laplace_kit.curv.capture.layout import Layout
+from laplace_kit.curv.capture.rows import alike
 from laplace_kit.tree import pytree_dataclass, replace
 
 
@@ -231,7 +234,7 @@ def _(old: DiagonalStructure, new):
 
 @sum_of_curvatures.register
 def _(old: DualStructure, new):
-    parts = [part.design.rows for part in (old, new)]
+    parts = alike(old.design.rows, new.design.rows)
     shapes = ([leaf.shape[1:] for leaf in jax.tree.leaves(rows)] for rows in parts)
     _check_same("layers", *(rows.layouts for rows in parts))
     _check_same("shapes of their rows", *shapes)
@@ -275,9 +278,16 @@ def _residual_bound(structure, vectors):
 
 @sum_of_curvatures.register
 def _(old: KroneckerStructure, new):
-    _check_same("layers", *([block.layout for block in part.blocks] for part in (old, new)))
-    pairs = zip(old.blocks, new.blocks, strict=True)
+    parts = (old.blocks, new.blocks)
+    if _layouts(old.blocks) != _layouts(new.blocks):  # layers may be grouped otherwise
+        parts = tuple(map(single, parts))
+    _check_same("layers", *map(_layouts, parts))
+    pairs = zip(*parts, strict=True)
     return KroneckerStructure(tuple(_sum_of_blocks(*pair) for pair in pairs), corrected=True)
+
+
+def _layouts(blocks: tuple[Eigenblock, ...]) -> list[Layout]:
+    return [block.layout for block in blocks]
 
 
 def _sum_of_blocks(*blocks: Eigenblock) -> Eigenblock:

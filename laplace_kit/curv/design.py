@@ -19,7 +19,7 @@ from laplace_kit.curv.capture.blocks import Block, FactoredRows, HeadRows, Looku
 from laplace_kit.curv.capture.capture import capture
 from laplace_kit.curv.capture.cost import check_fits, rows_cost
 from laplace_kit.curv.capture.layout import to_flat
-from laplace_kit.curv.capture.rows import Rows
+from laplace_kit.curv.capture.rows import Rows, alike
 from laplace_kit.curv.ggn import GaussNewtonOperator
 from laplace_kit.curv.objective import Objective, per_example, per_example_factor
 from laplace_kit.data import InMemory, chunks, map_over, sum_over, whole
@@ -79,7 +79,8 @@ class Design:
         $I O + R O + R^2 O$. T positions count as T inputs, or their rows are multiplied out.
         """
         total = jnp.zeros((), scale.dtype)
-        for block, other in zip(by_example(rows).blocks, self.rows.blocks, strict=True):
+        rows, own = alike(by_example(rows), self.rows)
+        for block, other in zip(rows.blocks, own.blocks, strict=True):
             total += _cross(block, other, block.layout.to_matrix(scale), self._room)
         return total.reshape(*total.shape[:2], -1)
 

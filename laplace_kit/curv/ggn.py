@@ -67,6 +67,13 @@ class GaussNewtonOperator(CurvatureOperator):
     ) -> Float[Array, "B *event"]:
         r"""Return $L_n u_n$ for every example of a chunk."""
 
+    def output_diagonal(
+        self, f: Float[Array, "B *event"], chunk: Chunk
+    ) -> Float[Array, "B *event"]:
+        r"""Return the diagonal of $L_n$ for every example of a chunk."""
+        columns = jnp.arange(self.num_columns(f.shape[1:]))
+        return jnp.sum(self.output_factor(f, chunk, columns) ** 2, axis=1)
+
     def linear_map(self, chunk):
         objective = self.objective
         f, push_forward, pull_back = linearize(
@@ -82,7 +89,7 @@ class GaussNewtonOperator(CurvatureOperator):
     def diagonal(self):
         r"""Return $\sum_n \sum_r (J_n^\top s_{nr})^2$ exactly, `(P,)`, at R backward passes.
 
-        If only a head is free, at R products with $L_n$ and no backward pass.
+        If only a head is free, from the diagonals of $L_n$ and without backward passes.
 
         Raises
         ------
@@ -90,7 +97,8 @@ class GaussNewtonOperator(CurvatureOperator):
             If one example with one direction exceeds the memory limit.
         """
         if self.has_closed_head:
-            (moments,) = self.sum_columns(SumOfHeadSquares, ((None, None),))
+            bases = ((None, None),)
+            (moments,) = self.sum_columns(SumOfHeadSquares, bases, sum_bytes=4 * self.shape[0])
             return to_flat(self.plan.layers.layouts, [moments])
         return self.sum_rows(
             partial(_SumOfRows, "diagonal", Rows.squared_sum),
@@ -140,14 +148,16 @@ class GaussNewtonOperator(CurvatureOperator):
         held = choose_held(cost, self._num_columns, self.limits, sum_bytes)
         return self._sum_held(fn_of_width, args, held)
 
-    def sum_columns(self, fn_of_width: Callable[[int], Callable], args: PyTree = None) -> PyTree:
+    def sum_columns(
+        self, fn_of_width: Callable[[int], Callable], args: PyTree = None, *, sum_bytes: int
+    ) -> PyTree:
         """Sum a function of products with the columns of a head over examples; see `sum_rows`.
 
         Few columns and many examples at a time, as the sums go over examples.
         """
         cost = rows_cost(self.objective, products_with_columns, for_outputs=True)
-        num = self._num_columns
-        held = choose_held(cost, min(num, _COLUMNS_AT_A_TIME), self.limits, sum_bytes=4 * num**2)
+        num = min(self._num_columns, _COLUMNS_AT_A_TIME)
+        held = choose_held(cost, num, self.limits, sum_bytes)
         return self._sum_held(fn_of_width, args, held)
 
     def _sum_held(self, fn_of_width: Callable, args: PyTree, held: Held) -> PyTree:
@@ -217,29 +227,29 @@ def map_columns(
     captured: Capture,
     chunk: Chunk,
     num_columns: int,
-    columns: Float[Array, "C Q"],
+    rows: HeadRows,
     of_products: Callable[[Float[Array, "U C"], Float[Array, "U B C"]], Array],
-) -> Float[Array, "Q *rest"]:
-    r"""Return a function of products $L_n u$ with vectors in the outputs, stacked over vectors.
+) -> Float[Array, "O *rest"]:
+    r"""Return a function of products $L_n u$ with a head's columns $u$, stacked over columns.
 
     Parameters
     ----------
     operator, captured, chunk
         The curvatures $L_n$; the model, captured at the chunk; examples without weight are ignored.
     num_columns
-        Number of vectors held at a time.
-    columns
-        The vectors $u$.
+        Number of columns held at a time.
+    rows
+        The rows of all outputs of the head; their gradients have the columns.
     of_products
-        Maps some vectors and their products, zero for examples without weight, to an array with
-        one entry for each vector.
+        Maps some columns and their products, zero for examples without weight, to an array with
+        one entry for each column.
     """
-    f, num = captured.outputs, columns.shape[1]
-    # Where a loss is not convex in the outputs there is no root, and the result is to be NaN.
-    root = operator.output_factor(f, chunk, jnp.arange(1))
-    weight = chunk.weight.astype(f.dtype)[:, None] + 0 * root.sum()
+    f, num = captured.outputs, rows.layout.shape[2]
+    weight = _convex_weight(operator, f, chunk)[:, None]
 
-    def of_block(u: Float[Array, "U C"]) -> Array:
+    def of_block(columns: Int[Array, " U"]) -> Array:
+        u = rows.gradients_along(columns)
+
         def product(vector):
             # L is linear: to weigh what it is applied to lets the compiler fuse sums of products.
             vectors = (vector.astype(f.dtype) * weight).reshape(f.shape)
@@ -248,10 +258,17 @@ def map_columns(
         with jax.default_matmul_precision("highest"):
             return of_products(u, jax.vmap(product)(u).astype(u.dtype))
 
-    pad = -num % num_columns
-    blocks = jnp.pad(columns, ((0, 0), (0, pad))).T.reshape(-1, num_columns, len(columns))
-    mapped = jax.lax.map(of_block, blocks)
+    columns = jnp.arange(-(-num // num_columns) * num_columns).reshape(-1, num_columns)
+    mapped = jax.lax.map(of_block, columns)
     return mapped.reshape(-1, *mapped.shape[2:])[:num]
+
+
+def _convex_weight(
+    operator: GaussNewtonOperator, f: Float[Array, "B *event"], chunk: Chunk
+) -> Float[Array, " B"]:
+    """Return the weights of examples; NaN where a loss is not convex and so has no root."""
+    root = operator.output_factor(f, chunk, jnp.arange(1))
+    return chunk.weight.astype(f.dtype) + 0 * root.sum()
 
 
 class SumOfHeadSquares(NamedTuple):
@@ -266,13 +283,23 @@ class SumOfHeadSquares(NamedTuple):
         captured = capture(operator.objective, chunk.x)
         rows = head_rows(operator, captured).rotate(*basis)
         squares = rows.inputs[:, 0, 0] ** 2
+        if rows.basis is None:
+            return (self._in_outputs(operator, captured, chunk, rows, squares),)
 
         def of_products(u, products):
             return jnp.einsum("ubc,uc->ub", products, u) @ squares
 
-        columns = rows.shared_gradients()
-        moments = map_columns(operator, captured, chunk, self.num_columns, columns, of_products)
+        moments = map_columns(operator, captured, chunk, self.num_columns, rows, of_products)
         return (moments.T[None],)
+
+    def _in_outputs(self, operator, captured, chunk, rows, squares):
+        """Return the sum in the basis of the outputs, which needs no products."""
+        f = captured.outputs
+        weight = _convex_weight(operator, f, chunk)[:, None]
+        diagonal = operator.output_diagonal(f, chunk).reshape(len(f), -1)
+        diagonal = (diagonal * weight).astype(squares.dtype)
+        with jax.default_matmul_precision("highest"):
+            return rows.to_units((squares.T @ diagonal) * rows.factors**2)[None]
 
 
 def head_rows(operator: GaussNewtonOperator, captured: Capture) -> HeadRows:
@@ -353,6 +380,9 @@ class GGNOperator(GaussNewtonOperator):
 
     def output_mv(self, f, chunk, u):
         return jax.vmap(self.likelihood.hessian_mv)(f, chunk.y, u)
+
+    def output_diagonal(self, f, chunk):
+        return jax.vmap(self.likelihood.hessian_diagonal)(f, chunk.y)
 
 
 @storable("GGN")

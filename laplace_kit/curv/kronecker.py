@@ -93,9 +93,9 @@ def kronecker_factors(
     network architectures.
     """
     check_option("weight_sharing", weight_sharing, WEIGHT_SHARING)
-    if operator.has_closed_head:  # it has one position, so no weight is shared
-        return _normalised(operator.sum_columns(_SumOfHeadFactors))
     sum_bytes = 4 * num_entries(operator.plan.layers)
+    if operator.has_closed_head:  # it has one position, so no weight is shared
+        return _normalised(operator.sum_columns(_SumOfHeadFactors, sum_bytes=sum_bytes))
     sums = operator.sum_rows(partial(_SumOfFactors, weight_sharing), _no_work, sum_bytes=sum_bytes)
     return _normalised(sums)
 
@@ -128,9 +128,10 @@ def second_moments(
     George et al. (2018), Fast approximate natural gradient descent in a Kronecker-factored
     eigenbasis.
     """
+    sum_bytes = 4 * operator.shape[0]
     if operator.has_closed_head:
-        return operator.sum_columns(SumOfHeadSquares, bases)
-    return operator.sum_rows(_SumOfMoments, _rotated_bytes, bases, sum_bytes=4 * operator.shape[0])
+        return operator.sum_columns(SumOfHeadSquares, bases, sum_bytes=sum_bytes)
+    return operator.sum_rows(_SumOfMoments, _rotated_bytes, bases, sum_bytes=sum_bytes)
 
 
 def num_entries(layers: Layers) -> int:
@@ -217,10 +218,7 @@ class _SumOfHeadFactors(NamedTuple):
         captured = capture(operator.objective, chunk.x)
         rows = head_rows(operator, captured)
 
-        columns = rows.shared_gradients()
-        products = map_columns(
-            operator, captured, chunk, self.num_columns, columns, _sum_of_products
-        )
+        products = map_columns(operator, captured, chunk, self.num_columns, rows, _sum_of_products)
         g = (products * rows.factors)[:, jnp.argsort(rows.places)]  # back from outputs to values
         a = _input_factor(rows.inputs, chunk, rows.layout, g.dtype)
         return (KroneckerFactors(a, g[None], rows.layout),), chunk.weight.sum()

@@ -178,10 +178,7 @@ def _layers(operator: SelfAdjointOperator) -> list[str]:
             f"Found an operator of type {type(operator).__name__} without a model, expected one "
             'with a curvature operator inside for by="layer"; name the groups, or pass by="leaf".'
         )
-    leaves = model.plan.layers.leaves
-    alone = {leaf.layer: leaf.path for leaf in leaves}
-    weights = alone | {leaf.layer: leaf.path for leaf in leaves if leaf.kind != "bias"}
-    return [weights[leaf.layer] for leaf in leaves]
+    return [leaf.weight for leaf in model.plan.layers.leaves]
 
 
 def _is_curvature(node: PyTree) -> bool:

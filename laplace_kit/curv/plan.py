@@ -15,6 +15,7 @@ from jaxtyping import ArrayLike, PyTree
 
 from laplace_kit import tree
 from laplace_kit.curv.capture.layers import Layers, find_layers
+from laplace_kit.curv.capture.stacking import stacked
 from laplace_kit.memory import apply_model, intermediate_bytes
 from laplace_kit.model import check_one_output
 
@@ -141,7 +142,7 @@ def _make_plan(key: _Key) -> Plan:
 
 
 def _find_layers(plan: Plan) -> Layers:
-    return find_layers(*plan.key.model.tree, plan.one)
+    return stacked(find_layers(*plan.key.model.tree, plan.one))
 
 
 _cached_layers = functools.lru_cache(maxsize=64)(_find_layers)

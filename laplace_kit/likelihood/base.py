@@ -13,11 +13,14 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
 
 from laplace_kit.model import check_one_output
 from laplace_kit.targets.base import NoTargets, Targets
 from laplace_kit.targets.outputs import Outputs
+
+# The number of unit vectors in the outputs that are multiplied with a Hessian at a time.
+UNITS_AT_A_TIME = 8
 
 
 class Likelihood(abc.ABC):
@@ -38,6 +41,16 @@ class Likelihood(abc.ABC):
     @abc.abstractmethod
     def hessian_sqrt_mv(self, f, y, w: Float[Array, "*event"]) -> Float[Array, "*event"]:
         r"""Return $S w$ with $S S^\top = L$."""
+
+    def hessian_diagonal(self, f: Float[Array, "*event"], y) -> Float[Array, "*event"]:
+        """Return the diagonal of $L$; unless overridden by products with a few units at a time."""
+
+        def entry(index: Int[Array, ""]) -> Float[Array, ""]:
+            unit = jax.nn.one_hot(index, f.size, dtype=f.dtype).reshape(f.shape)
+            return self.hessian_mv(f, y, unit).reshape(-1)[index]
+
+        size = min(f.size, UNITS_AT_A_TIME)
+        return jax.lax.map(entry, jnp.arange(f.size), batch_size=size).reshape(f.shape)
 
     @abc.abstractmethod
     def sample(self, key: PRNGKeyArray, f: Float[Array, "*event"]) -> PyTree:
@@ -126,6 +139,11 @@ class Factorized(Likelihood):
 
     def negative_log_prob(self, f, y):
         return self.entry_losses(f, y).sum()
+
+    def hessian_diagonal(self, f, y):
+        if self.entry_shape(f.shape) != f.shape:
+            return super().hessian_diagonal(f, y)
+        return self.hessian_mv(f, y, jnp.ones_like(f))  # each output is an entry of its own
 
     def is_valid(self, f, y):
         return self.valid_entries(f, y).all()

@@ -103,6 +103,10 @@ class Categorical(Factorized):
         product = root * w - root**2 * jnp.sum(root * w, axis=-1, keepdims=True)
         return self._weigh_labels(f, y, product, root=True)
 
+    def hessian_diagonal(self, f, y):
+        p = jax.nn.softmax(f)
+        return self._weigh_labels(f, y, p * (1 - p))
+
     def sample(self, key, f):
         return jax.random.categorical(key, f)
 

@@ -132,6 +132,9 @@ class HeteroscedasticGaussian(Factorized):
     def hessian_mv(self, f, y, u):
         return self._expected(f) * u
 
+    def hessian_diagonal(self, f, y):
+        return self._expected(f)
+
     def hessian_sqrt_mv(self, f, y, w):
         return jnp.sqrt(self._expected(f)) * w
 

@@ -75,6 +75,11 @@ class Masked(Factorized):
         product = self.likelihood.hessian_sqrt_mv(f, values, w)
         return jnp.where(self.to_outputs(observed, f), product, 0)
 
+    def hessian_diagonal(self, f, y):
+        observed, f, values = self._filled(f, y)
+        diagonal = self.likelihood.hessian_diagonal(f, values)
+        return jnp.where(self.to_outputs(observed, f), diagonal, 0)
+
     def sample(self, key, f):
         """Draw a target without missing entries."""
         return self.likelihood.sample(key, f), jnp.ones(self.entry_shape(f.shape), bool)

@@ -56,6 +56,12 @@ class MultivariateGaussian(Likelihood):
         product = jax.scipy.linalg.solve_triangular(factor, white, lower=True, trans="T")
         return product.reshape(f.shape).astype(f.dtype)
 
+    def hessian_diagonal(self, f, y):
+        factor = self._factor(f)
+        identity = jnp.eye(f.size, dtype=factor.dtype)
+        white = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
+        return jnp.sum(white**2, axis=0).reshape(f.shape).astype(f.dtype)
+
     def hessian_sqrt_mv(self, f, y, w):
         factor = self._factor(f)
         product = jax.scipy.linalg.solve_triangular(

@@ -10,7 +10,7 @@ import twins
 from scipy.linalg import block_diag
 
 from laplace_kit.approx.eigenblock import Eigenblock
-from laplace_kit.curv.capture.layout import Layout, Move, Slot
+from laplace_kit.curv.capture.layout import Layout, Move, Slot, to_flat
 from laplace_kit.tree import replace
 
 RNG = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def shared_prior(block):
         matrix[:, -1] *= 4
     if block.left is None:
         matrix *= np.arange(1, 5)[:, None]
-    return jnp.concatenate([part for _, part in block.layout.pieces(jnp.asarray(matrix))])
+    return to_flat([block.layout], [jnp.asarray(matrix)])
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -109,7 +109,7 @@ def test_log_determinant_with_derivatives_in_every_entry(name, x64):
         assert np.isnan(value)
         # Of all parameters that the curvature couples with the one that differs.
         coupled = dense(block)[1] != 0
-        flat = jnp.concatenate([part for _, part in block.layout.pieces(variance)])
+        flat = to_flat([block.layout], [variance])
         assert np.isnan(flat)[coupled].all()
 
 

@@ -15,7 +15,7 @@ from laplace_kit.approx.dense_block import DenseBlock
 from laplace_kit.approx.eigenblock import Eigenblock, PosteriorBlock
 from laplace_kit.approx.kronecker import KroneckerStructure, fit_kronecker
 from laplace_kit.approx.posterior import factorise
-from laplace_kit.curv.capture.layout import Layout, Move, Slot
+from laplace_kit.curv.capture.layout import Layout, Move, Slot, to_flat
 
 RNG = np.random.default_rng(0)
 
@@ -347,8 +347,7 @@ def test_one_precision_is_one_whatever_its_rounding(dtype, width, out):
             precision = jnp.full(width * out, delta, dtype)
             posterior, _ = factorise(structure, precision)
             # The basis is the identity, so that variances are those of independent parameters.
-            flat = layout.pieces(1 / (values + delta))
-            expected = np.concatenate([part for _, part in sorted(flat, key=lambda p: p[0])])
+            expected = to_flat([layout], [1 / (values + delta)])
             twins.assert_close(posterior.variance(), expected, dtype=dtype)
             assert np.isfinite(jax.jit(structure.log_det)(precision))
 

@@ -251,7 +251,7 @@ def test_structures_that_do_not_go_together_are_refused(x64):
         combine(diagonal, DiagonalStructure(jnp.ones(2)))
     kron = exact.fitted("kron", "float64").structure
     with pytest.raises(ValueError, match=r"differ in the layers, .*kind of inputs"):
-        combine(kron, replace(kron, blocks=kron.blocks[::-1]))
+        combine(kron, replace(kron, blocks=kron.blocks[:1]))
 
 
 # --- the step -------------------------------------------------------------------------------------

@@ -17,10 +17,12 @@ from laplace_kit.likelihood import (
     Gaussian,
     HeteroscedasticGaussian,
     Masked,
+    MultivariateGaussian,
     Poisson,
 )
 from laplace_kit.likelihood.base import check_targets
 
+RNG = np.random.default_rng(0)
 F = np.asarray([[0.3, -1.2, 0.8], [2.0, 0.1, -0.7]])
 
 
@@ -71,6 +73,24 @@ def test_log_probability_is_that_of_scipy(name, density, x64):
 def test_curvature_in_the_outputs(name, dtype):
     with twins.precision(dtype):
         output_space.assert_derivatives(*case(name, dtype), dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "f", "y"),
+    [
+        (HeteroscedasticGaussian(), F[:, :2], F[:, :1]),
+        (MultivariateGaussian(jnp.asarray([[2.0, 0.3], [0.3, 1.0]])), F[0, :2], F[1, :2]),
+        (Masked(Categorical()), F, (np.asarray([2, 0]), np.asarray([True, False]))),
+        (Masked(Gaussian(0.5)), F[0], (F[1], np.asarray([1, 0, 1]))),
+        (Categorical(np.asarray([1.0, 2.0, 0.5]), ignore_index=-1), F, np.asarray([2, -1])),
+        (FromLoss(twins.categorical_loss), RNG.normal(size=11), 4),  # more than one block
+    ],
+)
+def test_the_diagonal_in_the_outputs_is_that_of_the_product(likelihood, f, y, x64):
+    f, y = jnp.asarray(f), jax.tree.map(jnp.asarray, y)
+    product = output_space.matrix(likelihood, "hessian_mv", f, y)
+    found = jax.jit(lambda likelihood, f, y: likelihood.hessian_diagonal(f, y))(likelihood, f, y)
+    twins.assert_close(found, np.diagonal(product).reshape(f.shape))
 
 
 @pytest.mark.parametrize("name", ["gaussian", "categorical", "bernoulli", "poisson"])

@@ -7,6 +7,7 @@ factors; with several, a chunk of rows is temporarily multiplied out. Any other 
 with the constant input 1, whose `g` are its rows.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -143,6 +144,15 @@ class FactoredRows:
         a = a if left is None else _by_group(a, left)
         g = g if right is None else _by_group(g, right)
         return FactoredRows(a, g, self.layout)
+
+    def split(self) -> tuple["FactoredRows", ...]:
+        """Return the rows of each single layer, where this is a layer of several."""
+        parts = self.layout.parts
+        if len(parts) == 1:
+            return (self,)
+        inputs = jnp.split(self.inputs, len(parts), axis=2)
+        gradients = jnp.split(self.gradients, len(parts), axis=3)
+        return tuple(map(FactoredRows, inputs, gradients, parts))
 
     def _alike(self, other: "FactoredRows") -> tuple[_Single, _Single]:
         if self.inputs.shape[1] == other.inputs.shape[1]:
@@ -290,6 +300,10 @@ class HeadRows:
         r"""Return $J_n \operatorname{diag}(d) J_n^\top$."""
         if self.inputs.shape[1] > 1:
             return self.factored().outer(scale)
+        if self.basis is None:
+            unit, c = self.places % self._out, self.factors
+            same = jnp.where(unit[:, None] == unit, c[:, None] * c, 0)
+            return (self.inputs[:, 0, 0] ** 2 @ scale[0])[:, unit, None] * same
         weight, g = self.inputs[:, 0, 0] ** 2 @ scale[0], self.shared_gradients()
         return (g * weight[:, None]) @ g.T
 
@@ -348,6 +362,19 @@ class HeadRows:
         g = jax.nn.one_hot(unit, self._out, dtype=dtype) if self.basis is None else self.basis[unit]
         return self.factors[:, None] * g
 
+    def gradients_along(self, columns: Int[Array, " U"]) -> Float[Array, "U R"]:
+        """Return some columns of `shared_gradients`; the last one again beyond the last."""
+        unit = self.places % self._out
+        if self.basis is None:
+            columns = jnp.minimum(columns, self._out - 1)
+            return jnp.where(unit == columns[:, None], self.factors, 0)
+        return self.basis.T.at[columns].get(mode="clip")[:, unit] * self.factors
+
+    def to_units(self, values: Float[Array, "_ R"]) -> Float[Array, "_ O"]:
+        """Return one value for each output of the layer from one for each row, summed."""
+        total = jnp.zeros((len(values), self._out), values.dtype)
+        return total.at[:, self.places % self._out].add(values)
+
     def _squares(self, weight: Float[Array, "B T O"]) -> Float[Array, "B R"]:
         """Return the rows' squared gradients, summed with the weights at their positions."""
         values = weight if self.basis is None else weight @ (self.basis**2).T
@@ -364,21 +391,18 @@ def gram(left: Block, right: Block) -> Float[Array, "P Q"]:
     first, which saves a factor R of operations, or rows multiplied out. For a layer with itself,
     the former takes each pair once, a quarter of the operations.
     """
-    (a, g), (b, h) = _one_group(left), _one_group(right)
-    (num, columns, out), (_, width), (_, other_width) = g.shape, a.shape, b.shape
-    other_out = h.shape[2]
-    multiplied = columns * (width * out + other_width * other_out)
-    if multiplied <= width * other_width + out * other_out:
-        rows = jnp.einsum("bi,bro->brio", a, g).reshape(num * columns, width * out)
-        other = jnp.einsum("bj,brp->brjp", b, h)
-        other = other.reshape(num * columns, other_width * other_out)
+    (a, g, shape), (b, h, other_shape) = left.single(), right.single()
+    (num, columns), size, other_size = g.shape[:2], math.prod(shape), math.prod(other_shape)
+    pairs = a[0].size * b[0].size + g[0, 0].size * h[0, 0].size
+    if columns * (size + other_size) <= pairs:
+        rows = jnp.einsum("bgi,brgo->brgio", a, g).reshape(num * columns, size)
+        other = jnp.einsum("bhj,brhp->brhjp", b, h).reshape(num * columns, other_size)
         return rows.T @ other
-    if left is right:
-        return _gram_of_pairs(a, g)
-    inputs = jnp.einsum("bi,bj->bij", a, b).reshape(num, width * other_width)
-    outputs = jnp.einsum("bro,brp->bop", g, h).reshape(num, out * other_out)
-    total = (inputs.T @ outputs).reshape(width, other_width, out, other_out)
-    return jnp.transpose(total, (0, 2, 1, 3)).reshape(width * out, other_width * other_out)
+    if left is right and shape[0] == 1:
+        return _gram_of_pairs(a[:, 0], g[:, :, 0])
+    inputs = jnp.einsum("bgi,bhj->bgihj", a, b)
+    outputs = jnp.einsum("brgo,brhp->bgohp", g, h)
+    return jnp.einsum("bgihj,bgohp->giohjp", inputs, outputs).reshape(size, other_size)
 
 
 def _gram_of_pairs(a: Float[Array, "B I"], g: Float[Array, "B R O"]) -> Float[Array, "IO IO"]:
@@ -399,10 +423,3 @@ def _pairs(num: int) -> tuple[tuple[np.ndarray, np.ndarray], Int[Array, " M"]]:
     index = jnp.arange(num)
     high, low = jnp.maximum(index[:, None], index), jnp.minimum(index[:, None], index)
     return np.tril_indices(num), (high * (high + 1) // 2 + low).ravel()
-
-
-def _one_group(block: Block) -> tuple[Float[Array, "B I"], Float[Array, "B R O"]]:
-    single = block.single()
-    if single.shape[0] > 1:
-        single = _multiplied_out(block)
-    return single.inputs[:, 0], single.gradients[:, :, 0]

@@ -149,14 +149,17 @@ def multiplied_out(block: Block) -> tuple[int, int]:
 
 def products_of_pairs(block: Block, num_directions: int) -> tuple[int, int]:
     """Return the bytes of products of inputs with inputs and of gradients with gradients."""
-    itemsize, (_, width, out) = block.gradients.dtype.itemsize, block.layout.shape
-    pairs = (width**2 + out**2) * itemsize
-    rows = 2 * num_directions * width * out * itemsize
+    itemsize, (groups, width, out) = block.gradients.dtype.itemsize, block.layout.shape
+    pairs = groups**2 * (width**2 + out**2) * itemsize
+    rows = 2 * num_directions * block.layout.size * itemsize
     return min(pairs, rows), multiplied_out(block)[1]
 
 
 def products_with_columns(block: HeadRows) -> tuple[int, int]:
-    """Return the bytes of products $L_n u$ in the outputs with the columns of a head."""
+    """Return the bytes of products $L_n u$ in the outputs with the columns of a head.
+
+    The diagonal of $L_n$ takes as many unless a likelihood knows it.
+    """
     return 0, 3 * block.layout.shape[2] * block.factors.dtype.itemsize
 
 

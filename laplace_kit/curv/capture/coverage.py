@@ -106,9 +106,5 @@ def _leaf(found: Layers, number: int) -> LeafCoverage:
     method = "exact rows" if product is None else "factors"
     if isinstance(product, Lookup):
         method = "lookup"
-    partner = None
-    if leaf.kind == "bias" and product is not None:
-        partner = next(
-            other.path for other in found.leaves if other.layer == leaf.layer and other is not leaf
-        )
+    partner = None if leaf.weight == leaf.path else leaf.weight
     return LeafCoverage(leaf.path, leaf.shape, leaf.kind, method, partner)

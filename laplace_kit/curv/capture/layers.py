@@ -53,12 +53,17 @@ class Layer(NamedTuple):
 
 
 class Leaf(NamedTuple):
-    """One leaf: its path and shape, its kind, and the index of its layer."""
+    """One leaf: its path and shape, its kind, and the index of its layer.
+
+    `weight` is the path of the weight that it is used with: of the product to which a bias is
+    added, otherwise its own.
+    """
 
     path: str
     shape: tuple[int, ...]
     kind: str
     layer: int
+    weight: str
 
 
 class Layers(NamedTuple):
@@ -113,11 +118,10 @@ def find_layers(model_fn: Partial, params: PyTree, one: PyTree) -> Layers:
             number[bias] = len(layers)
         slots = [Slot(int(starts[i]), shapes[i]) for i in (leaf, bias) if i is not None]
         layers.append(Layer(product, _layout(product, *slots)))
+    paths, weight_of = tree.paths(params), {bias: weight for weight, bias in biases.items()}
     leaves = [
-        Leaf(path, shape, kind, number[leaf])
-        for leaf, (path, shape, kind) in enumerate(
-            zip(tree.paths(params), shapes, kinds, strict=True)
-        )
+        Leaf(path, shape, kind, number[leaf], paths[weight_of.get(leaf, leaf)])
+        for leaf, (path, shape, kind) in enumerate(zip(paths, shapes, kinds, strict=True))
     ]
     return Layers(program, tuple(layers), tuple(leaves))
 
@@ -127,7 +131,9 @@ def _layout(product: Product | None, weight: Slot, bias: Slot | None = None) -> 
         shape = (1, 1, weight.size)
         return Layout(Slot(weight.start, weight.shape, (Move("reshape", shape),)), None, shape)
     groups, width, out = product.shape
-    weight = Slot(weight.start, weight.shape, product.moves)
+    is_stack = isinstance(product, Stack)
+    moves = product.moves_of_slices(weight.shape) if is_stack else product.moves
+    weight = Slot(weight.start, weight.shape, moves)
     if bias is None:
         return Layout(weight, None, product.shape)
     bias = Slot(bias.start, bias.shape, (Move("reshape", (groups, 1, out)),))
@@ -155,7 +161,7 @@ def _recognise(
     alike = {(p.shape, p.moves, math.prod(_result(program, p))) for p in products}
     if len(alike) > 1 or isinstance(products[0], Lookup):
         return "other", None
-    return kinds.pop(), Stack(tuple(products), (1, *shape[1:]))
+    return kinds.pop(), Stack(tuple(products))
 
 
 def _result(program: Program, product: Product) -> tuple[int, ...]:

@@ -123,13 +123,12 @@ class Lookup:
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Products with the slices of one leaf, as in a scan over layers; each slice is a group.
+    """Products of one shape as one, each of them a group.
 
-    `part_shape` is the shape of a slice, of length one along the first axis.
+    Their weights are the slices of one leaf, as in a scan over layers, or separate leaves.
     """
 
     parts: tuple[MatrixProduct | Convolution, ...]
-    part_shape: tuple[int, ...]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -137,11 +136,10 @@ class Stack:
         groups, width, out = self.parts[0].shape
         return len(self.parts) * groups, width, out
 
-    @property
-    def moves(self) -> tuple[Move, ...]:
-        """The moves of the slices, applied to all of them at once."""
+    def moves_of_slices(self, shape: tuple[int, ...]) -> tuple[Move, ...]:
+        """Return the moves of the slices, applied to all of them at once, of a leaf's shape."""
         return (
-            Move("reshape", (len(self.parts), *self.part_shape)),
+            Move("reshape", (len(self.parts), 1, *shape[1:])),
             *(_lifted(move, len(self.parts)) for move in self.parts[0].moves),
             Move("reshape", self.shape),
         )

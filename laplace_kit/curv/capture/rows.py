@@ -4,6 +4,7 @@ One block belongs to one layer (see `blocks.py`); sums and products over paramet
 blocks.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from laplace_kit.curv.capture.blocks import Block, gram
+from laplace_kit.curv.capture.blocks import Block, FactoredRows, gram
 from laplace_kit.curv.capture.layout import Layout, to_flat
 from laplace_kit.tree import pytree_dataclass
 
@@ -26,6 +27,14 @@ class Rows:
     def layouts(self) -> tuple[Layout, ...]:
         """The layouts of the blocks' parameters in flat vectors."""
         return tuple(block.layout for block in self.blocks)
+
+    def split(self) -> "Rows":
+        """Return the rows with one block for each single layer, in the order of flat vectors."""
+        parts = (
+            block.split() if isinstance(block, FactoredRows) else (block,) for block in self.blocks
+        )
+        single = itertools.chain.from_iterable(parts)
+        return Rows(tuple(sorted(single, key=lambda block: block.layout.weight.start)))
 
     def to_dense(self) -> Float[Array, "B R P"]:
         """Return the rows themselves: examples x directions x parameters."""
@@ -69,7 +78,8 @@ class Rows:
     ) -> Float[Array, "B R D S"]:
         r"""Return $J_n \operatorname{diag}(d) J_m'^\top$ between two batches of the same model."""
         total = jnp.zeros((), scale.dtype)
-        for a, b in zip(self.blocks, other.blocks, strict=True):
+        rows, other = alike(self, other)
+        for a, b in zip(rows.blocks, other.blocks, strict=True):
             total += a.cross(b, a.layout.to_matrix(scale) if scale.ndim else scale)
         return total
 
@@ -84,6 +94,14 @@ class Rows:
 
     def _sum(self, fn: Callable[[Block], Array]) -> Array:
         return sum(fn(block) for block in self.blocks)
+
+
+def alike(rows: Rows, other: Rows) -> tuple[Rows, Rows]:
+    """Return two batches of rows of a model by the same layers.
+
+    Which layers are one may depend on the shapes of the inputs.
+    """
+    return (rows, other) if rows.layouts == other.layouts else (rows.split(), other.split())
 
 
 @partial(jax.jit, static_argnames="layouts")

@@ -22,24 +22,22 @@ def layers_of(model_fn, params, x):
 
 def described(found):
     """Return the kind of every parameter, and of which weight a bias is, by its path."""
-    weights = {leaf.layer: leaf.path for leaf in found.leaves if leaf.kind != "bias"}
     return {
-        leaf.path: f"bias of {weights[leaf.layer]}"
-        if leaf.kind == "bias" and leaf.layer in weights
-        else leaf.kind
+        leaf.path: f"bias of {leaf.weight}" if leaf.weight != leaf.path else leaf.kind
         for leaf in found.leaves
     }
 
 
 def assert_partition(found):
     """Check that every parameter lies in exactly one slot, of its own leaf."""
-    slots = [slot for layer in found.layers for slot in layer.layout.slots]
+    single = [part for layer in found.layers for part in layer.layout.parts]
+    slots = [slot for layout in single for slot in layout.slots]
     slots.sort(key=lambda slot: slot.start)
     assert [slot.shape for slot in slots] == [leaf.shape for leaf in found.leaves]
     sizes = [slot.size for slot in slots]
     assert [slot.start for slot in slots] == [0, *itertools.accumulate(sizes)][:-1]
-    for layer in found.layers:
-        assert layer.layout.size == sum(slot.size for slot in layer.layout.slots)
+    for layout in single:
+        assert layout.size == sum(slot.size for slot in layout.slots)
 
 
 # --- kinds --------------------------------------------------------------------------------------

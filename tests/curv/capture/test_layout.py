@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laplace_kit.curv.capture.layout import Layout, Move, Slot, to_flat
+from laplace_kit.curv.capture.layout import Layout, Move, Slot, to_flat, together
 
 SHAPES = st.lists(st.integers(1, 3), max_size=4).map(tuple)
 
@@ -145,11 +145,28 @@ def test_matrices_of_all_layers_join_to_the_flat_vectors_they_were_cut_from(rest
     np.testing.assert_array_equal(joined, flat)
 
 
-def test_pieces_say_where_they_start():
-    pieces = GROUPED.pieces(GROUPED.to_matrix(jnp.arange(float(SIZE))))
-    for start, part in pieces:
-        np.testing.assert_array_equal(part, np.arange(start, start + len(part)))
-    assert [start for start, _ in pieces] == [21, 15]
+@pytest.mark.parametrize("rest", [(), (2,)])
+def test_layers_that_are_laid_out_alike_are_groups_of_one(rest, x64):
+    """Weights 2 x 3 with biases, at distances that differ, next to another layer."""
+
+    def layer(start):
+        weight = Slot(start, (2, 3), (Move("transpose", (1, 0)), Move("reshape", (1, 3, 2))))
+        return Layout(weight, Slot(start + 6, (2,), (Move("reshape", (1, 1, 2)),)), (1, 4, 2))
+
+    singles = [layer(start) for start in (0, 13, 21)]
+    other = Layout(Slot(8, (5,), (Move("reshape", (1, 1, 5)),)), None, (1, 1, 5))
+    stack = together(singles)
+    assert stack.shape == (3, 4, 2)
+    assert stack.size == 24
+    assert stack.parts == tuple(singles)
+    flat = np.random.default_rng(0).normal(size=(29, *rest))
+    matrices = [single.to_matrix(jnp.asarray(flat)) for single in singles]
+    for array in (flat, jnp.asarray(flat)):
+        np.testing.assert_array_equal(stack.weight.read(array)[1:2], singles[1].weight.read(flat))
+    found = stack.to_matrix(jnp.asarray(flat))
+    np.testing.assert_array_equal(found, np.concatenate(matrices))
+    joined = to_flat((stack, other), (found, other.to_matrix(jnp.asarray(flat))))
+    np.testing.assert_array_equal(joined, flat)
 
 
 def test_layouts_are_compared_and_hashed_by_value():
