@@ -11,7 +11,8 @@ from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.tree_util import Partial
 from jaxtyping import PyTree
 
-from laplace_kit.tree import as_pytree_function, shapes
+from laplace_kit.placement import shapes
+from laplace_kit.tree import as_pytree_function
 from laplace_kit.xla_cpu import is_meant_for_cpu
 
 _SHARE = 4  # an operation may take this fraction, 1 / _SHARE, of the device's memory
