@@ -211,8 +211,9 @@ def check_devices(args: PyTree, rows: PyTree) -> None:
         return
     raise ValueError(
         f"Found parameters on {_described(others)} and examples on {_described(devices)}, expected "
-        "both on the same devices; put them there, for example on all devices of a mesh by "
-        "jax.device_put(params, jax.NamedSharding(mesh, jax.P()))."
+        "both on the same devices; put parameters on all devices of a mesh by "
+        "jax.device_put(params, jax.NamedSharding(mesh, jax.P())), and examples on the device of "
+        "parameters by jax.device_put(x, device)."
     )
 
 
