@@ -22,6 +22,7 @@ from laplace_kit.data import Chunk, Data, DataLike, InMemory, as_data, batch_spe
 from laplace_kit.likelihood import LikelihoodLike, as_likelihood
 from laplace_kit.likelihood.base import check_targets
 from laplace_kit.memory import Limits, evenly
+from laplace_kit.placement import check_devices
 from laplace_kit.tree import as_pytree_function
 
 STATIC = ("limits", "plan")
@@ -52,6 +53,8 @@ class CurvatureOperator(SelfAdjointOperator):
         put(self, "data", as_data(self.data))
         limits = Limits(batch_size, memory_limit).shared_by(self.params, self.data)
         put(self, "limits", limits)
+        if self.in_memory:
+            check_devices((self.model_fn, self.params), self.data)
         if isinstance(self.scale, float | int) and self.scale == 1:
             put(self, "scale", None)  # as a number it would be an argument, and multiply every sum
         x, y = batch_spec(self.data)
