@@ -225,4 +225,6 @@ def _parts(first: _Batch, rest: Iterator[_Batch], size: int) -> Iterator[_Batch]
 
 def _global(sharding: NamedSharding, rows: np.ndarray) -> Array:
     rows = rows.astype(jax.dtypes.canonicalize_dtype(rows.dtype))
+    if sharding.mesh.size == 1:  # nothing is spread: types need not name the mesh
+        return jax.device_put(rows, sharding.mesh.devices.item())
     return jax.make_array_from_process_local_data(sharding, rows)

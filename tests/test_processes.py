@@ -1,6 +1,7 @@
 """Two real processes, each with a part of the data, against one process with all of them."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -429,6 +430,19 @@ def check_loaders_that_do_not_go_together(place: Place, folder: Path):
             likelihood="categorical",
         )
     return {}
+
+
+def check_page(place: Place, folder: Path):
+    """The example of the documentation, in each process."""
+    page = (Path(__file__).parents[1] / "docs" / "many_devices.md").read_text(encoding="utf-8")
+    section = page[page.index("## Several processes") :]
+    block = re.search(r"^```python\n(.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)[1]
+    names = {}
+    exec(compile(block, "many_devices.md", "exec"), names)
+    assert names["num"] == jax.process_count()
+    la = names["la"]
+    found = {"precision": la.prior_precision, "variance": la.posterior.variance()}
+    return names["metrics"] | fetch(found | {"num_data": la.num_data})
 
 
 def check_memory(place: Place, folder: Path):
