@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt32
 
 from laplace_kit import streams
-from laplace_kit.arrays import as_arrays, is_list_of_numbers
+from laplace_kit.arrays import as_arrays, common_length, is_list_of_numbers, listed
 from laplace_kit.bars import Bars, is_shown, length_of, title_of
 from laplace_kit.checkpoint import Checkpoint, Run, as_checkpoint, release
 from laplace_kit.host import fetch_array
@@ -27,12 +27,14 @@ from laplace_kit.loaders import check_shared
 from laplace_kit.loaders import shard_batches as shard_batches
 from laplace_kit.placement import (
     Placement,
-    automatic,
     check_devices,
+    in_parts,
     num_held,
     placement_of,
+    shapes,
     spread,
 )
+from laplace_kit.sharding import shard as shard
 from laplace_kit.tree import pytree_dataclass, replace
 from laplace_kit.weights import as_weights, check_some_count
 from laplace_kit.xla_cpu import adapted
@@ -44,6 +46,7 @@ __all__ = [
     "ShardedBatches",
     "Stream",
     "as_data",
+    "shard",
     "shard_batches",
 ]
 
@@ -245,28 +248,10 @@ def _in_memory(parts: Any) -> InMemory:
             "((x1, x2), y)."
         )
     x, y = as_arrays(parts[0], "inputs"), as_arrays(parts[1], "targets")
-    leaves = jax.tree.leaves((x, y))
-    shapes = _listed([leaf.shape for leaf in leaves])
-    if not jax.tree.leaves(x) or any(leaf.ndim == 0 for leaf in leaves):
-        raise ValueError(
-            f"Found data with the shapes {shapes or '()'}, expected arrays with a leading axis of "
-            "examples; add one with x[None]."
-        )
-    if len({leaf.shape[0] for leaf in leaves}) > 1:
-        is_rows = isinstance(x, list) and len(x) == leaves[-1].shape[0]
-        remedy = "; turn a list of examples into one array, np.stack(x)" if is_rows else ""
-        raise ValueError(
-            f"Found data whose leading axes differ ({shapes}), expected the same number of "
-            f"examples in every array of x and y{remedy}."
-        )
-    if leaves[0].shape[0] == 0:
-        raise ValueError(
-            f"Found empty data (shapes {shapes}), expected at least one example; check how the "
-            "data were selected."
-        )
+    num = common_length(x, y)
     weights = None
     if len(parts) == 3 and parts[2] is not None:
-        weights = as_weights(parts[2], leaves[0].shape[0])
+        weights = as_weights(parts[2], num)
     placement = placement_of((x, y))
     x, y, weights = spread((x, y, weights), placement)
     return InMemory(x, y, weights=weights, placement=placement)
@@ -356,8 +341,8 @@ def _like_first(data: Stream, items: Iterable) -> Iterator[InMemory]:
         found = [leaf.shape[1:] for leaf in jax.tree.leaves((batch.x, batch.y))]
         if found != first:
             raise ValueError(
-                f"Found a batch whose examples have the shapes {_listed(found)}, expected those of "
-                f"the first batch, {_listed(first)}; make batches differ only in their number of "
+                f"Found a batch whose examples have the shapes {listed(found)}, expected those of "
+                f"the first batch, {listed(first)}; make batches differ only in their number of "
                 "examples."
             )
         if batch.is_weighted != data.is_weighted:
@@ -420,10 +405,8 @@ def one_step(fn: Callable, args: PyTree, chunk: PyTree) -> PyTree:
 
 @partial(jax.jit, static_argnames=("fn", "batch_size"))
 def _scan_sum(fn, args, data, batch_size):
-    sums = partial(_sum_chunks, fn, batch_size)
-    if data.placement is not None:
-        sums, data = data.placement.in_parts(sums, summed=True), replace(data, placement=None)
-    return automatic(sums, args, data)
+    sums, rows = partial(_sum_chunks, fn, batch_size), replace(data, placement=None)
+    return in_parts(sums, data.placement, args, rows, summed=True)
 
 
 def _sum_chunks(fn, batch_size, args, data):
@@ -457,7 +440,7 @@ def _sum_batches(fn: Callable, args: PyTree, data: Stream, size: int) -> PyTree:
     run = Run(source, data.checkpoint, title, (args, size), shared=shared)
     total = None
     if run.saved.sums is not None:
-        spec = one_step.eval_shape(fn, jax.eval_shape(lambda args: args, args), chunk_spec(data))
+        spec = one_step.eval_shape(fn, shapes(args), chunk_spec(data))
         total = jax.tree.unflatten(jax.tree.structure(spec), run.saved.sums)
     for batch in read_batches(data, title, run):
         for part in _parts(batch, size):
@@ -531,11 +514,6 @@ def _parts(batch: InMemory, size: int) -> Iterator[Chunk | InMemory]:
         yield Chunk(part.x, part.y, jnp.asarray(weight))
 
 
-def _listed(shapes: list[tuple[int, ...]]) -> str:
-    """Return the first few shapes as text."""
-    return ", ".join(map(str, shapes[:6])) + (", ..." if len(shapes) > 6 else "")
-
-
 def take(batch: InMemory, rows: np.ndarray) -> InMemory:
     """Select rows on the host: on the device each batch size would need its own program."""
     return jax.tree.map(lambda leaf: fetch_array(leaf)[rows], batch)
@@ -567,10 +545,7 @@ def map_over(
 
 @partial(jax.jit, static_argnames=("fn", "batch_size", "placement"))
 def _map_rows(fn, args, x, batch_size, placement):
-    rows = partial(_map_chunks, fn, batch_size)
-    if placement is None:
-        return automatic(rows, args, x)
-    return automatic(placement.in_parts(rows, summed=False), args, x, axes=placement.axes)
+    return in_parts(partial(_map_chunks, fn, batch_size), placement, args, x, summed=False)
 
 
 def _map_chunks(fn, batch_size, args, x):

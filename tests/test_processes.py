@@ -1,6 +1,7 @@
 """Two real processes, each with a part of the data, against one process with all of them."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ from processes import Outcome, Place
 
 import laplace_kit as lk
 from laplace_kit.host import fetch
+from laplace_kit.memory import Limits
 
 N, NUM_INPUTS, NUM_CLASSES = 24, 3, 3
 
@@ -153,9 +155,8 @@ def check_tune_validation(place: Place, folder: Path):
     brier = _fitted(place, "diagonal").tune(data=_rows(place), objective="brier")
     return fetch(
         {
-            "precision": la.prior_precision,
-            "temperature": la.temperature,
-            "brier": brier.prior_precision,
+            "loss": la.evaluate(_data())["nll"],
+            "brier": brier.evaluate(_data())["brier"],
         }
     )
 
@@ -182,7 +183,6 @@ def check_predictions(place: Place, folder: Path):
             "functions": functions(x),
             "draws": draws["a"]["w"],
             "host": la.predict(_data()[0]).probs,
-            "over": la.predict_over(lk.eval.split(_data()[0], 7)).probs,
         }
     )
 
@@ -239,6 +239,7 @@ def check_update_and_files(place: Place, folder: Path):
         again = lk.load(folder / f"{structure}.npz", model_fn)
         found[structure] = fetch(la.log_marginal_likelihood())
         found[f"{structure} again"] = fetch(again.predict(_data()[0]).probs)
+        found[f"{structure} of all"] = fetch(again.predict(_rows(place)[0]).probs)
         found[f"{structure} lines"] = len(str(la).splitlines())
         found[f"{structure} steps"] = fetch(la.diagnostics().mode_distance)
     return found
@@ -269,6 +270,26 @@ def check_refusals(place: Place, folder: Path):
     with pytest.raises(ValueError, match="example 13 with the target 7"):
         lk.curv.GGNOperator(model_fn, _params(), (place.rows(x), place.rows(y)), "categorical")
     return {}
+
+
+def check_arrays_that_differ_between_processes(place: Place, folder: Path):
+    if place.mesh is None:
+        return {}
+    own = tuple(place.own(part) for part in _data())
+    with pytest.raises(ValueError, match=r"parameters or data.*that differ between.*make_array"):
+        _fitted_to(place.whole_tree(_params()), own)
+    params = jax.tree.map(lambda leaf: leaf + jax.process_index(), _params())
+    with pytest.raises(ValueError, match=r"parameters or data.*2 processes that differ"):
+        _fitted_to(params, _rows(place))
+    with pytest.raises(ValueError, match=r"labelled data.*2 processes that differ"):
+        _fitted(place).evaluate(own)
+    with pytest.raises(ValueError, match=r"inputs.*2 processes that differ"):
+        _fitted(place).predict(own[0])
+    return {}
+
+
+def _fitted_to(params, data):
+    return lk.fit(model_fn, params, data, likelihood="categorical", structure="diagonal")
 
 
 def check_weights(place: Place, folder: Path):
@@ -310,6 +331,128 @@ def check_sharded_parameters(place: Place, folder: Path):
         "again": fetch(again.predict(_data()[0]).probs),
         "card": len(str(la)),
     }
+
+
+# --- loaders ------------------------------------------------------------------------------------
+
+
+def _loader(place: Place, *, weights=False) -> list:
+    """Return batches of this process's own examples: five and the rest, of ragged sizes."""
+    own = [place.own_unevenly(part) for part in _data()]
+    if weights:
+        own.append(place.own_unevenly((np.arange(N) % 3).astype(np.float32)))
+    return [tuple(part[low : low + 5] for part in own) for low in range(0, len(own[0]), 5)]
+
+
+def _batches(place: Place, **options):
+    loader = _loader(place, **options)
+    return loader if place.mesh is None else lk.data.shard_batches(loader, place.mesh)
+
+
+def _fitted_to_loaders(place: Place, structure, **options):
+    data = _batches(place, weights=options.pop("weights", False))
+    params = place.whole_tree(_params())
+    return lk.fit(model_fn, params, data, likelihood="categorical", structure=structure, **options)
+
+
+def check_loaders(place: Place, folder: Path):
+    found = {}
+    for structure in ("diagonal", "kron", "full"):
+        la = _fitted_to_loaders(place, structure, batch_size=3)
+        for name, value in _numbers(la, _data()[0]).items():
+            found[f"{structure} {name}"] = value
+    return found
+
+
+def check_loaders_with_weights(place: Place, folder: Path):
+    la = _fitted_to_loaders(place, "diagonal", weights=True)
+    return _numbers(la, _data()[0]) | la.evaluate(_batches(place, weights=True))
+
+
+def check_loaders_by_products(place: Place, folder: Path):
+    la = _fitted_to_loaders(place, lk.LowRank(rank=6))
+    ggn = lk.curv.GGNOperator(model_fn, _params(), _batches(place), "categorical")
+    return _numbers(la, _data()[0]) | fetch({"diagonal": ggn.diagonal(), "trace": ggn.trace()})
+
+
+def check_quality_over_loaders(place: Place, folder: Path):
+    la = _fitted_to_loaders(place, "diagonal")
+    tuned = la.tune(data=_batches(place), objective="brier")
+    folds = la.tune(method="cross_validation", data=_rows(place), num_folds=3, temperature=False)
+    probs = fetch(la.predict_over(_batches(place)).probs)
+    return la.evaluate(_batches(place)) | {
+        "tuned": tuned.evaluate(_data())["brier"],
+        "updated": fetch(la.update(_batches(place)).log_marginal_likelihood()),
+        "folds": folds.evaluate(_data())["nll"],
+        "probabilities": np.sort(probs[:, 0]),  # the order of rows is that of global batches
+        "num": len(probs),
+    }
+
+
+def check_loader_without_placement(place: Place, folder: Path):
+    if place.mesh is not None:
+        with pytest.raises(ValueError, match=r"program of 2 processes.*shard_batches"):
+            lk.fit(model_fn, _params(), _loader(place), likelihood="categorical")
+        with pytest.raises(ValueError, match=r"program of 2 processes.*shard_batches"):
+            _fitted(place).predict_over(_loader(place))
+    return {}
+
+
+def check_processes_by_themselves(place: Place, folder: Path):
+    """Each process fits its own data, in memory and by a loader on its own devices."""
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.local_devices()[:1])
+    loader = lk.data.shard_batches([_data()], mesh)
+    la = lk.fit(model_fn, _params(), loader, likelihood="categorical", structure="diagonal")
+    alone = lk.fit(model_fn, _params(), _data(), likelihood="categorical", structure="diagonal")
+    rank = jax.process_index()
+    alone.save(folder / f"alone{rank}.npz")
+    assert (folder / f"alone{rank}.npz").exists()
+    return fetch({"loader": la.posterior.variance(), "memory": alone.posterior.variance()})
+
+
+def check_loaders_that_do_not_go_together(place: Place, folder: Path):
+    if place.mesh is None:
+        return {}
+    first = jax.process_index() == 0
+    with pytest.raises(ValueError, match=r"no batch in the loader of process 1"):
+        lk.fit(
+            model_fn,
+            _params(),
+            lk.data.shard_batches([_data()] if first else [], place.mesh),
+            likelihood="categorical",
+        )
+    x, y = _data()
+    with pytest.raises(ValueError, match=r"examples differ in shape, dtype.*int32"):
+        lk.fit(
+            model_fn,
+            _params(),
+            lk.data.shard_batches([(x, y) if first else (x[:, :2], y)], place.mesh),
+            likelihood="categorical",
+        )
+    return {}
+
+
+def check_page(place: Place, folder: Path):
+    """The example of the documentation, in each process."""
+    page = (Path(__file__).parents[1] / "docs" / "many_devices.md").read_text(encoding="utf-8")
+    section = page[page.index("## Several processes") :]
+    block = re.search(r"^```python\n(.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)[1]
+    names = {}
+    exec(compile(block, "many_devices.md", "exec"), names)
+    assert names["num"] == jax.process_count()
+    la = names["la"]
+    found = {"precision": la.prior_precision, "variance": la.posterior.variance()}
+    return names["metrics"] | fetch(found | {"num_data": la.num_data})
+
+
+def check_memory(place: Place, folder: Path):
+    """Processes on one machine share its memory."""
+    if place.mesh is not None:
+        own, agreed = Limits(), Limits().shared_by(_rows(place))
+        assert abs(agreed.budget - own.budget / 2) <= 2**20
+        assert Limits().shared_by(_data()) == own
+        assert Limits(memory=7).shared_by(_rows(place)).budget == 7
+    return {}
 
 
 _CHECKS = {name: check for name, check in globals().items() if name.startswith("check_")}

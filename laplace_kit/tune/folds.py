@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from laplace_kit import tree
 from laplace_kit.approx.posterior import Posterior, Structure, factorise
@@ -20,10 +20,12 @@ from laplace_kit.approx.prior import expand_precision
 from laplace_kit.approx.update import newton_step
 from laplace_kit.curv.mode import examine_mode, labelled
 from laplace_kit.curv.objective import Objective
-from laplace_kit.data import InMemory
+from laplace_kit.data import InMemory, as_data
 from laplace_kit.derivatives import linearize
 from laplace_kit.eval.predictive import Prediction, Predictive, predict
 from laplace_kit.examples import Examples
+from laplace_kit.host import fetch
+from laplace_kit.placement import placement_of
 from laplace_kit.tree import pytree_dataclass
 from laplace_kit.tune.criteria import Loss, as_loss
 from laplace_kit.tune.line_search import minimise, minimise_over_precision
@@ -100,14 +102,12 @@ def _mean_loss(
     key: PRNGKeyArray | None,
 ) -> Callable[..., float]:
     """Fit each fold's complement; return the loss, a function of precision and temperature."""
-    x, y, weights = examples
-    objective, choice, folds = la.objective.planned(x), la.record.choice.with_key(key), []
+    objective, choice, folds = la.objective.planned(examples.x), la.record.choice.with_key(key), []
     dtype = la.expansion.gradient.dtype
-    for (rest_x, rest), (fold_x, fold) in split_folds(x, (y, weights), num_folds):
-        others = InMemory(rest_x, rest[0], weights=rest[1])
+    for others, fold in _folds(examples, num_folds):
         gradient = examine_mode(objective, others).gradient
         structure = choice.fit(objective, others, key)
-        folds.append(Fold(fold_x, *fold, structure, gradient.astype(dtype)))
+        folds.append(Fold(*fold, structure, gradient.astype(dtype)))
     model = la.model
 
     def expand(prior_precision: float) -> Float[Array, " P"]:
@@ -158,16 +158,36 @@ def split_folds(x: PyTree, y: PyTree, num_folds: int) -> list[tuple[Any, Any]]:
     ValueError
         If there are not at least two folds, and an example for each.
     """
-    num = len(jax.tree.leaves(x)[0])
+    number, pairs = _fold_numbers(len(jax.tree.leaves(x)[0]), num_folds), []
+    for fold in range(num_folds):
+        inside, outside = np.flatnonzero(number == fold), np.flatnonzero(number != fold)
+        pairs.append(tuple(jax.tree.map(lambda a, i=i: a[i], (x, y)) for i in (outside, inside)))
+    return pairs
+
+
+def _fold_numbers(num: int, num_folds: int) -> Int[np.ndarray, " N"]:
     if not 2 <= num_folds <= num:
         raise ValueError(
             f"Found num_folds={num_folds} for {num} examples, expected from 2 to {num}."
         )
-    number = np.arange(num) % num_folds
-    pairs = []
+    return np.arange(num) % num_folds
+
+
+def _folds(examples: Examples, num_folds: int) -> list[tuple[InMemory, Examples]]:
+    """Return pairs of (rest, fold); sharded examples stay where they are, with weights for each."""
+    x, y, weights = examples
+    if placement_of(x) is None:
+        pairs = split_folds(x, (y, weights), num_folds)
+        return [
+            (InMemory(rest_x, rest[0], weights=rest[1]), Examples(fold_x, *fold))
+            for (rest_x, rest), (fold_x, fold) in pairs
+        ]
+    numbers = _fold_numbers(len(jax.tree.leaves(x)[0]), num_folds)
+    weights, pairs = fetch(1.0 if weights is None else weights), []
     for fold in range(num_folds):
-        inside, outside = np.flatnonzero(number == fold), np.flatnonzero(number != fold)
-        pairs.append(tuple(jax.tree.map(lambda a, i=i: a[i], (x, y)) for i in (outside, inside)))
+        parts = [numbers != fold, numbers == fold]
+        rest, inside = (as_data((x, y, np.where(part, weights, 0))) for part in parts)
+        pairs.append((rest, Examples(inside.x, inside.y, inside.weights)))
     return pairs
 
 
