@@ -31,6 +31,7 @@ from laplace_kit.placement import (
     in_parts,
     num_held,
     placement_of,
+    shapes,
     spread,
 )
 from laplace_kit.sharding import shard as shard
@@ -439,7 +440,7 @@ def _sum_batches(fn: Callable, args: PyTree, data: Stream, size: int) -> PyTree:
     run = Run(source, data.checkpoint, title, (args, size), shared=shared)
     total = None
     if run.saved.sums is not None:
-        spec = one_step.eval_shape(fn, jax.eval_shape(lambda args: args, args), chunk_spec(data))
+        spec = one_step.eval_shape(fn, shapes(args), chunk_spec(data))
         total = jax.tree.unflatten(jax.tree.structure(spec), run.saved.sums)
     for batch in read_batches(data, title, run):
         for part in _parts(batch, size):

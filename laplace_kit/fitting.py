@@ -55,11 +55,12 @@ from laplace_kit.data import (
 from laplace_kit.eval.link import LinkFunction
 from laplace_kit.eval.predictive import Prediction
 from laplace_kit.examples import Examples, first_examples
-from laplace_kit.host import extremes
+from laplace_kit.host import check_same, extremes
 from laplace_kit.independence import check_independence
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Likelihood, as_likelihood
 from laplace_kit.memory import Limits
+from laplace_kit.placement import shapes
 from laplace_kit.record import Record
 from laplace_kit.selection import Selection, Subset, can_vary, select
 from laplace_kit.tree import as_pytree_function
@@ -168,6 +169,7 @@ def fit(
     data = with_weights(as_data(data, progress=progress), weights)
     if checkpoint is not None:
         data = with_checkpoint(data, checkpoint)
+    check_same("parameters or data", (params, data))
     limits = Limits(batch_size, memory_limit).shared_by(params, data)
     observed_by = as_likelihood(likelihood)
     prior, num_asked = None, None
@@ -380,7 +382,9 @@ def _job(
     return {
         "the versions, the precision or the device": (*software, *map(str, precision)),
         "the shapes of batches": (str(data.first), data.num_first, data.is_weighted),
-        "the model or the loss": one_step.lower(_loss, objective, chunk_spec(data)).as_text(),
+        "the model or the loss": one_step.lower(
+            _loss, shapes(objective), chunk_spec(data)
+        ).as_text(),
         "the parameters": (*tree.paths(model.params), model.params),
         "the likelihood": (type(model.likelihood).__name__, model.likelihood),
         "the subset": (*tree.paths(objective.params), plan.selection.indices),
