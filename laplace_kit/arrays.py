@@ -106,6 +106,35 @@ def on_host(values: PyTree, name: str = "values") -> PyTree:
     return _map_arrays(lambda leaf: fetch_array(read_array(leaf, name)), values)
 
 
+def common_length(x: PyTree, y: PyTree) -> int:
+    """Return the number of examples, after checking that all arrays have as many."""
+    leaves = jax.tree.leaves((x, y))
+    shapes = listed([leaf.shape for leaf in leaves])
+    if not jax.tree.leaves(x) or any(leaf.ndim == 0 for leaf in leaves):
+        raise ValueError(
+            f"Found data with the shapes {shapes or '()'}, expected arrays with a leading axis of "
+            "examples; add one with x[None]."
+        )
+    if len({leaf.shape[0] for leaf in leaves}) > 1:
+        is_rows = isinstance(x, list) and len(x) == leaves[-1].shape[0]
+        remedy = "; turn a list of examples into one array, np.stack(x)" if is_rows else ""
+        raise ValueError(
+            f"Found data whose leading axes differ ({shapes}), expected the same number of "
+            f"examples in every array of x and y{remedy}."
+        )
+    if leaves[0].shape[0] == 0:
+        raise ValueError(
+            f"Found empty data (shapes {shapes}), expected at least one example; check how the "
+            "data were selected."
+        )
+    return leaves[0].shape[0]
+
+
+def listed(shapes: list[tuple[int, ...]]) -> str:
+    """Return the first few shapes as text."""
+    return ", ".join(map(str, shapes[:6])) + (", ..." if len(shapes) > 6 else "")
+
+
 def is_list_of_numbers(values: Any) -> bool:
     """Return whether this is a list, or nested lists, of numbers or text and not of arrays."""
     if not isinstance(values, list):

@@ -9,8 +9,8 @@ from jaxtyping import PyTree
 
 from laplace_kit.data import Chunk, Data, InMemory, batch_spec, one_step
 from laplace_kit.memory import Limits, held_bytes
-from laplace_kit.placement import Placement, num_held, placement_of
-from laplace_kit.tree import num_bytes, shapes
+from laplace_kit.placement import Placement, num_held, placement_of, shapes
+from laplace_kit.tree import num_bytes
 
 
 def chunk_of_sum(

@@ -17,19 +17,20 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt32
 
 from laplace_kit import streams
-from laplace_kit.arrays import as_arrays, is_list_of_numbers
+from laplace_kit.arrays import as_arrays, common_length, is_list_of_numbers, listed
 from laplace_kit.host import fetch_array
 from laplace_kit.loaders import ShardedBatches as ShardedBatches
 from laplace_kit.loaders import check_shared
 from laplace_kit.loaders import shard_batches as shard_batches
 from laplace_kit.placement import (
     Placement,
-    automatic,
     check_devices,
+    in_parts,
     num_held,
     placement_of,
     spread,
 )
+from laplace_kit.sharding import shard as shard
 from laplace_kit.tree import pytree_dataclass, replace
 from laplace_kit.weights import as_weights, check_some_count
 from laplace_kit.xla_cpu import adapted
@@ -41,6 +42,7 @@ __all__ = [
     "ShardedBatches",
     "Stream",
     "as_data",
+    "shard",
     "shard_batches",
 ]
 
@@ -238,28 +240,10 @@ def _in_memory(parts: Any) -> InMemory:
             "((x1, x2), y)."
         )
     x, y = as_arrays(parts[0], "inputs"), as_arrays(parts[1], "targets")
-    leaves = jax.tree.leaves((x, y))
-    shapes = _listed([leaf.shape for leaf in leaves])
-    if not jax.tree.leaves(x) or any(leaf.ndim == 0 for leaf in leaves):
-        raise ValueError(
-            f"Found data with the shapes {shapes or '()'}, expected arrays with a leading axis of "
-            "examples; add one with x[None]."
-        )
-    if len({leaf.shape[0] for leaf in leaves}) > 1:
-        is_rows = isinstance(x, list) and len(x) == leaves[-1].shape[0]
-        remedy = "; turn a list of examples into one array, np.stack(x)" if is_rows else ""
-        raise ValueError(
-            f"Found data whose leading axes differ ({shapes}), expected the same number of "
-            f"examples in every array of x and y{remedy}."
-        )
-    if leaves[0].shape[0] == 0:
-        raise ValueError(
-            f"Found empty data (shapes {shapes}), expected at least one example; check how the "
-            "data were selected."
-        )
+    num = common_length(x, y)
     weights = None
     if len(parts) == 3 and parts[2] is not None:
-        weights = as_weights(parts[2], leaves[0].shape[0])
+        weights = as_weights(parts[2], num)
     placement = placement_of((x, y))
     x, y, weights = spread((x, y, weights), placement)
     return InMemory(x, y, weights=weights, placement=placement)
@@ -284,8 +268,8 @@ def read_batches(data: Data) -> Iterator[InMemory]:
         found = [leaf.shape[1:] for leaf in jax.tree.leaves((batch.x, batch.y))]
         if found != first:
             raise ValueError(
-                f"Found a batch whose examples have the shapes {_listed(found)}, expected those of "
-                f"the first batch, {_listed(first)}; make batches differ only in their number of "
+                f"Found a batch whose examples have the shapes {listed(found)}, expected those of "
+                f"the first batch, {listed(first)}; make batches differ only in their number of "
                 "examples."
             )
         if batch.is_weighted != data.is_weighted:
@@ -360,10 +344,8 @@ def one_step(fn: Callable, args: PyTree, chunk: PyTree) -> PyTree:
 
 @partial(jax.jit, static_argnames=("fn", "batch_size"))
 def _scan_sum(fn, args, data, batch_size):
-    sums = partial(_sum_chunks, fn, batch_size)
-    if data.placement is not None:
-        sums, data = data.placement.in_parts(sums, summed=True), replace(data, placement=None)
-    return automatic(sums, args, data)
+    sums, rows = partial(_sum_chunks, fn, batch_size), replace(data, placement=None)
+    return in_parts(sums, data.placement, args, rows, summed=True)
 
 
 def _sum_chunks(fn, batch_size, args, data):
@@ -445,11 +427,6 @@ def _parts(data: Stream, size: int) -> Iterator[Chunk | InMemory]:
             yield Chunk(part.x, part.y, jnp.asarray(weight))
 
 
-def _listed(shapes: list[tuple[int, ...]]) -> str:
-    """Return the first few shapes as text."""
-    return ", ".join(map(str, shapes[:6])) + (", ..." if len(shapes) > 6 else "")
-
-
 def take(batch: InMemory, rows: np.ndarray) -> InMemory:
     """Select rows on the host: on the device each batch size would need its own program."""
     return jax.tree.map(lambda leaf: fetch_array(leaf)[rows], batch)
@@ -481,10 +458,7 @@ def map_over(
 
 @partial(jax.jit, static_argnames=("fn", "batch_size", "placement"))
 def _map_rows(fn, args, x, batch_size, placement):
-    rows = partial(_map_chunks, fn, batch_size)
-    if placement is None:
-        return automatic(rows, args, x)
-    return automatic(placement.in_parts(rows, summed=False), args, x, axes=placement.axes)
+    return in_parts(partial(_map_chunks, fn, batch_size), placement, args, x, summed=False)
 
 
 def _map_chunks(fn, batch_size, args, x):

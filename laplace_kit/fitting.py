@@ -43,7 +43,7 @@ from laplace_kit.data import NUM_EXAMPLES, Data, as_data, batch_spec, with_weigh
 from laplace_kit.eval.link import LinkFunction
 from laplace_kit.eval.predictive import Prediction
 from laplace_kit.examples import first_examples
-from laplace_kit.host import extremes, is_first
+from laplace_kit.host import check_same, extremes
 from laplace_kit.independence import check_independence
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Likelihood, as_likelihood
@@ -149,6 +149,7 @@ def fit(
     kind = as_curvature(curvature, key=key, num_samples=num_samples)
     model_fn = as_pytree_function(model_fn)
     data = with_weights(as_data(data, progress=progress), weights)
+    check_same("parameters or data", (params, data))
     limits = Limits(batch_size, memory_limit).shared_by(params, data)
     observed_by = as_likelihood(likelihood)
     prior, num_asked = None, None
@@ -343,7 +344,7 @@ def _sized(
 @contextlib.contextmanager
 def _stages(progress: bool) -> Iterator[Callable[[str], None]]:
     """Yield a function that shows each stage on a progress bar, if `progress`."""
-    if not (progress and is_first()):
+    if not progress:
         yield lambda stage: None
         return
     from tqdm.auto import tqdm

@@ -4,6 +4,7 @@ A program of several processes runs the same lines in each of them. What spans t
 gathered, which all of them must do together; what one process has by itself it reads by itself.
 """
 
+import zlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -123,6 +124,39 @@ def extremes(values: ArrayLike) -> tuple[float, float]:
 @jax.jit
 def _extremes_on_device(values: Array) -> tuple[Array, Array]:
     return values.min(), values.max()
+
+
+def check_same(what: str, tree: PyTree) -> None:
+    """Refuse arrays of single processes that differ, next to arrays that all processes share.
+
+    A program over the devices of all processes takes what is not spread over them to be the same in
+    each. Every process must call this.
+
+    Parameters
+    ----------
+    what
+        What the arrays are, in the plural, for the message.
+    tree
+        Arrays of which some may span the processes; those that do are not read.
+
+    Raises
+    ------
+    ValueError
+        If the others differ between processes.
+    """
+    if not spans_processes(tree):
+        return
+    leaves = (leaf for leaf in jax.tree.leaves(tree) if not isinstance(leaf, jax.core.Tracer))
+    own = [leaf for leaf in leaves if not spans_processes(leaf)]
+    number = 0
+    for leaf in fetch(own):
+        number = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8), number)
+    if len({*agree(number).tolist()}) > 1:
+        raise ValueError(
+            f"Found {what} on the host of each of {jax.process_count()} processes that differ "
+            "between them, expected the same in each next to arrays that all of them share; make "
+            "parts of the data one array by jax.make_array_from_process_local_data(sharding, own)."
+        )
 
 
 def agree(number: int) -> np.ndarray:

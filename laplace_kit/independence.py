@@ -17,7 +17,7 @@ from laplace_kit.data import InMemory
 from laplace_kit.examples import first_examples
 from laplace_kit.host import fetch
 from laplace_kit.memory import DEFAULT_LIMITS, Limits
-from laplace_kit.placement import automatic
+from laplace_kit.placement import in_parts
 from laplace_kit.tree import as_pytree_function
 
 _NUM_EXAMPLES = 4
@@ -72,12 +72,13 @@ def _compare(model_fn, params, x, num) -> tuple[Float[Array, ""], Float[Array, "
     """Return the largest difference between outputs one by one and in a batch, and the largest."""
     few = first_examples(InMemory(x, ()), num).x
 
-    def compare(model_fn, params, few):
+    def compare(model, few):
+        model_fn, params = model
         together = model_fn(params, few)
         alone = jax.vmap(lambda x_n: _alone(model_fn, params, x_n))(few)
         return jnp.max(jnp.abs(together - alone)), jnp.max(jnp.abs(together))
 
-    return automatic(compare, model_fn, params, few)
+    return in_parts(compare, None, (model_fn, params), few, summed=True)
 
 
 def _alone(model_fn, params, x_n) -> Float[Array, "*event"]:
@@ -86,14 +87,13 @@ def _alone(model_fn, params, x_n) -> Float[Array, "*event"]:
 
 def _explain(model_fn, params, few: PyTree, tolerance: float, scale: float) -> None:
     """Raise a `ValueError` that names the cause of the difference, unless it is rounding."""
-
     # Two functions are traced separately: numbers drawn while tracing are drawn again.
-    def call(model_fn, params, x):
-        return automatic(lambda model_fn, *args: model_fn(*args), model_fn, params, x)
-
-    first, second = (jax.jit(lambda *args: call(*args)) for _ in range(2))
-    together = first(model_fn, params, few)
-    change = float(jnp.max(_row_distances(together, second(model_fn, params, few))))
+    first, second = (
+        jax.jit(lambda *model, x: in_parts(lambda m, x: m[0](m[1], x), None, model, x, summed=True))
+        for _ in range(2)
+    )
+    together = first(model_fn, params, x=few)
+    change = float(jnp.max(_row_distances(together, second(model_fn, params, x=few))))
     if change > tolerance:
         raise ValueError(
             f"Found a model that is not deterministic: outputs as large as {scale:.3g} of the same "
@@ -101,11 +101,11 @@ def _explain(model_fn, params, few: PyTree, tolerance: float, scale: float) -> N
             "switch off dropout and noise, and draw random numbers outside of it."
         )
     rows = [jax.tree.map(lambda leaf, n=n: leaf[n : n + 1], few) for n in range(len(together))]
-    alone = jnp.concatenate([first(model_fn, params, row) for row in rows])
+    alone = jnp.concatenate([first(model_fn, params, x=row) for row in rows])
     distances = fetch(_row_distances(together, alone))
     worst = int(np.argmax(distances))
     repeated = jax.tree.map(lambda leaf: leaf[np.full(len(leaf), worst)], few)
-    moved = float(_row_distances(together, first(model_fn, params, repeated))[worst])
+    moved = float(_row_distances(together, first(model_fn, params, x=repeated))[worst])
     if moved > tolerance or np.median(distances) > _TOO_LARGE * scale:
         raise ValueError(
             "Found a model whose outputs for an example depend on the rest of its batch: alone "

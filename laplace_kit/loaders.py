@@ -205,7 +205,12 @@ class _Batch(NamedTuple):
 
 
 def _read(item: Any) -> _Batch:
-    # The batch is checked as any batch of a stream is, once it is global.
+    """Read a batch; what it holds is checked as any batch of a stream is, once it is global."""
+    if not isinstance(item, tuple | list) or len(item) not in (2, 3):
+        raise ValueError(
+            f"Found a {type(item).__name__} as a batch, expected (x, y) or (x, y, weights); make "
+            "the loader yield pairs, of inputs and targets."
+        )
     x, y, *weights = on_host(tuple(item), "examples")
     return _Batch(x, y, weights[0] if weights else None)
 
@@ -220,4 +225,6 @@ def _parts(first: _Batch, rest: Iterator[_Batch], size: int) -> Iterator[_Batch]
 
 def _global(sharding: NamedSharding, rows: np.ndarray) -> Array:
     rows = rows.astype(jax.dtypes.canonicalize_dtype(rows.dtype))
+    if sharding.mesh.size == 1:  # nothing is spread: types need not name the mesh
+        return jax.device_put(rows, sharding.mesh.devices.item())
     return jax.make_array_from_process_local_data(sharding, rows)

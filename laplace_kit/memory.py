@@ -16,7 +16,8 @@ from jax.tree_util import Partial
 from jaxtyping import PyTree
 
 from laplace_kit.host import agree, spans_processes
-from laplace_kit.tree import as_pytree_function, shapes
+from laplace_kit.placement import shapes
+from laplace_kit.tree import as_pytree_function
 from laplace_kit.xla_cpu import is_meant_for_cpu
 
 _MEBIBYTE = 1024**2
@@ -177,8 +178,14 @@ def readable(num_bytes: int | float) -> str:
     return f"{num_bytes:.4g} TiB"
 
 
+_WORDS_ABOUT_MESHES = ("mesh", "Mesh", "shard", "Shard", "PartitionSpec")
+
+
 def apply_model(model_fn: Partial, params: PyTree, x: PyTree) -> PyTree:
-    """Call a model; if it refuses the examples, raise a `ValueError` that names their shape."""
+    """Call a model; if it refuses the examples, raise a `ValueError` that names their shape.
+
+    If it refuses the mesh that it is called under, or that arrays lie on, the error says so.
+    """
     try:
         return model_fn(params, x)
     except jax.errors.ConcretizationTypeError:  # JAX's message explains the fault in the model
@@ -186,6 +193,13 @@ def apply_model(model_fn: Partial, params: PyTree, x: PyTree) -> PyTree:
     except (TypeError, ValueError) as error:
         shapes = ", ".join(f"{leaf.shape[1:]} {leaf.dtype}" for leaf in jax.tree.leaves(x))
         reason, *_ = str(error).split("\n")
+        if any(word in reason for word in _WORDS_ABOUT_MESHES):
+            raise ValueError(
+                f"Found a model whose shardings JAX refuses ({type(error).__name__}: {reason}), "
+                "expected one that can be called as it was in training, also with one example; "
+                "call this function under the model's mesh, `with jax.set_mesh(mesh):`, and let "
+                "the model not reshard along the axis of examples."
+            ) from error
         raise ValueError(
             f"Found examples of shape {shapes}, which the model refuses "
             f"({type(error).__name__}: {reason}); expected inputs with a "

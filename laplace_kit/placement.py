@@ -10,10 +10,14 @@ to the compiler.
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
+
+from laplace_kit.program import Rules, Step, traced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,32 +45,6 @@ class Placement:
         """The sharding of an array that every device holds."""
         return NamedSharding(self.mesh, PartitionSpec())
 
-    def in_parts(self, fn: Callable, *, summed: bool) -> Callable[[PyTree, PyTree], PyTree]:
-        """Return `fn(args, rows)` with each device at work on its own rows.
-
-        Parameters
-        ----------
-        fn
-            A function of arguments that every device has and of rows, to be called inside `jit`.
-        summed
-            Whether results are summed over devices; otherwise their rows stay where they are.
-        """
-
-        def on_each(args: PyTree, rows: PyTree) -> PyTree:
-            found = fn(args, rows)
-            return jax.lax.psum(found, self.axes) if summed else found
-
-        by_rows, whole = PartitionSpec(self.axes), PartitionSpec()
-        within_mesh = not jax.sharding.get_abstract_mesh().empty
-        return jax.shard_map(
-            on_each,
-            mesh=None if within_mesh else self.mesh,
-            in_specs=(whole, by_rows),
-            out_specs=whole if summed else by_rows,
-            axis_names=set(self.axes),
-            check_vma=False,  # models need not mark what differs between devices in their loops
-        )
-
 
 def placement_of(arrays: PyTree) -> Placement | None:
     """Return where the rows of arrays lie, or `None` if they are not spread over devices.
@@ -92,6 +70,95 @@ def placement_of(arrays: PyTree) -> Placement | None:
 def num_held(num: int, placement: Placement | None) -> int:
     """Return how many of `num` rows each device holds."""
     return num if placement is None else num // placement.num_parts
+
+
+def in_parts(
+    fn: Callable[[PyTree, PyTree], PyTree],
+    placement: Placement | None,
+    args: PyTree,
+    rows: PyTree,
+    *,
+    summed: bool,
+) -> PyTree:
+    """Return `fn(args, rows)`, where each device works on its own rows.
+
+    Parameters
+    ----------
+    fn
+        A function of arguments that every device has, and of any number of rows.
+    placement
+        Over which devices the rows are spread; `None` leaves the work to the compiler, as do models
+        that are mapped over shards themselves.
+    args, rows
+        Traced arrays: this is called inside `jit`.
+    summed
+        Whether results are summed over devices; otherwise their rows stay where they are.
+    """
+    if placement is None and explicit_mesh((args, rows)) is None:
+        return fn(args, rows)
+    num_parts, axes = (placement.num_parts, placement.axes) if placement else (1, ())
+
+    def cut(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return leaf.update(shape=(leaf.shape[0] // num_parts, *leaf.shape[1:]))
+
+    # Traced outside of the map, where models may name the axes that are mapped within.
+    program = traced(fn, shapes(args), jax.tree.map(cut, shapes(rows)))
+    local = partial(program.run, _rules(axes))
+    if placement is None:
+        return automatic(local, args, rows)
+    out_axes = None if summed else axes
+    if program.has("shard_map"):
+        return automatic(fn, args, rows, axes=out_axes)
+
+    def on_each(args: PyTree, rows: PyTree) -> PyTree:
+        found = local(args, rows)
+        return jax.lax.psum(found, axes) if summed else found
+
+    def on_all(args: PyTree, rows: PyTree) -> PyTree:
+        by_rows, whole = PartitionSpec(axes), PartitionSpec()
+        within_mesh = not jax.sharding.get_abstract_mesh().empty
+        return jax.shard_map(
+            on_each,
+            mesh=None if within_mesh else placement.mesh,
+            in_specs=(whole, by_rows),
+            out_specs=whole if summed else by_rows,
+            axis_names=set(axes),
+            check_vma=False,  # models do not mark what differs between devices in their loops
+        )(args, rows)
+
+    return automatic(on_all, args, rows, axes=out_axes)
+
+
+def shapes(arrays: PyTree) -> PyTree:
+    """Return the shapes and dtypes of arrays as JAX traces them, without where they lie."""
+    found = jax.eval_shape(lambda arrays: arrays, arrays)
+    return jax.tree.map(lambda leaf: leaf.update(sharding=None), found)
+
+
+def _rules(axes: tuple[str, ...]) -> Rules:
+    """Return rules for what a model says about shardings, where some axes are mapped already."""
+    return {
+        "sharding_constraint": partial(_constrained, axes),
+        "reshard": lambda step, operand: operand,
+    }
+
+
+def _constrained(axes: tuple[str, ...], step: Step, operand: jax.Array) -> jax.Array:
+    """Apply a constraint on a sharding with the axes that are left."""
+
+    def rest(entry: Any) -> Any:
+        if entry is PartitionSpec.UNCONSTRAINED:
+            return entry
+        names = entry if isinstance(entry, tuple) else (entry,)
+        return tuple(name for name in names if name is not None and name not in axes) or None
+
+    sharding = step.params["sharding"]
+    if not isinstance(sharding, NamedSharding):
+        return operand
+    spec = PartitionSpec(*map(rest, sharding.spec))
+    if all(entry is None or entry is PartitionSpec.UNCONSTRAINED for entry in spec):
+        return operand
+    return jax.lax.with_sharding_constraint(operand, NamedSharding(sharding.mesh, spec))
 
 
 def automatic(fn: Callable, *args: PyTree, axes: tuple[str, ...] | None = None) -> PyTree:
@@ -144,8 +211,9 @@ def check_devices(args: PyTree, rows: PyTree) -> None:
         return
     raise ValueError(
         f"Found parameters on {_described(others)} and examples on {_described(devices)}, expected "
-        "both on the same devices; put them there, for example on all devices of a mesh by "
-        "jax.device_put(params, jax.NamedSharding(mesh, jax.P()))."
+        "both on the same devices; put parameters on all devices of a mesh by "
+        "jax.device_put(params, jax.NamedSharding(mesh, jax.P())), and examples on the device of "
+        "parameters by jax.device_put(x, device)."
     )
 
 

@@ -22,6 +22,7 @@ from jax.extend.core import (
     jaxpr_as_fun,
     jaxprs_in_params,
 )
+from jax.sharding import NamedSharding
 from jaxtyping import Array, ArrayLike, PyTree
 
 # Calls without semantics of their own, by the parameter that holds the program.
@@ -55,10 +56,22 @@ class Step(NamedTuple):
 
     def apply(self, *operands: Any) -> list[Any]:
         """Return the results for some operands, arrays or references to them."""
-        with getattr(self.context, "manager", contextlib.nullcontext()):
+        with _settings(self.context):
             params = self.primitive.get_bind_params(self.params)
             found = self.primitive.bind(*operands, **params)
         return list(found) if self.primitive.multiple_results else [found]
+
+
+@contextlib.contextmanager
+def _settings(context: Any) -> Iterator[None]:
+    """Enter the settings of a context, apart from the mesh, which stays the current one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    with getattr(context, "manager", contextlib.nullcontext()):
+        if jax.sharding.get_abstract_mesh() == mesh:
+            yield
+            return
+        with jax.sharding.use_abstract_mesh(mesh):
+            yield
 
 
 def run(
@@ -135,15 +148,30 @@ def rewritten(fn: Callable[..., PyTree], rules: Rules) -> Callable[..., PyTree]:
         It is traced once; then its operations, or their replacements, are added one by one to the
         program around it.
     """
+    return lambda *args: traced(fn, *args).run(rules, *args)
 
-    def apply(*args: PyTree) -> PyTree:
-        closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
-        applies = _has_matches(closed.jaxpr, rules)
-        program = partial(_replay, rules, closed) if applies else jaxpr_as_fun(closed)
+
+class Traced(NamedTuple):
+    """A function as it is traced for arguments of some shapes, and the shapes of its result."""
+
+    closed: ClosedJaxpr
+    shapes: PyTree
+
+    def has(self, name: str) -> bool:
+        """Return whether there is an operation of this name, also in loops and calls."""
+        return any(equation.primitive.name == name for equation in _equations(self.closed.jaxpr))
+
+    def run(self, rules: Rules, *args: PyTree) -> PyTree:
+        """Return the function's result, with rules in place of some operations."""
+        applies = _has_matches(self.closed.jaxpr, rules)
+        program = partial(_replay, rules, self.closed) if applies else jaxpr_as_fun(self.closed)
         outputs = program(*jax.tree.leaves(args))
-        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+        return jax.tree.unflatten(jax.tree.structure(self.shapes), outputs)
 
-    return apply
+
+def traced(fn: Callable[..., PyTree], *args: PyTree) -> Traced:
+    """Trace a function for arguments, or for their shapes, under the current settings."""
+    return Traced(*jax.make_jaxpr(fn, return_shape=True)(*args))
 
 
 def _replay(rules: Rules, closed: ClosedJaxpr, *args: ArrayLike) -> list[ArrayLike]:
@@ -156,13 +184,14 @@ def _replay(rules: Rules, closed: ClosedJaxpr, *args: ArrayLike) -> list[ArrayLi
 
 
 def _rewritten_within(step: Step, rules: Rules) -> Step:
-    """Return a step with the programs in its parameters rewritten."""
+    """Return a step with the programs in its parameters rewritten, without foreign shardings."""
 
     def rewrite(part: Any) -> Any:
         if not (_is_program(part) and _has_matches(getattr(part, "jaxpr", part), rules)):
             return part
         if isinstance(part, ClosedJaxpr):
-            return jax.make_jaxpr(partial(_replay, rules, part))(*part.in_avals)
+            avals = [aval.update(sharding=None) for aval in part.in_avals]
+            return jax.make_jaxpr(partial(_replay, rules, part))(*avals)
         return rewrite(ClosedJaxpr(part, ())).jaxpr  # as `checkpoint` holds it
 
     def rewrite_all(value: Any) -> Any:
@@ -171,13 +200,18 @@ def _rewritten_within(step: Step, rules: Rules) -> Step:
 
     if not _may_enter(step.primitive, step.params):
         return step
-    return step._replace(params={name: rewrite_all(value) for name, value in step.params.items()})
+    params = {name: None if _is_foreign(v) else rewrite_all(v) for name, v in step.params.items()}
+    return step._replace(params=params)
 
 
 def _has_matches(jaxpr: Jaxpr, rules: Rules) -> bool:
-    """Return whether a rule applies in a program, or in one within it."""
+    """Return whether a program, or one within it, must be traced again to run here.
+
+    A rule applies, or the types of values name a mesh other than the current one.
+    """
     return any(
         equation.primitive.name in rules
+        or any(_is_foreign(getattr(v.aval, "sharding", None)) for v in equation.outvars)
         or any(
             _is_program(inner) and _has_matches(inner, rules)
             for inner in jaxprs_in_params(equation.params)
@@ -185,6 +219,13 @@ def _has_matches(jaxpr: Jaxpr, rules: Rules) -> bool:
         for equation in jaxpr.eqns
         if _may_enter(equation.primitive, equation.params)
     )
+
+
+def _is_foreign(sharding: Any) -> bool:
+    """Return whether this is a sharding on a mesh other than the current one, if there is one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    named = isinstance(sharding, NamedSharding) and not (mesh.empty or sharding.mesh.empty)
+    return named and sharding.mesh.abstract_mesh != mesh
 
 
 def _may_enter(primitive: Primitive, params: Mapping[str, Any]) -> bool:

@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from laplace_kit.host import is_first
-
 
 class ByIdentity:
     """An iterable, hashable and compared by identity, unlike lists."""
@@ -63,9 +61,7 @@ def _continues(data: Iterable, iterator: Iterator) -> bool:
 
 
 def with_bar(batches: Iterable) -> Iterable:
-    """Return the batches with a progress bar, which process 0 shows."""
-    if not is_first():
-        return batches
+    """Return the batches with a progress bar."""
     from tqdm.auto import tqdm
 
     return tqdm(batches, desc="batches", leave=False)

@@ -22,7 +22,7 @@ from laplace_kit.curv.objective import Objective, chunk_loss
 from laplace_kit.data import Chunk, Data, InMemory, as_data, chunks, whole
 from laplace_kit.errors import check_option
 from laplace_kit.fitting import fit
-from laplace_kit.host import fetch, fetch_array, is_first
+from laplace_kit.host import fetch, fetch_array
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Gaussian, Likelihood, as_likelihood
 from laplace_kit.likelihood.masked import without_mask
@@ -262,7 +262,7 @@ def _repeat_warnings(chosen: _Refit, num_refits: int) -> None:
 def _bar(num_epochs: int, progress: bool) -> Iterator[tuple[Iterable[int], Callable]]:
     """Yield the epochs, and a function that shows numbers next to the bar if there is one."""
     epochs = range(1, num_epochs + 1)
-    if not (progress and is_first()):
+    if not progress:
         yield epochs, lambda *, loss, evidence: None
         return
     from tqdm.auto import tqdm

@@ -140,12 +140,6 @@ def size(tree: PyTree) -> int:
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
-def shapes(tree: PyTree) -> PyTree:
-    """Return the shapes and dtypes of all leaves, as JAX traces them but without where they lie."""
-    found = jax.eval_shape(lambda tree: tree, tree)
-    return jax.tree.map(lambda leaf: leaf.update(sharding=None), found)
-
-
 def num_bytes(tree: PyTree) -> int:
     """Return the bytes of all leaves together."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

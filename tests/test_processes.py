@@ -1,6 +1,7 @@
 """Two real processes, each with a part of the data, against one process with all of them."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -238,6 +239,7 @@ def check_update_and_files(place: Place, folder: Path):
         again = lk.load(folder / f"{structure}.npz", model_fn)
         found[structure] = fetch(la.log_marginal_likelihood())
         found[f"{structure} again"] = fetch(again.predict(_data()[0]).probs)
+        found[f"{structure} of all"] = fetch(again.predict(_rows(place)[0]).probs)
         found[f"{structure} lines"] = len(str(la).splitlines())
         found[f"{structure} steps"] = fetch(la.diagnostics().mode_distance)
     return found
@@ -268,6 +270,26 @@ def check_refusals(place: Place, folder: Path):
     with pytest.raises(ValueError, match="example 13 with the target 7"):
         lk.curv.GGNOperator(model_fn, _params(), (place.rows(x), place.rows(y)), "categorical")
     return {}
+
+
+def check_arrays_that_differ_between_processes(place: Place, folder: Path):
+    if place.mesh is None:
+        return {}
+    own = tuple(place.own(part) for part in _data())
+    with pytest.raises(ValueError, match=r"parameters or data.*that differ between.*make_array"):
+        _fitted_to(place.whole_tree(_params()), own)
+    params = jax.tree.map(lambda leaf: leaf + jax.process_index(), _params())
+    with pytest.raises(ValueError, match=r"parameters or data.*2 processes that differ"):
+        _fitted_to(params, _rows(place))
+    with pytest.raises(ValueError, match=r"labelled data.*2 processes that differ"):
+        _fitted(place).evaluate(own)
+    with pytest.raises(ValueError, match=r"inputs.*2 processes that differ"):
+        _fitted(place).predict(own[0])
+    return {}
+
+
+def _fitted_to(params, data):
+    return lk.fit(model_fn, params, data, likelihood="categorical", structure="diagonal")
 
 
 def check_weights(place: Place, folder: Path):
@@ -408,6 +430,19 @@ def check_loaders_that_do_not_go_together(place: Place, folder: Path):
             likelihood="categorical",
         )
     return {}
+
+
+def check_page(place: Place, folder: Path):
+    """The example of the documentation, in each process."""
+    page = (Path(__file__).parents[1] / "docs" / "many_devices.md").read_text(encoding="utf-8")
+    section = page[page.index("## Several processes") :]
+    block = re.search(r"^```python\n(.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)[1]
+    names = {}
+    exec(compile(block, "many_devices.md", "exec"), names)
+    assert names["num"] == jax.process_count()
+    la = names["la"]
+    found = {"precision": la.prior_precision, "variance": la.posterior.variance()}
+    return names["metrics"] | fetch(found | {"num_data": la.num_data})
 
 
 def check_memory(place: Place, folder: Path):

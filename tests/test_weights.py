@@ -364,6 +364,12 @@ def test_a_report_takes_no_weights(tmp_path):
         la.report((X, LABELS, COUNTS), tmp_path)
 
 
+def test_a_report_leaves_out_examples_of_weight_zero(tmp_path):
+    la, kept = fit((X, LABELS), structure="diagonal"), np.arange(NUM) % 3 > 0
+    found = la.report((X, LABELS, kept.astype(float)), tmp_path / "weights")
+    assert found.metrics == la.report((X[kept], LABELS[kept]), tmp_path / "rows").metrics
+
+
 def test_a_file_keeps_the_total_weight(tmp_path):
     la = fit((X, LABELS), structure="diagonal", weights=np.full(NUM, 0.3))
     la.save(tmp_path / "file")

@@ -25,8 +25,8 @@ from laplace_kit.curv.objective import Objective, per_example, per_example_facto
 from laplace_kit.data import InMemory, chunks, map_over, sum_over, whole
 from laplace_kit.host import fetch
 from laplace_kit.memory import Limits
-from laplace_kit.placement import Placement
-from laplace_kit.tree import pytree_dataclass, replace, shapes
+from laplace_kit.placement import Placement, shapes
+from laplace_kit.tree import pytree_dataclass, replace
 
 
 @pytree_dataclass(static=("memory_limit", "placement"))

@@ -24,7 +24,7 @@ from laplace_kit.curv.vector import read_vectors
 from laplace_kit.data import InMemory, as_data, map_over, sum_over
 from laplace_kit.derivatives import linearize
 from laplace_kit.memory import Limits
-from laplace_kit.placement import Placement, automatic
+from laplace_kit.placement import Placement, automatic, check_devices
 from laplace_kit.tree import as_pytree_function, pytree_dataclass
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class JacobianOperator:
         put = object.__setattr__  # the dataclass is frozen
         put(self, "model_fn", as_pytree_function(self.model_fn))
         data = _in_memory(self.x)
+        check_devices((self.model_fn, self.params), data)
         put(self, "x", data.x)
         put(self, "placement", data.placement)
         put(self, "limits", Limits(batch_size, memory_limit).shared_by(self.params, self.x))

@@ -13,7 +13,7 @@ from laplace_kit.chunks import chunk_of_sum
 from laplace_kit.curv.objective import Objective, loss_of_outputs
 from laplace_kit.data import Data, InMemory, read_batches, sum_over
 from laplace_kit.examples import Examples, gather
-from laplace_kit.host import fetch
+from laplace_kit.host import check_same, fetch
 from laplace_kit.likelihood import Factorized, FromLoss, Likelihood
 from laplace_kit.likelihood.base import check_targets
 from laplace_kit.likelihood.masked import has_mask, targets_seen
@@ -116,6 +116,7 @@ def labelled(objective: Objective, data: Any) -> Examples:
         If shapes or values do not suit the model.
     """
     examples = gather(data)
+    check_same("labelled data", (objective.params, examples))
     x, y, _ = examples
     outputs = objective.planned(x).plan.outputs(x)
     check_targets(objective.likelihood, outputs, y)

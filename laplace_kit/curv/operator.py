@@ -18,9 +18,11 @@ from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.curv.plan import Plan
 from laplace_kit.curv.vector import read_vectors
 from laplace_kit.data import Chunk, Data, DataLike, InMemory, as_data, batch_spec, sum_over
+from laplace_kit.host import check_same
 from laplace_kit.likelihood import LikelihoodLike, as_likelihood
 from laplace_kit.likelihood.base import check_targets
 from laplace_kit.memory import Limits, evenly
+from laplace_kit.placement import check_devices
 from laplace_kit.tree import as_pytree_function
 
 STATIC = ("limits", "plan")
@@ -49,6 +51,9 @@ class CurvatureOperator(SelfAdjointOperator):
         put(self, "model_fn", as_pytree_function(self.model_fn))
         put(self, "likelihood", as_likelihood(self.likelihood))
         put(self, "data", as_data(self.data))
+        if self.in_memory:
+            check_devices((self.model_fn, self.params), self.data)
+        check_same("parameters or data", (self.params, self.data))
         limits = Limits(batch_size, memory_limit).shared_by(self.params, self.data)
         put(self, "limits", limits)
         if isinstance(self.scale, float | int) and self.scale == 1:

@@ -17,6 +17,7 @@ from laplace_kit import tree
 from laplace_kit.curv.capture.layers import Layers, find_layers
 from laplace_kit.memory import apply_model, intermediate_bytes
 from laplace_kit.model import check_one_output
+from laplace_kit.placement import shapes as _unplaced
 
 
 class _Shapes(NamedTuple):
@@ -151,7 +152,7 @@ def _refuse_single_example(model_fn: Partial, params: PyTree, x: PyTree) -> None
     """Raise a `ValueError` if the model accepts a batch of inputs of which `x` is a single one."""
     several = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), x)
     try:
-        outputs = jax.eval_shape(apply_model, *tree.shapes((model_fn, params)), several)
+        outputs = jax.eval_shape(apply_model, *_unplaced((model_fn, params)), several)
     except ValueError:  # `apply_model` turns the model's own errors into this
         return
     if hasattr(outputs, "shape") and outputs.shape[:1] == (2,):

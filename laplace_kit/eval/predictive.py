@@ -25,6 +25,7 @@ from laplace_kit.eval.joint import joint_moments, marginal_moments
 from laplace_kit.eval.moments import accurate, linearized_moments
 from laplace_kit.eval.outputs import Predictive as Predictive
 from laplace_kit.eval.outputs import from_gaussian, from_samples, with_joint_covariance
+from laplace_kit.host import check_same
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.targets.binary import BinaryTargets
 from laplace_kit.targets.classes import ClassTargets
@@ -157,6 +158,7 @@ def predict(
     make_predictive = partial(
         from_moments, objective.likelihood, link=link, key=key, num_samples=num_samples or 1000
     )
+    check_same("inputs", (objective.params, x))
     if joint:
         x = checked_inputs(x)
         mean, joint_cov = joint_moments(objective, posterior, x)
@@ -239,6 +241,7 @@ def predict_at_mode(objective: Objective, x: PyTree) -> Predictive:
     predictive
         With `f_var` zero. Cost: one forward pass.
     """
+    check_same("inputs", (objective.params, x))
     x, num = filled_inputs(x)
     objective = objective.planned(x)
     size = chunk_of_map(_outputs, objective, x, objective.limits)

@@ -49,7 +49,13 @@ def test_weights_are_copies_in_every_loss(name):
 def test_weights_are_not_for_a_loss_of_ones_own():
     loss = as_loss(lambda predictive, y: 0.0, lk.Categorical())
     with pytest.raises(ValueError, match=r"with weights.*expected data \(x, y\)"):
-        loss(CLASSES, LABELS, jnp.ones(3))
+        loss(CLASSES, LABELS, jnp.asarray([1.0, 2.0, 0.0]))
+
+
+def test_a_loss_of_ones_own_leaves_out_examples_of_weight_zero():
+    loss = as_loss(lambda predictive, y: jnp.sum(predictive.probs[:, 0] + y), lk.Categorical())
+    found = loss(CLASSES, LABELS, jnp.asarray([1.0, 0.0, 1.0]))
+    assert found == pytest.approx(0.7 + 0 + 0.1 + 1, rel=1e-6)
 
 
 def test_labels_that_are_missing_do_not_count():

@@ -11,7 +11,7 @@ from laplace_kit.curv.capture.blocks import Block, HeadRows
 from laplace_kit.curv.capture.capture import capture
 from laplace_kit.curv.objective import Objective
 from laplace_kit.memory import Limits, readable
-from laplace_kit.tree import shapes
+from laplace_kit.placement import shapes
 
 # Arrays live at once in a captured pass, in units of one example's activations: the linearised pass
 # with its inputs, and for each direction a cotangent and its image.
