@@ -270,7 +270,7 @@ def stacks() -> Architecture:
 
 
 def fallbacks() -> Architecture:
-    """What is no product, and what is used in several."""
+    """Parameters that are in no product, or in several."""
 
     def model_fn(params, x):
         h = jnp.tanh(x @ params["tied"]) @ params["tied"].T

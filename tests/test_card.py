@@ -160,7 +160,7 @@ def test_parameters_that_are_no_mode_of_this_prior(deviations, said):
 
 
 def test_a_mode_of_another_prior():
-    """As where nobody tuned: the same parameters suit the prior they were trained with."""
+    """The parameters are the mode of the prior they were trained with, and not of another."""
     la = regression(delta=2.0)
     assert warnings_of(la) == []
     other = la.with_prior(1e4)

@@ -25,7 +25,7 @@ def total(weights, chunk):
 
 
 def in_turns(weights, x):
-    """Of five turns one is held, and the results of all."""
+    """Hold one of five steps at a time, and the results of all."""
     return jnp.moveaxis(jax.lax.map(lambda w: jnp.tanh(x @ w), jnp.stack([weights] * 5)), 0, 1)
 
 
@@ -113,7 +113,7 @@ def test_a_step_is_traced_once_for_the_count_and_the_loop():
 
 
 def test_a_hessian_product_counts_as_more_than_one_of_the_ggn():
-    """As it holds more: tangents of the backward pass, too."""
+    """It also holds the tangents of the backward pass."""
     problem = twins.problem("mlp")
     held = []
     for kind in (curv.GGNOperator, curv.HessianOperator):

@@ -411,7 +411,7 @@ def test_map_sees_chunks_of_the_given_size():
 
 def test_a_stream_that_ends_for_good_is_refused():
     class Source:
-        """What makes new iterators that share one source, which a second pass alone can tell."""
+        """An iterable whose iterators share one source, which only a second pass can detect."""
 
         def __init__(self, items):
             self.items = iter(items)

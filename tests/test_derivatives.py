@@ -72,7 +72,7 @@ def test_both_directions_are_those_of_the_dense_jacobian(model_fn, x64):
 
 
 def test_forward_mode_stays_where_there_is_one():
-    """As for a rule that is met on the way from the inputs alone."""
+    """Forward mode is kept if a rule for reverse mode applies only to the inputs."""
     problem = twins.problem("mlp")
 
     def num_products(fn):

@@ -312,7 +312,7 @@ def test_a_predicate_sees_paths():
 
 @pytest.mark.slow
 def test_empty_leaves_are_frozen(x64):
-    """As of a layer without inputs: there is nothing about them to be uncertain of."""
+    """A layer without inputs has no weights to be uncertain about."""
     problem = mlp()
     params = {**problem.params, "none": jnp.zeros((0, 3))}
     la = lk.fit(

@@ -81,7 +81,7 @@ def test_auto_goes_by_the_memory_limit_and_says_why(limit, structure, form, beca
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_auto_takes_the_last_layer_where_nothing_rich_fits_all(stream):
-    """As if it had been asked for."""
+    """The posterior equals that of `subset="last_layer"`."""
     problem = wide()
     data = twins.batches(problem.x, problem.y, 20, 20) if stream else None
     la = fit(problem, data, structure="auto", memory_limit=EKFAC - 1)

@@ -29,7 +29,7 @@ def network(params, x):
 
 
 def normalised(params, x):
-    """What BatchNorm does in training: by the mean and the variance of the batch."""
+    """Normalise by mean and variance of the batch, as BatchNorm does in training."""
     h = x @ params["kernel"]
     h = (h - h.mean(axis=0)) / jnp.sqrt(h.var(axis=0) + 1e-5)
     return jnp.tanh(h) @ params["head"] + 5.0

@@ -94,7 +94,7 @@ def test_imports_make_no_ring():
 
 
 def test_the_facade_makes_no_ring_for_annotations_either():
-    """What `Laplace` hands its parts on to knows the parts, and not `Laplace`."""
+    """Modules that `Laplace` passes its parts to do not import `Laplace`."""
     files = {dotted(path): path for path in MODULES if path.name != "__init__.py"}
     files = {name: path for name, path in files.items() if layer(name) > len(LAYERS)}
     graph = {

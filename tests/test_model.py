@@ -28,7 +28,7 @@ Y = np.arange(6) % 2
 
 
 class Block(nnx.Module):
-    """What real networks have: a list of layers, running statistics and random states."""
+    """A network with a list of layers, running statistics and random states."""
 
     def __init__(self, seed: int):
         rngs = nnx.Rngs(seed)

@@ -77,7 +77,7 @@ def test_structures(kind, tmp_path):
 
 
 def test_the_dual_form_of_the_full_structure(tmp_path):
-    """Of a lookup and a product: the design matrix has rows of both kinds."""
+    """The design matrix of a lookup and a product has rows of both kinds."""
 
     def model(params, x):
         return jnp.tanh(params["table"][x]) @ params["head"]

@@ -36,6 +36,7 @@ from laplace_kit import tree
 from laplace_kit.errors import check_option
 from laplace_kit.eval import closed_form
 from laplace_kit.eval import monte_carlo as draws
+from laplace_kit.host import fetch
 
 LinkName = Literal["probit", "bridge", "mean_field_1", "mean_field_2", "monte_carlo"]
 # From the mean and the covariance of the outputs to probabilities.
@@ -387,14 +388,14 @@ def check_defined(
     """
     if not tree.is_concrete(logits):
         return
-    count, first = _count_undefined(logits, mean, has_classes)
-    if int(count):
+    count, first = fetch(_count_undefined(logits, mean, has_classes))
+    if count:
         shape = logits.shape[:-1] if has_classes else logits.shape
         index = tuple(map(int, np.unravel_index(int(first), shape)))
         limits = "of at least zero, not all of them zero" if has_classes else "from zero to one"
         name = getattr(link, "__name__", type(link).__name__)
         raise ValueError(
-            f"Found a link, {name}, without valid probabilities at {int(count)} of "
+            f"Found a link, {name}, without valid probabilities at {count} of "
             f"{math.prod(shape)} labels, the first at {index}, expected numbers {limits}; bound "
             "them inside the function, as by jnp.maximum(probs, 1e-6)."
         )

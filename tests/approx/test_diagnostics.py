@@ -78,7 +78,7 @@ def test_condition_number_is_exact_for_one_precision_and_else_a_bound(kind, x64)
 
 
 def test_condition_number_of_an_indefinite_curvature_stays_positive(x64):
-    """What is below zero counts as zero: the prior outweighs it, or there is no posterior."""
+    """Negative eigenvalues count as zero: the prior outweighs them, or there is no posterior."""
     values = np.array([9.0, 4.0, 2.0, 0.5, -0.1])
     found = measured(DiagonalStructure(jnp.asarray(values)), np.full(5, 0.7))
     assert float(found.condition_number) == pytest.approx(9.7 / 0.7, rel=1e-12)

@@ -80,7 +80,7 @@ def test_the_form_of_less_work_comes_first(num_rows, form):
 
 
 def test_a_matrix_of_few_parameters_is_always_the_primal_one():
-    """It costs next to nothing, and rounding harms it less."""
+    """It costs little, and has smaller rounding errors."""
     for num_params, form in ((2000, "primal"), (2001, "dual")):
         assert next(Full().forms(with_rows(10, num_params))) == Full(form)
 
@@ -123,7 +123,7 @@ def wide(params, x):
 
 
 def test_the_dual_form_over_a_stream_too():
-    """Where the matrix itself would not fit, as with the same data in memory."""
+    """Also if the matrix would not fit, as with the same data in memory."""
     rng = np.random.default_rng(0)
     shapes = {"hidden": (3, 500), "out": (500, 2)}
     params = {k: jnp.asarray(rng.normal(size=s) / 20, jnp.float32) for k, s in shapes.items()}

@@ -145,7 +145,7 @@ def test_products_are_those_of_the_dense_matrix(kind, x64):
 
 @pytest.mark.parametrize("kind", ["full", "diagonal", "low_rank"])
 def test_sum_is_that_of_the_dense_matrices(kind, x64):
-    """Of low rank too, as there is room for the ranks of both."""
+    """Also for low rank, as the sum may have the ranks of both."""
     old, new = exact.fitted(kind, "float64").structure, of_other_data(kind)
     total = combine(old, new)
     twins.assert_close(dense(total, 31), dense(old, 31) + dense(new, 31))
@@ -154,7 +154,7 @@ def test_sum_is_that_of_the_dense_matrices(kind, x64):
 
 
 def test_dual_keeps_rows_until_they_are_more_than_the_parameters(x64):
-    """And meets a full matrix as one."""
+    """A dual curvature is added to a full matrix as a matrix."""
     problem, other = twins.problem("mlp", "float64"), other_data()
     few = dataclasses.replace(other, x=other.x[:3], y=other.y[:3])
     first, second, third = (
@@ -180,7 +180,7 @@ def truncated(matrix, rank) -> LowRankStructure:
 
 
 def test_low_rank_keeps_the_leading_eigenpairs_and_bounds_what_is_left_out(x64):
-    """Of P = 120 directions both know 40 and the sum keeps 50."""
+    """Both know 40 of P = 120 directions, and the sum keeps 50."""
     scale = 0.9 ** np.arange(120)
     roots = RNG.normal(size=(2, 120, 120)) * scale
     matrices = [root @ root.T for root in roots]

@@ -142,7 +142,7 @@ def test_over_a_loader_that_shuffles_it_is_one_matrix(x64):
 
 
 def test_equal_inputs_have_labels_of_their_own_where_targets_differ(x64):
-    """And copies of one example the same; the mean over keys is the Fisher matrix for both."""
+    """Copies of one example have equal labels; the mean over keys is the Fisher matrix."""
     x, y = jnp.zeros((3, 1)), jnp.asarray([0.5, 1.0, 1.0])[:, None]
 
     def squares(key):

@@ -35,7 +35,7 @@ def assert_same(found, expected):
 
 
 class TensorLike:
-    """What numpy can read and JAX does not know."""
+    """An array-like that NumPy can read and JAX cannot."""
 
     def __init__(self, values):
         self.values, self.shape = values, values.shape

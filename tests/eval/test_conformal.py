@@ -58,7 +58,7 @@ def test_coverage_of_sets_has_its_exact_distribution(score, x64):
 
 
 def test_randomised_sets_of_two_classes_cover_with_the_level(x64):
-    """Where those that are not hold both classes of every input."""
+    """Sets that are not randomised hold both classes for every input."""
     rng, covered = np.random.default_rng(2), []
     likelihood = Bernoulli()
     for key in jax.random.split(jax.random.key(0), REPEATS):

@@ -201,7 +201,7 @@ def test_correlated_noise_is_judged_jointly(with_cov, x64):
 @pytest.mark.parametrize("event", [(4,), (2, 3)])
 @pytest.mark.parametrize("kind", ["ignore_index", "mask", "soft labels"])
 def test_missing_labels_drop_out(kind, event, x64):
-    """Of sequences and of images."""
+    """For sequences and images."""
     probs = RNG.dirichlet(np.ones(3), size=(N, *event))
     y = RNG.integers(0, 3, (N, *event))
     seen = RNG.uniform(size=y.shape) < 0.6

@@ -116,7 +116,7 @@ def scaled_softmax(mean, covariance):
 
 
 def test_a_link_of_ones_own_everywhere(tmp_path, x64):
-    """It is the probit, so that all must be as with that."""
+    """The function computes the probit link, so that all results must equal those of "probit"."""
     problem = twins.problem("mlp", "float64")
     data = problem.x, problem.y
     la = exact.fitted("diagonal", "float64")
@@ -336,7 +336,7 @@ def test_inputs_that_the_model_refuses():
 
 @pytest.mark.parametrize("num_outputs", [2, 3])
 def test_a_single_example(num_outputs):
-    """As many outputs as features look like numbers with an output each."""
+    """If there are as many outputs as features, one example looks like a batch of numbers."""
     weight = jnp.ones((3, num_outputs))
     la = lk.fit(
         lambda params, x: x @ params,

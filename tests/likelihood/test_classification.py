@@ -228,7 +228,7 @@ def test_class_weights_are_as_many_as_classes():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_many_labels_at_once(dtype):
-    """For an image of pixels with three labels, each yes, no or in between."""
+    """For an image with three binary or soft labels per pixel."""
     with twins.precision(dtype):
         y = np.asarray(RNG.choice([0.0, 0.25, 1.0], F.shape))
         output_space.assert_derivatives(

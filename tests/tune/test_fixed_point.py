@@ -262,7 +262,7 @@ def test_the_evidence_is_concave_in_log_precisions_and_log_noise(seed, power):
 @pytest.mark.parametrize("per_leaf", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_noise_and_precisions_together(kind, per_leaf, power, x64):
-    """For every structure, also where more parameters are determined than there are targets."""
+    """For every structure, also if more parameters are determined than there are targets."""
     squares, count = 40.0, 21.0
     residuals = Residuals(jnp.asarray(squares), jnp.asarray(count))
     tuning = tune(kind, per_leaf=per_leaf, residuals=residuals, noise_power=power)

@@ -169,7 +169,7 @@ def ravel(pytree):
 
 
 def test_noise_by_the_evidence_of_an_empirical_fisher_matrix(x64):
-    """Which goes with the noise precision squared: what it finds, refits confirm as stationary."""
+    """That is proportional to the squared noise precision; refits confirm a stationary point."""
     la = fit(lk.Gaussian(0.5), "gaussian", curvature="empirical_fisher")
     tuned = la.tune(noise="evidence", bounds=WIDE)
     std = float(tuned.likelihood.noise_std)

@@ -225,7 +225,7 @@ def test_nothing_traced_is_kept():
 
 @pytest.mark.slow
 def test_rows_are_differentiable_in_the_parameters(x64):
-    """As needed where the curvature itself is tuned: the derivative of a sum of squares of rows."""
+    """The derivative of a sum of squares of rows, as needed to tune the curvature itself."""
     objective, x = zoo("mlp")
 
     def squares(gain, dense):

@@ -257,7 +257,7 @@ def test_a_loss_without_a_root_is_not_a_number(x64):
 
 
 def test_a_head_holds_no_gradients_of_examples(x64):
-    """Of 300 outputs on 20 features, gradients of 50 examples would be 4,500,000 numbers."""
+    """For 300 outputs and 20 features, gradients of 50 examples would be 4,500,000 numbers."""
     num, out = 50, 300
 
     params = {"kernel": jnp.zeros((3, out)), "bias": jnp.zeros(out)}

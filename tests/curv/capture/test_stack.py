@@ -123,7 +123,7 @@ def test_stacked_layers_are_groups_and_their_rows_exact(name, x64):
 
 @pytest.mark.slow
 def test_every_layer_of_a_scan_has_kronecker_factors_of_its_own(x64):
-    """As the same network written without a scan has."""
+    """They equal those of the same network written without a scan."""
     params = {"b": normal(3, 4), "w": normal(3, 4, 4)}
     x, y = normal(5, 4), normal(5, 4)
 

@@ -75,7 +75,7 @@ def test_of_a_model(x64):
 
 
 def test_a_looser_tolerance_takes_fewer_products(x64):
-    """And the residuals say how far off each value may be."""
+    """The residuals bound the error of each value."""
     operator = rotated(np.linspace(1, 2, P))
     loose, tight = (eigenpairs(operator, 2, key=KEY, tolerance=tol) for tol in (1e-2, 1e-10))
     assert loose.num_products < tight.num_products

@@ -104,7 +104,7 @@ def test_half_of_the_dimension_is_exact(x64):
 
 @pytest.mark.parametrize("spectrum", [np.ones(24), np.tile([1.0, -1.0], 12)])
 def test_flat_spectra(spectrum, x64):
-    """Where nothing is gained from a low rank, errors are larger than claimed, as is documented."""
+    """If a low rank does not help, errors are larger than estimated, as is documented."""
     operator = rotated(spectrum)
     for estimator, exact in (
         (functools.partial(estimate_trace, method="xtrace", probes="signs"), spectrum.sum()),

@@ -133,7 +133,7 @@ def test_negative_curvature_is_met(x64):
 
 
 def test_a_singular_matrix_is_told(x64):
-    """Where a system can be solved all the same, it is."""
+    """A consistent system is solved nevertheless."""
     singular = matrix_of(np.where(np.arange(P) < 4, 0.0, EVEN))
     b = np.stack([B[0], singular @ B[0], B[0]])
     _, report = solve("cg", singular, b)

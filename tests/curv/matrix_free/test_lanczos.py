@@ -124,7 +124,7 @@ def test_without_positive_eigenvalues(x64):
 
 
 def test_many_copies_of_an_eigenvalue(x64):
-    """As of a network with a hundred classes before training: more copies than there are runs."""
+    """An eigenvalue with more copies than runs, as for an untrained network with many classes."""
     spectrum = np.repeat([3.0, 0.0], [25, 45])
     operator = rotated(spectrum)
     check(leading_eigenpairs(operator, 25), operator, spectrum, rank=25)
@@ -177,7 +177,7 @@ def test_half_precision_parameters_give_single_precision_pairs(in_memory):
 
 
 def test_every_product_reads_one_linearisation(monkeypatch):
-    """And new values of the same shapes compile nothing."""
+    """New values of the same shapes do not recompile."""
     seen = []
 
     def spy(operator, *args):

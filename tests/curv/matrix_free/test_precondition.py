@@ -102,7 +102,7 @@ def test_the_mean_stands_for_a_damping_that_differs_within_a_layer(x64):
 
 
 def test_lookups_keep_the_damping_of_each_entry(x64):
-    """Where a factor is diagonal, nothing is mixed along its axis."""
+    """A diagonal factor does not mix entries along its axis."""
 
     def model(params, x):
         return params["table"][x]

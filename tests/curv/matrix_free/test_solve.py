@@ -111,7 +111,7 @@ def test_single_precision():
 
 @pytest.mark.parametrize("method", ["cg", "lsmr"])
 def test_right_hand_sides_of_every_size_in_single_precision(method):
-    """Whose squares are zero, or infinite."""
+    """The squares of their entries underflow or overflow."""
     vs = np.asarray(twins.problem("mlp").vectors(2)) * np.array([[1e-25], [1e25]], "float32")
     inverse = InverseOperator(small(dtype="float32"), damping=5.0, method=method, tolerance=1e-5)
     solutions = inverse.solve_many(vs)

@@ -88,7 +88,7 @@ def test_the_order_of_tied_examples_does_not_matter():
 
 
 def test_what_is_calibrated_has_no_debiased_error():
-    """Of small data sets: chance makes the plain errors positive, and the debiased one zero."""
+    """For small data sets, chance makes the plain errors positive, and the debiased one zero."""
 
     @jax.jit
     @jax.vmap

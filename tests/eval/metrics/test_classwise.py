@@ -51,7 +51,7 @@ def test_soft_labels_and_probabilities_on_the_edges():
 
 
 def test_sums_over_blocks_keep_what_one_sum_would_lose():
-    """Of a million examples alike, whose sum in float32 one by one would be off by a percent."""
+    """A million equal examples, whose sequential sum in float32 would be off by a percent."""
     num = 2**20
     probs = np.tile(np.array([[0.999, 0.001]], np.float32), (num, 1))
     labels = (np.arange(num) % 1000 == 0).astype(np.int32)

@@ -90,7 +90,7 @@ def test_answers_have_the_precision_that_jax_is_set_to():
 
 
 class Frame:
-    """What a DataFrame or a Series has of an array."""
+    """The part of the interface of arrays that a DataFrame or a Series has."""
 
     def __init__(self, values):
         self.values = np.asarray(values)

@@ -55,7 +55,7 @@ def test_the_standard_error_of_a_mean_is_that_of_textbooks():
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
-    """Of 300 data sets of 80 examples, 90% intervals; the truth is an integral."""
+    """90% intervals for 300 data sets of 80 examples; the truth is an integral."""
 
     @jax.jit
     @jax.vmap

@@ -62,7 +62,7 @@ def test_always_right_always_wrong_and_single():
 
 
 def test_confidences_that_round_to_one_are_ranked():
-    """As float64 ranks them: the least certain of the three is the one that is wrong."""
+    """The ranking is that of float64: the least certain of the three is wrong."""
     rest = np.array([1e-9, 1e-12, 1e-20])
     probs = np.stack([1 - rest, rest], axis=1).astype(np.float32)
     y = np.array([1, 0, 0])

@@ -130,7 +130,7 @@ def test_proportions_have_no_scale():
 
 
 def test_every_metric_of_the_package_is_tested_here():
-    """What takes weights is in one of the dictionaries above, by its function."""
+    """Every function with weights is called in one of the dictionaries above."""
     import inspect
 
     source = inspect.getsource(inspect.getmodule(examples))
