@@ -70,7 +70,7 @@ def predict_batches(
     _check_batches(batches)
     if isinstance(batches, ShardedBatches):
         return _of_examples(predict, _shown(batches.with_rows(), batches, _num_marked, progress))
-    return _predictions(predict, _shown(batches, batches, _num_in, progress), batches)
+    return _predictions(predict, _shown(batches, batches, _num_in, progress))
 
 
 def _shown(
