@@ -155,7 +155,8 @@ def check_same(what: str, tree: PyTree) -> None:
         raise ValueError(
             f"Found {what} on the host of each of {jax.process_count()} processes that differ "
             "between them, expected the same in each next to arrays that all of them share; make "
-            "parts of the data one array by jax.make_array_from_process_local_data(sharding, own)."
+            "parts of the data one array, jax.make_array_from_process_local_data(sharding, own), "
+            "and batches global ones, lk.data.shard_batches(loader, mesh, axis)."
         )
 
 

@@ -183,6 +183,7 @@ def check_predictions(place: Place, folder: Path):
             "functions": functions(x),
             "draws": draws["a"]["w"],
             "host": la.predict(_data()[0]).probs,
+            "over": la.predict_over(lk.eval.split(_data()[0], 7)).probs,
         }
     )
 
@@ -393,7 +394,7 @@ def check_loader_without_placement(place: Place, folder: Path):
     if place.mesh is not None:
         with pytest.raises(ValueError, match=r"program of 2 processes.*shard_batches"):
             lk.fit(model_fn, _params(), _loader(place), likelihood="categorical")
-        with pytest.raises(ValueError, match=r"program of 2 processes.*shard_batches"):
+        with pytest.raises(ValueError, match=r"inputs.*2 processes that differ.*shard_batches"):
             _fitted(place).predict_over(_loader(place))
     return {}
 
@@ -443,6 +444,25 @@ def check_page(place: Place, folder: Path):
     la = names["la"]
     found = {"precision": la.prior_precision, "variance": la.posterior.variance()}
     return names["metrics"] | fetch(found | {"num_data": la.num_data})
+
+
+def check_examples_that_every_process_has(place: Place, folder: Path):
+    """Data of 22 examples over four devices, from the host of each process."""
+    x, y = (part[:22] for part in _data())
+    data = (x, y) if place.mesh is None else lk.data.shard(x, y, place.mesh)
+    la = lk.fit(model_fn, _params(), data, likelihood="categorical", structure="ekfac")
+    return _numbers(la, x) | la.evaluate(data)
+
+
+def check_explicit_axes(place: Place, folder: Path):
+    mesh = place.mesh and jax.make_mesh(place.mesh.devices.shape, place.mesh.axis_names)
+    place, found = Place(mesh), {}
+    for structure in ("diagonal", lk.LowRank(rank=6)):
+        la = _fitted(place, structure).tune(temperature=True)
+        found |= {f"{type(structure).__name__} {k}": v for k, v in _numbers(la, _data()[0]).items()}
+    found["predictions"] = fetch(la.predict(_rows(place)[0]).probs)
+    found["over"] = np.sort(fetch(la.predict_over(_batches(place)).probs)[:, 0])
+    return found | la.evaluate(_rows(place))
 
 
 def check_memory(place: Place, folder: Path):

@@ -17,7 +17,7 @@ from laplace_kit.arrays import is_list_of_numbers, on_host
 from laplace_kit.errors import check_count
 from laplace_kit.eval.outputs import Predictive, with_joint_covariance
 from laplace_kit.host import fetch, spans_processes
-from laplace_kit.loaders import ShardedBatches, check_shared
+from laplace_kit.loaders import ShardedBatches
 from laplace_kit.targets.outputs import Outputs
 
 Predict = Callable[[PyTree], Predictive]
@@ -48,8 +48,8 @@ def predict_over(predict: Predict, batches: Iterable[Any], *, progress: bool = F
         If `batches` are inputs in memory, for which `predict` is enough.
     ValueError
         If there is no batch, the predictive is joint over all inputs, or several processes share
-        the posterior and not the batches: pass `laplace_kit.data.shard_batches`, whose examples are
-        predicted in the order of the global batches.
+        the posterior and each has other batches: pass `laplace_kit.data.shard_batches`, whose
+        examples are predicted in the order of the global batches.
     """
     parts = list(predict_batches(predict, batches, progress=progress))
     if not parts:
@@ -70,7 +70,7 @@ def predict_batches(
     _check_batches(batches)
     if isinstance(batches, ShardedBatches):
         return _of_examples(predict, _shown(batches.with_rows(), batches, _num_marked, progress))
-    return _predictions(predict, _shown(batches, batches, _num_in, progress), batches)
+    return _predictions(predict, _shown(batches, batches, _num_in, progress))
 
 
 def _shown(
@@ -105,9 +105,7 @@ def _of_examples(predict: Predict, batches: Iterable[tuple]) -> Iterator[Predict
         yield rows_of(predict(x), np.flatnonzero(is_example))
 
 
-def _predictions(
-    predict: Predict, batches: Iterable[Any], source: Iterable[Any]
-) -> Iterator[Predictive]:
+def _predictions(predict: Predict, batches: Iterable[Any]) -> Iterator[Predictive]:
     size = None
     for item in batches:
         x = _inputs(item)
@@ -121,8 +119,6 @@ def _predictions(
             rows = np.arange(low, low + size)
             # Filled up with the last input, as zeros may be invalid.
             predictive = predict(_rows(x, np.minimum(rows, num - 1)) if num != size else x)
-            if spans_processes(predictive):
-                check_shared(source, x)
             yield _first(predictive, min(size, num - low))
 
 

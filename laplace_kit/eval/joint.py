@@ -16,6 +16,7 @@ from laplace_kit.curv.objective import Objective
 from laplace_kit.data import as_data, map_over
 from laplace_kit.eval.moments import accurate
 from laplace_kit.memory import readable
+from laplace_kit.placement import placement_of
 
 # Every chunk repeats the passes of all inputs, which costs more than leaving the caches.
 _PASSES_TO_SAVE = 16
@@ -64,7 +65,7 @@ def joint_moments(
     _check_result_fits(outputs, objective.limits.budget)
     posterior = posterior.for_prediction(objective.plan.layers.layouts)
     size = objective.limits.batch_size or _batch_size(objective, posterior)
-    if size >= outputs.shape[0]:
+    if size >= outputs.shape[0] and placement_of(x) is None:  # all of them on this device
         return map_over(_all_pairs, (objective, posterior), x, size)
     f_mean, covariance = map_over(_Pairs(size), (objective, posterior, x), x, size)
     return f_mean, covariance
