@@ -8,14 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from laplace_kit.data import (
-    Data,
-    DataLike,
-    InMemory,
-    as_data,
-    read_batches,
-    take,
-)
+from laplace_kit.data import Data, DataLike, InMemory, as_data, read_batches, take
 from laplace_kit.host import fetch
 from laplace_kit.placement import automatic
 

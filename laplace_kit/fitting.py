@@ -48,7 +48,6 @@ from laplace_kit.data import (
     batch_spec,
     chunk_spec,
     forget,
-    one_step,
     with_checkpoint,
     with_weights,
 )
@@ -63,6 +62,7 @@ from laplace_kit.memory import Limits
 from laplace_kit.placement import shapes
 from laplace_kit.record import Record
 from laplace_kit.selection import Selection, Subset, can_vary, select
+from laplace_kit.sums import one_step
 from laplace_kit.tree import as_pytree_function
 
 

@@ -20,7 +20,7 @@ from laplace_kit.approx.noise import GAUSSIANS, gaussian_of
 from laplace_kit.approx.spec import StructureSpec
 from laplace_kit.bars import is_shown
 from laplace_kit.curv.objective import Objective, chunk_loss
-from laplace_kit.data import Chunk, Data, InMemory, as_data, chunks, whole
+from laplace_kit.data import Chunk, Data, InMemory, as_data, whole
 from laplace_kit.errors import check_option
 from laplace_kit.fitting import fit
 from laplace_kit.host import fetch, fetch_array
@@ -29,6 +29,7 @@ from laplace_kit.likelihood import Gaussian, Likelihood, as_likelihood
 from laplace_kit.likelihood.masked import without_mask
 from laplace_kit.portable import to_portable
 from laplace_kit.selection import can_vary
+from laplace_kit.sums import chunks
 from laplace_kit.tree import pytree_dataclass, replace
 from laplace_kit.tune.chain import NOISES, has_unknown_noise
 

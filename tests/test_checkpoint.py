@@ -10,7 +10,8 @@ from exact import as_users_call
 
 from laplace_kit import storage
 from laplace_kit.checkpoint import Checkpoint, as_checkpoint, claim, fingerprint, release
-from laplace_kit.data import as_data, forget, sum_over, with_checkpoint
+from laplace_kit.data import as_data, forget, with_checkpoint
+from laplace_kit.sums import sum_over
 
 X = np.random.default_rng(0).normal(size=(23, 3)).astype("float32")
 Y = np.arange(23, dtype="float32")

@@ -22,10 +22,11 @@ from laplace_kit.curv.capture.layout import to_flat
 from laplace_kit.curv.capture.rows import Rows, alike
 from laplace_kit.curv.ggn import GaussNewtonOperator
 from laplace_kit.curv.objective import Objective, per_example, per_example_factor
-from laplace_kit.data import InMemory, chunks, map_over, sum_over, whole
+from laplace_kit.data import InMemory, whole
 from laplace_kit.host import fetch
 from laplace_kit.memory import Limits
 from laplace_kit.placement import Placement, shapes
+from laplace_kit.sums import chunks, map_over, sum_over
 from laplace_kit.tree import pytree_dataclass, replace
 
 

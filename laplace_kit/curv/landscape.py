@@ -14,10 +14,11 @@ from laplace_kit.curv.capture.layout import to_flat
 from laplace_kit.curv.objective import Objective, chunk_loss, restrict
 from laplace_kit.curv.operator import check_outputs
 from laplace_kit.curv.vector import read_vectors
-from laplace_kit.data import Chunk, DataLike, as_data, batch_spec, sum_over
+from laplace_kit.data import Chunk, DataLike, as_data, batch_spec
 from laplace_kit.errors import check_count
 from laplace_kit.likelihood import LikelihoodLike, as_likelihood
 from laplace_kit.memory import Limits
+from laplace_kit.sums import sum_over
 from laplace_kit.tree import pytree_dataclass
 
 

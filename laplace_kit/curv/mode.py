@@ -12,12 +12,13 @@ from laplace_kit import tree
 from laplace_kit.bars import titled
 from laplace_kit.chunks import chunk_of_sum
 from laplace_kit.curv.objective import Objective, loss_of_outputs
-from laplace_kit.data import Data, InMemory, forget, read_batches, sum_over
+from laplace_kit.data import Data, InMemory, forget, read_batches
 from laplace_kit.examples import Examples, gather
 from laplace_kit.host import check_same, fetch
 from laplace_kit.likelihood import Factorized, FromLoss, Likelihood
 from laplace_kit.likelihood.base import check_targets
 from laplace_kit.likelihood.masked import has_mask, targets_seen
+from laplace_kit.sums import sum_over
 from laplace_kit.tree import pytree_dataclass
 from laplace_kit.weights import ALL_ZERO
 

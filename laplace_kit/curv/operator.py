@@ -18,12 +18,13 @@ from laplace_kit.curv.mode import check_values
 from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.curv.plan import Plan
 from laplace_kit.curv.vector import read_vectors
-from laplace_kit.data import Chunk, Data, DataLike, InMemory, as_data, batch_spec, sum_over
+from laplace_kit.data import Chunk, Data, DataLike, InMemory, as_data, batch_spec
 from laplace_kit.host import check_same
 from laplace_kit.likelihood import LikelihoodLike, as_likelihood
 from laplace_kit.likelihood.base import check_targets
 from laplace_kit.memory import Limits, evenly
 from laplace_kit.placement import check_devices
+from laplace_kit.sums import sum_over
 from laplace_kit.tree import as_pytree_function
 
 STATIC = ("limits", "plan")

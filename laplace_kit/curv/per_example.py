@@ -13,9 +13,10 @@ from laplace_kit.curv.capture.cost import choose_held, multiplied_out, rows_cost
 from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.objective import Objective, per_example, restrict
 from laplace_kit.curv.operator import check_outputs
-from laplace_kit.data import Chunk, as_data, batch_spec, map_over, read_batches, whole
+from laplace_kit.data import Chunk, as_data, batch_spec, read_batches, whole
 from laplace_kit.likelihood import LikelihoodLike, as_likelihood
 from laplace_kit.memory import Limits
+from laplace_kit.sums import map_over
 
 
 def per_example_gradients(
