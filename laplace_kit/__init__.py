@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from laplace_kit.approx.kronecker import Kronecker as Kronecker
     from laplace_kit.approx.low_rank import LowRank as LowRank
     from laplace_kit.card import Card as Card
+    from laplace_kit.checkpoint import Checkpoint as Checkpoint
     from laplace_kit.curv.fisher import EmpiricalFisher as EmpiricalFisher
     from laplace_kit.curv.fisher import MonteCarloFisher as MonteCarloFisher
     from laplace_kit.curv.ggn import GGN as GGN

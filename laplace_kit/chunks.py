@@ -7,9 +7,10 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from laplace_kit.data import Chunk, Data, InMemory, batch_spec, one_step
+from laplace_kit.data import Chunk, Data, InMemory, batch_spec
 from laplace_kit.memory import Limits, held_bytes
 from laplace_kit.placement import Placement, num_held, placement_of, shapes
+from laplace_kit.sums import one_step
 from laplace_kit.tree import num_bytes
 
 
@@ -21,7 +22,7 @@ def chunk_of_sum(
     Parameters
     ----------
     fn, args, data
-        As for `laplace_kit.data.sum_over`. The step is traced for all data, or a batch, and also
+        As for `laplace_kit.sums.sum_over`. The step is traced for all data, or a batch, and also
         for a single example if these do not fit: no arithmetic is done.
     limits
         Bounds of the memory.
@@ -47,7 +48,7 @@ def chunk_of_map(
     Parameters
     ----------
     fn, args, x, placement
-        As for `laplace_kit.data.map_over`; traced as in `chunk_of_sum`.
+        As for `laplace_kit.sums.map_over`; traced as in `chunk_of_sum`.
     limits
         Bounds of the memory.
     """

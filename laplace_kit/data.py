@@ -1,31 +1,25 @@
-"""One type for data: arrays in memory, or a re-iterable stream of batches.
-
-Sums over examples run through `sum_over`: in memory one compiled program scans over chunks of a
-fixed size; over a stream the host loops over one compiled step. The last chunk is filled up with
-examples seen before, at weight zero, so that no zero padding reaches the model and no ragged batch
-recompiles.
-"""
+"""One type for data: arrays in memory, or a re-iterable stream of batches."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree, UInt32
+from jaxtyping import Array, Float, PyTree, UInt32
 
 from laplace_kit import streams
 from laplace_kit.arrays import as_arrays, common_length, is_list_of_numbers, listed
+from laplace_kit.bars import Bars, is_shown, length_of
+from laplace_kit.checkpoint import Checkpoint, Run, as_checkpoint, release
 from laplace_kit.host import fetch_array
 from laplace_kit.loaders import ShardedBatches as ShardedBatches
 from laplace_kit.loaders import check_shared
 from laplace_kit.loaders import shard_batches as shard_batches
 from laplace_kit.placement import (
     Placement,
-    check_devices,
-    in_parts,
     num_held,
     placement_of,
     spread,
@@ -33,7 +27,6 @@ from laplace_kit.placement import (
 from laplace_kit.sharding import shard as shard
 from laplace_kit.tree import pytree_dataclass, replace
 from laplace_kit.weights import as_weights, check_some_count
-from laplace_kit.xla_cpu import adapted
 
 __all__ = [
     "Data",
@@ -104,20 +97,24 @@ class InMemory:
         return num_held(self.num_examples, self.placement)
 
 
-@pytree_dataclass(static=("batches", "first", "num_first", "progress", "is_weighted", "placement"))
+@pytree_dataclass(
+    static=("batches", "first", "num_first", "is_weighted", "placement", "bars", "checkpoint")
+)
 class Stream:
     """A re-iterable of `(x, y)` or `(x, y, weights)` batches.
 
     `first` holds the shapes and dtypes of the first batch in hashable form, and `placement` tells
-    over which devices its examples are spread, if they are.
+    over which devices its examples are spread, if they are. Passes show `bars`, and save their sums
+    to a `checkpoint`, where there are any.
     """
 
-    batches: Iterable
+    batches: streams.ByIdentity
     first: tuple
     num_first: int
-    progress: bool
     is_weighted: bool
     placement: Placement | None = None
+    bars: Bars | None = None
+    checkpoint: Checkpoint | None = None
 
     @property
     def num_held(self) -> int:
@@ -141,7 +138,7 @@ def as_data(data: Any, *, progress: bool = False, once: bool = False) -> Data:
         third part, `(x, y, weights)`, holds the weights of the examples, `(N,)`. `InMemory` and
         `Stream` are returned as they are.
     progress
-        Show a bar for each pass over a stream.
+        Show a bar for each pass over a stream: what is computed, and the examples a second.
     once
         Whether only a single pass will be made, so that an iterator, such as a generator, suffices.
 
@@ -180,9 +177,9 @@ def as_data(data: Any, *, progress: bool = False, once: bool = False) -> Data:
         streams.ByIdentity(source),
         hashable,
         batch.num_examples,
-        progress,
         batch.is_weighted,
         batch.placement,
+        Bars() if is_shown(progress) else None,
     )
 
 
@@ -249,6 +246,41 @@ def _in_memory(parts: Any) -> InMemory:
     return InMemory(x, y, weights=weights, placement=placement)
 
 
+def with_checkpoint(data: Data, directory: Checkpoint | str | os.PathLike) -> Stream:
+    """Return a stream whose passes save their sums; see `laplace_kit.checkpoint`.
+
+    Raises
+    ------
+    TypeError
+        If the data are in memory.
+    ValueError
+        If there are several processes, and the batches are not spread over devices.
+    """
+    if isinstance(data, InMemory):
+        raise TypeError(
+            "Found checkpoint= with data in memory, expected a stream of batches, whose passes are "
+            "resumed; leave out checkpoint=, or pass a loader of batches."
+        )
+    if jax.process_count() > 1 and data.placement is None:
+        raise ValueError(
+            f"Found checkpoint= in {jax.process_count()} processes whose batches are not spread "
+            "over devices, expected those of lk.data.shard_batches(loader, mesh, axis); spread "
+            "them, or leave out checkpoint=."
+        )
+    return replace(data, checkpoint=as_checkpoint(directory))
+
+
+def forget(data: Data) -> None:
+    """Remove the sums that a stream has saved, as those of data that are refused."""
+    if isinstance(data, Stream) and data.checkpoint is not None:
+        release(data.checkpoint, shared=is_shared(data))
+
+
+def is_shared(data: Stream) -> bool:
+    """Return whether several processes pass over a stream together."""
+    return data.placement is not None and data.placement.is_shared
+
+
 def batch_spec(data: Data) -> tuple[PyTree, PyTree]:
     """Return shapes and dtypes of `(x, y)`: of all examples in memory, or of the first batch."""
     if isinstance(data, InMemory):
@@ -257,13 +289,50 @@ def batch_spec(data: Data) -> tuple[PyTree, PyTree]:
     return jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
 
 
-def read_batches(data: Data) -> Iterator[InMemory]:
-    """Yield the batches of one pass over data, each like the first; in memory all are one batch."""
+def chunk_spec(data: Stream) -> Chunk:
+    """Return shapes and dtypes of the first batch of a stream as one chunk."""
+    weight = jax.ShapeDtypeStruct((data.num_first,), np.float32)
+    return jax.eval_shape(Chunk, *batch_spec(data), weight)
+
+
+def whole(data: InMemory) -> Chunk:
+    """Return all examples as one chunk."""
+    weights = data.weights
+    weight = jnp.ones(data.num_examples, jnp.float32) if weights is None else weights
+    return Chunk(data.x, data.y, weight, data.prints)
+
+
+def read_batches(data: Data, name: str | None = None, run: Run | None = None) -> Iterator[InMemory]:
+    """Yield the batches of one pass over data, each like the first; in memory all are one batch.
+
+    Parameters
+    ----------
+    data
+        In memory, or a stream.
+    name
+        What is computed, for the bar of a stream that shows any; `None` for a short look.
+    run
+        The pass, if it may go on where it was interrupted.
+    """
     if isinstance(data, InMemory):
         yield data
         return
+    batches = _like_first(data, data.batches if run is None else run.batches(_as_batch))
+    if data.bars is None or name is None:
+        yield from batches
+        return
+    num, done = length_of(data.batches), 0 if run is None else run.num_examples
+    yield from data.bars.over(batches, name, _num_examples, num_batches=num, done=done)
+
+
+def _num_examples(batch: InMemory) -> int:
+    return batch.num_examples
+
+
+def _like_first(data: Stream, items: Iterable) -> Iterator[InMemory]:
+    """Yield batches as arrays, and refuse one unlike the first."""
     first = [leaf.shape[1:] for leaf in jax.tree.leaves(batch_spec(data))]
-    for item in streams.with_bar(data.batches) if data.progress else data.batches:
+    for item in items:
         batch = _as_batch(item)
         found = [leaf.shape[1:] for leaf in jax.tree.leaves((batch.x, batch.y))]
         if found != first:
@@ -281,197 +350,6 @@ def read_batches(data: Data) -> Iterator[InMemory]:
         yield batch
 
 
-# --- sums over examples -------------------------------------------------------------------------
-
-
-def sum_over(fn: Callable, args: PyTree, data: Data, batch_size: int | None) -> PyTree:
-    r"""Return $\sum_{\text{chunks}} \mathrm{fn}(\mathrm{args}, \text{chunk})$.
-
-    Parameters
-    ----------
-    fn
-        A module-level function `(args, chunk) -> pytree of sums`. It must weight each example by
-        `chunk.weight`, and a factor that enters twice by its square root. It is static, and
-        compiled once per shape of `args` and of the chunk.
-    args
-        A pytree of arrays: everything that `fn` needs besides the chunk.
-    data
-        In memory, or a stream.
-    batch_size
-        The number of examples in a chunk, on each device, at most; `None` for all in memory (or a
-        whole batch).
-
-    Returns
-    -------
-    sums
-        Accumulated over chunks in float32 or better.
-
-    Raises
-    ------
-    TypeError
-        If a stream is summed inside a transformation such as `jit`, where the host cannot loop.
-    """
-    if isinstance(data, InMemory):
-        check_devices(args, data)
-        return _scan_sum(fn, args, data, min(batch_size or data.num_held, data.num_held))
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
-        raise TypeError(
-            "Found a stream of batches inside a JAX transformation (jit, vmap, grad), expected "
-            "concrete values, as the host loops over the batches; call it outside, or pass the "
-            "data in memory as a tuple (x, y)."
-        )
-    size = min(batch_size or data.num_held, data.num_held)
-    total = None
-    for part in _parts(data, size):
-        if total is None:  # zeros from the host: a separate first step would be one more program
-            check_devices(args, part)
-            spec = _part_sum.eval_shape(fn, args, part, size)
-            total = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), spec)
-        total = _step(fn, args, part, total, size)
-    if total is None:
-        raise TypeError(
-            "Found no batch in a pass over the data after the first one, expected the same batches "
-            "in every pass; iter(data) must make a new iterator each time: wrap it as list(data)."
-        )
-    return total
-
-
-@partial(jax.jit, static_argnums=0, inline=True)
-def one_step(fn: Callable, args: PyTree, chunk: PyTree) -> PyTree:
-    """Return `fn(args, chunk)`; one trace serves the cost estimate and the loop."""
-    return fn(args, chunk)
-
-
-@partial(jax.jit, static_argnames=("fn", "batch_size"))
-def _scan_sum(fn, args, data, batch_size):
-    sums, rows = partial(_sum_chunks, fn, batch_size), replace(data, placement=None)
-    return in_parts(sums, data.placement, args, rows, summed=True)
-
-
-def _sum_chunks(fn, batch_size, args, data):
-    fn, num = adapted(partial(one_step, fn)), data.num_examples
-    if batch_size == num:
-        return _accumulable(fn(args, _slice(data, 0, num)))
-    shapes = jax.eval_shape(lambda: _accumulable(fn(args, _slice(data, 0, batch_size))))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-    def body(total, i):
-        return jax.tree.map(jnp.add, total, fn(args, _slice(data, i, batch_size))), None
-
-    return jax.lax.scan(body, zeros, jnp.arange(-(-num // batch_size)))[0]
-
-
-@partial(jax.jit, static_argnames=("fn", "batch_size"), inline=True)
-def _part_sum(fn, args, part, batch_size):
-    if isinstance(part, InMemory):
-        return _scan_sum(fn, args, part, min(batch_size, part.num_held))
-    return _accumulable(adapted(partial(one_step, fn))(args, part))
-
-
-@partial(jax.jit, static_argnames=("fn", "batch_size"), donate_argnames="total")
-def _step(fn, args, part, total, batch_size):
-    return jax.tree.map(jnp.add, total, _part_sum(fn, args, part, batch_size))
-
-
-def _accumulable(sums: PyTree) -> PyTree:
-    """Cast floating sums to at least float32, so that many small terms are not lost."""
-    return jax.tree.map(
-        lambda s: (
-            s.astype(jnp.promote_types(s.dtype, jnp.float32))
-            if jnp.issubdtype(s.dtype, jnp.floating)
-            else s
-        ),
-        sums,
-    )
-
-
-def _slice(data: InMemory, i: int | Int[Array, ""], batch_size: int) -> Chunk:
-    """Cut chunk `i`; the last one starts earlier, with weight zero for examples seen before."""
-    if batch_size == data.num_examples:
-        return whole(data)
-    start = jnp.minimum(i * batch_size, data.num_examples - batch_size)
-    part = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, batch_size), data)
-    is_new = start + jnp.arange(batch_size) >= i * batch_size
-    chunk = whole(part)
-    return replace(chunk, weight=jnp.where(is_new, chunk.weight, 0))
-
-
-def whole(data: InMemory) -> Chunk:
-    """Return all examples as one chunk."""
-    weights = data.weights
-    weight = jnp.ones(data.num_examples, jnp.float32) if weights is None else weights
-    return Chunk(data.x, data.y, weight, data.prints)
-
-
-def chunks(data: Stream, batch_size: int | None) -> Iterator[Chunk]:
-    """Cut the batches of a stream into chunks of one size, the last of each batch filled up.
-
-    Batches that are spread over several devices are not cut.
-    """
-    for part in _parts(data, min(batch_size or data.num_held, data.num_held)):
-        yield whole(part) if isinstance(part, InMemory) else part
-
-
-def _parts(data: Stream, size: int) -> Iterator[Chunk | InMemory]:
-    """Yield batches that are spread over several devices as they are, and chunks of the others."""
-    for batch in read_batches(data):
-        if batch.placement is not None:
-            yield batch
-            continue
-        num = batch.num_examples
-        for low in range(0, num, size):
-            rows = np.minimum(np.arange(low, low + size), num - 1)
-            is_new = (np.arange(low, low + size) < num).astype(np.float32)
-            part = batch if num == size else take(batch, rows)
-            weight = is_new if part.weights is None else is_new * fetch_array(part.weights)
-            yield Chunk(part.x, part.y, jnp.asarray(weight))
-
-
 def take(batch: InMemory, rows: np.ndarray) -> InMemory:
     """Select rows on the host: on the device each batch size would need its own program."""
     return jax.tree.map(lambda leaf: fetch_array(leaf)[rows], batch)
-
-
-# --- maps over inputs ---------------------------------------------------------------------------
-
-
-def map_over(
-    fn: Callable, args: PyTree, x: PyTree, batch_size: int, placement: Placement | None = None
-) -> PyTree:
-    """Return `fn(args, x)` row by row, computed in chunks of `batch_size` inputs.
-
-    Parameters
-    ----------
-    fn
-        A module-level function `(args, x) -> pytree` that keeps the leading axis of `x`.
-    args, x
-        Pytrees of arrays; `x` with a leading axis of N inputs.
-    batch_size
-        The number of inputs held at a time, on each device.
-    placement
-        Over which devices the inputs are spread; by default as `placement_of` finds, which inside
-        `jit` does not know of meshes of automatic axes. Rows of the result stay where they are.
-    """
-    check_devices(args, x)
-    return _map_rows(fn, args, x, batch_size, placement or placement_of(x))
-
-
-@partial(jax.jit, static_argnames=("fn", "batch_size", "placement"))
-def _map_rows(fn, args, x, batch_size, placement):
-    return in_parts(partial(_map_chunks, fn, batch_size), placement, args, x, summed=False)
-
-
-def _map_chunks(fn, batch_size, args, x):
-    fn, data = adapted(partial(one_step, fn)), InMemory(x, ())
-    num = data.num_examples
-    size = min(batch_size, num)
-    if size == num:
-        return fn(args, x)
-    steps = -(-num // size)
-    out = jax.lax.map(lambda i: fn(args, _slice(data, i, size).x), jnp.arange(steps))
-
-    def join(stacked):
-        head = stacked[:-1].reshape((steps - 1) * size, *stacked.shape[2:])
-        return jnp.concatenate([head, stacked[-1][steps * size - num :]])
-
-    return jax.tree.map(join, out)

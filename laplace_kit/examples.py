@@ -8,14 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from laplace_kit.data import (
-    Data,
-    DataLike,
-    InMemory,
-    as_data,
-    read_batches,
-    take,
-)
+from laplace_kit.data import Data, DataLike, InMemory, as_data, read_batches, take
 from laplace_kit.host import fetch
 from laplace_kit.placement import automatic
 
@@ -30,7 +23,8 @@ class Examples(NamedTuple):
 
 def gather(data: DataLike) -> Examples:
     """Return all examples, from memory or from one pass over batches."""
-    return joined([_examples_of(batch) for batch in read_batches(as_data(data, once=True))])
+    batches = read_batches(as_data(data, once=True), "reading examples")
+    return joined([_examples_of(batch) for batch in batches])
 
 
 def joined(parts: Sequence[Examples]) -> Examples:

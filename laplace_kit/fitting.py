@@ -1,16 +1,15 @@
 """From a trained model and its data to a posterior."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from laplace_kit import storage, stored, tree
+from laplace_kit import __version__, storage, stored, streams, tree
 from laplace_kit.approx.choice import Auto, Choice, Chosen, choose_structure
 from laplace_kit.approx.names import (
     CurvatureName,
@@ -23,25 +22,39 @@ from laplace_kit.approx.prior import Prior, expand_precision
 from laplace_kit.approx.spec import Sizes, StructureSpec, sizes_of
 from laplace_kit.approx.subset import last_layer
 from laplace_kit.approx.update import Expansion
+from laplace_kit.bars import stages
+from laplace_kit.checkpoint import Checkpoint, claim
 from laplace_kit.curv.capture.coverage import coverage_of
 from laplace_kit.curv.matrix_free.ritz import check_rank
 from laplace_kit.curv.mode import check_inputs, examine_mode
-from laplace_kit.curv.objective import Objective, restrict
+from laplace_kit.curv.objective import Objective, chunk_loss, restrict
 from laplace_kit.curv.operator import check_outputs
 from laplace_kit.curv.spec import CurvatureSpec
 from laplace_kit.curv.split import with_features
 from laplace_kit.curv.trained_model import TrainedModel
-from laplace_kit.data import NUM_EXAMPLES, Data, as_data, batch_spec, with_weights
+from laplace_kit.data import (
+    NUM_EXAMPLES,
+    Chunk,
+    Data,
+    as_data,
+    batch_spec,
+    chunk_spec,
+    forget,
+    with_checkpoint,
+    with_weights,
+)
 from laplace_kit.eval.link import LinkFunction
 from laplace_kit.eval.predictive import Prediction
-from laplace_kit.examples import first_examples
+from laplace_kit.examples import Examples, first_examples
 from laplace_kit.host import check_same, extremes
 from laplace_kit.independence import check_independence
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Likelihood, as_likelihood
 from laplace_kit.memory import Limits
+from laplace_kit.placement import shapes
 from laplace_kit.record import Record
 from laplace_kit.selection import Selection, Subset, can_vary, select
+from laplace_kit.sums import one_step
 from laplace_kit.tree import as_pytree_function
 
 
@@ -63,6 +76,7 @@ def fit(
     weights: Any = None,
     batch_size: int | None = None,
     memory_limit: int | None = None,
+    checkpoint: Checkpoint | str | os.PathLike | None = None,
     progress: bool = False,
 ) -> Laplace:
     r"""Fit a Laplace posterior $\mathcal N(\theta^*, (H + d)^{-1})$ at trained parameters.
@@ -115,8 +129,12 @@ def fit(
         The number of examples held at a time; `None` chooses from the memory limit.
     memory_limit
         In bytes; `None` for a quarter of the device's memory.
+    checkpoint
+        A directory, for a stream: there every pass saves its sums and its place in the loader once
+        a minute, and the same call goes on after a kill, with the same result to the bit. The files
+        are removed at the end. `lk.Checkpoint` has the interval.
     progress
-        Show a progress bar: stages for data in memory, batches for a stream.
+        Show a progress bar: the stages, and each pass over a stream with its examples a second.
 
     Returns
     -------
@@ -141,6 +159,8 @@ def fit(
     kind = as_curvature(curvature, key=key, num_samples=num_samples)
     model_fn = as_pytree_function(model_fn)
     data = with_weights(as_data(data, progress=progress), weights)
+    if checkpoint is not None:
+        data = with_checkpoint(data, checkpoint)
     check_same("parameters or data", (params, data))
     limits = Limits(batch_size, memory_limit).shared_by(params, data)
     observed_by = as_likelihood(likelihood)
@@ -160,13 +180,15 @@ def fit(
     precision, mean = prior
     dtype = precision.dtype
 
-    with _stages(progress) as enter:
+    with stages(progress, 3) as enter:
         enter("checking the mode")
+        examples = first_examples(data, NUM_EXAMPLES)
+        if checkpoint is not None:
+            claim(data.checkpoint, _job(model, plan, kind, key, examples))
         cached, features = with_features(objective, data)
         if features is not data:
             check_inputs(data.x)  # invalid inputs may leave no trace in the features
         mode = examine_mode(cached, features)
-        examples = first_examples(data, NUM_EXAMPLES)
         check_independence(model_fn, params, examples.x, limits)
         choice = Choice(
             spec=plan.chosen.spec,
@@ -181,6 +203,7 @@ def fit(
         fitted = choice.fit(cached, features, key)
         enter("factorising the posterior")
         posterior, jitter = factorise(fitted, precision)
+    forget(data)  # a checkpoint has served
     given = jax.tree.map(jnp.asarray, prior_precision)
     gradient, coverage = mode.gradient.astype(dtype), coverage_of(objective.plan.layers)
     return Laplace(
@@ -333,18 +356,37 @@ def _sized(
     return objective, selection, sizes_of(objective, model.data, columns)
 
 
-@contextlib.contextmanager
-def _stages(progress: bool) -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows each stage on a progress bar, if `progress`."""
-    if not progress:
-        yield lambda stage: None
-        return
-    from tqdm.auto import tqdm
+def _job(
+    model: _Model,
+    plan: _Plan,
+    curvature: CurvatureSpec,
+    key: PRNGKeyArray | None,
+    examples: Examples,
+) -> dict[str, PyTree]:
+    """Return what determines the sums of a fit over a stream, by its name in messages.
 
-    with tqdm(total=3, leave=False, bar_format="{n_fmt}/{total_fmt} {desc} {elapsed}") as bar:
+    Not the prior, which enters after the sums. The first examples stand for all of them, unless
+    their order belongs to the state of the loader.
+    """
+    objective, data, limits = plan.objective, model.data, model.limits
+    software = __version__, jax.__version__, jax.default_backend()
+    precision = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
+    return {
+        "the versions, the precision or the device": (*software, *map(str, precision)),
+        "the shapes of batches": (str(data.first), data.num_first, data.is_weighted),
+        "the model or the loss": one_step.lower(
+            _loss, shapes(objective), chunk_spec(data)
+        ).as_text(),
+        "the parameters": (*tree.paths(model.params), model.params),
+        "the likelihood": (type(model.likelihood).__name__, model.likelihood),
+        "the subset": (*tree.paths(objective.params), plan.selection.indices),
+        "the structure": repr(plan.chosen.spec),
+        "the curvature": (repr(curvature), curvature),
+        "the key": key,
+        "the limits of memory": (repr(limits), limits.budget),
+        "the first examples": () if streams.orders_itself(data.batches.iterable) else examples,
+    }
 
-        def enter(stage: str) -> None:
-            bar.update()
-            bar.set_description_str(stage)
 
-        yield enter
+def _loss(objective: Objective, chunk: Chunk) -> Float[Array, ""]:
+    return chunk_loss(objective, objective.params, chunk)

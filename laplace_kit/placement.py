@@ -36,6 +36,11 @@ class Placement:
         return math.prod(self.mesh.shape[axis] for axis in self.axes)
 
     @property
+    def is_shared(self) -> bool:
+        """Whether several processes have a part of the rows each."""
+        return len({device.process_index for device in self.mesh.devices.flat}) > 1
+
+    @property
     def by_rows(self) -> NamedSharding:
         """The sharding of an array with a leading axis of examples."""
         return NamedSharding(self.mesh, PartitionSpec(self.axes))

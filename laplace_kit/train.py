@@ -17,8 +17,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from laplace_kit import storage, tree
 from laplace_kit.approx.names import StructureName
 from laplace_kit.approx.spec import StructureSpec
+from laplace_kit.bars import is_shown
 from laplace_kit.curv.objective import Objective, chunk_loss
-from laplace_kit.data import Chunk, Data, InMemory, as_data, chunks, whole
+from laplace_kit.data import Chunk, Data, InMemory, as_data, whole
 from laplace_kit.errors import check_option
 from laplace_kit.fitting import fit
 from laplace_kit.host import fetch, fetch_array
@@ -26,6 +27,7 @@ from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Gaussian, Likelihood, MultivariateGaussian, as_likelihood
 from laplace_kit.portable import to_portable
 from laplace_kit.selection import can_vary
+from laplace_kit.sums import chunks
 from laplace_kit.tree import pytree_dataclass, replace
 from laplace_kit.tune.chain import NOISES, has_unknown_noise
 
@@ -139,7 +141,7 @@ def train_with_evidence(
         A file to which `la.save` atomically writes the best posterior so far. To resume, start with
         the `params`, `prior_precision` and `likelihood` of the posterior that `load` reads.
     progress
-        Show a progress bar of epochs.
+        Show a progress bar of epochs, and one for each pass over a stream.
 
     Returns
     -------
@@ -166,7 +168,7 @@ def train_with_evidence(
     burn_in = int(_BURN_IN * num_epochs) if burn_in is None else burn_in
     _check_numbers(num_epochs, refit_every, burn_in, patience, train_batch_size)
     _check_optimizer(optimizer)
-    data, noise = as_data(data), _noise_to_learn(noise, likelihood)
+    data, noise = as_data(data, progress=progress), _noise_to_learn(noise, likelihood)
     size = _minibatch_size(data, train_batch_size)
     _check_checkpoint(checkpoint, params)
 
@@ -260,7 +262,7 @@ def _repeat_warnings(chosen: _Refit, num_refits: int) -> None:
 def _bar(num_epochs: int, progress: bool) -> Iterator[tuple[Iterable[int], Callable]]:
     """Yield the epochs, and a function that shows numbers next to the bar if there is one."""
     epochs = range(1, num_epochs + 1)
-    if not progress:
+    if not is_shown(progress):
         yield epochs, lambda *, loss, evidence: None
         return
     from tqdm.auto import tqdm
@@ -302,7 +304,7 @@ def _train_epoch(loss, optimizer, state, data: Data, key, size: int):
     if isinstance(data, InMemory):
         return _scan_epoch(loss, optimizer, state, data, key, size)
     total = 0.0
-    for chunk in chunks(data, size):
+    for chunk in chunks(data, size, "training"):
         state, value = _training_step(loss, optimizer, state, chunk)
         total += value
     return state, total
@@ -351,7 +353,9 @@ def _num_steps(data: Data, la: Laplace, size: int) -> int:
     """Return the number of minibatches in an epoch; weights of examples do not change it."""
     if isinstance(data, InMemory):
         return -(-data.num_examples // size)
-    return sum(1 for _ in chunks(data, size)) if data.is_weighted else -(-la.num_data // size)
+    if not data.is_weighted:
+        return -(-la.num_data // size)
+    return sum(1 for _ in chunks(data, size, "counting minibatches"))
 
 
 def _minibatch_size(data: Data, train_batch_size: int | None) -> int:

@@ -8,8 +8,9 @@ import twins
 
 from laplace_kit import curv
 from laplace_kit.chunks import Step, chunk_of_map, chunk_of_sum
-from laplace_kit.data import as_data, map_over, sum_over
+from laplace_kit.data import as_data
 from laplace_kit.memory import Limits, evenly
+from laplace_kit.sums import map_over, sum_over
 
 NUM, WIDTH, OUT = 64, 3, 4
 X = np.ones((NUM, WIDTH), np.float32)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import twins
 
+from laplace_kit import storage, streams
 from laplace_kit.data import as_data
 from laplace_kit.examples import gather
 
@@ -110,3 +111,66 @@ def test_torch_loaders_over_streams():
     again = as_data(torch_data.DataLoader(Rows(rows), batch_size=3))
     for _ in range(2):
         np.testing.assert_array_equal(gather(again)[0], X7)
+
+
+# --- the position of a loader ---------------------------------------------------------------------
+
+
+class Positioned:
+    """A loader whose state is whatever it is given."""
+
+    def __init__(self, state=None):
+        self.state = state
+
+    def __iter__(self):
+        return iter(())
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+def through_a_file(state, path):
+    """Return a loader's state as another process gets it back."""
+    storage.write(path, streams.state_of(Positioned(state), iter(())))
+    again = Positioned()
+    streams.set_back(again, storage.read(path))
+    return again.state
+
+
+def test_the_state_of_a_loader_comes_back_from_a_file(tmp_path):
+    state = {
+        "step": 2**40,
+        "worker": None,
+        "done": False,
+        "source": b"\x00\xff",
+        "nested": [{"order": np.asarray([[2**40, -1]]), "seed": np.uint32(7)}, (1, "two", 3.5)],
+    }
+    found = through_a_file(state, tmp_path / "state")
+    assert found["step"] == 2**40
+    assert found["worker"] is None
+    assert found["done"] is False
+    assert found["source"] == b"\x00\xff"
+    order, seed = found["nested"][0]["order"], found["nested"][0]["seed"]
+    assert (order.dtype, seed.dtype) == ("int64", "uint32")
+    np.testing.assert_array_equal(order, [[2**40, -1]])
+    assert seed == 7
+    order += 1  # it can be written to
+    assert found["nested"][1] == (1, "two", 3.5)
+
+
+def test_the_state_of_a_torch_generator_comes_back(tmp_path):
+    torch = pytest.importorskip("torch")
+    generator = torch.Generator().manual_seed(3)
+    torch.rand(5, generator=generator)
+    found = through_a_file({"generator": generator.get_state()}, tmp_path / "state")
+    again = torch.Generator()
+    again.set_state(found["generator"])
+    assert torch.equal(torch.rand(9, generator=again), torch.rand(9, generator=generator))
+
+
+def test_a_loader_without_state_has_none():
+    assert streams.state_of(BATCHES, iter(BATCHES)) is None
+    assert not streams.orders_itself(BATCHES)

@@ -333,6 +333,17 @@ def test_the_progress_bar_shows_epochs_and_the_evidence(capsys):
     assert shown.out == ""
     assert "epochs: 100%" in shown.err
     assert f"{found.history.log_marginal_likelihood[-1]:.3g}"[:4] in shown.err
+    assert "pass" not in shown.err  # in memory there is none to see
+
+
+def test_each_pass_over_a_stream_has_a_bar(capsys):
+    data = twins.Loader(REGRESSION.x, REGRESSION.y, 16)
+    train_linear(data, num_epochs=1, progress=True)
+    shown = capsys.readouterr().err
+    first, epoch, refit = "log-likelihood and gradient:", "training:", "dense matrix:"
+    assert shown.index("epochs:") < shown.index(epoch)
+    assert shown.index(first) < shown.index(epoch) < shown.rindex(refit)
+    assert "0.00/48.0" in shown  # as if the last batch of the three were like the first
 
 
 def with_unused(params, x):

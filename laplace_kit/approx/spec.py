@@ -86,7 +86,7 @@ def _count(data: Data, most: int) -> int | None:
     if isinstance(data, InMemory):
         return data.num_examples
     total = 0
-    for batch in read_batches(tree.replace(data, progress=False)):
+    for batch in read_batches(data, "counting examples"):
         total += batch.num_examples
         if total > most:
             return None

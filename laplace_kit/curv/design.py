@@ -22,10 +22,11 @@ from laplace_kit.curv.capture.layout import to_flat
 from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.ggn import GaussNewtonOperator
 from laplace_kit.curv.objective import Objective, per_example, per_example_factor
-from laplace_kit.data import InMemory, chunks, map_over, sum_over, whole
+from laplace_kit.data import InMemory, whole
 from laplace_kit.host import fetch
 from laplace_kit.memory import Limits
 from laplace_kit.placement import Placement, shapes
+from laplace_kit.sums import chunks, map_over, sum_over
 from laplace_kit.tree import pytree_dataclass, replace
 
 
@@ -175,7 +176,7 @@ def _row_of_one(objective, x, columns):
 
 def _gather(operator, data, size) -> Rows:
     parts, kept = [], []
-    for chunk in chunks(data, size):
+    for chunk in chunks(data, size, "rows of the design matrix"):
         parts.append(_compiled_rows(operator, chunk))
         kept.append(fetch(chunk.weight) > 0)
     rows = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)

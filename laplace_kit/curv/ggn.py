@@ -93,7 +93,9 @@ class GaussNewtonOperator(CurvatureOperator):
             (moments,) = self.sum_columns(SumOfHeadSquares, ((None, None),))
             return to_flat(self.plan.layers.layouts, [moments])
         return self.sum_rows(
-            partial(_SumOfRows, Rows.squared_sum), multiplied_out, sum_bytes=4 * self.shape[0]
+            partial(_SumOfRows, "diagonal", Rows.squared_sum),
+            multiplied_out,
+            sum_bytes=4 * self.shape[0],
         )
 
     def to_dense(self):
@@ -109,7 +111,7 @@ class GaussNewtonOperator(CurvatureOperator):
         """
         work = partial(products_of_pairs, num_directions=self._num_columns)
         grams = self.sum_rows(
-            partial(_SumOfRows, Rows.gram), work, sum_bytes=4 * self.shape[0] ** 2
+            partial(_SumOfRows, "dense matrix", Rows.gram), work, sum_bytes=4 * self.shape[0] ** 2
         )
         return assemble(grams, self.plan.layers.layouts)
 
@@ -255,6 +257,8 @@ def map_columns(
 class SumOfHeadSquares(NamedTuple):
     """One chunk's sum of squares of a head's rows in given bases; hashable."""
 
+    title = "squared rows of the head"
+
     num_columns: int
 
     def __call__(self, operator_and_bases, chunk):
@@ -281,6 +285,7 @@ def head_rows(operator: GaussNewtonOperator, captured: Capture) -> HeadRows:
 class _SumOfRows(NamedTuple):
     """One chunk's part of a sum over rows; hashable, so that it is compiled once."""
 
+    title: str
     of_rows: Callable[[Rows], PyTree]
     num_directions: int
 

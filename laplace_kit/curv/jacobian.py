@@ -21,10 +21,11 @@ from laplace_kit.curv.objective import Objective, per_example, restrict
 from laplace_kit.curv.operator import check_differentiable
 from laplace_kit.curv.plan import Plan
 from laplace_kit.curv.vector import read_vectors
-from laplace_kit.data import InMemory, as_data, map_over, sum_over
+from laplace_kit.data import InMemory, as_data
 from laplace_kit.derivatives import linearize
 from laplace_kit.memory import Limits
 from laplace_kit.placement import Placement, automatic, check_devices
+from laplace_kit.sums import map_over, sum_over
 from laplace_kit.tree import as_pytree_function, pytree_dataclass
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from laplace_kit.curv.capture.blocks import Block
 from laplace_kit.curv.capture.capture import jacobian
 from laplace_kit.curv.capture.cost import check_fits, multiplied_out, pair_bytes, rows_cost
 from laplace_kit.curv.objective import Objective, restrict
-from laplace_kit.data import as_data, map_over
+from laplace_kit.data import as_data
 from laplace_kit.memory import Limits
+from laplace_kit.sums import map_over
 
 
 def neural_tangent_kernel(

@@ -159,6 +159,8 @@ def _rotated_bytes(block: Block) -> tuple[int, int]:
 class _SumOfFactors(NamedTuple):
     """One chunk's part of the factors, and the number of its examples; hashable."""
 
+    title = "Kronecker factors"
+
     weight_sharing: str
     num_directions: int
 
@@ -206,6 +208,8 @@ def _input_factor(a: Array, chunk: Chunk, layout: Layout, dtype: jnp.dtype) -> A
 class _SumOfHeadFactors(NamedTuple):
     """One chunk's part of a head's factors, and the number of its examples; hashable."""
 
+    title = "Kronecker factors of the head"
+
     num_columns: int
 
     def __call__(self, operator_and_nothing, chunk: Chunk):
@@ -230,6 +234,8 @@ def _sum_of_products(
 
 class _SumOfMoments(NamedTuple):
     """One chunk's part of the second moments in given bases; hashable."""
+
+    title = "second moments in the eigenbasis"
 
     num_directions: int
 

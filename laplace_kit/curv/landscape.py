@@ -7,16 +7,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import tree
+from laplace_kit.bars import titled
 from laplace_kit.chunks import chunk_of_sum
 from laplace_kit.curv.capture.layers import Layer
 from laplace_kit.curv.capture.layout import to_flat
 from laplace_kit.curv.objective import Objective, chunk_loss, restrict
 from laplace_kit.curv.operator import check_outputs
 from laplace_kit.curv.vector import read_vectors
-from laplace_kit.data import Chunk, DataLike, as_data, batch_spec, sum_over
+from laplace_kit.data import Chunk, DataLike, as_data, batch_spec
 from laplace_kit.errors import check_count
 from laplace_kit.likelihood import LikelihoodLike, as_likelihood
 from laplace_kit.memory import Limits
+from laplace_kit.sums import sum_over
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -96,6 +98,7 @@ def loss_along(
     return Landscape(axes, losses.reshape([len(t) for t in axes]))
 
 
+@titled("losses on the grid")
 def _losses_at(
     args: tuple[Objective, Float[Array, "K P"], Float[Array, "G K"]], chunk: Chunk
 ) -> Float[Array, " G"]:

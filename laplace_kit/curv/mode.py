@@ -9,14 +9,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from laplace_kit import tree
+from laplace_kit.bars import titled
 from laplace_kit.chunks import chunk_of_sum
 from laplace_kit.curv.objective import Objective, loss_of_outputs
-from laplace_kit.data import Data, InMemory, read_batches, sum_over
+from laplace_kit.data import Data, InMemory, forget, read_batches
 from laplace_kit.examples import Examples, gather
 from laplace_kit.host import check_same, fetch
 from laplace_kit.likelihood import Factorized, FromLoss, Likelihood, Masked
 from laplace_kit.likelihood.base import check_targets
 from laplace_kit.likelihood.masked import targets_seen
+from laplace_kit.sums import sum_over
 from laplace_kit.tree import pytree_dataclass
 from laplace_kit.weights import ALL_ZERO
 
@@ -61,11 +63,13 @@ def examine_mode(objective: Objective, data: Data) -> Mode:
     args = objective, has_features
     batch_size = chunk_of_sum(_chunk_statistics, args, data, objective.limits)
     found = sum_over(_chunk_statistics, args, data, batch_size)
+    num = int(found.num_examples)
+    if int(found.num_bad_params) or int(found.num_bad) or num == 0:
+        forget(data)
     if int(found.num_bad_params):
         _refuse_params(objective.params)
     if int(found.num_bad):
         raise ValueError(_describe_first_bad(objective, has_features, data, batch_size))
-    num = int(found.num_examples)
     if num == 0:  # over a stream, whose weights are all seen only now
         raise ValueError(ALL_ZERO)
     log_likelihood, gradient = _accumulated(found.loss, found.gradient)
@@ -207,6 +211,7 @@ def _of_target(
     return target, likelihood.renumbering(event, all_y)
 
 
+@titled("log-likelihood and gradient")
 def _chunk_statistics(args, chunk):
     objective, has_features = args
 
@@ -251,7 +256,7 @@ def _finite_rows(values: PyTree, *, or_infinite: bool = False) -> Array:
 
 def _describe_first_bad(objective, has_features, data, batch_size) -> str:
     """Describe the first bad example, found on the host; run only to write a message."""
-    for number, batch in enumerate(read_batches(data)):
+    for number, batch in enumerate(read_batches(data, "first example to refuse")):
         num = batch.num_examples
         for start in range(0, num, batch_size or num):
             part = slice(start, start + (batch_size or num))

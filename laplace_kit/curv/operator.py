@@ -11,18 +11,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Num, PyTree
 
 from laplace_kit import tree
+from laplace_kit.bars import titled
 from laplace_kit.chunks import chunk_of_map, chunk_of_sum
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.mode import check_values
 from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.curv.plan import Plan
 from laplace_kit.curv.vector import read_vectors
-from laplace_kit.data import Chunk, Data, DataLike, InMemory, as_data, batch_spec, sum_over
+from laplace_kit.data import Chunk, Data, DataLike, InMemory, as_data, batch_spec
 from laplace_kit.host import check_same
 from laplace_kit.likelihood import LikelihoodLike, as_likelihood
 from laplace_kit.likelihood.base import check_targets
 from laplace_kit.memory import Limits, evenly
 from laplace_kit.placement import check_devices
+from laplace_kit.sums import sum_over
 from laplace_kit.tree import as_pytree_function
 
 STATIC = ("limits", "plan")
@@ -223,11 +225,13 @@ def _cast(sums: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda s, leaf: s.astype(leaf.dtype), sums, like)
 
 
+@titled("product with a vector")
 def _chunk_mv(operator_and_vector, chunk):
     operator, v = operator_and_vector
     return operator.linear_map(chunk)(v)
 
 
+@titled("products with vectors")
 def _chunk_matmat(operator_and_vectors, chunk):
     operator, vs = operator_and_vectors
     return jax.vmap(operator.linear_map(chunk))(vs)

@@ -254,6 +254,8 @@ def _by_chunk(operator: CurvatureOperator, groups: tuple[int, ...], vs: PyTree) 
 class _ChunkProducts(NamedTuple):
     """One chunk's part of the products; hashable, so that it is compiled once."""
 
+    title = "products with the blocks"
+
     groups: tuple[int, ...]
 
     def __call__(self, operator_and_vectors, chunk):

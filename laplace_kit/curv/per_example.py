@@ -13,9 +13,10 @@ from laplace_kit.curv.capture.cost import choose_held, multiplied_out, rows_cost
 from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.objective import Objective, per_example, restrict
 from laplace_kit.curv.operator import check_outputs
-from laplace_kit.data import Chunk, as_data, batch_spec, map_over, read_batches, whole
+from laplace_kit.data import Chunk, as_data, batch_spec, read_batches, whole
 from laplace_kit.likelihood import LikelihoodLike, as_likelihood
 from laplace_kit.memory import Limits
+from laplace_kit.sums import map_over
 
 
 def per_example_gradients(
@@ -112,7 +113,8 @@ def _map(
     objective = restrict(model_fn, params, as_likelihood(likelihood))[0].planned(x)
     check_outputs(objective, x, y)
     size = choose_held(rows_cost(objective, multiplied_out), 1, limits).batch_size
-    return objective, [map_over(fn, objective, whole(b), size) for b in read_batches(data)]
+    batches = read_batches(data, "gradients of examples")
+    return objective, [map_over(fn, objective, whole(batch), size) for batch in batches]
 
 
 def _gradients(objective: Objective, batch: Chunk) -> Float[Array, "B P"]:

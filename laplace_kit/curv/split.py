@@ -19,8 +19,9 @@ from laplace_kit.curv.capture.uses import moves_entries
 from laplace_kit.curv.fingerprint import fingerprint
 from laplace_kit.curv.objective import Objective
 from laplace_kit.curv.plan import Plan, make_plan
-from laplace_kit.data import Data, InMemory, map_over
+from laplace_kit.data import Data, InMemory
 from laplace_kit.program import Program, Step, evaluate, reached_from
+from laplace_kit.sums import map_over
 from laplace_kit.tree import as_pytree_function, replace
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from laplace_kit import streams, tree
+from laplace_kit import bars, tree
 from laplace_kit.arrays import is_list_of_numbers, on_host
 from laplace_kit.errors import check_count
 from laplace_kit.eval.outputs import Predictive, with_joint_covariance
@@ -34,7 +34,7 @@ def predict_over(predict: Predict, batches: Iterable[Any], *, progress: bool = F
         A list, a torch `DataLoader` or a generator of inputs x, or of `(x, y)` or
         `(x, y, weights)`, where only x is used. It is iterated once.
     progress
-        Show a progress bar.
+        Show a progress bar with the inputs a second.
 
     Returns
     -------
@@ -68,10 +68,18 @@ def predict_batches(
         As for `predict_over`, with the same errors.
     """
     _check_batches(batches)
-    with_bar = streams.with_bar if progress else iter
     if isinstance(batches, ShardedBatches):
-        return _of_examples(predict, with_bar(batches.with_rows()))
-    return _predictions(predict, with_bar(batches))
+        return _of_examples(predict, _shown(batches.with_rows(), batches, _num_marked, progress))
+    return _predictions(predict, _shown(batches, batches, _num_in, progress))
+
+
+def _shown(
+    items: Iterable[Any], batches: Iterable[Any], num_of: Callable[[Any], int], progress: bool
+) -> Iterable[Any]:
+    """Return items, one for each batch, with a bar if it is asked for."""
+    if not bars.is_shown(progress):
+        return items
+    return bars.with_bar(items, "predictions", num_of, num_batches=bars.length_of(batches))
 
 
 def split(x: PyTree, batch_size: int) -> list[PyTree]:
@@ -132,6 +140,17 @@ def _inputs(item: Any) -> PyTree:
             "put several inputs into one pytree, as in {'image': x1, 'text': x2}."
         )
     return item[0]
+
+
+def _num_in(item: Any) -> int:
+    """Return the number of inputs of a batch."""
+    x = _inputs(item)
+    return _num_examples(x if spans_processes(x) else on_host(x, "inputs"))
+
+
+def _num_marked(batch_and_rows: tuple[Any, np.ndarray]) -> int:
+    """Return the number of rows of a batch that are examples."""
+    return int(batch_and_rows[1].sum())
 
 
 # --- rows -----------------------------------------------------------------------------------------

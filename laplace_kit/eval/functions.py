@@ -16,10 +16,11 @@ from laplace_kit import tree
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.chunks import chunk_of_map
 from laplace_kit.curv.objective import Objective
-from laplace_kit.data import as_data, map_over
+from laplace_kit.data import as_data
 from laplace_kit.derivatives import linearize
 from laplace_kit.errors import check_count, check_option
 from laplace_kit.memory import readable
+from laplace_kit.sums import map_over
 from laplace_kit.tree import pytree_dataclass, replace
 
 METHODS = ("linearized", "sampled")

@@ -13,10 +13,11 @@ from laplace_kit.curv.capture.blocks import Block, LookupRows
 from laplace_kit.curv.capture.capture import jacobian
 from laplace_kit.curv.capture.cost import check_fits, pair_bytes, projections, rows_cost
 from laplace_kit.curv.objective import Objective
-from laplace_kit.data import as_data, map_over
+from laplace_kit.data import as_data
 from laplace_kit.eval.moments import accurate
 from laplace_kit.memory import readable
 from laplace_kit.placement import placement_of
+from laplace_kit.sums import map_over
 
 # Every chunk repeats the passes of all inputs, which costs more than leaving the caches.
 _PASSES_TO_SAVE = 16

@@ -12,7 +12,7 @@ from laplace_kit.approx.posterior import Posterior
 from laplace_kit.curv.capture.capture import capture
 from laplace_kit.curv.capture.cost import check_fits, choose_held, projections, rows_cost
 from laplace_kit.curv.objective import Objective
-from laplace_kit.data import map_over
+from laplace_kit.sums import map_over
 
 
 def linearized_moments(

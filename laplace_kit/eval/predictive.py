@@ -17,7 +17,6 @@ from laplace_kit import tree
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.chunks import chunk_of_map
 from laplace_kit.curv.objective import Objective
-from laplace_kit.data import map_over
 from laplace_kit.errors import check_count, check_option
 from laplace_kit.eval import link as links
 from laplace_kit.eval.inputs import checked_inputs, filled_inputs, first_rows
@@ -27,6 +26,7 @@ from laplace_kit.eval.outputs import Predictive as Predictive
 from laplace_kit.eval.outputs import from_gaussian, from_samples, with_joint_covariance
 from laplace_kit.host import check_same
 from laplace_kit.likelihood import Likelihood
+from laplace_kit.sums import map_over
 
 Method = Literal["linearized", "sampled"]
 CovarianceForm = Literal["auto", "full", "diagonal"]

@@ -122,7 +122,12 @@ def test_progress_is_a_bar_on_request(capsys):
     predict_over(regression, split(X, 4))
     assert capsys.readouterr().err == ""
     predict_over(regression, split(X, 4), progress=True)
-    assert "batches" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "predictions:" in shown
+    assert "0.00/12.0" in shown  # as if the last of the three batches had four inputs
+    assert "examples/s" in shown
+    predict_over(regression, (part for part in split(X, 4)), progress=True)  # without a length
+    assert "4.00 examples [00:00" in capsys.readouterr().err
 
 
 def test_what_is_no_stream_of_batches_is_refused():
