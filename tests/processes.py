@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-NUM_PROCESSES, NUM_DEVICES = 2, 2  # devices of each process
+NUM_DEVICES = 4  # of all processes together
 
 
 class Place(NamedTuple):
@@ -47,10 +48,11 @@ class Place(NamedTuple):
         return np.array_split(array, jax.process_count())[jax.process_index()]
 
     def own_unevenly(self, array: np.ndarray) -> np.ndarray:
-        """Return the rows of this process where one of two has a third of them."""
+        """Return the rows of this process, where the second has twice as many as the first."""
         if self.mesh is None:
             return array
-        return np.split(array, [len(array) // 3])[jax.process_index()]
+        shares = np.cumsum(np.arange(jax.process_count() + 1))
+        return np.split(array, len(array) * shares[1:-1] // shares[-1])[jax.process_index()]
 
     def whole(self, array: np.ndarray) -> np.ndarray | jax.Array:
         """Return an array that every device has whole."""
@@ -70,7 +72,9 @@ class Outcome(NamedTuple):
     error: str
 
 
-def run(module: str, folder: Path, *, timeout: float) -> list[dict[str, Outcome]]:
+def run(
+    module: str, folder: Path, num: int, names: Iterable[str] = (), *, timeout: float
+) -> list[dict[str, Outcome]]:
     """Return the outcome of every check in each process.
 
     Parameters
@@ -79,6 +83,10 @@ def run(module: str, folder: Path, *, timeout: float) -> list[dict[str, Outcome]
         The file of the test module.
     folder
         Where results and what the processes print go; the checks may write there, too.
+    num
+        The number of processes, which divide the devices among themselves.
+    names
+        The checks to call; all of them by default.
     timeout
         In seconds, for all processes together.
 
@@ -94,15 +102,16 @@ def run(module: str, folder: Path, *, timeout: float) -> list[dict[str, Outcome]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-        "JAX_NUM_CPU_DEVICES": str(NUM_DEVICES),
+        "JAX_NUM_CPU_DEVICES": str(NUM_DEVICES // num),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "PYTHONPATH": os.pathsep.join(map(str, (here, here.parent))),
     }
-    printed = [folder / f"process{rank}.txt" for rank in range(NUM_PROCESSES)]
+    printed = [folder / f"process{rank}.txt" for rank in range(num)]
     processes = []
     try:
-        for rank in range(NUM_PROCESSES):
-            command = [sys.executable, __file__, module, str(folder), str(rank), str(port)]
+        for rank in range(num):
+            own = (module, folder, rank, num, port)
+            command = [sys.executable, __file__, *map(str, own), *names]
             with printed[rank].open("w") as output:
                 processes.append(
                     subprocess.Popen(
@@ -116,8 +125,8 @@ def run(module: str, folder: Path, *, timeout: float) -> list[dict[str, Outcome]
             process.wait()
     ends = "".join(f"\n--- {path.name}\n{path.read_text()[-6000:]}" for path in printed)
     codes = [process.returncode for process in processes]
-    assert codes == [0] * NUM_PROCESSES, f"exit codes {codes} (-9: killed after {timeout} s){ends}"
-    return [_read(folder / f"process{rank}.npz") for rank in range(NUM_PROCESSES)]
+    assert codes == [0] * num, f"exit codes {codes} (-9: killed after {timeout} s){ends}"
+    return [_read(folder / f"process{rank}.npz") for rank in range(num)]
 
 
 def _wait(processes: list[subprocess.Popen], end: float) -> None:
@@ -150,9 +159,9 @@ def checks_of(module: str) -> dict:
     return {name: value for name, value in vars(found).items() if name.startswith("check_")}
 
 
-def _work(module: str, folder: str, rank: str, port: str, *names: str) -> None:
+def _work(module: str, folder: str, rank: str, num: str, port: str, *names: str) -> None:
     """Call every check in this process, one of several, and write what they return."""
-    jax.distributed.initialize(f"localhost:{port}", NUM_PROCESSES, int(rank))
+    jax.distributed.initialize(f"localhost:{port}", int(num), int(rank))
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     place, found = Place(mesh), {}
     for name, check in checks_of(module).items():

@@ -140,6 +140,34 @@ def check_operators(place: Place, folder: Path):
     return fetch(found)
 
 
+def check_further_operators(place: Place, folder: Path):
+    params, data, key = place.whole_tree(_params()), _rows(place), jax.random.key(0)
+    ggn = lk.curv.GGNOperator(model_fn, params, data, "categorical")
+    v = np.random.default_rng(2).normal(size=_num(params)).astype(np.float32)
+    jacobian = lk.curv.JacobianOperator(model_fn, params, data[0])
+    factors = lk.curv.kronecker_factors(ggn)
+    gradients = lk.curv.per_example_gradients(model_fn, params, data, "categorical")
+    return fetch(
+        {
+            "kernel": lk.curv.neural_tangent_kernel(model_fn, params, data[0]),
+            "jacobian": jacobian @ v,
+            "gradients": gradients["a"]["w"],
+            "norms": lk.curv.per_example_gradient_norms(model_fn, params, data, "categorical"),
+            "blocks": lk.curv.block_diagonal(ggn) @ v,
+            "submatrix": lk.curv.submatrix(ggn, np.arange(5)).to_dense(),
+            "linearized": lk.curv.linearized(ggn) @ v,
+            "log_det": lk.curv.estimate_log_det(
+                ggn, damping=1.0, key=key, num_samples=3, num_steps=6
+            ).value,
+            "factors": np.concatenate([leaf.ravel() for leaf in fetch(jax.tree.leaves(factors))]),
+            "losses": lk.curv.loss_along(
+                model_fn, params, data, "categorical", v[None], [np.linspace(-1, 1, 3)]
+            ).losses,
+            "traces": lk.curv.layer_statistics(ggn, key=key, num_steps=3).trace,
+        }
+    )
+
+
 def check_gaussian_noise(place: Place, folder: Path):
     la = _fitted(place, "kron", lk.Gaussian()).tune(per_leaf=True)
     return _numbers(la, _rows(place)[0]) | fetch({"noise": la.likelihood.noise_std})
@@ -476,22 +504,32 @@ def check_memory(place: Place, folder: Path):
 
 
 _CHECKS = {name: check for name, check in globals().items() if name.startswith("check_")}
+_WITH_FOUR = ("check_full", "check_kron", "check_loaders", "check_quality_over_loaders")
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory) -> list[dict[str, Outcome]]:
-    """What every check gives in each process."""
-    return processes.run(__file__, tmp_path_factory.mktemp("processes"), timeout=400)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", _CHECKS)
-def test_two_processes_equal_one(name, outcomes, tmp_path):
-    expected = fetch(_CHECKS[name](Place(), tmp_path))
-    for outcome in (each[name] for each in outcomes):
-        assert not outcome.error, outcome.error
-        assert outcome.arrays.keys() == expected.keys()
+def differences(name: str, found: list[Outcome], folder: Path) -> list[str]:
+    """Return in what a check differs between several processes and one."""
+    expected, wrong = fetch(_CHECKS[name](Place(), folder)), []
+    for rank, outcome in enumerate(found):
+        if outcome.error or outcome.arrays.keys() != expected.keys():
+            wrong.append(f"{name}, process {rank}: {outcome.error or [*outcome.arrays]}")
+            continue
         for key, value in expected.items():
-            np.testing.assert_allclose(
-                outcome.arrays[key], value, rtol=1e-5, atol=1e-5, err_msg=key
-            )
+            if not np.allclose(outcome.arrays[key], value, rtol=1e-5, atol=1e-5):
+                wrong.append(f"{name}, process {rank}, {key}: {outcome.arrays[key]}, not {value}")
+    return wrong
+
+
+# One test for all checks, so that parallel workers of pytest start the processes only once.
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The (evidence|held-out loss) is (small|larg)est at a bound")
+@pytest.mark.parametrize(("num", "names"), [(2, [*_CHECKS]), (4, _WITH_FOUR)], ids=["2", "4"])
+def test_several_processes_equal_one(num, names, tmp_path):
+    outcomes = processes.run(__file__, tmp_path, num, names, timeout=900)
+    (tmp_path / "one").mkdir()
+    wrong = [
+        text
+        for name in names
+        for text in differences(name, [each[name] for each in outcomes], tmp_path / "one")
+    ]
+    assert not wrong, "\n\n".join(wrong)
