@@ -180,7 +180,8 @@ def fit(
         enter("factorising the posterior")
         posterior, jitter = factorise(fitted, precision)
     given = jax.tree.map(jnp.asarray, prior_precision)
-    gradient, coverage = mode.gradient.astype(dtype), coverage_of(objective.plan.layers)
+    gradient = mode.gradient.astype(dtype)
+    coverage = coverage_of(objective.plan.layers, choice.max_width)
     return Laplace(
         model=TrainedModel(model_fn, free, selection, objective.plan),
         likelihood=observed_by,
