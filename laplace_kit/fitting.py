@@ -213,7 +213,8 @@ def fit(
         posterior, jitter = factorise(fitted, precision)
     forget(data)  # a checkpoint has served
     given = jax.tree.map(jnp.asarray, prior_precision)
-    gradient, coverage = mode.gradient.astype(dtype), coverage_of(objective.plan.layers)
+    gradient = mode.gradient.astype(dtype)
+    coverage = coverage_of(objective.plan.layers, choice.max_width)
     return Laplace(
         model=TrainedModel(model_fn, free, selection, objective.plan),
         likelihood=observed_by,

@@ -1,6 +1,7 @@
 """The choice of a structure: the one asked for if it fits the memory limit, or the richest."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable
 from functools import partial
@@ -29,6 +30,8 @@ from laplace_kit.storage import storable
 # On two cores, all eigenvalues of a matrix of this many rows take five seconds; twice the rows,
 # forty. `Auto` takes the full structure only up to this size; `Full` itself has no such limit.
 _ROWS_WORTH_WAITING = 5000
+# With as many outputs, drawn labels are a stand-in for the GGN that is worth naming.
+_MANY_COLUMNS = 100
 
 
 @storable("Auto")
@@ -55,7 +58,8 @@ class Auto(StructureSpec):
         return "auto"
 
     def forms(self, sizes):
-        return _forms_of((*self.candidates, *self.otherwise), sizes)
+        rich = (spec.rich_forms(sizes) for spec in self.candidates)
+        return itertools.chain(*rich, *(spec.forms(sizes) for spec in self.otherwise))
 
     def bytes(self, sizes):
         return min((form.bytes(sizes) for form in self.forms(sizes)), default=math.inf)
@@ -66,11 +70,8 @@ class Auto(StructureSpec):
 
 def has_candidate(spec: Auto, sizes: Sizes, limit: int) -> bool:
     """Return whether one of the candidates fits a limit in bytes."""
-    return first_that_fits(_forms_of(spec.candidates, sizes), sizes, limit) is not None
-
-
-def _forms_of(specs: Iterable[StructureSpec], sizes: Sizes) -> Iterable[StructureSpec]:
-    return (form for spec in specs for form in spec.forms(sizes))
+    forms = dataclasses.replace(spec, otherwise=()).forms(sizes)
+    return first_that_fits(forms, sizes, limit) is not None
 
 
 class Chosen(NamedTuple):
@@ -110,9 +111,7 @@ def choose_structure(
 
 
 def _refuse(spec: StructureSpec, curvature: CurvatureSpec, sizes: Sizes, limit: int) -> None:
-    forms = Auto((Full(), Kronecker())).forms(sizes)
-    fitting = [form.name for form in forms if form.bytes(sizes) <= limit]
-    remedy = " or ".join(f"structure={name!r}" for name in dict.fromkeys(fitting))
+    remedy = " or ".join(_remedies(spec, curvature, sizes, limit))
     own = list(spec.forms(sizes))
     if not own:
         raise ValueError(
@@ -128,6 +127,23 @@ def _refuse(spec: StructureSpec, curvature: CurvatureSpec, sizes: Sizes, limit: 
         + (f"these would fit: {remedy}. Or " if remedy else "")
         + "raise memory_limit=, or select fewer parameters with subset=."
     )
+
+
+def _remedies(
+    spec: StructureSpec, curvature: CurvatureSpec, sizes: Sizes, limit: int
+) -> Iterable[str]:
+    """Yield what would fit: an option of the structure, other structures, another curvature."""
+    if own := spec.remedy(sizes, limit):
+        yield own
+    for other in (Full(), Kronecker(), LowRank(), Diagonal()):
+        if first_that_fits(other.forms(sizes), sizes, limit) is not None:
+            yield f"structure={other.name!r}"
+        elif other.name != spec.name and (option := other.remedy(sizes, limit)):
+            yield f"structure={other.name!r} with {option}"
+    has_many = isinstance(curvature, GGN) and sizes.num_columns >= _MANY_COLUMNS
+    one = sizes.for_columns(1) if has_many and sizes.for_columns else None
+    if one is not None and first_that_fits(spec.forms(one), one, limit):
+        yield f"curvature='mc_fisher', with 1 column in place of {sizes.num_columns:,}"
 
 
 # --- the choice -----------------------------------------------------------------------------------
@@ -193,6 +209,11 @@ class Choice:
     def form(self) -> str | None:
         """`"primal"` or `"dual"` for the full structure, otherwise `None`."""
         return self.spec.form if isinstance(self.spec, Full) else None
+
+    @property
+    def max_width(self) -> int | None:
+        """The widest Kronecker factor that is a matrix; `None` for any, and without factors."""
+        return self.spec.max_width if isinstance(self.spec, Kronecker) else None
 
     @property
     def curvature(self) -> str:

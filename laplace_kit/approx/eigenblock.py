@@ -112,6 +112,12 @@ class Eigenblock:
         value, has_it = weight
         if bias is None:
             return EigenPrecision(self, self.values + jnp.where(has_it, value, jnp.nan), None, None)
+        if self.left is None:  # the bias is a row of its own
+            parts = [jnp.where(has_it, value, jnp.nan), jnp.where(bias[1], bias[0], jnp.nan)]
+            rows = [
+                jnp.broadcast_to(part, (*part.shape[:2], self.layout.shape[2])) for part in parts
+            ]
+            return EigenPrecision(self, self.values + jnp.concatenate(rows, axis=1), None, None)
         has_it = jnp.pad(has_it, ((0, 0), (0, 1), (0, 0)), constant_values=True)
         diagonal = self.values + jnp.where(has_it, value, jnp.nan)
         rest = jnp.where(bias[1], bias[0], jnp.nan) - value
@@ -128,7 +134,7 @@ class Eigenblock:
         """The weight, and the bias if there is one, each with its axes of `(G, I, O)` that mix."""
         bases = ((1, self.left), (2, self.right))
         rotated = tuple(axis for axis, basis in bases if basis is not None)
-        return list(zip(self.layout.slots, (rotated, (1, 2)), strict=False))
+        return [(slot, rotated) for slot in self.layout.slots]
 
 
 Blocks = TypeVar("Blocks", "Eigenblock", "PosteriorBlock | DenseBlock")

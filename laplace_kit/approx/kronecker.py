@@ -143,32 +143,68 @@ class Kronecker(StructureSpec):
     weight_sharing
         `"expand"` or `"reduce"`, where an example uses a weight at several positions; see
         `laplace_kit.curv.kronecker_factors`.
+    max_width
+        The largest number of inputs or outputs of a layer that have a matrix as their factor. Wider
+        sides, such as the classes of a vocabulary or the wide side of adapters, are independent:
+        their factor is its diagonal, at the cost of a vector. `None` for any width if that fits the
+        memory limit, and otherwise for the largest one that fits.
 
     Raises
     ------
     ValueError
-        If `weight_sharing` is unknown.
+        If `weight_sharing` is unknown, or `max_width` is negative.
     """
 
     corrected: bool = True
     weight_sharing: Literal["expand", "reduce"] = "expand"
+    max_width: int | None = None
 
     def __post_init__(self):
         check_option("weight_sharing", self.weight_sharing, WEIGHT_SHARING)
+        if self.max_width is not None and (self.max_width < 0 or self.max_width % 1):
+            raise ValueError(
+                f"Found max_width={self.max_width}, expected a whole number of inputs or outputs, "
+                "such as 4096, or None to choose it from the memory limit."
+            )
 
     @property
     def name(self):
         return "ekfac" if self.corrected else "kron"
 
     def forms(self, sizes):
-        return () if sizes.num_columns is None else (self,)
+        if sizes.num_columns is None:
+            return ()
+        if self.max_width is not None:
+            return (self,)
+        widths = sorted({side.width for side in sizes.kronecker_sides}, reverse=True)
+        narrower = [*widths[1:], 0] if widths else []
+        return (self, *(dataclasses.replace(self, max_width=width) for width in narrower))
+
+    def rich_forms(self, sizes):
+        return self.forms(sizes)[:1]
+
+    def remark(self, sizes):
+        wide = [side for side in sizes.kronecker_sides if side.is_wide(self.max_width)]
+        if not wide:
+            return ""
+        num, of = (sum(side.num for side in part) for part in (wide, sizes.kronecker_sides))
+        return f"{num} of {of} factors, of more than {self.max_width:,} rows, are diagonal"
 
     def bytes(self, sizes):
         """Estimate the peak memory: factors, one chunk's part, eigenvectors and their workspace."""
-        return (4 * sizes.kronecker_entries + 6 * sizes.num_params) * sizes.itemsize
+        spared = sum(
+            side.num_entries() - side.num_entries(self.max_width) for side in sizes.kronecker_sides
+        )
+        entries = sizes.kronecker_entries - spared
+        return (4 * entries + 6 * sizes.num_params) * sizes.itemsize
 
     def fit(self, operator, key=None):
-        return fit_kronecker(operator, corrected=self.corrected, weight_sharing=self.weight_sharing)
+        return fit_kronecker(
+            operator,
+            corrected=self.corrected,
+            weight_sharing=self.weight_sharing,
+            max_width=self.max_width,
+        )
 
 
 def fit_kronecker(
@@ -176,6 +212,7 @@ def fit_kronecker(
     *,
     corrected: bool = False,
     weight_sharing: Literal["expand", "reduce"] = "expand",
+    max_width: int | None = None,
 ) -> KroneckerStructure:
     """Return the K-FAC structure of an operator, or with `corrected` the EKFAC one.
 
@@ -185,7 +222,7 @@ def fit_kronecker(
         A GGN, or an empirical or Monte-Carlo Fisher operator.
     corrected
         Replace the eigenvalues by exact second moments in the eigenbasis (George et al. 2018).
-    weight_sharing
+    weight_sharing, max_width
         See `laplace_kit.curv.kronecker_factors`.
 
     Returns
@@ -194,7 +231,7 @@ def fit_kronecker(
         Cost: that of `kronecker_factors`, twice if corrected, and eigendecompositions of every
         layer's factors.
     """
-    factors = kronecker_factors(operator, weight_sharing=weight_sharing)
+    factors = kronecker_factors(operator, weight_sharing=weight_sharing, max_width=max_width)
     blocks = _eigenblocks(factors)
     if corrected:
         moments = second_moments(operator, tuple((block.left, block.right) for block in blocks))

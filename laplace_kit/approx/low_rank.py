@@ -25,6 +25,8 @@ from laplace_kit.storage import storable
 from laplace_kit.tree import pytree_dataclass, replace
 
 DEFAULT_RANK = 50
+# Vectors besides those that are counted by the rank: 20 of the two runs, and of a product.
+_OTHER_VECTORS = 40
 # With more parameters than this multiple of the rank, rows lie mostly outside of the eigenvectors.
 _DIRECTIONS_THAT_MATTER = 32
 
@@ -111,9 +113,18 @@ class LowRank(StructureSpec):
         return (LowRank(self._rank_among(sizes.num_params)),)
 
     def bytes(self, sizes):
-        """Estimate the peak memory: `2 rank + 10` Krylov vectors, eigenvectors, their images."""
-        num_vectors = 5 * self._rank_among(sizes.num_params) + 10
+        """Estimate the peak memory.
+
+        The `2 rank + 10` Krylov vectors of a run and of the one before, the eigenvectors, and some
+        vectors for a product and its linearisation.
+        """
+        num_vectors = 5 * self._rank_among(sizes.num_params) + _OTHER_VECTORS
         return num_vectors * sizes.num_params * sizes.itemsize
+
+    def remedy(self, sizes, limit):
+        num_vectors = limit // (sizes.num_params * sizes.itemsize)
+        rank = (num_vectors - _OTHER_VECTORS) // 5
+        return f"rank={rank}" if rank >= 1 else ""
 
     def fit(self, operator, key=None):
         return fit_low_rank(operator, self._rank_among(operator.shape[0]), key=key)

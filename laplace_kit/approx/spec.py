@@ -17,7 +17,7 @@ from laplace_kit import tree
 from laplace_kit.approx.posterior import Structure
 from laplace_kit.curv import design
 from laplace_kit.curv.ggn import GaussNewtonOperator
-from laplace_kit.curv.kronecker import num_entries
+from laplace_kit.curv.kronecker import Side, num_entries, sides
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.objective import Objective
 from laplace_kit.curv.operator import CurvatureOperator
@@ -30,12 +30,13 @@ class Sizes:
     """The sizes of model and data that determine a structure's memory.
 
     `num_params` is P, in leaves of `leaf_sizes` free parameters each, and `itemsize` the bytes of a
-    number. `kronecker_entries` is the number of entries of all Kronecker factors, and `num_columns`
-    the number of columns of the curvature's factor in the outputs of one example, `None` if there
+    number. `kronecker_entries` is the number of entries of all Kronecker factors, and
+    `kronecker_sides` are those of them that may be matrices. `num_columns` is the number of columns
+    of the curvature's factor in the outputs of one example, `None` if there
     is no such factor. `num_data` and `design_entries` are computed on first use, by `count_data`
     and `count_entries`: `num_data`, N, is `None` if it is unknown or so large that a matrix with
     that many rows exceeds the memory limit; `design_entries` is the number of entries of one
-    example's rows in factors.
+    example's rows in factors. `for_columns` returns the sizes for another number of columns.
     """
 
     num_params: int
@@ -45,6 +46,8 @@ class Sizes:
     leaf_sizes: tuple[int, ...] = ()
     count_data: Callable[[], int | None] | None = None
     count_entries: Callable[[], int] | None = None
+    kronecker_sides: tuple[Side, ...] = ()
+    for_columns: Callable[[int], "Sizes"] | None = None
 
     @cached_property
     def num_data(self) -> int | None:
@@ -75,9 +78,11 @@ def sizes_of(objective: Objective, data: Data, num_columns: int | None) -> Sizes
         itemsize=itemsize,
         kronecker_entries=num_entries(objective.plan.layers),
         num_columns=num_columns,
+        kronecker_sides=sides(objective.plan.layers),
         leaf_sizes=tuple(map(jnp.size, jax.tree.leaves(objective.params))),
         count_data=count_data,
         count_entries=lambda: design.num_entries(objective, num_columns),
+        for_columns=lambda num: sizes_of(objective, data, num),
     )
 
 
@@ -112,6 +117,14 @@ class StructureSpec(abc.ABC):
         such structure.
         """
         return (self,)
+
+    def rich_forms(self, sizes: Sizes) -> Iterable["StructureSpec"]:
+        """Return the forms that count as rich where `Auto` compares structures: all, by default."""
+        return self.forms(sizes)
+
+    def remedy(self, sizes: Sizes, limit: int) -> str:
+        """Return the option with which it would fit a limit in bytes, as code; `""` for none."""
+        return ""
 
     def remark(self, sizes: Sizes) -> str:
         """Return a remark for the reason of the choice, `""` for none."""

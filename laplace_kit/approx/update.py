@@ -309,8 +309,10 @@ def _common_basis(factors):
 def _diagonal_in(left, right, block: Eigenblock) -> Float[Array, "G I O"]:
     """Return a layer's diagonal in another basis, by squared cosines between the bases."""
     values = block.values
-    if left is not None:
-        values = jnp.einsum("gij,gjo->gio", (left.mT @ block.left) ** 2, values)
-    if right is not None:
-        values = jnp.einsum("gpo,gio->gip", (right.mT @ block.right) ** 2, values)
+    if block.left is not None:
+        cosines = block.left if left is None else left.mT @ block.left
+        values = jnp.einsum("gij,gjo->gio", cosines**2, values)
+    if block.right is not None:
+        cosines = block.right if right is None else right.mT @ block.right
+        values = jnp.einsum("gpo,gio->gip", cosines**2, values)
     return values

@@ -283,8 +283,8 @@ class SumOfHeadSquares(NamedTuple):
         captured = capture(operator.objective, chunk.x)
         rows = head_rows(operator, captured).rotate(*basis)
         squares = rows.inputs[:, 0, 0] ** 2
-        if rows.basis is None:
-            return (self._in_outputs(operator, captured, chunk, rows, squares),)
+        if rows.basis is None:  # no products are needed
+            return (head_diagonal(operator, captured, chunk, rows, squares)[None],)
 
         def of_products(u, products):
             return jnp.einsum("ubc,uc->ub", products, u) @ squares
@@ -292,14 +292,31 @@ class SumOfHeadSquares(NamedTuple):
         moments = map_columns(operator, captured, chunk, self.num_columns, rows, of_products)
         return (moments.T[None],)
 
-    def _in_outputs(self, operator, captured, chunk, rows, squares):
-        """Return the sum in the basis of the outputs, which needs no products."""
-        f = captured.outputs
-        weight = _convex_weight(operator, f, chunk)[:, None]
-        diagonal = operator.output_diagonal(f, chunk).reshape(len(f), -1)
-        diagonal = (diagonal * weight).astype(squares.dtype)
-        with jax.default_matmul_precision("highest"):
-            return rows.to_units((squares.T @ diagonal) * rows.factors**2)[None]
+
+def head_diagonal(
+    operator: GaussNewtonOperator,
+    captured: Capture,
+    chunk: Chunk,
+    rows: HeadRows,
+    factors: Float[Array, "B I"] | None = None,
+) -> Float[Array, "I O"]:
+    r"""Return $\sum_n w_{ni} \sum_r g_{nro}^2$, the curvatures of a head's outputs, summed.
+
+    Parameters
+    ----------
+    operator, captured, chunk
+        The curvatures $L_n$; the model, captured at the chunk; examples without weight are ignored.
+    rows
+        The rows of all outputs of the head, in the basis of the outputs.
+    factors
+        $w$, such as the squared inputs; `None` for a single one for each example.
+    """
+    f = captured.outputs
+    weight = _convex_weight(operator, f, chunk)[:, None]
+    diagonal = weight * operator.output_diagonal(f, chunk).reshape(len(f), -1)
+    factors = jnp.ones((len(f), 1), rows.factors.dtype) if factors is None else factors
+    with jax.default_matmul_precision("highest"):
+        return rows.to_units((factors.T @ diagonal.astype(factors.dtype)) * rows.factors**2)
 
 
 def head_rows(operator: GaussNewtonOperator, captured: Capture) -> HeadRows:

@@ -23,6 +23,7 @@ from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.ggn import (
     GaussNewtonOperator,
     SumOfHeadSquares,
+    head_diagonal,
     head_rows,
     map_columns,
     sum_directions,
@@ -40,9 +41,9 @@ LARGEST_EXACT_BLOCK = 1024
 class KroneckerFactors:
     r"""One layer's curvature, $A_g \otimes B_g$ for each group of its matrices `(G, I, O)`.
 
-    `inputs` is $A$ `(G, I, I)`, or its diagonal `(G, I)` for a lookup, whose $A$ is diagonal;
-    `gradients` is $B$ `(G, O, O)`, or its diagonal `(G, O)` for a large parameter that enters no
-    product.
+    `inputs` is $A$ `(G, I, I)`, or its diagonal `(G, I)` for a lookup, whose $A$ is diagonal, and
+    for inputs that are too wide; `gradients` is $B$ `(G, O, O)`, or its diagonal `(G, O)` for
+    outputs that are too wide and for a large parameter that enters no product.
     """
 
     inputs: Float[Array, "G I *I"]
@@ -59,7 +60,10 @@ def _square(factor: Float[Array, "G n *n"]) -> Float[Array, "G n n"]:
 
 
 def kronecker_factors(
-    operator: GaussNewtonOperator, *, weight_sharing: Literal["expand", "reduce"] = "expand"
+    operator: GaussNewtonOperator,
+    *,
+    weight_sharing: Literal["expand", "reduce"] = "expand",
+    max_width: int | None = None,
 ) -> tuple[KroneckerFactors, ...]:
     r"""Return the K-FAC factors of every layer, in float32 or better.
 
@@ -73,6 +77,9 @@ def kronecker_factors(
         $\frac1{N T} \sum_{nt} a a^\top \otimes \sum_{nrt} g g^\top$; `"reduce"` takes
         $\bar a_n = \frac1T \sum_t a_{nt}$ and $\bar g_{nr} = \sum_t g_{nrt}$ first. Lookups in a
         table are always expanded.
+    max_width
+        The largest number of inputs or outputs of a layer whose factor is a matrix: of wider ones
+        it is the diagonal, which takes I or O numbers in place of their square. `None` for any.
 
     Returns
     -------
@@ -93,10 +100,12 @@ def kronecker_factors(
     network architectures.
     """
     check_option("weight_sharing", weight_sharing, WEIGHT_SHARING)
-    sum_bytes = 4 * num_entries(operator.plan.layers)
+    sum_bytes = 4 * num_entries(operator.plan.layers, max_width)
     if operator.has_closed_head:  # it has one position, so no weight is shared
-        return _normalised(operator.sum_columns(_SumOfHeadFactors, sum_bytes=sum_bytes))
-    sums = operator.sum_rows(partial(_SumOfFactors, weight_sharing), _no_work, sum_bytes=sum_bytes)
+        of_head = partial(_SumOfHeadFactors, max_width)
+        return _normalised(operator.sum_columns(of_head, sum_bytes=sum_bytes))
+    of_rows = partial(_SumOfFactors, weight_sharing, max_width)
+    sums = operator.sum_rows(of_rows, _no_work, sum_bytes=sum_bytes)
     return _normalised(sums)
 
 
@@ -134,16 +143,46 @@ def second_moments(
     return operator.sum_rows(_SumOfMoments, _rotated_bytes, bases, sum_bytes=sum_bytes)
 
 
-def num_entries(layers: Layers) -> int:
-    """Return the number of entries of the factors of all layers."""
-    return sum(_num_entries(layer) for layer in layers.layers)
+class Side(NamedTuple):
+    """One side of layers: how many factors there are, and the width of each."""
+
+    num: int
+    width: int
+
+    def num_entries(self, max_width: int | None = None) -> int:
+        """Return the number of entries of the factors, diagonal where they are too wide."""
+        return self.num * (self.width if self.is_wide(max_width) else self.width**2)
+
+    def is_wide(self, max_width: int | None) -> bool:
+        """Return whether the factors are too wide to be matrices."""
+        return _exceeds(self.width, max_width)
 
 
-def _num_entries(layer: Layer) -> int:
+def sides(layers: Layers) -> tuple[Side, ...]:
+    """Return the sides of all layers that may have matrices as factors."""
+    return tuple(side for layer in layers.layers for side, may in _sides(layer) if may)
+
+
+def _sides(layer: Layer) -> tuple[tuple[Side, bool], ...]:
     groups, width, out = layer.layout.shape
-    inputs = width if isinstance(layer.product, Lookup) else width**2
     lone = layer.product is None and out > LARGEST_EXACT_BLOCK
-    return groups * (inputs + (out if lone else out**2))
+    return (
+        (Side(groups, width), not isinstance(layer.product, Lookup)),
+        (Side(groups, out), not lone),
+    )
+
+
+def num_entries(layers: Layers, max_width: int | None = None) -> int:
+    """Return the number of entries of the factors of all layers; see `kronecker_factors`."""
+    return sum(
+        side.num_entries(max_width if may else 0)
+        for layer in layers.layers
+        for side, may in _sides(layer)
+    )
+
+
+def _exceeds(width: int, max_width: int | None) -> bool:
+    return max_width is not None and width > max_width
 
 
 def _no_work(block: Block) -> tuple[int, int]:
@@ -163,6 +202,7 @@ class _SumOfFactors(NamedTuple):
     title = "Kronecker factors"
 
     weight_sharing: str
+    max_width: int | None
     num_directions: int
 
     def __call__(self, operator_and_nothing, chunk: Chunk):
@@ -176,7 +216,9 @@ class _SumOfFactors(NamedTuple):
         for a, g, layout in zip(captured.inputs, gradients, captured.layouts, strict=True):
             if self.weight_sharing == "reduce" and not jnp.issubdtype(a.dtype, jnp.integer):
                 a = a.astype(dtype).mean(axis=1, keepdims=True)
-            factors.append(KroneckerFactors(_input_factor(a, chunk, layout, dtype), g, layout))
+            diagonal = _exceeds(layout.shape[1], self.max_width)
+            a = _input_factor(a, chunk, layout, dtype, diagonal=diagonal)
+            factors.append(KroneckerFactors(a, g, layout))
         return tuple(factors), chunk.weight.sum()
 
     def _gradient_factors(self, rows: Rows) -> PyTree:
@@ -189,12 +231,14 @@ class _SumOfFactors(NamedTuple):
         elif self.weight_sharing == "reduce":
             g = g.sum(axis=2, keepdims=True)
         _, width, out = block.layout.shape
-        if width == 1 and out > LARGEST_EXACT_BLOCK:
+        if _exceeds(out, self.max_width) or (width == 1 and out > LARGEST_EXACT_BLOCK):
             return jnp.einsum("brtgo,brtgo->go", g, g)
         return jnp.einsum("brtgo,brtgp->gop", g, g)
 
 
-def _input_factor(a: Array, chunk: Chunk, layout: Layout, dtype: jnp.dtype) -> Array:
+def _input_factor(
+    a: Array, chunk: Chunk, layout: Layout, dtype: jnp.dtype, *, diagonal: bool
+) -> Float[Array, "G I *I"]:
     r"""Return the weighted sum of $a a^\top$ over examples, and its mean over positions."""
     weight = chunk.weight.astype(dtype)
     if jnp.issubdtype(a.dtype, jnp.integer):
@@ -203,14 +247,20 @@ def _input_factor(a: Array, chunk: Chunk, layout: Layout, dtype: jnp.dtype) -> A
     a = a.astype(dtype)
     with jax.default_matmul_precision("highest"):
         weighted = a * (weight / a.shape[1])[:, None, None, None]
+        if diagonal:
+            return jnp.einsum("btgi,btgi->gi", weighted, a)
         return jnp.einsum("btgi,btgj->gij", weighted, a)
 
 
 class _SumOfHeadFactors(NamedTuple):
     """One chunk's part of a head's factors, and the number of its examples; hashable."""
 
+<<<<<<< HEAD
     title = "Kronecker factors of the head"
 
+=======
+    max_width: int | None
+>>>>>>> wt-wide
     num_columns: int
 
     def __call__(self, operator_and_nothing, chunk: Chunk):
@@ -218,10 +268,18 @@ class _SumOfHeadFactors(NamedTuple):
         captured = capture(operator.objective, chunk.x)
         rows = head_rows(operator, captured)
 
-        products = map_columns(operator, captured, chunk, self.num_columns, rows, _sum_of_products)
-        g = (products * rows.factors)[:, jnp.argsort(rows.places)]  # back from outputs to values
-        a = _input_factor(rows.inputs, chunk, rows.layout, g.dtype)
-        return (KroneckerFactors(a, g[None], rows.layout),), chunk.weight.sum()
+        _, width, out = rows.layout.shape
+        if _exceeds(out, self.max_width):
+            g = head_diagonal(operator, captured, chunk, rows)
+        else:
+            products = map_columns(
+                operator, captured, chunk, self.num_columns, rows, _sum_of_products
+            )
+            # Back from outputs to values.
+            g = (products * rows.factors)[:, jnp.argsort(rows.places)][None]
+        diagonal = _exceeds(width, self.max_width)
+        a = _input_factor(rows.inputs, chunk, rows.layout, g.dtype, diagonal=diagonal)
+        return (KroneckerFactors(a, g, rows.layout),), chunk.weight.sum()
 
 
 def _sum_of_products(

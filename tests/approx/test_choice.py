@@ -19,11 +19,12 @@ from laplace_kit.approx.choice import (
     with_key,
 )
 from laplace_kit.approx.spec import Sizes, StructureSpec
+from laplace_kit.curv.kronecker import Side
 from laplace_kit.curv.objective import restrict
 from laplace_kit.curv.spec import CurvatureSpec
 from laplace_kit.data import as_data
 
-SIZES = Sizes(num_params=1000, itemsize=4, kronecker_entries=20_000, num_columns=1)
+SIZES = Sizes(num_params=1000, itemsize=4, kronecker_entries=30_000, num_columns=1)
 HESSIAN = dataclasses.replace(SIZES, num_columns=None)
 SPECS = {
     "full": lk.Full("primal"),
@@ -44,7 +45,7 @@ def choose(spec: StructureSpec, limit: int, sizes: Sizes = SIZES) -> StructureSp
 def test_estimates_are_ordered_and_scale_as_they_should():
     assert NEEDED["full"] > NEEDED["ekfac"] == NEEDED["kron"]
     assert NEEDED["kron"] > NEEDED["low_rank"] > NEEDED["diagonal"]
-    larger = dataclasses.replace(SIZES, num_params=10_000, kronecker_entries=200_000)
+    larger = dataclasses.replace(SIZES, num_params=10_000, kronecker_entries=300_000)
     double = dataclasses.replace(SIZES, itemsize=8)
     for name, spec in SPECS.items():
         assert spec.bytes(larger) == 10 ** (2 if name == "full" else 1) * NEEDED[name]
@@ -85,6 +86,64 @@ def test_too_large_names_the_estimate_the_limit_and_what_would_fit():
     assert f": {fitting}. Or raise" in message
     assert "memory_limit=" in message
     assert "subset=" in message
+
+
+def test_too_large_names_the_largest_rank_that_fits():
+    limit = NEEDED["low_rank"] + 3
+    with pytest.raises(ValueError, match="structure='low_rank' for P=1000 para") as error:
+        choose(lk.LowRank(), limit)
+    assert "these would fit: rank=10 or structure='diagonal'. Or raise memory" in str(error.value)
+    assert choose(lk.LowRank(10), limit) == lk.LowRank(10)
+    with pytest.raises(ValueError, match="structure='low_rank'"):
+        choose(lk.LowRank(11), limit)
+    with pytest.raises(ValueError, match="structure='full'") as error:
+        choose(lk.Full("primal"), limit)
+    assert "these would fit: structure='low_rank' with rank=10 or structure=" in str(error.value)
+
+
+def test_too_large_names_the_curvature_of_few_columns():
+    few = dataclasses.replace(SIZES, count_data=lambda: 20, count_entries=lambda: 50)
+    many = dataclasses.replace(few, num_columns=5000, for_columns=lambda num: few)
+    with pytest.raises(ValueError, match="structure='full' for P=1000 parameters") as error:
+        choose(lk.Full("dual"), NEEDED["full"], many)
+    assert "curvature='mc_fisher', with 1 column in place of 5,000. Or raise" in str(error.value)
+
+
+# --- wide sides -----------------------------------------------------------------------------------
+
+# Two layers, of 600 inputs and 8 outputs and the other way round.
+ADAPTERS = Sizes(
+    num_params=9600,
+    itemsize=4,
+    kronecker_entries=2 * (600**2 + 8**2),
+    num_columns=1,
+    kronecker_sides=(Side(1, 600), Side(1, 8), Side(1, 8), Side(1, 600)),
+)
+
+
+def test_kronecker_sides_are_as_wide_as_the_memory_limit_allows():
+    whole = lk.Kronecker().bytes(ADAPTERS)
+    assert choose(lk.Kronecker(), whole, ADAPTERS) == lk.Kronecker()
+    found = choose(lk.Kronecker(), whole - 1, ADAPTERS)
+    assert found == lk.Kronecker(max_width=8)
+    entries = 2 * (600 + 8**2)
+    assert found.bytes(ADAPTERS) == (4 * entries + 6 * 9600) * 4
+    narrowest = choose(lk.Kronecker(), found.bytes(ADAPTERS) - 1, ADAPTERS)
+    assert narrowest == lk.Kronecker(max_width=0)
+    assert choose(lk.Kronecker(max_width=100), whole, ADAPTERS) == lk.Kronecker(max_width=100)
+    with pytest.raises(ValueError, match="structure='ekfac' for P=9600 parameters, which needs"):
+        choose(lk.Kronecker(max_width=600), whole - 1, ADAPTERS)
+
+
+def test_the_reason_names_the_sides_that_are_diagonal():
+    reason = because(lk.Kronecker(), ADAPTERS, lk.Kronecker().bytes(ADAPTERS) - 1)
+    assert reason == "it was asked for; 2 of 4 factors, of more than 8 rows, are diagonal"
+
+
+def test_auto_prefers_fewer_parameters_to_diagonal_sides():
+    limit = lk.Kronecker().bytes(ADAPTERS) - 1
+    assert not AUTO.has_rich(ADAPTERS, limit)
+    assert choose(AUTO, limit, ADAPTERS) == lk.LowRank(10)
 
 
 @pytest.mark.parametrize("spec", [lk.Auto(), lk.Diagonal()])

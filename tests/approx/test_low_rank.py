@@ -13,6 +13,8 @@ from laplace_kit import curv
 from laplace_kit.approx.low_rank import LowRankStructure, fit_low_rank
 from laplace_kit.approx.posterior import factorise
 from laplace_kit.approx.spec import Sizes
+from laplace_kit.curv.linearization import linearized
+from laplace_kit.curv.matrix_free import lanczos
 from laplace_kit.eval.predictive import predict
 from laplace_kit.likelihood import Gaussian
 
@@ -208,13 +210,30 @@ def test_a_model_in_lower_precision_is_positive_semidefinite_up_to_its_rounding(
     assert posterior.is_finite()
 
 
+@pytest.mark.parametrize("rank", [5, 20])
+def test_the_estimate_covers_a_run_of_lanczos_and_the_vectors_of_the_one_before(rank):
+    def network(params, x):
+        return jnp.tanh(jnp.tanh(x @ params["a"]) @ params["b"])
+
+    params = {"a": jnp.eye(100), "b": jnp.eye(100)}
+    operator = curv.GGNOperator(network, params, (jnp.ones((2, 100)),) * 2, Gaussian())
+    num, depth = operator.shape[0], 2 * rank + 10
+    vectors = [jax.ShapeDtypeStruct((n, num), "float32") for n in (rank, depth)]
+    start = jax.ShapeDtypeStruct((num,), "float32")
+    run = lanczos._tridiagonalize.lower(linearized(operator), start, vectors[0], depth, 0.0)
+    found = run.compile().memory_analysis()
+    needed = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+    planned = lk.LowRank(rank).bytes(Sizes(num, 4))
+    assert 0.6 * planned < needed + 4 * depth * num < planned
+
+
 # --- as `structure=` ------------------------------------------------------------------------------
 
 
 def test_the_rank_is_fifty_or_what_there_is():
     for num_params, rank in ((31, 31), (1000, 50)):
         assert lk.LowRank().forms(Sizes(num_params, 4)) == (lk.LowRank(rank),)
-        assert lk.LowRank().bytes(Sizes(num_params, 4)) == 4 * num_params * (5 * rank + 10)
+        assert lk.LowRank().bytes(Sizes(num_params, 4)) == 4 * num_params * (5 * rank + 40)
     assert lk.LowRank(7).forms(Sizes(31, 4)) == (lk.LowRank(7),)
     with pytest.raises(ValueError, match="rank=32, expected a number from 1 to P=31"):
         lk.LowRank(32).forms(Sizes(31, 4))

@@ -24,7 +24,8 @@ class LeafCoverage:
 
     `kind` is how it enters the model, such as `"dense"` or `"bias"`; `method` is how its Jacobian
     rows are computed: `"factors"`, `"lookup"` or `"exact rows"`; `partner` is the path of the
-    weight that a bias shares a layer with, or `None`.
+    weight that a bias shares a layer with, or `None`. `diagonal` names the sides of its layer whose
+    Kronecker factor is too wide to be a matrix: `"inputs"`, `"outputs"`, both or neither.
     """
 
     path: str
@@ -32,6 +33,7 @@ class LeafCoverage:
     kind: str
     method: str
     partner: str | None
+    diagonal: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +64,14 @@ class Coverage:
 
     def __str__(self) -> str:
         """Return a table, one line for each parameter."""
-        rows = [("parameter", "shape", "kind", "method", "with")]
+        rows = [("parameter", "shape", "kind", "method", "with", "diagonal factors")]
         rows += [
-            (leaf.path, str(leaf.shape), leaf.kind, leaf.method, leaf.partner or "")
+            (leaf.path, str(leaf.shape), leaf.kind, leaf.method, leaf.partner or "", sides)
             for leaf in self.leaves
+            for sides in [", ".join(leaf.diagonal)]
         ]
+        if not any(leaf.diagonal for leaf in self.leaves):
+            rows = [row[:-1] for row in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
@@ -95,16 +100,28 @@ def coverage(model_fn: Callable, params: PyTree, x: Any) -> Coverage:
     return coverage_of(restrict(model_fn, params)[0].planned(x).plan.layers)
 
 
-def coverage_of(found: Layers) -> Coverage:
-    """Return the coverage of layers that have been found."""
-    return Coverage(tuple(_leaf(found, number) for number in range(len(found.leaves))))
+def coverage_of(found: Layers, max_width: int | None = None) -> Coverage:
+    """Return the coverage of layers that have been found.
+
+    Parameters
+    ----------
+    found
+        The layers.
+    max_width
+        The widest Kronecker factor that is a matrix, where there are factors; `None` for any.
+    """
+    numbers = range(len(found.leaves))
+    return Coverage(tuple(_leaf(found, number, max_width) for number in numbers))
 
 
-def _leaf(found: Layers, number: int) -> LeafCoverage:
+def _leaf(found: Layers, number: int, max_width: int | None) -> LeafCoverage:
     leaf = found.leaves[number]
     product = found.layers[leaf.layer].product
     method = "exact rows" if product is None else "factors"
     if isinstance(product, Lookup):
         method = "lookup"
     partner = None if leaf.weight == leaf.path else leaf.weight
-    return LeafCoverage(leaf.path, leaf.shape, leaf.kind, method, partner)
+    _, *widths = found.layers[leaf.layer].layout.shape
+    sides = zip(("inputs", "outputs"), widths, strict=True)
+    wide = tuple(side for side, width in sides if max_width is not None and width > max_width)
+    return LeafCoverage(leaf.path, leaf.shape, leaf.kind, method, partner, wide)
