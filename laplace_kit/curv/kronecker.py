@@ -255,12 +255,9 @@ def _input_factor(
 class _SumOfHeadFactors(NamedTuple):
     """One chunk's part of a head's factors, and the number of its examples; hashable."""
 
-<<<<<<< HEAD
     title = "Kronecker factors of the head"
 
-=======
     max_width: int | None
->>>>>>> wt-wide
     num_columns: int
 
     def __call__(self, operator_and_nothing, chunk: Chunk):
