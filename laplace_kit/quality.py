@@ -35,32 +35,23 @@ def report(
     ood: PyTree,
     title: str,
     card: PosteriorCard,
+    seed: int,
 ) -> Report:
     """Read labelled data and write the report of predictors on them; see `compare_report`."""
     check_mapping("shifted", shifted)
-    read = partial(_unweighted, objective)
-    x, y = read(data)
+    read = partial(labelled, objective)
+    x, y, weights = read(data)
     return compare_report(
         predict,
         objective.likelihood,
         x,
         y,
         directory,
+        weights=weights,
         compare=compare,
         shifted={name: read(labelled_set) for name, labelled_set in (shifted or {}).items()},
         ood=named_sets(ood, x),
         title=title,
         card=card,
+        seed=seed,
     )
-
-
-def _unweighted(objective: Objective, data: Any) -> tuple[PyTree, PyTree]:
-    """Return labelled inputs and targets, and refuse weights."""
-    x, y, weights = labelled(objective, data)
-    if weights is not None:
-        raise ValueError(
-            "Found data with weights for a report, whose bootstrap draws single examples, expected "
-            "(x, y); la.evaluate((x, y, weights)) gives the weighted metrics, and np.repeat(x, "
-            "weights, axis=0) repeats examples whose weights are whole numbers."
-        )
-    return x, y

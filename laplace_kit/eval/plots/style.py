@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 # The colour-blind safe palette of Okabe and Ito (2008).
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 GREY = "#767676"
+MOST_POINTS = 2000  # more are drawn as a density
 SERIES = ((VERMILLION, "--"), (BLUE, "-"), (GREEN, "-."), (PURPLE, ":"))
 
 
@@ -53,12 +54,14 @@ def share_histogram(
     label: str,
     color: str,
     hatch: str | None = None,
+    weights: np.ndarray | None = None,
 ) -> None:
     """Draw a histogram of `values`, normalised to sum to one, if there are any."""
-    if values.size == 0:
+    total = values.size if weights is None else weights.sum()
+    if not total:
         return
     ax.stairs(
-        np.histogram(values, bins=edges)[0] / values.size,
+        np.histogram(values, bins=edges, weights=weights)[0] / total,
         edges,
         fill=True,
         facecolor=color + "55",
@@ -67,6 +70,58 @@ def share_histogram(
         hatch=hatch,
         label=f"{label} ({values.size})",
     )
+
+
+def points(
+    ax: "matplotlib.axes.Axes",
+    x: np.ndarray,
+    y: np.ndarray,
+    label: str,
+    color: str,
+    *,
+    area: float | np.ndarray = 10.0,
+    marker: str = "o",
+    alpha: float = 0.4,
+) -> None:
+    """Draw points one by one or, where they would cover each other, their density.
+
+    Parameters
+    ----------
+    ax, x, y, label, color
+        The axes, the coordinates, the name in the legend and the colour.
+    area, marker, alpha
+        Of single points. More than `MOST_POINTS` are counted in hexagons, whose shades of the
+        colour are on a logarithmic scale.
+    """
+    if len(x) <= MOST_POINTS:
+        edge = None if marker == "x" else 0  # a cross is all edge
+        ax.scatter(
+            x,
+            y,
+            area,
+            color=color,
+            alpha=alpha,
+            linewidth=edge,
+            label=label,
+            marker=marker,
+            zorder=3,
+        )
+        return
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+
+    light = tuple(0.8 + 0.2 * part for part in to_rgb(color))
+    shades = LinearSegmentedColormap.from_list(color, [light, color])
+    extent = (*_range(x), *_range(y))
+    cells = ax.hexbin(
+        x, y, gridsize=45, extent=extent, bins="log", mincnt=1, cmap=shades, linewidths=0.2
+    )
+    cells.set(alpha=0.85, zorder=2)
+    ax.fill([], [], color=color, label=f"density of {label}")
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def diagonal(ax: "matplotlib.axes.Axes", low: float, high: float) -> None:

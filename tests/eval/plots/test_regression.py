@@ -99,5 +99,5 @@ def test_deviation_scatter_draws_larger_points_for_larger_errors(ax):
 
 
 def test_errors_that_are_all_zero_are_drawn_too(ax):
-    plots.deviation_scatter(ax, np.ones(2), np.ones(2), np.zeros(2))
+    plots.deviation_scatter(ax, np.array([1.0, 2.0]), np.ones(2), np.zeros(2))
     assert np.isfinite(ax.collections[0].get_sizes()).all()

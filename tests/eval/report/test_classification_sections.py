@@ -26,6 +26,7 @@ def test_reliability_of_every_set_and_predictor():
         {"test set": PROBS, "noisy": PROBS},
         {"test set": Y, "noisy": Y},
         {"test set": values, "noisy": shifted},
+        {"test set": None, "noisy": None},
     )
     assert captions(found) == [
         "MAP, test set: ECE 0.1250",
