@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Num
+from jaxtyping import Array, ArrayLike, Num
 
 from laplace_kit.eval.report.predictions import Distributions
 from laplace_kit.eval.statistics.numbers import LEVEL, normal_scores
@@ -14,7 +14,7 @@ from laplace_kit.targets.crps import crps
 Rows = Callable[[Num[Array, "N ..."]], Num[Array, "M C"]]
 
 
-def distributions_of(targets: NumberTargets, y: Num[Array, "N *target"]) -> Distributions:
+def distributions_of(targets: NumberTargets, y: Num[ArrayLike, "N *target"]) -> Distributions:
     """Return what a report asks of the distribution of N targets.
 
     Parameters
@@ -35,9 +35,10 @@ def distributions_of(targets: NumberTargets, y: Num[Array, "N *target"]) -> Dist
     return rows_of(targets, y, lambda values: jnp.reshape(values, (len(values), -1)))
 
 
-def rows_of(targets: NumberTargets, y: Num[Array, "N *target"], rows: Rows) -> Distributions:
+def rows_of(targets: NumberTargets, y: Num[ArrayLike, "N *target"], rows: Rows) -> Distributions:
     """Return the distributions with rows chosen by a function, such as those with a target."""
-    log_prob = targets.log_prob(jnp.asarray(y))
+    y = jnp.asarray(y)
+    log_prob = targets.log_prob(y)
     log_prob = log_prob if targets.is_joint else rows(log_prob).sum(axis=1)
     if targets.is_normal:
         std = jnp.sqrt(targets.variance)
@@ -47,7 +48,7 @@ def rows_of(targets: NumberTargets, y: Num[Array, "N *target"], rows: Rows) -> D
     return Distributions(log_prob, *map(rows, _scores(targets, y)))
 
 
-def _scores(targets: NumberTargets, y: Num[Array, "N *target"]) -> tuple[Array, ...]:
+def _scores(targets: NumberTargets, y: Num[ArrayLike, "N *target"]) -> tuple[Array, ...]:
     """Return the fields of `Distributions` after the first, of the targets' shape."""
     # Not one program: the distribution function is compiled once for all of its calls.
     dtype = targets.mean.dtype
