@@ -4,7 +4,6 @@
 `split`, which cuts inputs into batches, the host loops and can show a progress bar.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,11 +11,11 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from laplace_kit import streams, tree
+from laplace_kit import streams
 from laplace_kit.arrays import is_list_of_numbers, on_host
 from laplace_kit.errors import check_count
-from laplace_kit.eval.outputs import Predictive, with_joint_covariance
-from laplace_kit.targets.outputs import Outputs
+from laplace_kit.eval.outputs import Predictive
+from laplace_kit.eval.rows import by_row, first_rows
 
 Predict = Callable[[PyTree], Predictive]
 
@@ -94,7 +93,7 @@ def _predictions(predict: Predict, batches: Iterable[Any]) -> Iterator[Predictiv
             rows = np.arange(low, low + size)
             # Filled up with the last input, as zeros may be invalid.
             predictive = predict(_rows(x, np.minimum(rows, num - 1)) if num != size else x)
-            yield _first(predictive, min(size, num - low))
+            yield first_rows(predictive, min(size, num - low))
 
 
 def _check_batches(batches: Iterable[Any]) -> None:
@@ -134,39 +133,10 @@ def _rows(x: PyTree, rows: slice | np.ndarray) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[rows], x)
 
 
-def _first(predictive: Predictive, num: int) -> Predictive:
-    """Cut on the host: on the device each number of rows would need its own programs."""
-    if num == len(predictive.f_mean):
-        return predictive
-    joint = predictive.joint_cov
-    rest = _by_row(lambda part: jax.device_put(np.asarray(part)[:num]), [predictive])
-    if joint is None:
-        return rest
-    return with_joint_covariance(rest, jax.device_put(np.asarray(joint)[:num, :, :num]))
-
-
 def _concatenated(parts: list[Predictive]) -> Predictive:
     if parts[0].joint_cov is not None:
         raise ValueError(
             "Found joint covariances of each batch, expected a predictive without joint=True; the "
             "covariance between batches takes all inputs in memory: la.predict(x, joint=True)."
         )
-    return _by_row(lambda *rows: jax.device_put(np.concatenate(rows)), parts)
-
-
-def _by_row(fn: Callable, predictives: list[Predictive]) -> Predictive:
-    """Apply a function to every array that has the inputs on its first axis."""
-    targets = [one.targets for one in predictives]
-    names = [f.name for f in dataclasses.fields(targets[0]) if f.name not in targets[0].shared]
-    fields = [{name: _rows_of(getattr(one, name)) for name in names} for one in targets]
-
-    def map_array(*leaves):
-        return fn(*leaves) if np.ndim(leaves[0]) else leaves[0]
-
-    changed = tree.replace(targets[0], **jax.tree.map(map_array, *fields))
-    return tree.replace(predictives[0], targets=changed)
-
-
-def _rows_of(field: PyTree) -> PyTree:
-    """Leave out the covariance between inputs, which has them on two axes."""
-    return tree.replace(field, joint_cov=None) if isinstance(field, Outputs) else field
+    return by_row(lambda *rows: jax.device_put(np.concatenate(rows)), parts)

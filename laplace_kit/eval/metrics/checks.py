@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Num
+from jaxtyping import Array, ArrayLike, Bool, Float, Num, Shaped
 
 from laplace_kit.errors import check_count
 from laplace_kit.tree import is_concrete
@@ -75,7 +75,7 @@ def labelled(probs: ArrayLike, y: ArrayLike) -> tuple[Float[Array, "N C"], Float
     return probs, targets
 
 
-def check_label_shapes(probs: Num[ArrayLike, "..."], y: Num[ArrayLike, "..."]) -> None:
+def check_label_shapes(probs: Shaped[ArrayLike, "..."], y: Shaped[ArrayLike, "..."]) -> None:
     """Raise a `ValueError` unless labels `(N,)` or `(N, C)` fit probabilities `(N, C)`."""
     if probs.ndim != 2 or probs.size == 0:
         raise ValueError(
@@ -97,7 +97,7 @@ def check_label_shapes(probs: Num[ArrayLike, "..."], y: Num[ArrayLike, "..."]) -
 
 
 def label_out_of_range(
-    y: Num[ArrayLike, " N"], first: int, probs: Num[ArrayLike, "N C"]
+    y: Shaped[ArrayLike, " N"], first: int, probs: Shaped[ArrayLike, "N C"]
 ) -> ValueError:
     """Return the error for labels of which the one at `first` is no class."""
     return ValueError(

@@ -8,9 +8,11 @@ from jaxtyping import ArrayLike, Bool, Float, Num
 from laplace_kit.eval.plots.style import (
     BLUE,
     GREY,
+    MOST_POINTS,
     VERMILLION,
     curve,
     diagonal,
+    mixed_density,
     points,
     series_style,
     share_histogram,
@@ -215,14 +217,17 @@ def entropy_scatter(
     Returns
     -------
     Axes
-        `ax`; its collections are the points of correct and of wrong predictions, in this order;
-        hexagons where there are more than 2,000 of a kind.
+        `ax`; its collections are the points of correct and of wrong predictions, in this order.
+        More than 2,000 are drawn as one density, whose hue is the share of wrong predictions.
     """
     aleatoric, epistemic, right = map(np.asarray, (aleatoric, epistemic, right))
-    counts = np.count_nonzero(right), np.count_nonzero(~right)
-    points(ax, aleatoric[right], epistemic[right], f"correct ({counts[0]})", BLUE)
-    wrong = aleatoric[~right], epistemic[~right], f"wrong ({counts[1]})", VERMILLION
-    points(ax, *wrong, area=24.0, marker="x", alpha=1.0)
+    labels = f"correct ({np.count_nonzero(right)})", f"wrong ({np.count_nonzero(~right)})"
+    if len(right) > MOST_POINTS:
+        mixed_density(ax, aleatoric, epistemic, ~right, labels, (BLUE, VERMILLION))
+    else:
+        points(ax, aleatoric[right], epistemic[right], labels[0], BLUE)
+        wrong = aleatoric[~right], epistemic[~right], labels[1], VERMILLION
+        points(ax, *wrong, area=24.0, marker="x", alpha=1.0)
     ax.locator_params(axis="x", nbins=6)
     ax.set(xlabel="aleatoric part (nats)", ylabel="epistemic part (nats)")
     ax.set_xlim(left=0)

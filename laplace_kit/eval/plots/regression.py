@@ -156,7 +156,8 @@ def predictive_band(
     ax.plot(x, mean, color=BLUE, label="mean")
     if x_observed is not None:
         observed = np.asarray(x_observed, float), np.asarray(y_observed, float)
-        points(ax, *observed, "observed", "#000000", area=8.0, alpha=0.6)
+        color = "#000000" if len(observed[0]) <= MOST_POINTS else "#B8B8B8"
+        points(ax, *observed, "observed", color, area=8.0, alpha=0.6)
     ax.set(xlabel="input", ylabel="output")
     return tidy(ax, legend=True)
 

@@ -7,6 +7,7 @@ from jaxtyping import ArrayLike
 
 if TYPE_CHECKING:
     import matplotlib.axes
+    import matplotlib.collections
 
 # The colour-blind safe palette of Okabe and Ito (2008).
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -107,16 +108,59 @@ def points(
             zorder=3,
         )
         return
-    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+    from matplotlib.colors import to_rgb
 
-    light = tuple(0.8 + 0.2 * part for part in to_rgb(color))
-    shades = LinearSegmentedColormap.from_list(color, [light, color])
-    extent = (*_range(x), *_range(y))
-    cells = ax.hexbin(
-        x, y, gridsize=45, extent=extent, bins="log", mincnt=1, cmap=shades, linewidths=0.2
-    )
-    cells.set(alpha=0.85, zorder=2)
+    cells = _hexagons(ax, x, y)
+    _shade(cells, np.broadcast_to(to_rgb(color), (len(cells.get_array()), 3)))
     ax.fill([], [], color=color, label=f"density of {label}")
+
+
+def mixed_density(
+    ax: "matplotlib.axes.Axes",
+    x: np.ndarray,
+    y: np.ndarray,
+    is_second: np.ndarray,
+    labels: tuple[str, str],
+    colors: tuple[str, str],
+) -> None:
+    """Draw the density of points of two kinds, mixing the colours by their shares.
+
+    Parameters
+    ----------
+    ax, x, y
+        The axes, and the coordinates of all points.
+    is_second
+        Whether each point is of the second kind.
+    labels, colors
+        The names and the colours of both kinds.
+    """
+    from matplotlib.colors import to_rgb
+
+    shares = _hexagons(ax, x, y, is_second)
+    share = np.asarray(shares.get_array())[:, None]
+    shares.remove()
+    first, second = (np.array(to_rgb(color)) for color in colors)
+    _shade(_hexagons(ax, x, y), (1 - share) * first + share * second)
+    for color, label in zip(colors, labels, strict=True):
+        ax.fill([], [], color=color, label=label)
+
+
+def _hexagons(
+    ax: "matplotlib.axes.Axes", x: np.ndarray, y: np.ndarray, values: np.ndarray | None = None
+) -> "matplotlib.collections.PolyCollection":
+    """Draw hexagons with the numbers of points, or with the means of values, as their array."""
+    extent = (*_range(x), *_range(y))
+    cells = ax.hexbin(x, y, values, gridsize=45, extent=extent, mincnt=1, linewidths=0.2)
+    cells.set_zorder(0.5)  # below bands and lines
+    return cells
+
+
+def _shade(cells: "matplotlib.collections.PolyCollection", rgb: np.ndarray) -> None:
+    """Colour hexagons, in lighter shades where there are fewer points, on a logarithmic scale."""
+    counts = np.asarray(cells.get_array(), float)
+    shade = 0.2 + 0.8 * np.log1p(counts)[:, None] / np.log1p(counts.max())
+    cells.set_array(None)
+    cells.set(facecolor=1 - shade * (1 - rgb), edgecolor="face")
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:

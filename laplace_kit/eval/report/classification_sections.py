@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Bool, Float, Num
 
 from laplace_kit.eval import plots
+from laplace_kit.eval.plots.style import MOST_POINTS
 from laplace_kit.eval.report import pictures
 from laplace_kit.eval.report.pictures import TEST, Section
 from laplace_kit.eval.report.scores import SCORES
@@ -107,6 +108,11 @@ def uncertainty(
         "of label and weights, which more data would remove; the aleatoric part is the expected "
         "entropy given the weights, which more data would not remove."
     )
+    if max(map(len, right.values())) > MOST_POINTS:
+        note += (
+            " So many predictions are drawn as a density: the darker a hexagon, the more of them; "
+            "the more orange, the larger the share of wrong ones."
+        )
     return Section("Epistemic against aleatoric", note, tuple(drawn))
 
 

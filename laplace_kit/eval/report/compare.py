@@ -17,6 +17,7 @@ from laplace_kit.eval.evaluation import (
     observed_rows,
     weights_of_rows,
 )
+from laplace_kit.eval.inputs import round_up
 from laplace_kit.eval.predictive import Predictive
 from laplace_kit.eval.report import checks
 from laplace_kit.eval.report.classification import classification_report
@@ -24,6 +25,7 @@ from laplace_kit.eval.report.distributions import rows_of
 from laplace_kit.eval.report.page import PosteriorCard, Report
 from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
 from laplace_kit.eval.report.regression import regression_report
+from laplace_kit.eval.rows import filled_rows
 from laplace_kit.likelihood import Likelihood, Masked
 from laplace_kit.likelihood.masked import unmasked, without_mask
 from laplace_kit.targets.base import NoTargets
@@ -248,13 +250,17 @@ def _all_rows(predictive: Predictive) -> Float[Array, "M C"]:
 
 def _uncertainty(predictive: Predictive, seed: int) -> Uncertainty | None:
     """Return the parts of the uncertainty, where there is more than one and they are known."""
-    if not bool((predictive.f_var > 0).any()):
+    num = len(predictive.f_mean)
+    if not (np.asarray(predictive.f_var) > 0).any():
         return None
-    return predictive.uncertainty(jax.random.key(seed))
+    # Filled, so that few numbers of inputs are compiled for.
+    filled = filled_rows(predictive, round_up(num))
+    found = filled.uncertainty(jax.random.key(seed))
+    return jax.tree.map(lambda part: np.asarray(part)[:num], found)
 
 
 def _seen(
-    likelihood: Likelihood, predictive: Predictive, y: PyTree, values: Float[Array, "N *label"]
+    likelihood: Likelihood, predictive: Predictive, y: PyTree, values: Float[np.ndarray, "N *label"]
 ) -> Float[np.ndarray, " M"]:
     """Return one value for each label that is there."""
     seen = observed_entries(likelihood, predictive, y, values.shape)
@@ -268,11 +274,12 @@ def _numbers(likelihood: Likelihood, predictive: Predictive, y: PyTree) -> Regre
             "distribution of the targets, expected Gaussian, Poisson, Categorical or Bernoulli, or "
             "one with a method targets(outputs), for a report; use la.evaluate for its loss."
         )
-    mean, var, epistemic_var = (
-        observed_rows(likelihood, predictive, y, values)
-        for values in (predictive.mean, predictive.var, predictive.epistemic_var)
+    mean, noise_var, epistemic_var = (
+        np.asarray(observed_rows(likelihood, predictive, y, values))
+        for values in (predictive.mean, predictive.noise_var, predictive.epistemic_var)
     )
-    if not bool(jnp.isfinite(var).all()):
+    var = noise_var + epistemic_var
+    if not np.isfinite(var).all():
         raise ValueError(
             f"Found infinite variances under a {type(likelihood).__name__} likelihood, expected "
             "finite ones, as a report measures residuals by them; use la.evaluate, or a likelihood "
@@ -284,8 +291,8 @@ def _numbers(likelihood: Likelihood, predictive: Predictive, y: PyTree) -> Regre
         _, observed = unmasked(likelihood, y)
         rows = partial(observed_rows, likelihood, predictive, y)
         distributions = rows_of(targets, observed, rows)
-    epistemic_std = jnp.sqrt(epistemic_var) if known else None
-    return RegressionPredictions(mean, jnp.sqrt(var), epistemic_std, distributions)
+    epistemic_std = np.sqrt(epistemic_var) if known else None
+    return RegressionPredictions(mean, np.sqrt(var), epistemic_std, distributions)
 
 
 def _given_probabilities(name: str, probs: ArrayLike, like: Predictive) -> Predictive:

@@ -1,7 +1,7 @@
 """Predictions and targets as NumPy arrays that are valid, with the errors of the metrics."""
 
 import numpy as np
-from jaxtyping import ArrayLike, Float, Num
+from jaxtyping import ArrayLike, Float, Num, Shaped
 
 from laplace_kit.eval.metrics import checks
 
@@ -16,7 +16,7 @@ def floating(values: ArrayLike) -> Float[np.ndarray, "..."]:
 
 def classified(
     probs: ArrayLike, y: ArrayLike
-) -> tuple[Float[np.ndarray, "N C"], Num[np.ndarray, "N ..."]]:
+) -> tuple[Float[np.ndarray, "N C"], Shaped[np.ndarray, "N ..."]]:
     """Return probabilities, and labels `(N,)` as integers or `(N, C)` as distributions.
 
     Raises
