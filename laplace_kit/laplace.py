@@ -379,10 +379,8 @@ class Laplace:
         data, directory
             The test set, `(x, y)`, `(x, y, weights)` or an iterable of such; and where
             `index.html`, `metrics.json`, `predictions.npz` and the plots go.
-        compare
-            Other predictions on the test set, or other posteriors, by name.
-        shifted, ood
-            For classifiers, labelled sets by name, and unlabelled inputs, one set or by name.
+        compare, shifted, ood
+            By name, other predictions or posteriors; labelled sets; and unlabelled inputs, or one set.
         title, key, seed
             The heading of the page; for a predictive that draws samples; of the resamples.
         """

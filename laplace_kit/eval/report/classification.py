@@ -130,6 +130,7 @@ def _sections(
     right = {name: np.asarray(of).argmax(axis=1) == hard_labels(y) for name, of in probs.items()}
     parts = {name: _parts(of) for name, of in everyone if of.epistemic is not None}
     curves = {name: _risk_curve(of, right[name], weights[TEST]) for name, of in probs.items()}
+    counted = checked(weights[TEST], len(hard_labels(y)))
     return (
         sections.reliability(
             {TEST: probs, **shifted_probs},
@@ -139,7 +140,7 @@ def _sections(
         ),
         sections.confidence(probs, y, on_test, weights[TEST]),
         sections.risk_coverage(curves, on_test),
-        *([sections.uncertainty(parts, right)] if parts else []),
+        *([sections.uncertainty(parts, right, counted)] if parts else []),
         *_ood_sections(predictions, numbers["ood"], weights[TEST]),
     )
 

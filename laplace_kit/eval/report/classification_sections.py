@@ -92,6 +92,7 @@ def risk_coverage(
 def uncertainty(
     parts: Mapping[str, tuple[Float[ArrayLike, " N"], Float[ArrayLike, " N"]]],
     right: Mapping[str, Bool[np.ndarray, " N"]],
+    weights: Float[np.ndarray, " N"],
 ) -> Section:
     """Draw the parts `(aleatoric, epistemic)` of the entropy where they are known, by predictor."""
     drawn, figures = [], {name: pictures.new_figure(3.8) for name in parts}
@@ -100,7 +101,8 @@ def uncertainty(
     pictures.with_same_axes([*figures.values()])
     for name, figure in figures.items():
         aleatoric, epistemic = (np.asarray(part, float) for part in parts[name])
-        share = number(epistemic.sum() / max((aleatoric + epistemic).sum(), np.finfo(float).tiny))
+        whole = max(weights @ (aleatoric + epistemic), np.finfo(float).tiny)
+        share = number(weights @ epistemic / whole)
         caption = f"{display_name(name)}, {TEST}: epistemic share of the entropy {share}"
         drawn.append(pictures.picture(pictures.file_name("uncertainty", name), caption, figure))
     note = (

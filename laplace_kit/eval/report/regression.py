@@ -144,7 +144,7 @@ def _sections(
             {name: np.ravel(of) for name, of in transforms.items()}, each, measured
         ),
         sections.risk_coverage(curves),
-        *([sections.uncertainty(mean, std, epistemic_std, targets)] if epistemic_std else []),
+        *([sections.uncertainty(mean, std, epistemic_std, targets, each)] if epistemic_std else []),
     )
 
 

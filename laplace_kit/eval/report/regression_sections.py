@@ -132,7 +132,11 @@ def risk_coverage(
 
 
 def uncertainty(
-    mean: _ByName, std: _ByName, epistemic_std: _ByName, y: Num[ArrayLike, " N"]
+    mean: _ByName,
+    std: _ByName,
+    epistemic_std: _ByName,
+    y: Num[ArrayLike, " N"],
+    weights: Float[np.ndarray, " N"],
 ) -> Section:
     """Draw epistemic against aleatoric standard deviations where they are known, by predictor."""
     drawn, figures = [], {name: pictures.new_figure(3.8) for name in epistemic_std}
@@ -144,7 +148,7 @@ def uncertainty(
         pictures.with_same_axes(alike)
     for name, part in epistemic_std.items():
         figure = figures[name]
-        share = number(float((part**2).sum() / (std[name] ** 2).sum()))
+        share = number(float((weights @ part**2) / (weights @ std[name] ** 2)))
         caption = f"{display_name(name)}, {TEST}: epistemic share of the variance {share}"
         drawn.append(pictures.picture(pictures.file_name("uncertainty", name), caption, figure))
     note = (

@@ -48,9 +48,13 @@ def test_curves_quote_every_predictor():
 
 def test_the_epistemic_share_is_that_of_the_parts():
     parts = (np.full(30, 0.1), np.linspace(0.0, 0.6, 30))
-    found = sections.uncertainty({"other": parts}, {"other": PROBS["other"].argmax(1) == Y})
+    right, ones = {"other": PROBS["other"].argmax(1) == Y}, np.ones(30)
+    found = sections.uncertainty({"other": parts}, right, ones)
     assert captions(found) == ["other, test set: epistemic share of the entropy 0.7500"]
-    nothing = sections.uncertainty({"other": (np.zeros(30),) * 2}, {"other": np.ones(30, bool)})
+    last = np.eye(30)[-1]
+    found = sections.uncertainty({"other": parts}, right, last)
+    assert captions(found) == [f"other, test set: epistemic share of the entropy {0.6 / 0.7:.4f}"]
+    nothing = sections.uncertainty({"other": (np.zeros(30),) * 2}, right, ones)
     assert captions(nothing) == ["other, test set: epistemic share of the entropy 0.0000"]
 
 
@@ -80,7 +84,7 @@ def test_pictures_of_two_predictors_have_the_same_axes(monkeypatch):
     measured = {name: {"auroc_entropy": 0.5} for name in inside}
     sections.score_histograms("far", inside, outside, measured)
     parts = {name: (of, of) for name, of in (("map", np.ones(30)), ("other", 3 * np.ones(30)))}
-    sections.uncertainty(parts, dict.fromkeys(parts, np.ones(30, bool)))
+    sections.uncertainty(parts, dict.fromkeys(parts, np.ones(30, bool)), np.ones(30))
     sections.confidence(PROBS, Y, {name: {"accuracy": 0.5} for name in PROBS}, None)
     sections.reliability(
         {"test set": PROBS},

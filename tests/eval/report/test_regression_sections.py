@@ -39,5 +39,5 @@ def test_coverage_curves_quote_every_predictor():
 
 
 def test_the_epistemic_share_is_that_of_the_variances():
-    found = sections.uncertainty(MEAN, STD, {"other": np.full(20, 0.3)}, Y)
+    found = sections.uncertainty(MEAN, STD, {"other": np.full(20, 0.3)}, Y, np.ones(20))
     assert captions(found) == ["other, test set: epistemic share of the variance 0.3600"]
