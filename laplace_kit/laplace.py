@@ -380,7 +380,7 @@ class Laplace:
             The test set, `(x, y)`, `(x, y, weights)` or an iterable of such; and where
             `index.html`, `metrics.json`, `predictions.npz` and the plots go.
         compare, shifted, ood
-            By name, other predictions or posteriors; labelled sets; and unlabelled inputs, or one set.
+            By name: other predictions or posteriors, labelled sets, unlabelled inputs (or one set).
         title, key, seed
             The heading of the page; for a predictive that draws samples; of the resamples.
         """

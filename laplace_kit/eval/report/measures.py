@@ -43,6 +43,7 @@ from laplace_kit.eval.statistics.weighting import checked
 
 SCHEMA = 3
 LEVEL, NUM_RESAMPLES = 0.95, 1000
+_TRANSFORMS = 100
 
 
 # From weightings of the examples of each sample to all metrics of one predictor.
@@ -125,7 +126,9 @@ def target_scores(of: RegressionPredictions, y: Num[np.ndarray, "N ..."]) -> Tar
 
 def integral_transforms(scores: TargetScores, seed: int) -> Float[np.ndarray, "N C"]:
     """Return the probability integral transforms, randomised for counts by the seed."""
-    return numbers.integral_transforms(scores, np.random.default_rng(seed))
+    # A stream of its own, which neither the resamples nor data made with the same seed share.
+    stream = np.random.SeedSequence(seed, spawn_key=(_TRANSFORMS,))
+    return numbers.integral_transforms(scores, np.random.default_rng(stream))
 
 
 # --- all predictors on one set --------------------------------------------------------------------

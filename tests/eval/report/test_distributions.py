@@ -17,6 +17,7 @@ from laplace_kit.eval.report import (
 )
 from laplace_kit.eval.report.compare import _numbers, compare_report
 from laplace_kit.eval.report.files import read_predictions
+from laplace_kit.eval.statistics.numbers import TargetScores
 from laplace_kit.likelihood import Masked
 
 RNG = np.random.default_rng(0)
@@ -61,7 +62,8 @@ def test_counts_with_uncertain_rates(tmp_path):
     assert values["width_90"] == pytest.approx((high - low).mean())
     assert values["crps"] == pytest.approx(crps.mean(), rel=2e-3)
     assert found["claims"]["laplace"]["claimed"] == pytest.approx(content.mean(), rel=1e-8)
-    u = np.random.default_rng(0).uniform(size=y.shape)[:, 0]
+    stream = np.random.SeedSequence(0, spawn_key=(100,))
+    u = np.random.default_rng(stream).uniform(size=y.shape)[:, 0]
     lower = below[everyone, count]
     pit = lower + u * (cdf[everyone, count] - lower)
     levels = np.arange(1, 20) / 20
@@ -161,3 +163,15 @@ def test_distributions_of_other_targets(tmp_path):
     predictions = {"a": RegressionPredictions(y, np.ones_like(y), None, given)}
     with pytest.raises(ValueError, match=r"log_prob of shape \(4,\) for 'a', expected \(3,\)"):
         regression_report(predictions, y, tmp_path)
+
+
+def test_transforms_are_uniform_for_data_that_were_made_with_the_same_seed():
+    rng = np.random.default_rng(0)
+    rates = np.exp(2 * rng.uniform(size=(3000, 1)))
+    y, known = rng.poisson(rates), stats.poisson(rates)
+    zero = np.zeros(y.shape)
+    scores = TargetScores(zero[:, 0], known.cdf(y), known.cdf(y - 1), zero, zero, zero, zero)
+    found = measures.integral_transforms(scores, 0)
+    assert stats.kstest(found.ravel(), "uniform").pvalue > 0.01
+    assert abs(np.corrcoef(found.ravel(), rates.ravel())[0, 1]) < 0.05
+    assert (found != measures.integral_transforms(scores, 1)).any()
