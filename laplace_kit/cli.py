@@ -1,14 +1,14 @@
 """The command line: reports on the predictions of any model, comparisons, a demo, versions.
 
-Invalid input ends with one line on standard error and exit code 1, wrong usage with 2. Slow imports
-are left to the commands that need them.
+Invalid input ends with one line on standard error and exit code 1, as do requirements that are not
+met, and wrong usage with 2. Slow imports are left to the commands that need them.
 """
 
 import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -75,6 +75,15 @@ _title = click.option(
 )
 
 
+_seed = click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="The seed of the bootstrap's resamples.",
+)
+
+
 @main.command(epilog="Example: laplace-kit report map.npz laplace.npz --out report/")
 @_files
 @click.option(
@@ -85,20 +94,39 @@ _title = click.option(
     help="The directory of the report; created if it does not exist.",
 )
 @_title
-def report(files: tuple[Path, ...], out: Path, title: str) -> None:
+@_seed
+@click.option(
+    "--require",
+    "requirements",
+    multiple=True,
+    metavar="CONDITION",
+    help="Fail unless a metric of the test set satisfies a condition, such as 'ece<0.05' for all "
+    "predictors, or 'laplace/nll<=0.3' for one; can be repeated.",
+)
+def report(
+    files: tuple[Path, ...], out: Path, title: str, seed: int, requirements: tuple[str, ...]
+) -> None:
     """Write a calibration report on predictions.
 
     It consists of a page with pictures, and the metrics as JSON. Several files are several
     predictors for the same examples, each named after its file.
     """
-    import jax
+    with _refusals(), _stages() as on_stage:
+        on_stage("loading")
+        from laplace_kit.eval.report.merge import read_all
+        from laplace_kit.eval.report.requirements import failures, parse_all
 
-    from laplace_kit.eval.report.merge import read_all
-
-    # Files hold float64, which targets such as timestamps need.
-    with _refusals(), jax.enable_x64(True):
-        written = _write_report(read_all(files), out, title)
+        required = parse_all(requirements)
+        on_stage("reading")
+        stored = read_all(files)
+        for one in required:
+            one.check(stored.is_classification, stored.predictions)
+        written = _write_report(stored, out, title, seed, on_stage)
     _show(written)
+    if failed := failures(required, written.metrics):
+        for line in failed:
+            click.echo(_encodable(line, sys.stderr), err=True)
+        sys.exit(1)
 
 
 @main.command(epilog="Example: laplace-kit compare map.npz laplace.npz")
@@ -107,26 +135,31 @@ def report(files: tuple[Path, ...], out: Path, title: str) -> None:
     "--out", type=click.Path(path_type=Path), help="Write a report to this directory too."
 )
 @_title
-def compare(files: tuple[Path, ...], out: Path | None, title: str) -> None:
+@_seed
+def compare(files: tuple[Path, ...], out: Path | None, title: str, seed: int) -> None:
     """Compare predictions and test which are better.
 
     The files hold predictions for the same examples, with at least two predictors. Each is compared
     with the first by the paired bootstrap: a difference is significant if its interval excludes
     zero.
     """
-    import jax
+    with _refusals(), _stages() as on_stage:
+        on_stage("loading")
+        from laplace_kit.eval.report.merge import read_all
 
-    from laplace_kit.eval.report.merge import read_all
-
-    with _refusals(), jax.enable_x64(True):
+        on_stage("reading")
         stored = read_all(files)
         if len(stored.predictions) < 2:
             raise ValueError(
                 f"Found one predictor, {[*stored.predictions]}, expected at least two; pass "
                 "another file, or use laplace-kit report."
             )
-        written = None if out is None else _write_report(stored, out, title)
-        numbers = _measure(stored) if written is None else written.metrics
+        if out is None:
+            on_stage("resampling")
+            written, numbers = None, _measure(stored, seed)
+        else:
+            written = _write_report(stored, out, title, seed, on_stage)
+            numbers = written.metrics
     _echo(_differences(numbers))
     if written is not None:
         _echo(f"\nreport: {written.index}")
@@ -169,8 +202,28 @@ def info(as_json: bool) -> None:
 
 def _echo(text: object) -> None:
     """Print text, with escapes for characters that the terminal's encoding lacks."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    click.echo(str(text).encode(encoding, "backslashreplace").decode(encoding))
+    click.echo(_encodable(text, sys.stdout))
+
+
+def _encodable(text: object, stream: object) -> str:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return str(text).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _is_terminal() -> bool:
+    return sys.stderr.isatty()
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str], None]]:
+    """Show the current stage on a terminal, on one line that is cleared at the end."""
+    if not _is_terminal():
+        yield lambda stage: None
+        return
+    try:
+        yield lambda stage: click.echo(f"\r\033[K{stage} ...", nl=False, err=True)
+    finally:
+        click.echo("\r\033[K", nl=False, err=True)
 
 
 @contextmanager
@@ -186,27 +239,53 @@ def _refusals() -> Iterator[None]:
         raise click.ClickException(f"{where}{error.strerror or error}") from error
 
 
-def _write_report(stored: "StoredPredictions", directory: Path, title: str) -> "Report":
+def _write_report(
+    stored: "StoredPredictions",
+    directory: Path,
+    title: str,
+    seed: int,
+    on_stage: Callable[[str], None],
+) -> "Report":
     from laplace_kit.eval.report import classification_report, regression_report
 
     if not stored.is_classification:
-        return regression_report(stored.predictions, stored.y, directory, x=stored.x, title=title)
+        return regression_report(
+            stored.predictions,
+            stored.y,
+            directory,
+            weights=stored.weights,
+            x=stored.x,
+            title=title,
+            seed=seed,
+            on_stage=on_stage,
+        )
     return classification_report(
         stored.predictions,
         stored.y,
         directory,
         shifted_labels=stored.shifted_labels,
+        weights=stored.weights,
+        shifted_weights=stored.shifted_weights,
         x=stored.x,
         title=title,
+        seed=seed,
+        on_stage=on_stage,
     )
 
 
-def _measure(stored: "StoredPredictions") -> dict[str, Any]:
+def _measure(stored: "StoredPredictions", seed: int) -> dict[str, Any]:
     from laplace_kit.eval.report.measures import measure_classification, measure_regression
 
     if not stored.is_classification:
-        return measure_regression(stored.predictions, stored.y)
-    return measure_classification(stored.predictions, stored.y, stored.shifted_labels)
+        return measure_regression(stored.predictions, stored.y, weights=stored.weights, seed=seed)
+    return measure_classification(
+        stored.predictions,
+        stored.y,
+        stored.shifted_labels,
+        weights=stored.weights,
+        shifted_weights=stored.shifted_weights,
+        seed=seed,
+    )
 
 
 def _show(written: "Report") -> None:

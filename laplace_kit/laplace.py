@@ -370,20 +370,19 @@ class Laplace:
         ood: PyTree = None,
         title: str = "Calibration report",
         key: PRNGKeyArray | None = None,
+        seed: int = 0,
     ) -> "Report":
         """Compare with the MAP predictive on labelled data; write a page of metrics and plots.
 
         Parameters
         ----------
         data, directory
-            The test set, `(x, y)` or an iterable of such pairs; and where `index.html`,
-            `metrics.json`, `predictions.npz` and the plots go.
-        compare
-            Other predictions on the test set, or other posteriors, by name.
-        shifted, ood
-            For classifiers, labelled sets by name, and unlabelled inputs, one set or by name.
-        title, key
-            The heading of the page; for a predictive that draws samples.
+            The test set, `(x, y)`, `(x, y, weights)` or an iterable of such; and where
+            `index.html`, `metrics.json`, `predictions.npz` and the plots go.
+        compare, shifted, ood
+            By name: other predictions or posteriors, labelled sets, unlabelled inputs (or one set).
+        title, key, seed
+            The heading of the page; for a predictive that draws samples; of the resamples.
         """
         from laplace_kit import quality
 
@@ -397,6 +396,7 @@ class Laplace:
             ood=ood,
             title=title,
             card=report_card(self._card(), self.model, self.prior, self.coverage),
+            seed=seed,
         )
 
     def predict_at_mode(self, x: PyTree) -> Predictive:

@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import jax
-import numpy as np
 from jaxtyping import PyTree
 
 from laplace_kit.curv.mode import labelled
@@ -16,7 +14,7 @@ from laplace_kit.eval.outputs import Predictive
 from laplace_kit.eval.report import PosteriorCard, Report
 from laplace_kit.eval.report.checks import check_mapping
 from laplace_kit.eval.report.compare import Compared, compare_report, named_sets
-from laplace_kit.host import fetch, in_step, spans_processes
+from laplace_kit.host import in_step, spans_processes
 
 Predict = Callable[[PyTree], Predictive]
 
@@ -38,11 +36,12 @@ def report(
     ood: PyTree,
     title: str,
     card: PosteriorCard,
+    seed: int,
 ) -> Report:
     """Read labelled data and write the report of predictors on them; see `compare_report`."""
     check_mapping("shifted", shifted)
-    read = partial(_unweighted, objective)
-    x, y = read(data)
+    read = partial(labelled, objective)
+    x, y, weights = read(data)
     write = partial(
         compare_report,
         predict,
@@ -50,27 +49,12 @@ def report(
         x,
         y,
         directory,
+        weights=weights,
         compare=compare,
         shifted={name: read(labelled_set) for name, labelled_set in (shifted or {}).items()},
         ood=named_sets(ood, x),
         title=title,
         card=card,
+        seed=seed,
     )
     return in_step(write, shared=spans_processes((objective, x)))
-
-
-def _unweighted(objective: Objective, data: Any) -> tuple[PyTree, PyTree]:
-    """Return labelled inputs and targets of weight one, and refuse weights other than zero."""
-    x, y, weights = labelled(objective, data)
-    if weights is None:
-        return x, y
-    values = fetch(weights)
-    if not np.isin(values, (0, 1)).all():
-        raise ValueError(
-            "Found data with weights for a report, whose bootstrap draws single examples, expected "
-            "(x, y), or weights of zero and one; la.evaluate((x, y, weights)) gives the weighted "
-            "metrics, and np.repeat(x, weights, axis=0) repeats examples whose weights are whole "
-            "numbers."
-        )
-    rows = np.flatnonzero(values)
-    return jax.tree.map(lambda leaf: leaf[rows], fetch((x, y)))

@@ -358,10 +358,19 @@ def test_metrics_are_weighted(likelihood, x64):
     assert found != pytest.approx(la.evaluate((X, y[likelihood])), rel=1e-4)
 
 
-def test_a_report_takes_no_weights(tmp_path):
+def test_whole_weights_of_a_report_are_repeated_examples(tmp_path, x64):
     la = fit((X, LABELS), structure="diagonal")
-    with pytest.raises(ValueError, match=r"with weights for a report.*np\.repeat"):
-        la.report((X, LABELS, COUNTS), tmp_path)
+    shifted = {"wide": (2 * X, LABELS, COUNTS)}
+    found = la.report((X, LABELS, COUNTS), tmp_path / "a", shifted=shifted).metrics
+    copies = (2 * X)[COPIES], LABELS[COPIES]
+    expected = la.report((X[COPIES], LABELS[COPIES]), tmp_path / "b", shifted={"wide": copies})
+    for of in (lambda m: m["laplace"], lambda m: m["shifted"]["wide"]["map"]):
+        assert of(found) == pytest.approx(of(expected.metrics), rel=1e-5)
+    ours, theirs = (
+        of["bootstrap"]["test"]["intervals"]["laplace"] for of in (found, expected.metrics)
+    )
+    for key, ends in ours.items():
+        assert ends == pytest.approx(theirs[key], rel=1e-5, abs=1e-7)
 
 
 def test_a_report_leaves_out_examples_of_weight_zero(tmp_path):

@@ -4,7 +4,6 @@
 `split`, which cuts inputs into batches, the host loops and can show a progress bar.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,13 +11,13 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from laplace_kit import bars, tree
+from laplace_kit import bars
 from laplace_kit.arrays import is_list_of_numbers, on_host
 from laplace_kit.errors import check_count
-from laplace_kit.eval.outputs import Predictive, with_joint_covariance
+from laplace_kit.eval.outputs import Predictive
+from laplace_kit.eval.rows import by_row, first_rows, rows_of
 from laplace_kit.host import fetch, spans_processes
 from laplace_kit.loaders import ShardedBatches
-from laplace_kit.targets.outputs import Outputs
 
 Predict = Callable[[PyTree], Predictive]
 
@@ -119,7 +118,7 @@ def _predictions(predict: Predict, batches: Iterable[Any]) -> Iterator[Predictiv
             rows = np.arange(low, low + size)
             # Filled up with the last input, as zeros may be invalid.
             predictive = predict(_rows(x, np.minimum(rows, num - 1)) if num != size else x)
-            yield _first(predictive, min(size, num - low))
+            yield first_rows(predictive, min(size, num - low))
 
 
 def _check_batches(batches: Iterable[Any]) -> None:
@@ -170,44 +169,10 @@ def _rows(x: PyTree, rows: slice | np.ndarray) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[rows], x)
 
 
-def _first(predictive: Predictive, num: int) -> Predictive:
-    return predictive if num == len(predictive.f_mean) else rows_of(predictive, slice(num))
-
-
-def rows_of(predictive: Predictive, rows: slice | np.ndarray) -> Predictive:
-    """Return the predictive of some of its inputs.
-
-    They are cut on the host: on the device each number of rows would need its own programs.
-    """
-    joint = predictive.joint_cov
-    rest = _by_row(lambda part: jax.device_put(fetch(part)[rows]), [predictive])
-    if joint is None:
-        return rest
-    return with_joint_covariance(rest, jax.device_put(fetch(joint)[rows][:, :, rows]))
-
-
 def _concatenated(parts: list[Predictive]) -> Predictive:
     if parts[0].joint_cov is not None:
         raise ValueError(
             "Found joint covariances of each batch, expected a predictive without joint=True; the "
             "covariance between batches takes all inputs in memory: la.predict(x, joint=True)."
         )
-    return _by_row(lambda *rows: jax.device_put(np.concatenate(fetch(rows))), parts)
-
-
-def _by_row(fn: Callable, predictives: list[Predictive]) -> Predictive:
-    """Apply a function to every array that has the inputs on its first axis."""
-    targets = [one.targets for one in predictives]
-    names = [f.name for f in dataclasses.fields(targets[0]) if f.name not in targets[0].shared]
-    fields = [{name: _rows_of(getattr(one, name)) for name in names} for one in targets]
-
-    def map_array(*leaves):
-        return fn(*leaves) if np.ndim(leaves[0]) else leaves[0]
-
-    changed = tree.replace(targets[0], **jax.tree.map(map_array, *fields))
-    return tree.replace(predictives[0], targets=changed)
-
-
-def _rows_of(field: PyTree) -> PyTree:
-    """Leave out the covariance between inputs, which has them on two axes."""
-    return tree.replace(field, joint_cov=None) if isinstance(field, Outputs) else field
+    return by_row(lambda *rows: jax.device_put(np.concatenate(fetch(rows))), parts)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Num, PyTree
+from scipy import special
 
 from laplace_kit.eval import metrics
 from laplace_kit.eval.predictive import Predictive
@@ -159,11 +160,9 @@ def class_log_probs(
     """Return the exact logarithms of the probabilities of `as_classes`; `None` if not known."""
     if predictive.logits is None:
         return None
-    logs = _log_softmax(predictive.targets.class_logits)
-    return fetch(logs)[fetch(observed_entries(likelihood, predictive, y, logs.shape[:-1]))]
-
-
-_log_softmax = jax.jit(jax.nn.log_softmax)
+    # On the host, as in `as_classes`.
+    logs = special.log_softmax(fetch(predictive.targets.class_logits), axis=-1)
+    return logs[fetch(observed_entries(likelihood, predictive, y, logs.shape[:-1]))]
 
 
 def as_rows(values: Num[Array, "N ..."]) -> Num[Array, "N C"]:

@@ -62,16 +62,6 @@ def filled_inputs(x: PyTree) -> tuple[PyTree, int]:
     return checked_inputs(x), num
 
 
-def first_rows(found: PyTree, num: int) -> PyTree:
-    """Return the results of the first `num` rows, without those of the padding."""
-    return found if len(jax.tree.leaves(found)[0]) == num else _first(found, num)
-
-
-@partial(jax.jit, static_argnames="num")
-def _first(found, num):
-    return jax.tree.map(lambda rows: rows[:num], found)
-
-
 def round_up(num: int) -> int:
     """Return the smallest padded number of rows that is at least `num`."""
     unit = 1 << max(num.bit_length() - _BITS, 0)

@@ -19,11 +19,12 @@ from laplace_kit.chunks import chunk_of_map
 from laplace_kit.curv.objective import Objective
 from laplace_kit.errors import check_count, check_option
 from laplace_kit.eval import link as links
-from laplace_kit.eval.inputs import checked_inputs, filled_inputs, first_rows
+from laplace_kit.eval.inputs import checked_inputs, filled_inputs
 from laplace_kit.eval.joint import joint_moments, marginal_moments
 from laplace_kit.eval.moments import accurate, linearized_moments
 from laplace_kit.eval.outputs import Predictive as Predictive
 from laplace_kit.eval.outputs import from_gaussian, from_samples, with_joint_covariance
+from laplace_kit.eval.rows import first_rows
 from laplace_kit.host import check_same
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.sums import map_over
@@ -170,11 +171,11 @@ def predict(
     full = _wants_full(covariance, num, objective.plan.output, objective.limits.budget)
     if method == "linearized":
         moments = linearized_moments(objective, posterior, x, full=full)
-        return make_predictive(*first_rows(moments, num))
+        return first_rows(make_predictive(*moments), num)
     args = objective, posterior, jax.random.split(key, num_samples or 100)
     size = chunk_of_map(_sampled_outputs, args, x, objective.limits)
     samples = map_over(_sampled_outputs, args, x, size)
-    return _from_samples(objective.likelihood, first_rows(samples, num), full)
+    return first_rows(_from_samples(objective.likelihood, samples, full), num)
 
 
 def from_moments(
@@ -245,8 +246,8 @@ def predict_at_mode(objective: Objective, x: PyTree) -> Predictive:
     x, num = filled_inputs(x)
     objective = objective.planned(x)
     size = chunk_of_map(_outputs, objective, x, objective.limits)
-    f = first_rows(map_over(_outputs, objective, x, size), num)
-    return _at_mode(objective.likelihood, f)
+    f = map_over(_outputs, objective, x, size)
+    return first_rows(_at_mode(objective.likelihood, f), num)
 
 
 def _outputs(objective, x):

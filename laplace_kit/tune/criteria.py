@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from laplace_kit.errors import check_option
-from laplace_kit.eval.batches import rows_of
 from laplace_kit.eval.outputs import Predictive
+from laplace_kit.eval.rows import rows_of
 from laplace_kit.host import fetch
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.likelihood.masked import without_mask

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Num
+from jaxtyping import Array, ArrayLike, Bool, Float, Num, Shaped
 
 from laplace_kit.errors import check_count
 from laplace_kit.host import fetch_array
@@ -17,6 +17,9 @@ from laplace_kit.tree import is_concrete
 # How far the sum of a row of probabilities may be from one: rounding to bfloat16 passes, logits do
 # not.
 TOLERANCE = 0.02
+# Remedies for rows that are not distributions.
+LOGITS = "for logits, pass jax.nn.softmax(logits)"
+SOFT_LABELS = "or pass integer labels (N,)"
 
 
 def as_floating(*arrays: ArrayLike) -> list[Float[Array, "..."]]:
@@ -60,16 +63,28 @@ def labelled(probs: ArrayLike, y: ArrayLike) -> tuple[Float[Array, "N C"], Float
     """Return the probabilities and the labels as distributions over the classes."""
     (probs,) = as_floating(probs)
     given, y = y, _without_wrapping(y)
+    check_label_shapes(probs, y)
+    _check_distributions("probs", probs, LOGITS)
+    if y.ndim == 2:
+        targets = y.astype(probs.dtype)
+        _check_distributions("y", targets, SOFT_LABELS)
+        return probs, targets
+    targets, all_in_range = _one_hot(y, probs)
+    if is_concrete(all_in_range) and not all_in_range:
+        first = int(np.argmax(np.isnan(fetch_array(targets)[:, 0])))
+        raise label_out_of_range(given, first, probs)
+    return probs, targets
+
+
+def check_label_shapes(probs: Shaped[ArrayLike, "..."], y: Shaped[ArrayLike, "..."]) -> None:
+    """Raise a `ValueError` unless labels `(N,)` or `(N, C)` fit probabilities `(N, C)`."""
     if probs.ndim != 2 or probs.size == 0:
         raise ValueError(
             f"Found probs of shape {probs.shape}, expected (N, C) with at least one example; for "
             "more axes, use probs.reshape(-1, C), for p(y = 1), jnp.stack([1 - p, p], axis=-1)."
         )
-    _check_distributions("probs", probs, "for logits, pass jax.nn.softmax(logits)")
     if y.shape == probs.shape:
-        targets = y.astype(probs.dtype)
-        _check_distributions("y", targets, "or pass integer labels (N,)")
-        return probs, targets
+        return
     if y.shape != probs.shape[:1]:
         raise ValueError(
             f"Found y of shape {y.shape} for probs of shape {probs.shape}, expected integer labels "
@@ -80,14 +95,16 @@ def labelled(probs: ArrayLike, y: ArrayLike) -> tuple[Float[Array, "N C"], Float
             f"Found labels y of dtype {y.dtype} and shape {y.shape}, expected integers; convert "
             "them with y.astype(int), or pass soft labels as (N, C)."
         )
-    targets, all_in_range = _one_hot(y, probs)
-    if is_concrete(all_in_range) and not all_in_range:
-        first = int(np.argmax(np.isnan(fetch_array(targets)[:, 0])))
-        raise ValueError(
-            f"Found the label {int(given[first])} at y[{first}], expected integers from 0 to "
-            f"{probs.shape[1] - 1} for probs of shape {probs.shape}; drop or renumber such labels."
-        )
-    return probs, targets
+
+
+def label_out_of_range(
+    y: Shaped[ArrayLike, " N"], first: int, probs: Shaped[ArrayLike, "N C"]
+) -> ValueError:
+    """Return the error for labels of which the one at `first` is no class."""
+    return ValueError(
+        f"Found the label {int(y[first])} at y[{first}], expected integers from 0 to "
+        f"{probs.shape[1] - 1} for probs of shape {probs.shape}; drop or renumber such labels."
+    )
 
 
 def _without_wrapping(y: ArrayLike) -> Array:
@@ -114,7 +131,7 @@ def distributions(probs: ArrayLike, axes: str) -> Float[Array, "*batch C"]:
             "or merge axes with reshape."
         )
     rows = probs.reshape(-1, probs.shape[-1])
-    _check_distributions("probs", rows, "for logits, pass jax.nn.softmax(logits)")
+    _check_distributions("probs", rows, LOGITS)
     return probs
 
 
@@ -122,11 +139,17 @@ def _check_distributions(name: str, rows: Float[Array, "N C"], remedy: str) -> N
     valid, all_valid = _are_distributions(rows)
     if is_concrete(all_valid) and not all_valid:
         first = int(np.argmin(fetch_array(valid)))
-        row = fetch_array(rows[first])
-        raise ValueError(
-            f"Found {name}[{first}] with the sum {row.sum():.4g} and the smallest entry "
-            f"{row.min():.4g}, expected numbers from 0 to 1 that sum to one; {remedy}."
-        )
+        raise not_a_distribution(name, first, fetch_array(rows[first]), remedy)
+
+
+def not_a_distribution(
+    name: str, first: int, row: Float[np.ndarray, " C"], remedy: str
+) -> ValueError:
+    """Return the error for rows of which the one at `first` is no distribution."""
+    return ValueError(
+        f"Found {name}[{first}] with the sum {row.sum():.4g} and the smallest entry "
+        f"{row.min():.4g}, expected numbers from 0 to 1 that sum to one; {remedy}."
+    )
 
 
 @jax.jit
@@ -192,6 +215,18 @@ def regression(
 ) -> list[Float[Array, "..."]]:
     """Return mean, spread (variance or standard deviation) and targets in a common dtype."""
     mean, spread, y = as_floating(mean, spread, y)
+    check_target_shapes(mean, spread, y, spread_name)
+    check_spread(spread_name, spread)
+    return [mean, spread, y]
+
+
+def check_target_shapes(
+    mean: Num[ArrayLike, "..."],
+    spread: Num[ArrayLike, "..."],
+    y: Num[ArrayLike, "..."],
+    spread_name: str,
+) -> None:
+    """Raise a `ValueError` unless mean and targets have one shape, which spread has or a scalar."""
     check_examples("mean", mean)
     if y.shape != mean.shape:
         raise ValueError(
@@ -203,11 +238,9 @@ def regression(
             f"Found {spread_name} of shape {spread.shape} for mean of shape {mean.shape}, expected "
             "the same shape or a scalar; for covariances (N, C, C), pass the diagonals."
         )
-    check_spread(spread_name, spread)
-    return [mean, spread, y]
 
 
-def check_examples(name: str, values: Float[Array, "..."]) -> None:
+def check_examples(name: str, values: Num[ArrayLike, "..."]) -> None:
     """Raise a `ValueError` for an array without examples."""
     if values.ndim == 0 or values.shape[0] == 0:
         raise ValueError(
@@ -218,8 +251,15 @@ def check_examples(name: str, values: Float[Array, "..."]) -> None:
 
 def check_spread(name: str, spread: Float[Array, "..."]) -> None:
     """Raise a `ValueError` if a concrete variance or standard deviation is not positive."""
-    found = f"{name} with an entry that is not positive"
-    require(_all_positive(spread), found, "positive numbers everywhere; add the observation noise")
+    require(_all_positive(spread), *not_positive(name))
+
+
+def not_positive(name: str) -> tuple[str, str]:
+    """Return what is found and expected where a variance or standard deviation is not positive."""
+    return (
+        f"{name} with an entry that is not positive",
+        "positive numbers everywhere; add the observation noise",
+    )
 
 
 @jax.jit

@@ -6,7 +6,6 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from laplace_kit.eval.metrics import checks, weighting
 from laplace_kit.eval.metrics.inputs import metric
-from laplace_kit.targets.logarithms import finite_log
 
 
 @metric
@@ -18,8 +17,8 @@ def negative_log_likelihood(
     Parameters
     ----------
     probs
-        Probabilities `(N, C)`. A probability of zero is replaced by the smallest normal number of
-        its dtype, so that such a label costs 87 nats in float32 and 708 in float64, not infinity.
+        Probabilities `(N, C)`. A label of probability zero costs infinitely much, also where the
+        softmax has rounded to zero; `la.evaluate` and reports take logits, where nothing rounds.
     y
         Labels `(N,)` or `(N, C)`; soft labels give the cross-entropy.
     weights
@@ -37,7 +36,9 @@ def negative_log_likelihood(
 
 @jax.jit
 def _cross_entropy(probs, targets, weights):
-    return -weighting.mean(jnp.sum(targets * finite_log(probs), axis=1), weights)
+    losses = -jnp.sum(jax.scipy.special.xlogy(targets, jnp.maximum(probs, 0)), axis=1)
+    # An example of weight zero does not count, whatever its loss.
+    return weighting.mean(jnp.where(weights == 0, 0, losses), weights)
 
 
 @metric

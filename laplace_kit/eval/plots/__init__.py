@@ -14,6 +14,7 @@ from laplace_kit.eval.plots.detection import roc_curve as roc_curve
 from laplace_kit.eval.plots.detection import score_histograms as score_histograms
 from laplace_kit.eval.plots.regression import coverage_curve as coverage_curve
 from laplace_kit.eval.plots.regression import deviation_scatter as deviation_scatter
+from laplace_kit.eval.plots.regression import level_curve as level_curve
 from laplace_kit.eval.plots.regression import pit_histogram as pit_histogram
 from laplace_kit.eval.plots.regression import (
     predicted_against_observed as predicted_against_observed,

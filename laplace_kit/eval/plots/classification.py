@@ -5,17 +5,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float, Num
 
-from laplace_kit.eval import metrics
 from laplace_kit.eval.plots.style import (
     BLUE,
     GREY,
+    MOST_POINTS,
     VERMILLION,
     curve,
     diagonal,
+    mixed_density,
+    points,
     series_style,
     share_histogram,
     tidy,
 )
+from laplace_kit.eval.statistics.confidence import reliability
 from laplace_kit.host import fetch_array
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ def reliability_diagram(
     y: Num[ArrayLike, "N ..."],
     *,
     num_bins: int = 15,
+    weights: Num[ArrayLike, " N"] | None = None,
 ) -> "matplotlib.axes.Axes":
     r"""Draw the accuracy and its gap to the mean confidence in each confidence bin.
 
@@ -47,6 +51,8 @@ def reliability_diagram(
         Labels, `(N,)`, or one-hot or soft labels, `(N, C)`.
     num_bins
         Number of bins of equal width between 0 and 1.
+    weights
+        Weights of the examples, `(N,)`; one each by default.
 
     Returns
     -------
@@ -58,9 +64,7 @@ def reliability_diagram(
     Guo et al. (2017), "On calibration of modern neural networks". Bröcker and Smith (2007),
     "Increasing the reliability of reliability diagrams", for the whiskers.
     """
-    edges, counts, confidence, accuracy = map(
-        fetch_array, metrics.reliability_bins(probs, y, num_bins)
-    )
+    edges, counts, confidence, accuracy = reliability(probs, y, num_bins, weights)
     used = counts > 0
     left, width, counts = edges[:-1][used], np.diff(edges)[used], counts[used]
     accuracy, confidence = accuracy[used], confidence[used]
@@ -100,20 +104,21 @@ def bin_counts(
     y: Num[ArrayLike, "N ..."],
     *,
     num_bins: int = 15,
+    weights: Num[ArrayLike, " N"] | None = None,
 ) -> "matplotlib.axes.Axes":
     """Draw the number of predictions in each bin of `reliability_diagram`, on a log scale.
 
     Parameters
     ----------
-    ax, probs, y, num_bins
-        As for `reliability_diagram`.
+    ax, probs, y, num_bins, weights
+        As for `reliability_diagram`; with weights, their sums are drawn.
 
     Returns
     -------
     Axes
         `ax`; its container holds one bar for each bin.
     """
-    edges, counts, _, _ = map(fetch_array, metrics.reliability_bins(probs, y, num_bins))
+    edges, counts, _, _ = reliability(probs, y, num_bins, weights)
     ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=GREY, edgecolor="white")
     # Linear up to one, so that an empty bin differs from a bin with one prediction.
     ax.set_yscale("symlog", linthresh=1.0)
@@ -127,6 +132,7 @@ def confidence_histogram(
     y: Num[ArrayLike, "N ..."],
     *,
     num_bins: int = 20,
+    weights: Num[ArrayLike, " N"] | None = None,
 ) -> "matplotlib.axes.Axes":
     """Draw histograms of the confidence of correct and of wrong predictions.
 
@@ -134,7 +140,7 @@ def confidence_histogram(
 
     Parameters
     ----------
-    ax, probs, y, num_bins
+    ax, probs, y, num_bins, weights
         As for `reliability_diagram`.
 
     Returns
@@ -147,8 +153,12 @@ def confidence_histogram(
     labels = y if y.ndim == 1 else y.argmax(axis=1)
     confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels
     edges = np.linspace(0.0, 1.0, num_bins + 1)
-    share_histogram(ax, confidence[right], edges, "correct", BLUE)
-    share_histogram(ax, confidence[~right], edges, "wrong", VERMILLION, hatch="////")
+    for chosen, label, color, hatch in (
+        (right, "correct", BLUE, None),
+        (~right, "wrong", VERMILLION, "////"),
+    ):
+        share = None if weights is None else fetch_array(weights, float)[chosen]
+        share_histogram(ax, confidence[chosen], edges, label, color, hatch=hatch, weights=share)
     ax.set(xlim=(0, 1), xlabel="confidence", ylabel="share of predictions")
     return tidy(ax, legend=True)
 
@@ -209,16 +219,16 @@ def entropy_scatter(
     -------
     Axes
         `ax`; its collections are the points of correct and of wrong predictions, in this order.
+        More than 2,000 are drawn as one density, whose hue is the share of wrong predictions.
     """
     aleatoric, epistemic, right = map(fetch_array, (aleatoric, epistemic, right))
-    label = f"correct ({np.count_nonzero(right)})"
-    ax.scatter(
-        aleatoric[right], epistemic[right], s=10, color=BLUE, alpha=0.4, linewidth=0, label=label
-    )
-    label = f"wrong ({np.count_nonzero(~right)})"
-    ax.scatter(
-        aleatoric[~right], epistemic[~right], s=24, marker="x", color=VERMILLION, label=label
-    )
+    labels = f"correct ({np.count_nonzero(right)})", f"wrong ({np.count_nonzero(~right)})"
+    if len(right) > MOST_POINTS:
+        mixed_density(ax, aleatoric, epistemic, ~right, labels, (BLUE, VERMILLION))
+    else:
+        points(ax, aleatoric[right], epistemic[right], labels[0], BLUE)
+        wrong = aleatoric[~right], epistemic[~right], labels[1], VERMILLION
+        points(ax, *wrong, area=24.0, marker="x", alpha=1.0)
     ax.locator_params(axis="x", nbins=6)
     ax.set(xlabel="aleatoric part (nats)", ylabel="epistemic part (nats)")
     ax.set_xlim(left=0)

@@ -25,6 +25,7 @@ def score_histograms(
     out_scores: Float[ArrayLike, " M"],
     *,
     num_bins: int = 20,
+    limits: tuple[float, float] | None = None,
 ) -> "matplotlib.axes.Axes":
     """Draw histograms of a score on in-distribution and out-of-distribution inputs.
 
@@ -39,7 +40,9 @@ def score_histograms(
     out_scores
         Scores of out-of-distribution inputs, `(M,)`, expected higher.
     num_bins
-        Number of bins of equal width over the range of both.
+        Number of bins of equal width.
+    limits
+        The range of the bins; by default that of both samples.
 
     Returns
     -------
@@ -47,7 +50,7 @@ def score_histograms(
         `ax`; its patches are the histograms of `in_scores` and of `out_scores`, in this order.
     """
     inside, outside = fetch_array(in_scores, float), fetch_array(out_scores, float)
-    edges = np.histogram_bin_edges(np.concatenate([inside, outside]), bins=num_bins)
+    edges = np.histogram_bin_edges(np.concatenate([inside, outside]), bins=num_bins, range=limits)
     share_histogram(ax, inside, edges, "test set", BLUE)
     share_histogram(ax, outside, edges, "out of distribution", VERMILLION, hatch="////")
     ax.set(xlabel="score", ylabel="share of inputs")

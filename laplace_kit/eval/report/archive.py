@@ -12,14 +12,16 @@ import numpy as np
 
 from laplace_kit.eval.report.contents import Contents, refused
 
-SHARED = ("y", "x")  # fields shared by all predictors
-REGRESSION = ("mean", "std", "epistemic_std")
+SHARED = ("y", "x", "weights")  # fields shared by all predictors
+# What distributions that are not normal imply for the targets, as in `Distributions`.
+DISTRIBUTIONS = ("log_prob", "cdf", "cdf_below", "low", "high", "content", "crps")
+REGRESSION = ("mean", "std", "epistemic_std", *DISTRIBUTIONS)
 
 _NAME = r"[\w.+-]+"
 _KEY = re.compile(rf"(?:(?!shifted/|ood/)({_NAME})/)?(?:(shifted|ood)/({_NAME})/)?(\w+)")
 _FIELDS = {
     None: (*SHARED, "probs", "log_probs", "logits", "epistemic", "aleatoric", *REGRESSION),
-    "shifted": ("y", "probs", "log_probs", "logits"),
+    "shifted": ("y", "weights", "probs", "log_probs", "logits"),
     "ood": ("probs", "logits", "epistemic"),
 }
 _EXPECTED = (

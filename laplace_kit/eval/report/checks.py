@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import ArrayLike, Bool, Float
+from jaxtyping import ArrayLike, Bool, Num
 
 from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
 from laplace_kit.eval.report.table import RESERVED
+from laplace_kit.eval.statistics.classification import entropy
 
 # Estimates from draws may slightly violate their bounds.
 INFORMATION_TOLERANCE = 1e-3
@@ -77,6 +78,16 @@ def check_names(names: Collection[object], reserved: Collection[str] = ()) -> No
             )
 
 
+def check_weighted(weights: Collection[str], sets: Collection[str]) -> None:
+    """Raise a `ValueError` for weights of shifted sets that have no labels."""
+    unknown = sorted(set(weights) - set(sets))
+    if unknown:
+        raise ValueError(
+            f"Found weights for {unknown}, expected names of shifted sets, {sorted(sets)}; pass "
+            "labels for these sets too."
+        )
+
+
 def check_subject(names: Collection[str], subject: str | None) -> str:
     """Return the predictor that selects examples, by default "laplace" or else the first."""
     if subject is None:
@@ -107,6 +118,40 @@ def check_deviations(predictions: Mapping[str, RegressionPredictions]) -> None:
                 f"{whole[index]:.4g}, expected a value from zero to std; include the observation "
                 "noise in std, std**2 = epistemic_std**2 + noise_std**2."
             )
+
+
+def check_distributions(
+    predictions: Mapping[str, RegressionPredictions], y: Num[np.ndarray, "N ..."]
+) -> None:
+    """Raise a `ValueError` for distributions of other targets, or that are not possible."""
+    for name, given in predictions.items():
+        found = given.distributions
+        if found is None:
+            continue
+        shape = (len(y), int(np.prod(y.shape[1:])))
+        for field, values in vars(found).items():
+            expected = shape[:1] if field == "log_prob" else shape
+            if np.shape(values) != expected:
+                raise ValueError(
+                    f"Found {field} of shape {np.shape(values)} for {name!r}, expected {expected} "
+                    "for these targets; pass distributions_of(targets, y) of the same targets."
+                )
+        cdf, below, content = (
+            np.asarray(values, float) for values in (found.cdf, found.cdf_below, found.content)
+        )
+        ordered = (below <= cdf + PART_TOLERANCE) & (below >= -PART_TOLERANCE)
+        for what, valid in (
+            ("cdf and cdf_below", ordered & (cdf <= 1 + PART_TOLERANCE)),
+            ("content", (content >= 0) & (content <= 1 + PART_TOLERANCE)),
+            ("low and high", np.asarray(found.low) <= np.asarray(found.high)),
+            ("crps", np.asarray(found.crps) >= -PART_TOLERANCE),
+        ):
+            if len(bad := np.argwhere(~valid)):
+                raise ValueError(
+                    f"Found {what} of {name!r} that no distribution has, first at "
+                    f"{tuple(map(int, bad[0]))}, expected probabilities from 0 to 1, with "
+                    "cdf_below <= cdf and low <= high; pass distributions_of(targets, y)."
+                )
 
 
 def check_sets(
@@ -217,12 +262,6 @@ def are_logarithms(log_probs: ArrayLike, probs: ArrayLike) -> Bool[np.ndarray, "
     logs = np.asarray(log_probs, float)
     close = abs(np.exp(np.minimum(logs, 1.0)) - np.asarray(probs, float)) <= SUM_TOLERANCE
     return close & np.isfinite(logs)
-
-
-def entropy(probs: ArrayLike) -> Float[np.ndarray, " N"]:
-    """Return the entropy of each row of probabilities in nats."""
-    probs = np.asarray(probs, float)
-    return -np.sum(probs * np.log(np.where(probs > 0, probs, 1.0)), axis=1)
 
 
 def finite(name: str, values: ArrayLike) -> np.ndarray:

@@ -5,16 +5,21 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import ArrayLike, PyTree
+from jaxtyping import ArrayLike, Bool, Float, PyTree
 
-from laplace_kit.eval import metrics
 from laplace_kit.eval.report import checks, examples, files, page
 from laplace_kit.eval.report import classification_sections as sections
+from laplace_kit.eval.report.inputs import floating
 from laplace_kit.eval.report.measures import hard_labels, measure_classification
 from laplace_kit.eval.report.page import Content, PosteriorCard, Report
 from laplace_kit.eval.report.pictures import TEST, Section
 from laplace_kit.eval.report.predictions import ClassPredictions
 from laplace_kit.eval.report.scores import scores
+from laplace_kit.eval.report.stages import OnStage, ignore
+from laplace_kit.eval.statistics.classification import entropy, one_minus_largest
+from laplace_kit.eval.statistics.confidence import risk_curve
+from laplace_kit.eval.statistics.detection import detection_scores, detection_sums, roc_curve
+from laplace_kit.eval.statistics.weighting import checked, ranked
 
 
 def classification_report(
@@ -23,10 +28,14 @@ def classification_report(
     directory: str | Path,
     *,
     shifted_labels: Mapping[str, ArrayLike] | None = None,
+    weights: ArrayLike | None = None,
+    shifted_weights: Mapping[str, ArrayLike] | None = None,
     x: PyTree = None,
     subject: str | None = None,
     title: str = "Calibration report",
     card: PosteriorCard | Mapping[str, str] | None = None,
+    seed: int = 0,
+    on_stage: OnStage | None = None,
 ) -> Report:
     """Write a calibration report that compares classifiers on the same examples.
 
@@ -41,6 +50,9 @@ def classification_report(
         Output directory; created if it does not exist.
     shifted_labels
         The labels of each shifted set, by name.
+    weights, shifted_weights
+        The weights of the test examples, `(N,)`, and those of shifted sets, by name: whole numbers
+        repeat an example, all others are proportions. One each by default.
     x
         Test inputs with a leading axis N, shown for selected examples: as pictures where they are
         images, `(N, H, W)` or `(N, H, W, 1 | 3)`, otherwise by their leading values.
@@ -50,35 +62,53 @@ def classification_report(
         The heading of the page.
     card
         Facts about the posterior.
+    seed
+        The seed of the bootstrap's resamples.
+    on_stage
+        Called with the name of each stage before it begins, to show progress.
 
     Returns
     -------
     Report
-        The metrics, and the files written. Cost: 1,000 bootstrap resamples of all metrics, in one
-        compiled program for each size of set. The files are bytewise the same on every run.
+        The metrics, and the files written. Cost: 1,000 bootstrap resamples of all metrics in NumPy,
+        about $10^4 (N + M)$ operations for each predictor, and $10^3 N C$ for the class-wise
+        calibration error; nothing is compiled. The files are bytewise the same on every run.
 
     Raises
     ------
     ValueError
-        If probabilities or labels are not valid, a shifted set has no labels, a name cannot be part
-        of a file name, or `directory` is a file.
+        If probabilities, labels or weights are not valid, a shifted set has no labels, a name
+        cannot be part of a file name, or `directory` is a file.
     """
     directory, shifts = checks.usable_directory(directory), dict(shifted_labels or {})
     checks.check_title(title)
     checks.check_predictors(predictions)
     checks.check_names([*shifts, *(where for of in predictions.values() for where in of.ood)])
     checks.check_sets(predictions, shifts)
+    checks.check_weighted(shifted_weights or {}, shifts)
     subject = checks.check_subject(predictions, subject)
-    numbers = measure_classification(predictions, y, shifts)
+    stage = on_stage or ignore
+    stage("resampling")
+    numbers = measure_classification(
+        predictions, y, shifts, weights=weights, shifted_weights=shifted_weights, seed=seed
+    )
+    stage("drawing")
     probs = {name: of.probs for name, of in predictions.items()}
+    all_weights = {TEST: weights, **dict.fromkeys(shifts), **(shifted_weights or {})}
     content = Content(
         title,
-        _sections(predictions, y, shifts, numbers),
+        _sections(predictions, y, shifts, numbers, all_weights),
         examples.classification_galleries(probs, hard_labels(y), subject, x),
         page.as_card(card),
     )
+    stage("writing")
     write_predictions = partial(
-        files.write_predictions, predictions=predictions, y=y, shifted_labels=shifts or None
+        files.write_predictions,
+        predictions=predictions,
+        y=y,
+        shifted_labels=shifts or None,
+        weights=weights,
+        shifted_weights=shifted_weights,
     )
     return page.write(directory, numbers, content, write_predictions)
 
@@ -88,6 +118,7 @@ def _sections(
     y: ArrayLike,
     shifts: Mapping[str, ArrayLike],
     numbers: Mapping,
+    weights: Mapping[str, ArrayLike | None],
 ) -> tuple[Section, ...]:
     everyone = predictions.items()
     on_test = {name: numbers[name] for name in predictions}
@@ -98,31 +129,51 @@ def _sections(
     }
     right = {name: np.asarray(of).argmax(axis=1) == hard_labels(y) for name, of in probs.items()}
     parts = {name: _parts(of) for name, of in everyone if of.epistemic is not None}
-    curves = {name: metrics.risk_coverage_curve(of, y)[:2] for name, of in probs.items()}
+    curves = {name: _risk_curve(of, right[name], weights[TEST]) for name, of in probs.items()}
+    counted = checked(weights[TEST], len(hard_labels(y)))
     return (
         sections.reliability(
             {TEST: probs, **shifted_probs},
             {TEST: y, **shifts},
             {TEST: on_test, **numbers["shifted"]},
+            weights,
         ),
-        sections.confidence(probs, y, on_test),
+        sections.confidence(probs, y, on_test, weights[TEST]),
         sections.risk_coverage(curves, on_test),
-        *([sections.uncertainty(parts, right)] if parts else []),
-        *_ood_sections(predictions, numbers["ood"]),
+        *([sections.uncertainty(parts, right, counted)] if parts else []),
+        *_ood_sections(predictions, numbers["ood"], weights[TEST]),
     )
 
 
 def _parts(of: ClassPredictions) -> tuple[np.ndarray, np.ndarray]:
     """Return the aleatoric and epistemic parts of the entropy."""
     epistemic = np.asarray(of.epistemic, float)
-    aleatoric = checks.entropy(of.probs) - epistemic if of.aleatoric is None else of.aleatoric
+    aleatoric = entropy(of.probs) - epistemic if of.aleatoric is None else of.aleatoric
     return np.asarray(aleatoric, float), epistemic
 
 
+def _risk_curve(
+    probs: ArrayLike, right: Bool[np.ndarray, " N"], weights: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return coverage and error rate at decreasing confidence."""
+    doubt = ranked(one_minus_largest(floating(probs)))
+    curve = risk_curve(doubt, 1.0 - right, checked(weights, len(right))[None])
+    return curve.coverage[0], curve.risk[0]
+
+
+def _roc_curve(
+    inside: np.ndarray, outside: np.ndarray, weights: Float[np.ndarray, "1 N"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return false and true positive rates at decreasing thresholds."""
+    ranking = detection_scores(inside, outside)
+    return roc_curve(detection_sums(ranking, weights, np.ones((1, len(outside)))))
+
+
 def _ood_sections(
-    predictions: Mapping[str, ClassPredictions], measured: Mapping
+    predictions: Mapping[str, ClassPredictions], measured: Mapping, weights: ArrayLike | None
 ) -> Iterator[Section]:
     """Yield score histograms and ROC curves for each out-of-distribution set."""
+    weights = checked(weights, len(next(iter(predictions.values())).probs))[None]
     inside = {name: scores(of.probs, of.epistemic) for name, of in predictions.items()}
     for where, values in measured.items():
         outside = {}
@@ -133,7 +184,7 @@ def _ood_sections(
         yield sections.score_histograms(where, inside, outside, values)
         curves = {
             kind: {
-                name: metrics.roc_curve(inside[name][kind], of[kind])[:2]
+                name: _roc_curve(inside[name][kind], of[kind], weights)
                 for name, of in outside.items()
                 if kind in of
             }

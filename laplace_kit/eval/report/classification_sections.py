@@ -3,31 +3,36 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import ArrayLike, Bool, Float, Num
 
 from laplace_kit.eval import plots
+from laplace_kit.eval.plots.style import MOST_POINTS
 from laplace_kit.eval.report import pictures
 from laplace_kit.eval.report.pictures import TEST, Section
 from laplace_kit.eval.report.scores import SCORES
 from laplace_kit.eval.report.table import Values, display_name, number
 
 _ByName = Mapping[str, Float[ArrayLike, "_ C"]]
-_Scores = Mapping[str, Mapping[str, Float[Array, " _"]]]
+_Scores = Mapping[str, Mapping[str, Float[np.ndarray, " _"]]]
 
 
 def reliability(
     probs: Mapping[str, _ByName],
     labels: Mapping[str, ArrayLike],
     measured: Mapping[str, Mapping[str, Values]],
+    weights: Mapping[str, Num[np.ndarray, " _"] | None],
 ) -> Section:
     """Draw a reliability diagram with bin counts for each set and predictor."""
     drawn = []
     for where, by_name in probs.items():
+        figures = {name: pictures.new_figure(4.8) for name in by_name}
         for name, predicted in by_name.items():
-            figure = pictures.new_figure(4.8)
-            upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-            plots.reliability_diagram(upper, predicted, labels[where]).set_xlabel("")
-            plots.bin_counts(lower, predicted, labels[where])
+            upper, lower = figures[name].subplots(2, 1, sharex=True, height_ratios=(3, 1))
+            given = predicted, labels[where]
+            plots.reliability_diagram(upper, *given, weights=weights[where]).set_xlabel("")
+            plots.bin_counts(lower, *given, weights=weights[where])
+        pictures.with_same_axes([*figures.values()])
+        for name, figure in figures.items():
             caption = pictures.caption(name, where, "ece", measured[where][name])
             file = pictures.file_name("reliability", name, where)
             drawn.append(pictures.picture(file, caption, figure))
@@ -40,12 +45,18 @@ def reliability(
     return Section("Reliability", note, tuple(drawn))
 
 
-def confidence(probs: _ByName, y: ArrayLike, measured: Mapping[str, Values]) -> Section:
+def confidence(
+    probs: _ByName,
+    y: ArrayLike,
+    measured: Mapping[str, Values],
+    weights: Num[np.ndarray, " _"] | None,
+) -> Section:
     """Draw histograms of the confidence of correct and wrong test predictions, by predictor."""
-    drawn = []
+    drawn, figures = [], {name: pictures.new_figure() for name in probs}
     for name, predicted in probs.items():
-        figure = pictures.new_figure()
-        plots.confidence_histogram(figure.subplots(), predicted, y)
+        plots.confidence_histogram(figures[name].subplots(), predicted, y, weights=weights)
+    pictures.with_same_axes([*figures.values()])
+    for name, figure in figures.items():
         caption = pictures.caption(name, TEST, "accuracy", measured[name])
         file = pictures.file_name("confidence", name)
         drawn.append(pictures.picture(file, caption, figure))
@@ -81,14 +92,17 @@ def risk_coverage(
 def uncertainty(
     parts: Mapping[str, tuple[Float[ArrayLike, " N"], Float[ArrayLike, " N"]]],
     right: Mapping[str, Bool[np.ndarray, " N"]],
+    weights: Float[np.ndarray, " N"],
 ) -> Section:
     """Draw the parts `(aleatoric, epistemic)` of the entropy where they are known, by predictor."""
-    drawn = []
+    drawn, figures = [], {name: pictures.new_figure(3.8) for name in parts}
     for name, each in parts.items():
-        aleatoric, epistemic = (np.asarray(part, float) for part in each)
-        figure = pictures.new_figure(3.8)
-        plots.entropy_scatter(figure.subplots(), aleatoric, epistemic, right[name])
-        share = number(epistemic.sum() / max((aleatoric + epistemic).sum(), np.finfo(float).tiny))
+        plots.entropy_scatter(figures[name].subplots(), *each, right[name])
+    pictures.with_same_axes([*figures.values()])
+    for name, figure in figures.items():
+        aleatoric, epistemic = (np.asarray(part, float) for part in parts[name])
+        whole = max(weights @ (aleatoric + epistemic), np.finfo(float).tiny)
+        share = number(weights @ epistemic / whole)
         caption = f"{display_name(name)}, {TEST}: epistemic share of the entropy {share}"
         drawn.append(pictures.picture(pictures.file_name("uncertainty", name), caption, figure))
     note = (
@@ -96,6 +110,11 @@ def uncertainty(
         "of label and weights, which more data would remove; the aleatoric part is the expected "
         "entropy given the weights, which more data would not remove."
     )
+    if max(map(len, right.values())) > MOST_POINTS:
+        note += (
+            " So many predictions are drawn as a density: the darker a hexagon, the more of them; "
+            "the more orange, the larger the share of wrong ones."
+        )
     return Section("Epistemic against aleatoric", note, tuple(drawn))
 
 
@@ -103,15 +122,18 @@ def score_histograms(
     where: str, inside: _Scores, outside: _Scores, measured: Mapping[str, Values]
 ) -> Section:
     """Draw score histograms of an out-of-distribution set and the test set, by predictor."""
-    drawn = []
+    drawn, limits = [], _limits(inside, outside)
+    figures = {name: pictures.new_figure(2.2 * len(of) + 0.4) for name, of in outside.items()}
     for name, scores in outside.items():
-        figure = pictures.new_figure(2.2 * len(scores) + 0.4)
-        axes = np.atleast_1d(figure.subplots(len(scores), 1))
+        axes = np.atleast_1d(figures[name].subplots(len(scores), 1))
         for ax, (kind, values) in zip(axes, scores.items(), strict=True):
-            plots.score_histograms(ax, inside[name][kind], values)
+            plots.score_histograms(ax, inside[name][kind], values, limits=limits[kind])
             ax.set_xlabel(SCORES[kind].label)
         for ax in axes[1:]:
             ax.get_legend().remove()
+    pictures.with_same_axes([*figures.values()])
+    for name, scores in outside.items():
+        figure = figures[name]
         found = (f"{SCORES[kind].short} {_auroc(measured[name], kind)}" for kind in scores)
         caption = f"{display_name(name)}, {where}: AUROC by {', by '.join(found)}"
         drawn.append(pictures.picture(pictures.file_name("ood", name, where), caption, figure))
@@ -121,6 +143,17 @@ def score_histograms(
         "entropy that is due to uncertainty in the weights."
     )
     return Section(f"Out of distribution, {where}", note, tuple(drawn))
+
+
+def _limits(inside: _Scores, outside: _Scores) -> dict[str, tuple[float, float]]:
+    """Return the range of each score over all predictors and both samples."""
+    found = {}
+    for name, scores in outside.items():
+        for kind, values in scores.items():
+            both = np.concatenate([inside[name][kind], values])
+            low, high = found.get(kind, (np.inf, -np.inf))
+            found[kind] = (min(low, float(both.min())), max(high, float(both.max())))
+    return found
 
 
 def roc_curves(

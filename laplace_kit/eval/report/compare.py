@@ -15,16 +15,20 @@ from laplace_kit.eval.evaluation import (
     class_log_probs,
     observed_entries,
     observed_rows,
+    weights_of_rows,
 )
+from laplace_kit.eval.inputs import round_up
 from laplace_kit.eval.predictive import Predictive
 from laplace_kit.eval.report import checks
 from laplace_kit.eval.report.classification import classification_report
+from laplace_kit.eval.report.distributions import rows_of
 from laplace_kit.eval.report.page import PosteriorCard, Report
 from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
 from laplace_kit.eval.report.regression import regression_report
+from laplace_kit.eval.rows import filled_rows
 from laplace_kit.host import fetch, fetch_array
 from laplace_kit.likelihood import Likelihood
-from laplace_kit.likelihood.masked import targets_without_mask, without_mask
+from laplace_kit.likelihood.masked import has_mask, targets_without_mask, without_mask
 from laplace_kit.targets.base import NoTargets
 from laplace_kit.targets.uncertainty import Uncertainty
 from laplace_kit.tree import replace
@@ -53,11 +57,13 @@ def compare_report(
     y: PyTree,
     directory: str | os.PathLike,
     *,
+    weights: ArrayLike | None = None,
     compare: Mapping[str, Compared] | None = None,
     shifted: Mapping[str, tuple] | None = None,
     ood: Mapping[str, PyTree] | None = None,
     title: str = "Calibration report",
     card: PosteriorCard | Mapping[str, str] | None = None,
+    seed: int = 0,
 ) -> Report:
     """Write a report that compares several predictors on the same data.
 
@@ -71,24 +77,28 @@ def compare_report(
         The labelled test set.
     directory
         Output directory.
+    weights
+        The weights of its examples, `(N,)`; one each by default.
     compare
         Other predictions on the test set, by name: probabilities of the outputs' shape, or a pair
         of means and standard deviations of the targets' shape, `ClassPredictions` or
         `RegressionPredictions`, or an object whose `predict(x)` returns a `Predictive`, such as
         another `Laplace`. Only `ClassPredictions` and such objects can cover `shifted` and `ood`.
     shifted
-        Further labelled sets `(x, y)` by name (classification).
+        Further labelled sets `(x, y)` or `(x, y, weights)` by name (classification).
     ood
         Unlabelled out-of-distribution inputs by name (classification).
     title, card
         The heading of the page, and facts about the posterior.
+    seed
+        The seed of the resamples, of the 1,000 draws of the logits from which the epistemic part of
+        the entropy of several classes is estimated, and of the probability integral transforms of
+        counts.
 
     Returns
     -------
     report
-        The metrics and the files. For several classes, the epistemic part of the entropy is
-        estimated from 1,000 draws of the logits with a fixed key, so that every run writes the same
-        bytes.
+        The metrics and the files; every run with the same seed writes the same bytes.
 
     Raises
     ------
@@ -103,7 +113,7 @@ def compare_report(
     checks.usable_directory(directory)
     checks.check_title(title)
     checks.check_predictors([*predict, *compare])
-    for where, inputs in (*((where, z) for where, (z, _) in shifted.items()), *ood.items()):
+    for where, inputs in (*((where, of[0]) for where, of in shifted.items()), *ood.items()):
         _check_inputs(where, inputs, x)
     # Objects that predict do so on every set; other predictions are for the test set only.
     twice = [name for name in compare if name in predict]
@@ -115,7 +125,16 @@ def compare_report(
     predict, compare = {**predict, **able}, {n: of for n, of in compare.items() if n not in able}
     if likelihood.has_classes:
         return _classification(
-            predict, compare, likelihood, (x, y), directory, shifted, ood, title, card
+            predict,
+            compare,
+            likelihood,
+            (x, y, weights),
+            directory,
+            shifted,
+            ood,
+            title,
+            card,
+            seed,
         )
     if shifted or ood:
         raise ValueError(
@@ -123,27 +142,31 @@ def compare_report(
             f"{type(without_mask(likelihood)).__name__} likelihood, expected them for "
             "classification only; write a report for each set instead."
         )
-    return _regression(predict, compare, likelihood, (x, y), directory, title, card)
+    data = (x, y, weights)
+    return _regression(predict, compare, likelihood, data, directory, title, card, seed)
 
 
-def _classification(predict, compare, likelihood, data, directory, shifted, ood, title, card):
-    x, y = data
-    predictions, labels = {}, {}
+def _classification(predict, compare, likelihood, data, directory, shifted, ood, title, card, seed):
+    x, y, weights = data
+    predictions, labels, shifted_weights = {}, {}, {}
     for name, predict_one in predict.items():
         on_test = predict_one(x)
         probs, targets = as_classes(likelihood, on_test, y)
         on_shifted, shifted_logs = {}, {}
-        for where, (z, of_z) in shifted.items():
+        for where, (z, of_z, *given) in shifted.items():
             with checks.about(name, where):
                 found = predict_one(z)
+                rows = weights_of_rows(likelihood, found, of_z, given[0] if given else None)
+                if rows is not None:
+                    shifted_weights[where] = rows
                 on_shifted[where], labels[where] = as_classes(likelihood, found, of_z)
                 shifted_logs[where] = class_log_probs(likelihood, found, of_z)
         on_ood = {}
         for where, z in ood.items():
             with checks.about(name, where):
                 on_ood[where] = predict_one(z)
-        ood_parts = {where: _uncertainty(of) for where, of in on_ood.items()}
-        parts, seen = _uncertainty(on_test), partial(_seen, likelihood, on_test, y)
+        ood_parts = {where: _uncertainty(of, seed) for where, of in on_ood.items()}
+        parts, seen = _uncertainty(on_test, seed), partial(_seen, likelihood, on_test, y)
         predictions[name] = ClassPredictions(
             probs,
             on_shifted,
@@ -169,14 +192,17 @@ def _classification(predict, compare, likelihood, data, directory, shifted, ood,
         targets,
         directory,
         shifted_labels=labels,
+        weights=weights_of_rows(likelihood, on_test, y, weights),
+        shifted_weights=shifted_weights,
         x=_one_for_each(x, targets),
         title=title,
         card=card,
+        seed=seed,
     )
 
 
-def _regression(predict, compare, likelihood, data, directory, title, card):
-    (x, y), targets = data, targets_without_mask(likelihood, data[1])
+def _regression(predict, compare, likelihood, data, directory, title, card, seed):
+    (x, y, weights), targets = data, targets_without_mask(likelihood, data[1])
     predictions = {}
     for name, predict_one in predict.items():
         predictive = predict_one(x)
@@ -190,8 +216,17 @@ def _regression(predict, compare, likelihood, data, directory, title, card):
         predictions[name] = RegressionPredictions(
             *(fetch(observed_rows(likelihood, predictive, y, values)) for values in (mean, std))
         )
+    if has_mask(likelihood):  # a row for each observed entry
+        weights = weights_of_rows(likelihood, predictive, y, weights)
     return regression_report(
-        predictions, rows, directory, x=_one_for_each(x, rows), title=title, card=card
+        predictions,
+        rows,
+        directory,
+        weights=weights,
+        x=_one_for_each(x, rows),
+        title=title,
+        card=card,
+        seed=seed,
     )
 
 
@@ -214,15 +249,19 @@ def _all_rows(predictive: Predictive) -> Float[np.ndarray, "M C"]:
     return probs.reshape(-1, probs.shape[-1])
 
 
-def _uncertainty(predictive: Predictive) -> Uncertainty | None:
+def _uncertainty(predictive: Predictive, seed: int) -> Uncertainty | None:
     """Return the parts of the uncertainty, where there is more than one and they are known."""
-    if not bool((predictive.f_var > 0).any()):
+    num = len(predictive.f_mean)
+    if not (fetch_array(predictive.f_var) > 0).any():
         return None
-    return predictive.uncertainty(jax.random.key(0))
+    # Filled, so that few numbers of inputs are compiled for.
+    filled = filled_rows(predictive, round_up(num))
+    found = filled.uncertainty(jax.random.key(seed))
+    return jax.tree.map(lambda part: fetch(part)[:num], found)
 
 
 def _seen(
-    likelihood: Likelihood, predictive: Predictive, y: PyTree, values: Float[Array, "N *label"]
+    likelihood: Likelihood, predictive: Predictive, y: PyTree, values: Float[np.ndarray, "N *label"]
 ) -> Float[np.ndarray, " M"]:
     """Return one value for each label that is there."""
     seen = observed_entries(likelihood, predictive, y, values.shape)
@@ -236,10 +275,11 @@ def _numbers(likelihood: Likelihood, predictive: Predictive, y: PyTree) -> Regre
             "distribution of the targets, expected Gaussian, Poisson, Categorical or Bernoulli, or "
             "one with a method targets(outputs), for a report; use la.evaluate for its loss."
         )
-    mean, var, epistemic_var = (
+    mean, noise_var, epistemic_var = (
         fetch(observed_rows(likelihood, predictive, y, values))
-        for values in (predictive.mean, predictive.var, predictive.epistemic_var)
+        for values in (predictive.mean, predictive.noise_var, predictive.epistemic_var)
     )
+    var = noise_var + epistemic_var
     if not np.isfinite(var).all():
         raise ValueError(
             f"Found infinite variances under a {type(likelihood).__name__} likelihood, expected "
@@ -247,7 +287,13 @@ def _numbers(likelihood: Likelihood, predictive: Predictive, y: PyTree) -> Regre
             "whose noise has a variance."
         )
     known = bool((epistemic_var > 0).any())
-    return RegressionPredictions(mean, np.sqrt(var), np.sqrt(epistemic_var) if known else None)
+    targets, distributions = predictive.targets, None
+    if targets.is_joint or not targets.is_normal:
+        observed = targets_without_mask(likelihood, y)
+        rows = partial(observed_rows, likelihood, predictive, y)
+        distributions = rows_of(targets, observed, rows)
+    epistemic_std = np.sqrt(epistemic_var) if known else None
+    return RegressionPredictions(mean, np.sqrt(var), epistemic_std, distributions)
 
 
 def _given_probabilities(name: str, probs: ArrayLike, like: Predictive) -> Predictive:

@@ -77,6 +77,18 @@ def inputs(contents: Contents, name: str) -> np.ndarray:
     return values
 
 
+def weights_of_examples(contents: Contents, name: str, owner: str) -> np.ndarray:
+    """Return weights of examples, one for each row of the array `owner`, not all zero."""
+    values = _floating(contents, name)
+    _check_shape(contents, name, values, np.shape(contents.arrays[owner])[:1])
+    _check_not_negative(contents, name, values)
+    if not values.any():
+        raise contents.refused(
+            f"{name} that are all zero", "a positive weight for some example", "drop the array"
+        )
+    return values
+
+
 # --- classification ----------------------------------------------------------------------------
 
 
@@ -179,6 +191,13 @@ def means(contents: Contents, name: str, y: np.ndarray) -> np.ndarray:
     """Return means of the shape of the targets."""
     values = targets(contents, name)
     _check_shape(contents, name, values, y.shape)
+    return values
+
+
+def log_probs_of_examples(contents: Contents, name: str, y: np.ndarray) -> np.ndarray:
+    """Return one number for each example."""
+    values = _floating(contents, name)
+    _check_shape(contents, name, values, y.shape[:1])
     return values
 
 

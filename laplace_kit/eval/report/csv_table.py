@@ -8,7 +8,7 @@ import numpy as np
 
 from laplace_kit.eval.report.contents import Contents, refused
 
-_PLAIN = ("y", "p", "mean", "std", "epistemic", "aleatoric", "epistemic_std")
+_PLAIN = ("y", "p", "mean", "std", "epistemic", "aleatoric", "epistemic_std", "weights")
 _TRUTHS = {"true": 1.0, "false": 0.0}  # as pandas, NumPy and spreadsheets write them
 _COLUMNS = "y and p_0 ... p_{C-1}, or y and p, or y, mean and std"
 
@@ -80,7 +80,7 @@ def _check_header(path: Path, header: list[str]) -> None:
         raise refused(
             path,
             f"the column {odd[:80]!r}" + (" twice" if odd in known else ""),
-            f"{_COLUMNS}, and epistemic or epistemic_std if known",
+            f"{_COLUMNS}, and epistemic, epistemic_std or weights if known",
             "rename or drop it (in pandas, write with index=False), and put commas between columns",
         )
     if classes != list(range(len(classes))) or len(classes) == 1 or (classes and "p" in header):

@@ -13,27 +13,34 @@ predictors, the names of the arrays are prefixed with that of the predictor, as 
 | `aleatoric` | `(N,)` | expected entropy given the weights, by default entropy minus `epistemic` |
 | `mean`, `std` | `(N, C)` or `(N,)` | Gaussian predictions, noise included |
 | `epistemic_std` | as `std` | the part due to uncertainty in the weights, if known |
+| `log_prob` | `(N,)` | for distributions that are not normal, $\log p(y)$ of each example |
+| `cdf`, `cdf_below` | as `mean` | and $P(Y \le y)$, $P(Y < y)$ of each target |
+| `low`, `high`, `content` | as `mean` | and ends and probability of the central 90% interval |
+| `crps` | as `mean` | and the continuous ranked probability score |
+| `weights` | `(N,)` | optional weights of the examples |
 | `x` | `(N, ...)` | the inputs, optional, to show examples and draw predictions |
-| `shifted/<set>/y` | as `y` | the labels of a shifted set |
+| `shifted/<set>/y` | as `y` | the labels of a shifted set; and `weights`, if not equal |
 | `shifted/<set>/probs` or `logits` | as `probs` | predictions on it; and `log_probs`, if known |
 | `ood/<set>/probs` or `logits` | as `probs` | predictions on inputs without labels |
 | `ood/<set>/epistemic` | `(M,)` | the mutual information on them, if known |
 
 A table has a header and the columns `y` and `p_0` ... `p_{C-1}`, or `y` and `p` for $p(y = 1)$, and
-`epistemic` and `aleatoric` if known; or `y`, `mean`, `std`, and `epistemic_std` if known. Nothing
-is unpickled.
+`epistemic` and `aleatoric` if known; or `y`, `mean`, `std`, and `epistemic_std` if known; and
+`weights`. Without `log_prob` and the arrays after it, means and standard deviations are those of
+normal distributions. Nothing is unpickled.
 """
 
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import ArrayLike
 
 from laplace_kit.eval.report.archive import (
+    DISTRIBUTIONS,
     REGRESSION,
     SHARED,
     Key,
@@ -52,13 +59,19 @@ from laplace_kit.eval.report.contents import (
     inputs,
     labels,
     log_probabilities,
+    log_probs_of_examples,
     means,
     probabilities,
     refused,
     targets,
+    weights_of_examples,
 )
 from laplace_kit.eval.report.csv_table import read_csv
-from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
+from laplace_kit.eval.report.predictions import (
+    ClassPredictions,
+    Distributions,
+    RegressionPredictions,
+)
 
 Predictions = Mapping[str, ClassPredictions | RegressionPredictions]
 TEST = "the test set"
@@ -79,12 +92,18 @@ class StoredPredictions:
         The labels of each shifted set, by name.
     x
         The inputs, with a leading axis N, if known.
+    weights
+        The weights of the examples, `(N,)`; `None` for one each.
+    shifted_weights
+        The weights of shifted sets, by name, where known.
     """
 
     predictions: Predictions
     y: np.ndarray
     shifted_labels: Mapping[str, np.ndarray]
     x: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    shifted_weights: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def is_classification(self) -> bool:
@@ -100,6 +119,8 @@ def write_predictions(
     predictions: Predictions,
     y: ArrayLike,
     shifted_labels: Mapping[str, ArrayLike] | None = None,
+    weights: ArrayLike | None = None,
+    shifted_weights: Mapping[str, ArrayLike] | None = None,
 ) -> None:
     """Write predictions to an `.npz` archive, atomically; equal predictions give equal bytes.
 
@@ -113,6 +134,8 @@ def write_predictions(
         Labels `(N,)` or `(N, C)`, or targets `(N, C)`.
     shifted_labels
         The labels of each shifted set, by name.
+    weights, shifted_weights
+        The weights of the examples, and those of shifted sets, by name.
 
     Raises
     ------
@@ -121,8 +144,11 @@ def write_predictions(
     """
     path = Path(path)
     arrays = {"y": y, **_named("shifted", "y", shifted_labels or {})}
+    if weights is not None:
+        arrays["weights"] = weights
+    arrays |= _named("shifted", "weights", shifted_weights or {})
     for name, given in predictions.items():
-        arrays |= {f"{name}/{field}": values for field, values in _arrays(given).items()}
+        arrays |= {f"{name}/{part}": values for part, values in _arrays(given).items()}
     odd = [name for name in arrays if parse(name) is None]
     if odd or path.suffix != ".npz":
         raise refused(
@@ -144,6 +170,7 @@ def _arrays(given: ClassPredictions | RegressionPredictions) -> dict[str, ArrayL
     """Return the arrays of one predictor by their names in a file."""
     if isinstance(given, RegressionPredictions):
         found = {"mean": given.mean, "std": given.std, "epistemic_std": given.epistemic_std}
+        found |= {} if given.distributions is None else vars(given.distributions)
     else:
         found = {
             "probs": given.probs,
@@ -155,11 +182,11 @@ def _arrays(given: ClassPredictions | RegressionPredictions) -> dict[str, ArrayL
             **_named("ood", "probs", given.ood),
             **_named("ood", "epistemic", given.ood_epistemic),
         }
-    return {field: values for field, values in found.items() if values is not None}
+    return {part: values for part, values in found.items() if values is not None}
 
 
-def _named(kind: str, field: str, sets: Mapping[str, ArrayLike]) -> dict[str, ArrayLike]:
-    return {f"{kind}/{where}/{field}": values for where, values in sets.items()}
+def _named(kind: str, part: str, sets: Mapping[str, ArrayLike]) -> dict[str, ArrayLike]:
+    return {f"{kind}/{where}/{part}": values for where, values in sets.items()}
 
 
 def _plain(values: ArrayLike) -> np.ndarray:
@@ -213,10 +240,13 @@ def read_predictions(path: str | os.PathLike) -> StoredPredictions:
     names = dict.fromkeys(key.place.predictor for key in keys if key.field not in SHARED)
     own = {name: name or as_name(path.stem) for name in names}
     x = inputs(contents, "x") if "x" in contents.arrays else None
+    counted = (
+        weights_of_examples(contents, "weights", "y") if "weights" in contents.arrays else None
+    )
     if any(key.field in REGRESSION for key in keys):
         y = targets(contents, "y")
         regressors = {own[name]: _regressor(contents, keys, name, y) for name in names}
-        return StoredPredictions(regressors, y, {}, x)
+        return StoredPredictions(regressors, y, {}, x, counted)
     places = [Place(name) for name in names] + [
         key.place for key in keys if key.field not in SHARED
     ]
@@ -230,7 +260,12 @@ def read_predictions(path: str | os.PathLike) -> StoredPredictions:
     )
     y, shifted_labels = _labels(contents, keys, probs)
     classifiers = {own[name]: _classifier(contents, keys, probs, name) for name in names}
-    return StoredPredictions(classifiers, y, shifted_labels, x)
+    shifted_weights = {
+        where: weights_of_examples(contents, f"shifted/{where}/weights", f"shifted/{where}/y")
+        for where in shifted_labels
+        if f"shifted/{where}/weights" in contents.arrays
+    }
+    return StoredPredictions(classifiers, y, shifted_labels, x, counted, shifted_weights)
 
 
 def _classifier(
@@ -238,11 +273,11 @@ def _classifier(
 ) -> ClassPredictions:
     own = {place: values for place, values in probs.items() if place.predictor == name}
 
-    def known(field: str, read_array: Callable) -> dict[Place, np.ndarray]:
+    def known(part: str, read_array: Callable) -> dict[Place, np.ndarray]:
         return {
             place: read_array(contents, keys[key], values)
             for place, values in own.items()
-            if (key := Key(place, field)) in keys
+            if (key := Key(place, part)) in keys
         }
 
     epistemic, aleatoric = known("epistemic", information), known("aleatoric", information)
@@ -269,11 +304,20 @@ def _classifier(
 def _regressor(
     contents: Contents, keys: Keys, name: str | None, y: np.ndarray
 ) -> RegressionPredictions:
-    mean, std = (one_of(contents, keys, Place(name), field) for field in ("mean", "std"))
+    mean, std = (one_of(contents, keys, Place(name), part) for part in ("mean", "std"))
     part = keys.get(Key(Place(name), "epistemic_std"))
     centre, spread = means(contents, mean, y), deviations(contents, std, y, positive=True)
     epistemic_std = None if part is None else epistemic_parts(contents, part, spread)
-    return RegressionPredictions(centre, spread, epistemic_std)
+    distributions = None
+    if any(Key(Place(name), part) in keys for part in DISTRIBUTIONS):
+        arrays = (one_of(contents, keys, Place(name), part) for part in DISTRIBUTIONS)
+        distributions = Distributions(
+            *(
+                log_probs_of_examples(contents, array, y) if k == 0 else means(contents, array, y)
+                for k, array in enumerate(arrays)
+            )
+        )
+    return RegressionPredictions(centre, spread, epistemic_std, distributions)
 
 
 def _labels(

@@ -33,7 +33,7 @@ def read_all(paths: Sequence[str | os.PathLike]) -> StoredPredictions:
     """
     paths = [Path(path) for path in paths]
     first, *others = stored = [read_predictions(path) for path in paths]
-    shifted_labels = dict(first.shifted_labels)
+    shifted_labels, shifted_weights = dict(first.shifted_labels), dict(first.shifted_weights)
     for path, other in zip(paths[1:], others, strict=True):
         if other.is_classification != first.is_classification:
             kinds = ("means and standard deviations", "probabilities")
@@ -44,10 +44,16 @@ def read_all(paths: Sequence[str | os.PathLike]) -> StoredPredictions:
                 "pass classifiers or regressors, not both",
             )
         _check_same(path, "y", other.y, first.y, str(paths[0]))
+        ones = np.ones(len(first.y))
+        theirs, ours = (ones if of.weights is None else of.weights for of in (other, first))
+        _check_same(path, "weights", theirs, ours, str(paths[0]))
         for where, y in other.shifted_labels.items():
             _check_same(
                 path, f"shifted/{where}/y", y, shifted_labels.setdefault(where, y), "another file"
             )
+        for where, of in other.shifted_weights.items():
+            known = shifted_weights.setdefault(where, of)
+            _check_same(path, f"shifted/{where}/weights", of, known, "another file")
     names = [[*file.predictions] for file in stored]
     if _repeated(names):
         prefixes = [as_name(path.resolve().parent.name) for path in paths]
@@ -67,7 +73,9 @@ def read_all(paths: Sequence[str | os.PathLike]) -> StoredPredictions:
     if first.is_classification:
         check_alike(paths[-1], _by_set(predictions))
     x = next((file.x for file in stored if file.x is not None), None)
-    return StoredPredictions(predictions, first.y, shifted_labels, x)
+    return StoredPredictions(
+        predictions, first.y, shifted_labels, x, first.weights, shifted_weights
+    )
 
 
 def _repeated(names: Iterable[Iterable[str]]) -> list[str]:

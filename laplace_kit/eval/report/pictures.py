@@ -2,7 +2,8 @@
 
 import base64
 import io
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,16 @@ def new_figure(height: float = 3.4) -> "matplotlib.figure.Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
+
+
+def with_same_axes(figures: Sequence["matplotlib.figure.Figure"]) -> None:
+    """Give the panels of figures that stand side by side the same limits, the union of theirs."""
+    for panels in itertools.zip_longest(*(figure.axes for figure in figures)):
+        there = [ax for ax in panels if ax is not None]
+        for get, put in (("get_xlim", "set_xlim"), ("get_ylim", "set_ylim")):
+            ends = np.array([getattr(ax, get)() for ax in there])
+            for ax in there:
+                getattr(ax, put)(ends[:, 0].min(), ends[:, 1].max())
 
 
 def picture(file: str, caption: str, figure: "matplotlib.figure.Figure") -> Picture:

@@ -32,7 +32,8 @@ class ClassPredictions:
         `probs` minus `epistemic`.
     log_probs
         The logarithms of `probs`, `(N, C)`, if known separately, such as
-        `jax.nn.log_softmax(logits)`: the NLL is then exact where `probs` round to zero.
+        `jax.nn.log_softmax(logits)`: the NLL is then exact where `probs` round to zero, and
+        otherwise infinite if such a label occurs.
     shifted_log_probs
         Log probabilities on the sets of `shifted`, by name, where known.
     """
@@ -49,8 +50,36 @@ class ClassPredictions:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Distributions:
+    r"""What predictive distributions of any kind imply for the targets that were observed.
+
+    Parameters
+    ----------
+    log_prob
+        $\log p(y_n)$ of each example, over all its outputs, `(N,)`.
+    cdf, cdf_below
+        $P(Y \le y)$ and $P(Y < y)$, `(N, C)`: equal except at steps, as counts have them.
+    low, high
+        The ends of the central 90% interval, `(N, C)`, both included.
+    content
+        The probability of this interval, `(N, C)`; at least 0.9 for counts.
+    crps
+        The continuous ranked probability score, `(N, C)`.
+    """
+
+    log_prob: Float[ArrayLike, " N"]
+    cdf: Float[ArrayLike, "N C"]
+    cdf_below: Float[ArrayLike, "N C"]
+    low: Float[ArrayLike, "N C"]
+    high: Float[ArrayLike, "N C"]
+    content: Float[ArrayLike, "N C"]
+    crps: Float[ArrayLike, "N C"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class RegressionPredictions:
-    """The Gaussian predictions of one regressor on the test set.
+    """The predictions of one regressor on the test set.
 
     Parameters
     ----------
@@ -60,8 +89,13 @@ class RegressionPredictions:
         Predictive standard deviation, noise included, `(N, C)`.
     epistemic_std
         The part of `std` that is due to uncertainty in the weights, `(N, C)`, if known.
+    distributions
+        What the predictive distributions imply for the targets, from
+        `laplace_kit.eval.report.distributions_of`. By default the distributions are normal, with
+        `mean` and `std`.
     """
 
     mean: Float[ArrayLike, "N C"]
     std: Float[ArrayLike, "N C"]
     epistemic_std: Float[ArrayLike, "N C"] | None = None
+    distributions: Distributions | None = None

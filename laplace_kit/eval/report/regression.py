@@ -5,15 +5,21 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import ArrayLike, PyTree
+from jaxtyping import ArrayLike, Float, PyTree
 
-from laplace_kit.eval import metrics
 from laplace_kit.eval.report import checks, examples, files, page
 from laplace_kit.eval.report import regression_sections as sections
-from laplace_kit.eval.report.measures import measure_regression
+from laplace_kit.eval.report.measures import (
+    integral_transforms,
+    measure_regression,
+    target_scores,
+)
 from laplace_kit.eval.report.page import Content, PosteriorCard, Report
 from laplace_kit.eval.report.pictures import Section
 from laplace_kit.eval.report.predictions import RegressionPredictions
+from laplace_kit.eval.report.stages import OnStage, ignore
+from laplace_kit.eval.statistics.numbers import coverage
+from laplace_kit.eval.statistics.weighting import checked
 
 
 def regression_report(
@@ -21,10 +27,13 @@ def regression_report(
     y: ArrayLike,
     directory: str | Path,
     *,
+    weights: ArrayLike | None = None,
     x: PyTree = None,
     subject: str | None = None,
     title: str = "Calibration report",
     card: PosteriorCard | Mapping[str, str] | None = None,
+    seed: int = 0,
+    on_stage: OnStage | None = None,
 ) -> Report:
     """Write a calibration report that compares regressors on the same examples.
 
@@ -37,6 +46,9 @@ def regression_report(
         Targets, `(N, C)`.
     directory
         Output directory; created if it does not exist.
+    weights
+        The weights of the examples, `(N,)`: whole numbers repeat an example, all others are
+        proportions. One each by default.
     x
         Inputs with a leading axis N. If they are scalars that vary, `(N,)` or `(N, 1)`, and there
         is one output, the predictive band is drawn over them. They are shown for selected examples,
@@ -47,41 +59,59 @@ def regression_report(
         The heading of the page.
     card
         Facts about the posterior.
+    seed
+        The seed of the bootstrap's resamples, and of the probability integral transforms of counts.
+    on_stage
+        Called with the name of each stage before it begins, to show progress.
 
     Returns
     -------
     Report
-        The metrics, and the files written. Cost: 1,000 bootstrap resamples of all metrics, in one
-        compiled program. The files are bytewise the same on every run.
+        The metrics, and the files written. Cost: 1,000 bootstrap resamples of all metrics in NumPy,
+        about $10^4 N$ operations for each predictor; nothing is compiled. The files are bytewise
+        the same on every run.
 
     Raises
     ------
     ValueError
-        If shapes differ, a value is not finite, a standard deviation is not positive, a name
-        cannot be part of a file name, or `directory` is a file.
+        If shapes differ, a value is not finite, a standard deviation is not positive, weights are
+        not valid, a name cannot be part of a file name, or `directory` is a file.
     """
     directory = checks.usable_directory(directory)
     checks.check_title(title)
     checks.check_predictors(predictions)
     checks.check_deviations(predictions)
     y = checks.finite("y", y)
+    checks.check_distributions(predictions, y)
     subject = checks.check_subject(predictions, subject)
-    numbers = measure_regression(predictions, y)
+    stage = on_stage or ignore
+    stage("resampling")
+    numbers = measure_regression(predictions, y, weights=weights, seed=seed)
+    stage("drawing")
+    weights = checked(weights, len(y))
     mean = {name: np.asarray(of.mean) for name, of in predictions.items()}
     std = {name: np.asarray(of.std) for name, of in predictions.items()}
     content = Content(
         title,
-        _sections(predictions, y, x, numbers),
+        _sections(predictions, y, x, numbers, weights, seed),
         examples.regression_galleries(mean, std, y, subject, x),
         page.as_card(card),
     )
-    return page.write(
-        directory, numbers, content, partial(files.write_predictions, predictions=predictions, y=y)
+    stage("writing")
+    given = None if (weights == 1).all() else weights
+    write_predictions = partial(
+        files.write_predictions, predictions=predictions, y=y, weights=given
     )
+    return page.write(directory, numbers, content, write_predictions)
 
 
 def _sections(
-    predictions: Mapping[str, RegressionPredictions], y: np.ndarray, x: PyTree, numbers: Mapping
+    predictions: Mapping[str, RegressionPredictions],
+    y: np.ndarray,
+    x: PyTree,
+    numbers: Mapping,
+    weights: Float[np.ndarray, " N"],
+    seed: int,
 ) -> tuple[Section, ...]:
     everyone, measured = predictions.items(), {name: numbers[name] for name in predictions}
     mean = {name: np.ravel(of.mean) for name, of in everyone}
@@ -90,8 +120,13 @@ def _sections(
         name: np.ravel(of.epistemic_std) for name, of in everyone if of.epistemic_std is not None
     }
     targets = np.ravel(y)
-    pit = {name: np.asarray(metrics.pit_gaussian(mean[name], std[name], targets)) for name in mean}
-    curves = {name: _risk_coverage(mean[name], std[name], targets) for name in mean}
+    scores = {name: target_scores(of, y) for name, of in everyone}
+    intervals = {name: (of.low.ravel(), of.high.ravel()) for name, of in scores.items()}
+    transforms = {name: integral_transforms(of, seed) for name, of in scores.items()}
+    levels = np.linspace(0.0, 1.0, 21)[1:-1]
+    covered = {name: coverage(of, levels, weights[None])[0] for name, of in transforms.items()}
+    each = np.repeat(weights, targets.size // len(weights))
+    curves = {name: _risk_coverage(mean[name], std[name], targets, each) for name in mean}
     over_x = (
         getattr(x, "size", 0) == len(y) == y.size
         and np.issubdtype(x.dtype, np.number)
@@ -99,23 +134,27 @@ def _sections(
     )
     return (
         *(
-            [sections.bands(np.ravel(x), mean, std, epistemic_std, targets, measured)]
+            [sections.bands(np.ravel(x), mean, std, intervals, epistemic_std, targets, measured)]
             if over_x
             else []
         ),
-        sections.predicted(mean, std, targets, measured),
-        sections.coverage(mean, std, targets, measured),
-        sections.integral_transforms(pit, measured),
+        sections.predicted(mean, std, intervals, targets, measured),
+        sections.coverage(levels, covered, measured),
+        sections.integral_transforms(
+            {name: np.ravel(of) for name, of in transforms.items()}, each, measured
+        ),
         sections.risk_coverage(curves),
-        *([sections.uncertainty(mean, std, epistemic_std, targets)] if epistemic_std else []),
+        *([sections.uncertainty(mean, std, epistemic_std, targets, each)] if epistemic_std else []),
     )
 
 
 def _risk_coverage(
-    mean: np.ndarray, std: np.ndarray, y: np.ndarray
+    mean: np.ndarray, std: np.ndarray, y: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return coverage, in the order of the standard deviations, and the mean squared error."""
-    kept = np.arange(1, len(y) + 1)
-    with np.errstate(over="ignore"):
-        squared = np.square(y - mean)[np.argsort(std, kind="stable")]
-        return kept / len(y), np.cumsum(squared) / kept
+    order = np.argsort(std, kind="stable")
+    kept = np.cumsum(weights[order])
+    first = np.searchsorted(kept, 0, side="right")  # leading examples of weight zero
+    with np.errstate(over="ignore", invalid="ignore"):
+        lost = np.cumsum((weights * np.square(y - mean))[order])
+        return kept[first:] / kept[-1], lost[first:] / kept[first:]

@@ -19,6 +19,7 @@ RESERVED = (
     "schema",
     "task",
     "num_examples",
+    "seed",
     "predictors",
     "shifted",
     "ood",
@@ -29,7 +30,7 @@ RESERVED = (
 
 @dataclass(frozen=True)
 class Cell:
-    """The value of a metric for one predictor; `best` if no other is better and one is worse."""
+    """The value of a metric for one predictor; `best` if significantly better than all others."""
 
     text: str
     interval: str
@@ -133,7 +134,7 @@ def groups(metrics: Mapping[str, Any]) -> tuple[Group, ...]:
 
 
 def text_table(metrics: Mapping[str, Any]) -> str:
-    """Return the table of metrics as plain text, with an asterisk after each best value."""
+    """Return the table of metrics as plain text, an asterisk after what is best."""
     table = groups(metrics)
     columns = predictors(metrics)
     first = max(len(row.metric.label) for group in table for row in group.rows) + 2
@@ -146,7 +147,8 @@ def text_table(metrics: Mapping[str, Any]) -> str:
             cells = dict(zip(group.predictors, row.cells, strict=True))
             texts = (_padded(cells.get(column), width) for column in columns)
             lines.append(f"  {row.metric.label:<{first}}" + "".join(texts))
-    lines.append(f"{metrics['num_examples']} test examples" + "; * is best" * (len(columns) > 1))
+    note = "; * is significantly better than the others" * (len(columns) > 1)
+    lines.append(f"{metrics['num_examples']} test examples{note}")
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -164,14 +166,12 @@ def _group(title: str, values: Mapping[str, Values], bootstrap: Mapping[str, Any
 
 
 def _row(key: str, values: Mapping[str, Values], bootstrap: Mapping[str, Any]) -> Row:
-    metric, present = METRICS[key], [of[key] for of in values.values() if key in of]
-    losses = [metric.loss(value) for value in present] if metric.better else []
-    lowest, highest = (min(losses), max(losses)) if losses else (0.0, 0.0)
+    metric, best = METRICS[key], bootstrap["best"].get(key)
     cells = tuple(
         Cell(
             number(of[key]),
             interval(bootstrap["intervals"][name].get(key)),
-            highest - lowest > _ROUNDING and metric.loss(of[key]) - lowest < _ROUNDING,
+            name == best,
             of[key],
         )
         if key in of
@@ -188,17 +188,9 @@ def _changes(key: str, names: tuple[str, ...], differences: Mapping) -> tuple[Ch
     return tuple(
         Change("–", "", "", None)
         if one is None
-        else Change(signed(one[0]), interval(one[1:]), judgement(METRICS[key], one), one[0])
+        else Change(signed(one[0]), interval(one[1:]), METRICS[key].judged(one), one[0])
         for one in found
     )
-
-
-def judgement(metric: Metric, difference: tuple[float, float, float] | list[float]) -> str:
-    """Return "better", "worse" or "not significant" for a difference `(value, low, high)`."""
-    _, low, high = difference
-    if low <= 0.0 <= high:
-        return "not significant"
-    return "better" if (high < 0.0) == (metric.better == "lower") else "worse"
 
 
 def interval(bounds: list[float] | None) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from laplace_kit.eval.report.registry import METRICS
-from laplace_kit.eval.report.table import Values, display_name, judgement, number, sets
+from laplace_kit.eval.report.table import Values, display_name, number, sets
+from laplace_kit.eval.statistics.numbers import LEVEL
 
 _SIGNIFICANT = 0.05
 
@@ -55,7 +56,9 @@ def _claim(name: str, task: str, numbers: Mapping[str, float]) -> Claim:
     if task == "classification":
         evidence = f"its mean confidence is {claimed:.1%}, its accuracy {kept:.1%}"
     else:
-        evidence = f"its {claimed:.0%} intervals cover {kept:.1%} of the targets"
+        exactly = abs(claimed - LEVEL) < 5e-4
+        which = "" if exactly else f", of {claimed:.1%} probability as counts have steps,"
+        evidence = f"its {LEVEL:.0%} intervals{which} cover {kept:.1%} of the targets"
     gap, chance = claimed - kept, _chance(p_value)
     if p_value >= _SIGNIFICANT:
         short = "calibrated on average"
@@ -64,6 +67,9 @@ def _claim(name: str, task: str, numbers: Mapping[str, float]) -> Claim:
         short = f"{'over' if gap > 0 else 'under'}-confident by {100 * abs(gap):.1f} points"
         words = f"{short} ({chance})"
     sentence = f"{display_name(name)} is {words}: {evidence}."
+    if num := numbers.get("impossible", 0):
+        labels = "one label" if num == 1 else f"{num} labels"
+        sentence += f" It gives {labels} probability zero, so that its NLL is infinite."
     return Claim(name, short, sentence, p_value >= _SIGNIFICANT)
 
 
@@ -99,6 +105,6 @@ def _clause(key: str, old: float | None, new: float | None, differences: Mapping
     word = metric.better if metric.loss(new) < metric.loss(old) else worse
     if key not in differences:
         return f"a {word} {label} ({both})"
-    if judgement(metric, differences[key]) == "not significant":
+    if metric.judged(differences[key]) == "not significant":
         return f"a {word} {label}, though within sampling error ({both})"
     return f"a significantly {word} {label} ({both})"

@@ -105,3 +105,31 @@ def test_entropy_scatter_tells_right_from_wrong(ax):
     np.testing.assert_array_equal(right.get_offsets(), [[0.1, 0.4], [0.3, 0.6]])
     np.testing.assert_array_equal(wrong.get_offsets(), [[0.2, 0.5]])
     assert (right.get_label(), wrong.get_label()) == ("correct (2)", "wrong (1)")
+
+
+def test_many_points_are_a_density_that_mixes_the_colours_of_both_kinds(ax):
+    rng = np.random.default_rng(0)
+    aleatoric = np.concatenate([rng.normal(0.2, 0.02, 3000), rng.normal(0.8, 0.02, 3000)])
+    right = np.repeat([True, False], 3000)
+    plots.entropy_scatter(ax, aleatoric, rng.uniform(0, 0.1, 6000), right)
+    (cells,) = ax.collections
+    centres, colors = cells.get_offsets()[:, 0], cells.get_facecolor()
+    # Blue on the side of the correct predictions, orange on the other.
+    assert (colors[centres < 0.5, 2] > colors[centres < 0.5, 0]).all()
+    assert (colors[centres > 0.5, 0] > colors[centres > 0.5, 2]).all()
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["correct (3000)", "wrong (3000)"]
+
+
+def test_weights_repeat_predictions(ax):
+    rng = np.random.default_rng(0)
+    probs, y = rng.dirichlet(np.ones(3), 40), rng.integers(0, 3, 40)
+    weights = rng.integers(0, 3, 40)
+    repeated = np.repeat(np.arange(40), weights)
+    for draw in (plots.reliability_diagram, plots.bin_counts):
+        heights = []
+        for given in ((probs, y, weights), (probs[repeated], y[repeated], None)):
+            ax.clear()
+            draw(ax, *given[:2], weights=given[2])
+            heights.append([bar.get_height() for bar in ax.containers[0]])
+        np.testing.assert_allclose(*heights, rtol=1e-12)

@@ -99,5 +99,44 @@ def test_deviation_scatter_draws_larger_points_for_larger_errors(ax):
 
 
 def test_errors_that_are_all_zero_are_drawn_too(ax):
-    plots.deviation_scatter(ax, np.ones(2), np.ones(2), np.zeros(2))
+    plots.deviation_scatter(ax, np.array([1.0, 2.0]), np.ones(2), np.zeros(2))
     assert np.isfinite(ax.collections[0].get_sizes()).all()
+
+
+def test_one_noise_is_a_line_beside_the_histogram_of_the_epistemic_part(ax):
+    epistemic = np.linspace(0.1, 0.5, 40)
+    plots.deviation_scatter(ax, np.full(40, 0.3), epistemic, np.ones(40))
+    assert sum(bar.get_height() for bar in ax.containers[0]) == 40
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), 0.3)
+    assert ax.get_xlabel() == "standard deviation"
+
+
+def test_many_points_are_a_density(ax):
+    rng = np.random.default_rng(0)
+    y, mean = rng.normal(size=(2, 5000))
+    plots.predicted_against_observed(ax, mean, np.ones(5000), y)
+    (cells,) = ax.collections
+    assert 100 < len(cells.get_facecolor()) < 45 * 45
+    assert not ax.containers
+    shades = cells.get_facecolor()[:, 0]
+    assert shades.min() < 0.1 < 0.5 < shades.max(), "darker where there are more"
+
+
+def test_intervals_of_other_distributions_are_drawn_as_given(ax):
+    mean, low, high = np.array([1.0, 2.0]), np.array([0.0, 0.0]), np.array([3.0, 7.0])
+    plots.predictive_band(ax, np.arange(2), mean, np.ones(2), interval=(low, high))
+    (vertices,) = (path.vertices for path in ax.collections[0].get_paths())
+    assert (vertices[:, 1].min(), vertices[:, 1].max()) == (0.0, 7.0)
+    ax.clear()
+    plots.predicted_against_observed(ax, mean, np.ones(2), mean, interval=(low, high))
+    (segments,) = (bars.get_segments() for bars in ax.containers[0][2])
+    np.testing.assert_allclose([s[:, 1] for s in segments], [[0, 3], [0, 7]])
+
+
+def test_weighted_transforms_repeat_values(ax):
+    pit = np.array([0.05, 0.55, 0.95])
+    plots.pit_histogram(ax, pit, weights=np.array([2.0, 0.0, 3.0]))
+    heights = [bar.get_height() for bar in ax.containers[0]]
+    assert heights[0] == pytest.approx(4)
+    assert heights[9] == pytest.approx(6)
+    assert sum(heights) == pytest.approx(10)

@@ -50,7 +50,7 @@ def test_matplotlib_is_loaded_when_first_used_and_pyplot_never():
         "assert not {'matplotlib', 'jinja2'} & set(sys.modules)\n"
         "one = {'map': np.zeros(3)}\n"
         "measured = {'map': {'coverage_90': 1.0}}\n"
-        "sections.coverage(one, {'map': np.ones(3)}, np.ones(3), measured)\n"
+        "sections.coverage(np.ones(3), one, measured)\n"
         "assert 'matplotlib.figure' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from laplace_kit.eval.report import classification_sections as sections
+from laplace_kit.eval.report.pictures import Picture
 
 RNG = np.random.default_rng(0)
 PROBS = {name: RNG.dirichlet([2.0, 1.0, 1.0], 30).astype(np.float32) for name in ("map", "other")}
@@ -26,6 +27,7 @@ def test_reliability_of_every_set_and_predictor():
         {"test set": PROBS, "noisy": PROBS},
         {"test set": Y, "noisy": Y},
         {"test set": values, "noisy": shifted},
+        {"test set": None, "noisy": None},
     )
     assert captions(found) == [
         "MAP, test set: ECE 0.1250",
@@ -46,9 +48,13 @@ def test_curves_quote_every_predictor():
 
 def test_the_epistemic_share_is_that_of_the_parts():
     parts = (np.full(30, 0.1), np.linspace(0.0, 0.6, 30))
-    found = sections.uncertainty({"other": parts}, {"other": PROBS["other"].argmax(1) == Y})
+    right, ones = {"other": PROBS["other"].argmax(1) == Y}, np.ones(30)
+    found = sections.uncertainty({"other": parts}, right, ones)
     assert captions(found) == ["other, test set: epistemic share of the entropy 0.7500"]
-    nothing = sections.uncertainty({"other": (np.zeros(30),) * 2}, {"other": np.ones(30, bool)})
+    last = np.eye(30)[-1]
+    found = sections.uncertainty({"other": parts}, right, last)
+    assert captions(found) == [f"other, test set: epistemic share of the entropy {0.6 / 0.7:.4f}"]
+    nothing = sections.uncertainty({"other": (np.zeros(30),) * 2}, right, ones)
     assert captions(nothing) == ["other, test set: epistemic share of the entropy 0.0000"]
 
 
@@ -63,3 +69,31 @@ def test_a_predictor_looks_alike_in_every_picture(monkeypatch):
     )
     assert drawn == [1], "as on the page, although the first knows nothing of this set"
     assert captions(found) == ["By largest probability, noise: AUROC other 0.5000"]
+
+
+def test_pictures_of_two_predictors_have_the_same_axes(monkeypatch):
+    figures = []
+
+    def drawn(file, caption, figure):
+        figures.append(figure)
+        return Picture(file, caption, b"")
+
+    monkeypatch.setattr(sections.pictures, "picture", drawn)
+    inside = {"map": {"entropy": np.linspace(0, 0.1, 9)}, "other": {"entropy": np.ones(9)}}
+    outside = {"map": {"entropy": np.linspace(0, 0.2, 9)}, "other": {"entropy": 2 * np.ones(9)}}
+    measured = {name: {"auroc_entropy": 0.5} for name in inside}
+    sections.score_histograms("far", inside, outside, measured)
+    parts = {name: (of, of) for name, of in (("map", np.ones(30)), ("other", 3 * np.ones(30)))}
+    sections.uncertainty(parts, dict.fromkeys(parts, np.ones(30, bool)), np.ones(30))
+    sections.confidence(PROBS, Y, {name: {"accuracy": 0.5} for name in PROBS}, None)
+    sections.reliability(
+        {"test set": PROBS},
+        {"test set": Y},
+        {"test set": {name: {"ece": 0.5} for name in PROBS}},
+        {"test set": None},
+    )
+    assert len(figures) == 8
+    for one, two in zip(figures[::2], figures[1::2], strict=True):
+        for first, second in zip(one.axes, two.axes, strict=True):
+            assert first.get_xlim() == second.get_xlim()
+            assert first.get_ylim() == second.get_ylim()

@@ -197,8 +197,15 @@ def test_tables(tmp_path):
     found = read_predictions(text(path, "y,mean,std,epistemic_std\n1,2e0,3,0\n"))
     assert same(
         vars(found.predictions["a"]),
-        {"mean": np.array([[2.0]]), "std": np.array([[3.0]]), "epistemic_std": np.array([[0.0]])},
+        {
+            "mean": np.array([[2.0]]),
+            "std": np.array([[3.0]]),
+            "epistemic_std": np.array([[0.0]]),
+            "distributions": None,
+        },
     )
+    found = read_predictions(text(path, "y,mean,std,weights\n1,2,3,4\n1,2,3,0.5\n"))
+    assert same(found.weights, np.array([4.0, 0.5]))
 
 
 def test_a_large_table_reads_as_the_archive_of_the_same_numbers(tmp_path):

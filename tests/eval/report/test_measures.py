@@ -6,12 +6,14 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from scipy.special import softmax
-from scipy.stats import binom, norm
+from scipy.stats import norm
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from laplace_kit.eval import metrics
-from laplace_kit.eval.report import measures
+from laplace_kit.eval.report import ClassPredictions, RegressionPredictions, measures
+from laplace_kit.eval.report.registry import METRICS
 from laplace_kit.eval.report.suites import classification_metrics, regression_metrics
+from tests.twins import compilations
 
 
 def test_values_are_those_of_the_metrics(classified):
@@ -59,17 +61,122 @@ def test_scores_separate_as_pairs_say(classified):
             assert found[key] == pytest.approx(above, rel=1e-5)
 
 
-def test_one_interval_is_that_of_the_metric_alone(classified):
+def test_one_interval_is_that_of_resampled_means(classified):
+    """The first chunk of draws holds all resamples of so few examples."""
     predictions, y, written = classified
-    alone = metrics.bootstrap(
-        metrics.brier_score,
-        predictions["map"].probs,
-        y,
-        key=jax.random.key(0),
-        num_resamples=measures.NUM_RESAMPLES,
-    )
+    squares = np.square(predictions["map"].probs.astype(float) - np.eye(3)[y]).sum(axis=1)
+    rng = np.random.default_rng(np.random.SeedSequence(0).spawn(1)[0])
+    drawn = rng.integers(0, len(y), (measures.NUM_RESAMPLES, len(y)), np.int32)
+    replicates = squares[drawn].mean(axis=1)
+    ends = np.quantile(replicates, [0.025, 0.975]) + squares.mean() - replicates.mean()
     found = written.metrics["bootstrap"]["test"]["intervals"]["map"]["brier"]
-    assert found == pytest.approx([float(alone.low), float(alone.high)], rel=1e-4)
+    assert found == pytest.approx(ends.tolist(), rel=1e-9)
+    expected = squares.std() / np.sqrt(len(y)) * 1.96 * np.array([-1, 1]) + squares.mean()
+    assert found == pytest.approx(expected.tolist(), rel=0.06)
+
+
+def test_the_seed_draws_the_resamples(regressed):
+    predictions, y, written = regressed
+    again = measures.measure_regression(predictions, y, seed=0)
+    other = measures.measure_regression(predictions, y, seed=1)
+    assert again == written.metrics
+    assert other["seed"] == 1
+    assert other["laplace"] == again["laplace"]
+    assert other["bootstrap"]["test"]["intervals"] != again["bootstrap"]["test"]["intervals"]
+
+
+def assert_close(found, expected):
+    """Assert that two contents of `metrics.json` are equal but for rounding."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for ours, theirs in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        if isinstance(ours, str):
+            assert ours == theirs
+        else:
+            # Probabilities in float32 are summed in float32 for the class-wise error.
+            assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-8)
+
+
+def with_weights(of, chosen):
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], of)
+
+
+@pytest.mark.parametrize("kind", ["classified", "regressed"])
+def test_whole_weights_are_repeated_rows_in_values_intervals_and_claims(kind, request):
+    predictions, y, _ = request.getfixturevalue(kind)
+    rng = np.random.default_rng(0)
+    weights = rng.integers(0, 3, len(y))
+    again = np.repeat(np.arange(len(y)), weights)
+    if kind == "classified":
+        predictions = {  # all sets are for the examples of the test set, or have none
+            name: ClassPredictions(of.probs, of.shifted, epistemic=of.epistemic)
+            for name, of in predictions.items()
+        }
+        repeated = {name: with_weights(of, again) for name, of in predictions.items()}
+        options = {"weights": weights, "shifted_weights": {"rotated": weights}}
+        found = measures.measure_classification(predictions, y, {"rotated": y}, **options)
+        expected = measures.measure_classification(repeated, y[again], {"rotated": y[again]})
+    else:
+        repeated = {name: with_weights(of, again) for name, of in predictions.items()}
+        found = measures.measure_regression(predictions, y, weights=weights)
+        expected = measures.measure_regression(repeated, y[again])
+    assert (found.pop("num_examples"), expected.pop("num_examples")) == (len(y), weights.sum())
+    assert_close(found, expected)
+
+
+def test_proportions_do_not_depend_on_their_scale_and_can_be_any_numbers(regressed):
+    predictions, y, _ = regressed
+    weights = np.random.default_rng(0).uniform(size=len(y))
+    found, scaled = (
+        measures.measure_regression(predictions, y, weights=of) for of in (weights, 3.7 * weights)
+    )
+    of = predictions["laplace"]
+    squares = np.square(y - of.mean)[:, 0]
+    assert found["laplace"]["rmse"] == pytest.approx(np.average(squares, weights=weights) ** 0.5)
+    assert_close(found, scaled)
+    # The standard error of a weighted mean, by the linearisation.
+    error = np.sqrt(np.sum(weights**2 * (squares - np.average(squares, weights=weights)) ** 2)) / (
+        weights.sum() * 2 * found["laplace"]["rmse"]
+    )
+    low, high = found["bootstrap"]["test"]["intervals"]["laplace"]["rmse"]
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.25)
+
+
+def test_weights_count_in_detection_too(classified):
+    predictions, y, _ = classified
+    weights = np.random.default_rng(0).integers(0, 3, len(y))
+    again = np.repeat(np.arange(len(y)), weights)
+    of = predictions["laplace"]
+    found = measures.measure_classification({"laplace": of}, y, {}, weights=weights)
+    inside, outside = 1 - of.probs.max(axis=1)[again], 1 - of.ood["noise"].max(axis=1)
+    scores = np.concatenate([inside, outside])
+    truth = np.repeat([0, 1], [len(inside), len(outside)])
+    auroc, aupr = roc_auc_score(truth, scores), average_precision_score(truth, scores)
+    assert found["ood"]["noise"]["laplace"]["auroc"] == pytest.approx(auroc, rel=1e-6)
+    assert found["ood"]["noise"]["laplace"]["aupr"] == pytest.approx(aupr, rel=1e-6)
+
+
+def test_nothing_is_compiled_for_any_number_of_examples():
+    rng = np.random.default_rng(0)
+    with compilations() as programs:
+        for num in (37, 52):
+            probs, y = rng.dirichlet(np.ones(3), num), rng.integers(0, 3, num)
+            of = ClassPredictions(probs, ood={"far": probs[:20]}, epistemic=0.0 * y)
+            measures.measure_classification({"a": of, "b": of}, y, {})
+            mean = rng.normal(size=(num, 1))
+            normal = RegressionPredictions(mean, np.ones_like(mean))
+            measures.measure_regression({"a": normal}, 0 * mean)
+    assert programs == []
+
+
+def test_best_is_only_what_is_significantly_better_than_every_other(classified):
+    numbers = classified[-1].metrics
+    bootstrap = numbers["bootstrap"]["test"]
+    assert bootstrap["best"]["nll"] == "laplace"
+    assert "accuracy" not in bootstrap["best"], "as all predict the same classes"
+    for key, name in bootstrap["best"].items():
+        for other, differences in bootstrap["differences"].items():
+            if other == name or name == numbers["predictors"][0]:
+                assert METRICS[key].judged(differences[key]) != "not significant"
 
 
 def test_intervals_hold_their_values_and_differences_are_those_of_values(classified, regressed):
@@ -96,11 +203,11 @@ def test_intervals_hold_their_values_and_differences_are_those_of_values(classif
 def test_schema(classified, regressed):
     written = classified[-1].metrics
     assert list(written) == [
-        *("schema", "task", "num_examples", "predictors", "map", "laplace", "ensemble"),
+        *("schema", "task", "num_examples", "seed", "predictors", "map", "laplace", "ensemble"),
         *("shifted", "ood", "claims", "bootstrap"),
     ]
     assert (written["schema"], written["task"], written["num_examples"]) == (
-        2,
+        3,
         "classification",
         400,
     )
@@ -108,81 +215,6 @@ def test_schema(classified, regressed):
     assert "shifted" not in regressed[-1].metrics
     described = [line.split("`")[1] for line in measures.__doc__.splitlines() if line[:3] == "| `"]
     assert set(described) == set(written) - {"map", "laplace", "ensemble"}
-
-
-def test_claims_are_judged_by_what_chance_would_do(classified, regressed):
-    predictions, y, written = classified
-    probs = predictions["map"].probs.astype(float)
-    confidence, right = probs.max(axis=1), probs.argmax(axis=1) == y
-    chances = np.ones(1)
-    for claim in confidence:
-        chances = np.convolve(chances, [1 - claim, claim])
-    assert right.mean() < confidence.mean()
-    assert written.metrics["claims"]["map"] == pytest.approx(
-        {
-            "claimed": confidence.mean(),
-            "kept": right.mean(),
-            "p_value": 2 * chances[: right.sum() + 1].sum(),
-        },
-        abs=1e-12,
-    )
-    expected = binom.pmf(np.arange(8), 7, 0.3)
-    found = measures._poisson_binomial(np.full(7, 0.3))
-    np.testing.assert_allclose(found, [*expected, *[0.0] * (len(found) - 8)], atol=1e-14)
-    assert written.metrics["claims"]["laplace"]["p_value"] == pytest.approx(1, abs=1e-3)
-    assert regressed[-1].metrics["claims"]["laplace"]["p_value"] > 0.05
-    assert regressed[-1].metrics["claims"]["map"]["p_value"] < 1e-6
-
-
-def test_certainty_is_calibrated_only_where_it_is_right():
-    certain = np.eye(2)[[0, 1, 1]]
-    right = measures._accuracy_claim(certain, np.array([0, 1, 1]))
-    wrong = measures._accuracy_claim(certain, np.array([0, 1, 0]))
-    assert (right["p_value"], wrong["p_value"]) == (1.0, 0.0)
-
-
-@pytest.mark.parametrize("num", [50, 500, 5000])
-def test_miscalibration_is_told_in_sign_and_size(num):
-    rng = np.random.default_rng(num)
-    logits = rng.normal(0.0, 1.5, (num, 5))
-    honest = softmax(logits, axis=1)
-    y = (honest.cumsum(axis=1) > rng.uniform(size=(num, 1))).argmax(axis=1)
-    # A temperature keeps what is most probable: the gap is that between confidences, and chance.
-    for temperature, sign in ((0.5, 1), (2.0, -1)):
-        probs = softmax(logits / temperature, axis=1)
-        found = measures._accuracy_claim(probs, y)
-        expected = (probs.max(axis=1) - honest.max(axis=1)).mean()
-        assert np.sign(expected) == sign
-        assert found["claimed"] - found["kept"] == pytest.approx(expected, abs=1.5 / num**0.5)
-        assert found["p_value"] < 0.05 or num == 50
-    targets = rng.normal(size=(num, 1))
-    for scale, sign in ((0.5, 1), (2.0, -1)):
-        kept = (np.abs(targets) <= norm.ppf(0.95) * scale).mean()
-        found = measures._coverage_claim({"coverage_90": kept}, num)
-        expected = 0.9 - (2 * norm.cdf(norm.ppf(0.95) * scale) - 1)
-        assert np.sign(expected) == sign
-        assert found["claimed"] - found["kept"] == pytest.approx(expected, abs=1.5 / num**0.5)
-        assert found["p_value"] < 0.05
-
-
-@pytest.mark.parametrize(("num", "doubt"), [(50, 1e-3), (50, 3e-3), (500, 1e-4), (500, 3e-3)])
-def test_honest_predictors_are_seldom_found_guilty(num, doubt):
-    rng = np.random.default_rng(0)
-    probs = np.full((num, 2), [1.0 - doubt, doubt])
-    p_values = [
-        measures._accuracy_claim(probs, (rng.uniform(size=num) < doubt).astype(int))["p_value"]
-        for _ in range(500)
-    ]
-    assert np.mean(np.array(p_values) < 0.05) < 0.06
-    assert np.mean(np.array(p_values) < 0.001) < 0.004
-
-
-def test_soft_labels_are_right_by_what_they_give():
-    labels = np.random.default_rng(0).dirichlet(np.ones(3), 500)
-    found = measures._accuracy_claim(labels, labels)
-    assert found["kept"] == pytest.approx(found["claimed"])
-    assert found["p_value"] == pytest.approx(1.0)
-    assert measures._accuracy_claim(labels, labels.argmax(axis=1))["p_value"] < 1e-6
 
 
 def test_overflow_becomes_null_without_an_interval(regressed):

@@ -41,3 +41,16 @@ def test_names_are_cut_in_legends_alone():
     assert first != second, "names that begin alike are told apart by their ends"
     assert pictures.names(["map", "laplace", "other"]) == "MAP, Laplace and other"
     assert pictures.file_name("ood", "map", "noise") == "ood_map@noise.png"
+
+
+def test_panels_side_by_side_have_the_union_of_their_limits():
+    figures = [pictures.new_figure() for _ in range(2)]
+    for figure, (limits, panels) in zip(figures, (((0, 2), 2), ((-1, 1), 1)), strict=True):
+        for ax in np.atleast_1d(figure.subplots(panels, 1)):
+            ax.set(xlim=limits, ylim=(0, limits[1]))
+    pictures.with_same_axes(figures)
+    first, second = figures[0].axes
+    (other,) = figures[1].axes
+    assert first.get_xlim() == other.get_xlim() == (-1, 2)
+    assert first.get_ylim() == other.get_ylim() == (0, 2)
+    assert second.get_xlim() == (0, 2), "no panel stands beside it"

@@ -1,25 +1,52 @@
-"""Suites measure all predictors at once as the metrics measure each, and count by weights."""
+"""Suites return what the metrics return, and weights repeat examples."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from laplace_kit.eval.report.suites import RegressionSuite, regression_metrics
+from laplace_kit.eval import metrics
+from laplace_kit.eval.report.suites import classification_metrics, regression_metrics
 
 
-@pytest.mark.usefixtures("x64")
-def test_columns_are_measured_apart_and_compared_in_pairs():
+def test_classifiers_are_measured_as_by_each_metric_alone():
     rng = np.random.default_rng(0)
-    mean, y = rng.normal(size=(20, 2, 1)), rng.normal(size=(20, 1))
-    std = rng.uniform(0.5, 1.5, size=(20, 2, 1))
-    weights = rng.integers(0, 3, 20)
-    values, differences = RegressionSuite(((1, 0),))(
-        *map(jnp.asarray, (mean, std, y)), weights=weights
-    )
+    probs, y = rng.dirichlet(np.ones(4), 200), rng.integers(0, 4, 200)
+    weights = rng.uniform(size=200)
+    expected = {
+        "accuracy": metrics.accuracy,
+        "nll": metrics.negative_log_likelihood,
+        "ece": metrics.expected_calibration_error,
+        "mce": metrics.maximum_calibration_error,
+        "ace": metrics.adaptive_calibration_error,
+        "brier": metrics.brier_score,
+    }
+    for given in (None, weights, rng.integers(0, 4, 200)):
+        found = classification_metrics(probs, y, weights=given)
+        confidence = np.average(probs.max(axis=1), weights=given)
+        assert found.pop("confidence") == pytest.approx(confidence, rel=1e-12)
+        assert found == pytest.approx(
+            {name: float(metric(probs, y, weights=given)) for name, metric in expected.items()},
+            rel=1e-6,
+        )
+
+
+def test_regressors_are_measured_with_weights_as_with_repeated_rows():
+    rng = np.random.default_rng(0)
+    mean, y = rng.normal(size=(20, 2)), rng.normal(size=(20, 2))
+    std, weights = rng.uniform(0.5, 1.5, size=(20, 2)), rng.integers(0, 3, 20)
     repeated = np.repeat(np.arange(20), weights)
-    for column in range(2):
-        expected = regression_metrics(mean[repeated, column], std[repeated, column], y[repeated])
-        found = {key: float(values[key][column]) for key in expected}
-        assert found == pytest.approx(expected, rel=1e-10)
-    assert set(differences) == {"rmse", "nll", "crps", "quantile_error"}
-    np.testing.assert_allclose(differences["crps"], np.diff(values["crps"]), rtol=1e-12)
+    expected = regression_metrics(mean[repeated], std[repeated], y[repeated])
+    assert regression_metrics(mean, std, y, weights=weights) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.ones(3), r"weights of shape \(3,\) for 2 examples"),
+        (np.array([1.0, -1.0]), r"-1.0 at weights\[1\]"),
+        (np.array([1.0, np.nan]), r"nan at weights\[1\]"),
+        (np.zeros(2), "weights that are all zero"),
+    ],
+)
+def test_weights_that_are_not_valid(weights, message):
+    with pytest.raises(ValueError, match=message):
+        classification_metrics(np.eye(2), np.arange(2), weights=weights)

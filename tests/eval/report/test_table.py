@@ -7,7 +7,7 @@ import pytest
 from laplace_kit.eval.report import table
 
 
-def numbers(better=None, **predictors):
+def numbers(better=None, best=None, **predictors):
     """Return `metrics.json` of predictors given by (accuracy, nll, confidence)."""
     keys = ("accuracy", "nll", "confidence")
     values = {name: dict(zip(keys, of, strict=True)) for name, of in predictors.items()}
@@ -25,18 +25,19 @@ def numbers(better=None, **predictors):
         "ood": {},
         "bootstrap": {
             "level": 0.95,
-            "test": {"intervals": around, "differences": differences},
+            "test": {"intervals": around, "differences": differences, "best": best or {}},
             "shifted": {},
             "ood": {},
         },
     }
 
 
-def test_better_values_are_those_nearest_the_goal():
-    (group,) = table.groups(numbers(map=(0.90, 0.5, 0.9), laplace=(0.92, -0.2, 0.9)))
+def test_only_what_is_significantly_better_is_marked():
+    given = numbers(best={"nll": "laplace"}, map=(0.90, 0.5, 0.9), laplace=(0.92, -0.2, 0.9))
+    (group,) = table.groups(given)
     best = {row.metric.label: tuple(cell.best for cell in row.cells) for row in group.rows}
     assert best == {
-        "Accuracy": (False, True),
+        "Accuracy": (False, False),
         "NLL": (False, True),
         "Mean confidence": (False, False),
     }
@@ -53,8 +54,6 @@ def test_intervals_end_where_no_predictor_can_reach():
 
 
 def test_values_equal_but_for_rounding_are_equal():
-    (group,) = table.groups(numbers(map=(0.9, 0.5, 0.9), laplace=(0.9 + 1e-8, 0.5, 0.9)))
-    assert not any(cell.best for cell in group.rows[0].cells)
     assert table.number(9.7e-8) == table.number(-1e-8) == table.signed(-1.8e-8) == "0.0000"
     assert table.signed(2e-6) == "+2.00e-06"
 
@@ -83,11 +82,12 @@ def test_differences_are_judged_by_their_interval(difference, judgement):
     assert change.text == f"{difference[0]:+.4f}"
     higher = table.METRICS["accuracy"]
     opposite = {"better": "worse", "worse": "better"}.get(judgement, judgement)
-    assert table.judgement(higher, difference) == opposite
+    assert higher.judged(difference) == opposite
 
 
 def test_what_is_missing_or_not_finite_is_said():
-    given = numbers(map=(0.9, None, 0.9), laplace=(0.9, 8.0, 0.9))
+    best = {"nll": "laplace"}
+    given = numbers(best=best, map=(0.9, None, 0.9), laplace=(0.9, 8.0, 0.9))
     del given["map"]["confidence"]
     text = table.text_table(given)
     nll, confidence = (
@@ -98,14 +98,16 @@ def test_what_is_missing_or_not_finite_is_said():
 
 
 def test_text_table_lines_up():
-    lines = table.text_table(numbers(map=(0.9, 0.5, 0.97), laplace=(0.9, 1e-6, 0.91))).splitlines()
+    best = {"nll": "laplace"}
+    given = numbers(best=best, map=(0.9, 0.5, 0.97), laplace=(0.9, 1e-6, 0.91))
+    lines = table.text_table(given).splitlines()
     assert lines[0].split() == ["MAP", "Laplace"]
     assert lines[1] == "Test set"
     nll = next(line for line in lines if "NLL" in line)
     assert nll.split() == ["NLL", "0.5000", "1.00e-06", "*"]
     assert lines[0].index("MAP") + 3 == nll.index("0.5000") + 6
     assert lines[0].index("Laplace") + 7 == nll.index("1.00e-06") + 8
-    assert lines[-1] == "1000 test examples; * is best"
+    assert lines[-1] == "1000 test examples; * is significantly better than the others"
 
 
 def test_a_metric_has_one_name():

@@ -102,3 +102,29 @@ def test_the_other_sets_follow():
         "Out of distribution, noise: against MAP, Laplace has a significantly higher AUROC "
         "(0.9000 against 0.8000).",
     )
+
+
+def test_labels_of_probability_zero_are_said():
+    given = claim_of(
+        "classification", {"claimed": 0.9, "kept": 0.9, "p_value": 1.0, "impossible": 2}
+    )
+    assert given.sentence.endswith(
+        "It gives 2 labels probability zero, so that its NLL is infinite."
+    )
+    given = claim_of(
+        "classification", {"claimed": 0.9, "kept": 0.9, "p_value": 1.0, "impossible": 1}
+    )
+    assert "It gives one label probability zero" in given.sentence
+
+
+def test_intervals_of_counts_are_judged_by_their_probability():
+    numbers = {"claimed": 0.957, "kept": 0.955, "p_value": 0.8}
+    sentence = claim_of("regression", numbers).sentence
+    assert "its 90% intervals, of 95.7% probability as counts have steps, cover 95.5%" in sentence
+    plain = claim_of("regression", numbers | {"claimed": 0.9}).sentence
+    assert "its 90% intervals cover 95.5% of the targets" in plain
+
+
+def claim_of(task, numbers):
+    (found,) = claims({"task": task, "claims": {"map": numbers}})
+    return found

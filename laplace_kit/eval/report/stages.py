@@ -1,0 +1,9 @@
+"""The stages of a report, announced one by one to whoever shows progress."""
+
+from collections.abc import Callable
+
+OnStage = Callable[[str], None]
+
+
+def ignore(stage: str) -> None:
+    """Show nothing."""
