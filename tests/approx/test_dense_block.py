@@ -73,6 +73,7 @@ def spd(num, size):
     return roots @ np.swapaxes(roots, 1, 2)
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("name", LAYERS)
 def test_all_it_does_is_that_of_the_dense_matrix(name, x64):
     layout, num = LAYERS[name]

@@ -177,6 +177,7 @@ def mixture():
     return params, x, jnp.asarray(RNG.integers(0, 3, 7))
 
 
+@pytest.mark.accelerator
 @pytest.mark.slow
 @pytest.mark.parametrize("structure", ["kron", "ekfac"])
 def test_posterior_of_several_kinds_of_layers_is_that_of_its_dense_matrix(structure, x64):

@@ -83,6 +83,7 @@ def convnet_features(params, x):
     return z + params["bias"]
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])
 def test_is_the_definition_on_a_convnet(sharing, x64):
     params, x, y = convolution_problem()

@@ -29,6 +29,7 @@ def dense(kind) -> np.ndarray:
     return np.einsum("ncp,pq,mdq->ncmd", jac, exact.covariance(kind, np.ones(31)), jac)
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("kind", KINDS)
 def test_moments_are_those_of_the_dense_matrices(kind, x64):
     la, x = exact.fitted(kind, "float64"), twins.problem("mlp", "float64").x

@@ -31,6 +31,7 @@ def one_direction(la, x) -> int:
     return cost.once + cost.direction
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("full", [True, False])
 def test_chunks_of_inputs_and_outputs_give_the_dense_moments(kind, full, x64):

@@ -47,6 +47,7 @@ def found_in_factors(rows, scale, vectors):
     )
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("build", ZOO.values(), ids=ZOO)
 def test_algebra_is_that_of_the_dense_jacobian(build, x64):
     model = build()

@@ -41,6 +41,7 @@ def check(pairs, operator, spectrum, which, *, num=NUM, rtol=1e-8):
     assert pairs.converged.all()
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("name", SPECTRA)
 def test_equals_the_dense_decomposition(name, x64):
     operator = rotated(SPECTRA[name])

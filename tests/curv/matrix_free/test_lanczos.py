@@ -67,6 +67,7 @@ def check(found, operator, spectrum, *, rtol=1e-7, rank=RANK):
     assert pairs.num_products >= len(values)
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("name", SPECTRA)
 def test_equals_the_dense_decomposition(name, x64):
     for scale in (1e-8, 1.0, 1e8):

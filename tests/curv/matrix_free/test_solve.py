@@ -42,6 +42,7 @@ def dense_solution(kind: str, damping, v) -> np.ndarray:
 # --- dense twins ----------------------------------------------------------------------------------
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_dense_solution(kind, x64):
     damping = KINDS[kind][2]
