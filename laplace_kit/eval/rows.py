@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from laplace_kit import tree
 from laplace_kit.eval.outputs import Predictive, with_joint_covariance
@@ -13,23 +13,33 @@ from laplace_kit.targets.outputs import Outputs
 
 
 def first_rows(predictive: Predictive, num: int) -> Predictive:
-    """Return the predictive of the first `num` inputs.
-
-    Cut on the host: on the device each number of rows would need its own programs.
-    """
+    """Return the predictive of the first `num` inputs."""
     if num == len(predictive.f_mean):
         return predictive
     joint = predictive.joint_cov
-    rest = by_row(lambda part: jax.device_put(np.asarray(part)[:num]), [predictive])
+    rest = by_row(lambda part: _cut(part, (slice(num),)), [predictive])
     if joint is None:
         return rest
-    return with_joint_covariance(rest, jax.device_put(np.asarray(joint)[:num, :, :num]))
+    places = (slice(num), slice(None), slice(num))
+    return with_joint_covariance(rest, _cut(joint, places))
+
+
+def _cut(part: Array | np.ndarray, places: tuple) -> Array | np.ndarray:
+    """Return part of an array, on the host where it is on one device.
+
+    On the device each number of rows would need its own program. Traced arrays and those on several
+    devices stay where they are.
+    """
+    on_host = isinstance(part, np.ndarray)
+    if on_host or not tree.is_concrete(part) or len(part.sharding.device_set) > 1:
+        return part[places]
+    return jax.device_put(np.asarray(part)[places], part.sharding)
 
 
 def filled_rows(predictive: Predictive, num: int) -> Predictive:
     """Return the predictive with copies of its last input up to `num` inputs."""
     rows = np.minimum(np.arange(num), len(predictive.f_mean) - 1)
-    return by_row(lambda part: jax.device_put(np.asarray(part)[rows]), [predictive])
+    return by_row(lambda part: _cut(part, (rows,)), [predictive])
 
 
 def by_row(fn: Callable, predictives: Sequence[Predictive]) -> Predictive:
