@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from laplace_kit import tree
 from laplace_kit.eval.outputs import Predictive, with_joint_covariance
@@ -19,21 +19,30 @@ def first_rows(predictive: Predictive, num: int) -> Predictive:
 
 
 def rows_of(predictive: Predictive, rows: slice | np.ndarray) -> Predictive:
-    """Return the predictive of some of its inputs.
-
-    They are cut on the host: on the device each number of rows would need its own programs.
-    """
+    """Return the predictive of some of its inputs."""
     joint = predictive.joint_cov
-    rest = by_row(lambda part: jax.device_put(fetch(part)[rows]), [predictive])
+    rest = by_row(lambda part: _cut(part, (rows,)), [predictive])
     if joint is None:
         return rest
-    return with_joint_covariance(rest, jax.device_put(fetch(joint)[rows][:, :, rows]))
+    return with_joint_covariance(rest, _cut(_cut(joint, (rows,)), np.s_[:, :, rows]))
+
+
+def _cut(part: Array | np.ndarray, places: tuple) -> Array | np.ndarray:
+    """Return part of an array, cut on the host unless it is traced.
+
+    On the device each number of rows would need its own program. What lay on several devices lies
+    on one then.
+    """
+    if isinstance(part, np.ndarray) or not tree.is_concrete(part):
+        return part[places]
+    is_on_one = len(part.sharding.device_set) == 1
+    return jax.device_put(fetch(part)[places], part.sharding if is_on_one else None)
 
 
 def filled_rows(predictive: Predictive, num: int) -> Predictive:
     """Return the predictive with copies of its last input up to `num` inputs."""
     rows = np.minimum(np.arange(num), len(predictive.f_mean) - 1)
-    return by_row(lambda part: jax.device_put(fetch(part)[rows]), [predictive])
+    return by_row(lambda part: _cut(part, (rows,)), [predictive])
 
 
 def by_row(fn: Callable, predictives: Sequence[Predictive]) -> Predictive:

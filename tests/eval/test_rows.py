@@ -1,5 +1,6 @@
 """Rows of predictives are cut and joined, and what all inputs share is left alone."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -40,6 +41,16 @@ def test_first_rows_are_those_of_fewer_inputs(likelihood):
         y = jnp.zeros(expected.targets.class_probabilities.shape[:-1], int)
     np.testing.assert_allclose(found.log_prob(y), expected.log_prob(y), rtol=1e-6)
     np.testing.assert_array_equal(found.f_var, expected.f_var)
+
+
+def test_traced_predictives_are_cut_too():
+    @jax.jit
+    def mean(f):
+        outputs = Outputs(f, jnp.ones_like(f))
+        return first_rows(Predictive(lk.Poisson().targets(outputs)), 3).mean
+
+    expected = lk.Poisson().targets(Outputs(jnp.asarray(F[:3]), jnp.ones((3, 2)))).mean
+    np.testing.assert_allclose(mean(F), expected, rtol=1e-6)
 
 
 def test_joint_covariances_are_cut_on_both_axes():
