@@ -4,6 +4,8 @@ import math
 import re
 from pathlib import Path
 
+_PRODUCT = re.compile(r" dot\((?:[^,()%]* )?%?([\w.\-]+), .*lhs_contracting_dims={(.*?)}")
+
 
 class Programs:
     """The programs that XLA writes to a folder as it compiles them."""
@@ -35,9 +37,7 @@ def num_operations(program: str) -> int:
             result = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = \w+\[([\d,]*)\]", line)
             if result:
                 shapes[result[1]] = _sizes(result[2])
-            product = re.search(
-                r" dot\((?:[^,()%]* )?%?([\w.\-]+), .*lhs_contracting_dims={(.*?)}", line
-            )
+            product = _PRODUCT.search(line)
             if product:
                 contracted = [shapes[product[1]][axis] for axis in _sizes(product[2])]
                 num += 2 * math.prod(shapes[result[1]]) * math.prod(contracted)

@@ -70,7 +70,8 @@ def test_each_device_does_an_eighth_of_a_fit_and_of_predictions(kind, structure)
     x, y = problem(4096)
     mesh = mesh_of("{kind}", data=8)
     data = jax.device_put((x, y), NamedSharding(mesh, P("data")))
-    spread = jax.device_put(params, NamedSharding(mesh, P("data" if "{kind}" == "Explicit" else None)))
+    axis = "data" if "{kind}" == "Explicit" else None
+    spread = jax.device_put(params, NamedSharding(mesh, P(axis)))
     programs, found, work, gathers = device_work.Programs(folder.name), [], [], []
     for p, examples in ((params, jax.device_put((x, y))), (spread, data)):
         found.append(posterior(model, p, examples, "{structure}", batch_size=128))
@@ -105,8 +106,9 @@ def test_a_product_is_two_chunks_a_device_and_one_sum_over_devices(kind):
         texts.append(programs.new())
     close(*found)
     one, many = (sum(map(device_work.num_operations, text)) for text in texts)
-    assert many < 1.1 * one / 4
-    assert max(map(device_work.largest_gather, texts[1])) <= params["out"].size
+    gathered = max(map(device_work.largest_gather, texts[1]))
+    assert many < 1.1 * one / 4, (many, one)
+    assert gathered <= 64, gathered
         """
     )
 
