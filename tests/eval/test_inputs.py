@@ -67,6 +67,6 @@ def test_another_number_of_rows_needs_no_new_pass():
         found = la.predict(x[:34])
         at_mode = la.predict_at_mode(x[:34])
         la.predict_at_mode(x[:35])
-    assert sum("map_over" in name for name in names) == 1  # that of the mode
+    assert sum("map_rows" in name for name in names) == 1  # that of the mode
     twins.assert_close(found.f_cov, whole.f_cov[:34])
     twins.assert_close(at_mode.f_mean, whole.f_mean[:34])
