@@ -153,3 +153,15 @@ def test_even_chunks_are_as_many_and_no_larger(num, size):
     assert 1 <= even <= min(num, size)
     assert -(-num // even) == -(-num // size)
     assert (even - 1) * -(-num // size) < num
+
+
+def test_a_model_refused_for_its_mesh_is_told_so_and_not_its_examples():
+    def model(params, x):
+        return jax.sharding.reshard(x @ params, jax.sharding.PartitionSpec("data"))
+
+    with pytest.raises(
+        ValueError, match=r"model whose shardings JAX refuses .*mesh context"
+    ) as error:
+        memory.apply_model(jax.tree_util.Partial(model), jnp.ones((3, 2)), jnp.ones((4, 3)))
+    assert "with jax.set_mesh(mesh):" in str(error.value)
+    assert "examples of shape" not in str(error.value)
