@@ -172,3 +172,15 @@ def test_the_agreed_budget_is_that_of_the_process_with_least(monkeypatch):
     answers = iter([of_machines, of_budgets])
     monkeypatch.setattr(memory, "_device_memory", lambda: 2**30)  # of a device of its own
     assert memory._agreed_budget.__wrapped__() == 500 * 2**20
+
+
+def test_a_model_refused_for_its_mesh_is_told_so_and_not_its_examples():
+    def model(params, x):
+        return jax.sharding.reshard(x @ params, jax.sharding.PartitionSpec("data"))
+
+    with pytest.raises(
+        ValueError, match=r"model whose shardings JAX refuses .*mesh context"
+    ) as error:
+        memory.apply_model(jax.tree_util.Partial(model), jnp.ones((3, 2)), jnp.ones((4, 3)))
+    assert "with jax.set_mesh(mesh):" in str(error.value)
+    assert "examples of shape" not in str(error.value)
