@@ -73,7 +73,7 @@ class Outcome(NamedTuple):
 
 
 def run(
-    module: str, folder: Path, num: int, names: Iterable[str] = (), *, timeout: float
+    module: str, folder: Path, num: int = 2, names: Iterable[str] = (), *, timeout: float
 ) -> list[dict[str, Outcome]]:
     """Return the outcome of every check in each process.
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -153,3 +154,33 @@ def test_even_chunks_are_as_many_and_no_larger(num, size):
     assert 1 <= even <= min(num, size)
     assert -(-num // even) == -(-num // size)
     assert (even - 1) * -(-num // size) < num
+
+
+def test_a_process_alone_agrees_with_itself():
+    limits = Limits(batch_size=3)
+    assert limits.shared_by({"a": jnp.ones(3)}, None) is limits
+    assert Limits(memory=7).shared_by(jnp.ones(3)).budget == 7
+
+
+def test_the_agreed_budget_is_that_of_the_process_with_least(monkeypatch):
+    of_machines, of_budgets = np.array([5, 9, 5]), np.array([600, 500, 800])
+    answers = iter([of_machines, of_budgets])
+    monkeypatch.setattr(memory, "agree", lambda number: next(answers))
+    monkeypatch.setattr(memory, "_device_memory", lambda: None)
+    # Two processes share the memory of machine 5: 300 and 400 MiB, next to 500.
+    assert memory._agreed_budget.__wrapped__() == 300 * 2**20
+    answers = iter([of_machines, of_budgets])
+    monkeypatch.setattr(memory, "_device_memory", lambda: 2**30)  # of a device of its own
+    assert memory._agreed_budget.__wrapped__() == 500 * 2**20
+
+
+def test_a_model_refused_for_its_mesh_is_told_so_and_not_its_examples():
+    def model(params, x):
+        return jax.sharding.reshard(x @ params, jax.sharding.PartitionSpec("data"))
+
+    with pytest.raises(
+        ValueError, match=r"model whose shardings JAX refuses .*mesh context"
+    ) as error:
+        memory.apply_model(jax.tree_util.Partial(model), jnp.ones((3, 2)), jnp.ones((4, 3)))
+    assert "with jax.set_mesh(mesh):" in str(error.value)
+    assert "examples of shape" not in str(error.value)

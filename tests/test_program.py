@@ -12,7 +12,7 @@ from jax._src import config
 from jax.extend.core.primitives import closed_call_p
 
 from laplace_kit.curv.capture.uses import flatten_program
-from laplace_kit.program import evaluate, has_operation, reached_from, rewritten
+from laplace_kit.program import evaluate, has_operation, reached_from, rewritten, traced
 
 # --- searching and rewriting --------------------------------------------------------------------
 
@@ -168,6 +168,26 @@ def test_what_is_mapped_over_shards_stays():
     x = np.linspace(0.5, 2.0, 4, dtype=np.float32)
     found = jax.jit(rewritten(fn, {"sin": doubled_sine}))(x)
     np.testing.assert_allclose(found, 3 * np.sin(x) + np.sin(x).sum(), rtol=1e-5)
+
+
+def test_what_was_traced_under_one_mesh_runs_under_another():
+    """Types and shardings that name the first mesh, also in loops, are left behind."""
+    explicit = jax.make_mesh((1,), ("a",))
+    automatic = jax.make_mesh((1,), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = np.linspace(0.5, 2.0, 4, dtype=np.float32)
+    with jax.set_mesh(explicit):
+
+        def fn(x):
+            start = jax.reshard(jnp.zeros_like(x), jax.sharding.PartitionSpec("a"))
+            total, _ = jax.lax.scan(lambda t, _: (t + jnp.sin(x), None), start, length=2)
+            return total + jax.reshard(x, jax.sharding.PartitionSpec())
+
+        program = traced(fn, jax.ShapeDtypeStruct(x.shape, x.dtype))
+        assert program.has("sin")
+        assert not program.has("cos")
+    with jax.set_mesh(automatic):
+        found = jax.jit(partial(program.run, {"reshard": lambda step, operand: operand}))(x)
+    np.testing.assert_allclose(found, 2 * np.sin(x) + x, rtol=1e-5)
 
 
 def test_operations_are_found_in_every_program():
