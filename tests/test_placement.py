@@ -80,7 +80,8 @@ def test_each_device_does_an_eighth_of_a_fit_and_of_predictions(kind, structure)
         texts = programs.new()
         work.append(sum(map(device_work.num_operations, texts)))
         gathers.append(max(map(device_work.largest_gather, texts)))
-    close(found[1], found[0])
+    # Eigenvalues of zero round to N epsilon, next to a prior precision of one.
+    close(found[1], found[0], rtol=2 * 4096 * np.finfo(np.float32).eps)
     assert 0.9 * work[0] / 8 < work[1] < {most} * work[0] / 8, work
     assert gathers[1] <= 64 < x.size
         """
