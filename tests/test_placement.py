@@ -65,6 +65,8 @@ def test_arrays_on_one_device_have_no_placement():
 @pytest.mark.parametrize("structure", ["full", "kron", "ekfac", "diagonal", "low_rank"])
 def test_each_device_does_an_eighth_of_a_fit_and_of_predictions(kind, structure):
     """Over four chunks a device; parameters are sharded over the same axis where it is explicit."""
+    # On explicit axes no linearisation is kept: each product of Lanczos repeats the forward pass.
+    most = 1.3 if (kind, structure) == ("Explicit", "low_rank") else 1.1
     run(
         f"""
     x, y = problem(4096)
@@ -78,8 +80,9 @@ def test_each_device_does_an_eighth_of_a_fit_and_of_predictions(kind, structure)
         texts = programs.new()
         work.append(sum(map(device_work.num_operations, texts)))
         gathers.append(max(map(device_work.largest_gather, texts)))
-    close(found[1], found[0])
-    assert 0.9 * work[0] / 8 < work[1] < 1.1 * work[0] / 8, work
+    # Eigenvalues of zero round to N epsilon, next to a prior precision of one.
+    close(found[1], found[0], rtol=2 * 4096 * np.finfo(np.float32).eps)
+    assert 0.9 * work[0] / 8 < work[1] < {most} * work[0] / 8, work
     assert gathers[1] <= 64 < x.size
         """
     )
