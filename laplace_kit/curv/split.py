@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Literal
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree, UInt32
@@ -177,7 +178,7 @@ class _Head(NamedTuple):
     plan: Plan
 
     def __call__(
-        self, shared: list[Array], free: PyTree, phi: tuple[Array, ...]
+        self, shared: list[Array], free: PyTree, phi: tuple[Array | np.ndarray, ...]
     ) -> Float[Array, "N *event"]:
         program, head, features, numbers = _cut(self.plan)
         part = program._replace(steps=head, constants={}, frozen=numbers, inputs=features)

@@ -157,12 +157,13 @@ def weights_of_rows(
 def class_log_probs(
     likelihood: Likelihood, predictive: Predictive, y: PyTree
 ) -> Float[np.ndarray, "M C"] | None:
-    """Return the exact logarithms of the probabilities of `as_classes`; `None` if not known."""
+    """Return the exact logarithms of the probabilities of `as_classes`; `None` if not finite."""
     if predictive.logits is None:
         return None
     # On the host, as in `as_classes`.
     logs = special.log_softmax(fetch(predictive.targets.class_logits), axis=-1)
-    return logs[fetch(observed_entries(likelihood, predictive, y, logs.shape[:-1]))]
+    logs = logs[fetch(observed_entries(likelihood, predictive, y, logs.shape[:-1]))]
+    return logs if np.isfinite(logs).all() else None  # a link may give the probability zero
 
 
 def as_rows(values: Num[Array, "N ..."]) -> Num[Array, "N C"]:

@@ -406,8 +406,7 @@ def _count_undefined(logits, mean, has_classes):
     """Return how many labels have undefined logits though their mean is finite, and the first."""
     bad, known = jnp.isnan(logits), jnp.isfinite(mean)
     if has_classes:
-        bad = bad.any(axis=-1) | (logits.max(axis=-1) == -jnp.inf)
-        known = known.all(axis=-1)
+        bad, known = ~jnp.isfinite(logits.max(axis=-1)), known.all(axis=-1)
     bad = bad & known
     return jnp.sum(bad), jnp.argmax(bad.reshape(-1))
 

@@ -9,8 +9,10 @@ from jaxtyping import Array, PyTree
 
 from laplace_kit import tree
 from laplace_kit.eval.outputs import Predictive, with_joint_covariance
-from laplace_kit.host import fetch
+from laplace_kit.host import fetch, is_scattered
 from laplace_kit.targets.outputs import Outputs
+
+_MOST_COPIED = 1 << 24  # bytes
 
 
 def first_rows(predictive: Predictive, num: int) -> Predictive:
@@ -30,10 +32,12 @@ def rows_of(predictive: Predictive, rows: slice | np.ndarray) -> Predictive:
 def _cut(part: Array | np.ndarray, places: tuple) -> Array | np.ndarray:
     """Return part of an array, cut on the host unless it is traced.
 
-    On the device each number of rows would need its own program. What lay on several devices lies
-    on one then.
+    On the device each number of rows would need its own program, which costs less than a copy of
+    many bytes. What lay on several devices lies on one after the copy.
     """
     if isinstance(part, np.ndarray) or not tree.is_concrete(part):
+        return part[places]
+    if part.nbytes > _MOST_COPIED and not is_scattered(part):
         return part[places]
     is_on_one = len(part.sharding.device_set) == 1
     return jax.device_put(fetch(part)[places], part.sharding if is_on_one else None)

@@ -28,7 +28,7 @@ def as_loss(loss: str | Callable[[Predictive, PyTree], float], likelihood: Likel
     ----------
     loss
         `"nll"`; `"ece"` or `"brier"` for classes; `"crps"` for regression; or a function of a
-        predictive and targets, for data without weights.
+        predictive and targets, for data whose weights, if any, are zero and one.
     likelihood
         The likelihood of the targets.
 

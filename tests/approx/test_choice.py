@@ -142,7 +142,7 @@ def test_the_reason_names_the_sides_that_are_diagonal():
 
 def test_auto_prefers_fewer_parameters_to_diagonal_sides():
     limit = lk.Kronecker().bytes(ADAPTERS) - 1
-    assert not AUTO.has_rich(ADAPTERS, limit)
+    assert not has_candidate(AUTO, ADAPTERS, limit)
     assert choose(AUTO, limit, ADAPTERS) == lk.LowRank(10)
 
 

@@ -400,6 +400,9 @@ def test_functions_whose_values_are_no_probabilities():
     def none(m, s):
         return jnp.where(jnp.arange(len(m))[:, None] > 3, 0.0, jax.nn.softmax(m))
 
+    def infinite(m, s):
+        return jax.nn.softmax(m).at[1, 0].set(jnp.inf)
+
     def high(m, v):
         return jnp.where(jnp.arange(m.size).reshape(m.shape) == 4, 1.5, 0.5)
 
@@ -408,6 +411,8 @@ def test_functions_whose_values_are_no_probabilities():
         lk.class_logits(low, mean, cov)
     with pytest.raises(ValueError, match=rf"at 2 of 6 labels, the first at \(4,\).*{at_least}"):
         lk.class_probabilities(none, mean, cov)
+    with pytest.raises(ValueError, match=rf"at 1 of 6 labels, the first at \(1,\).*{at_least}"):
+        lk.class_logits(infinite, mean, cov)
     binary = jnp.zeros((3, 2))
     with pytest.raises(ValueError, match=r"at 1 of 6 labels.*\(2, 0\), expected.*zero to one"):
         lk.bernoulli_probabilities(high, binary, binary + 1)

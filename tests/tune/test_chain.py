@@ -96,9 +96,13 @@ def test_noise_that_is_given_is_kept(x64):
         assert float(given.tune(bounds=WIDE).likelihood.noise_std) == 1
 
 
-def test_the_noise_of_masked_targets_is_kept(x64):
-    """Their residuals cannot be counted from the log-likelihood alone."""
+def test_the_noise_of_masked_targets_is_tuned_unless_it_is_given(x64):
     x, y = data("gaussian")
-    masked, mask = lk.Masked(lk.Gaussian()), jnp.ones(y.shape, bool)
-    la = lk.fit(net, params(), (x, (y, mask)), likelihood=masked, structure="diagonal")
-    assert la.tune(bounds=WIDE).likelihood.likelihood.noise_std == 1
+    targets, whole = (y, jnp.ones(y.shape, bool)), fit("gaussian").tune(bounds=WIDE)
+    for inner, expected in (
+        (lk.Gaussian(), float(whole.likelihood.noise_std)),
+        (lk.Gaussian(1.0), 1.0),
+    ):
+        la = lk.fit(net, params(), (x, targets), likelihood=lk.Masked(inner), structure="diagonal")
+        found = la.tune(bounds=WIDE).likelihood.likelihood.noise_std
+        assert float(found) == pytest.approx(expected, rel=1e-8)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import ArrayLike, Float
+from jaxtyping import ArrayLike, Float, Num
 
 from laplace_kit.eval.plots.style import (
     BLUE,
@@ -26,6 +26,7 @@ def score_histograms(
     *,
     num_bins: int = 20,
     limits: tuple[float, float] | None = None,
+    in_weights: Num[ArrayLike, " N"] | None = None,
 ) -> "matplotlib.axes.Axes":
     """Draw histograms of a score on in-distribution and out-of-distribution inputs.
 
@@ -43,6 +44,8 @@ def score_histograms(
         Number of bins of equal width.
     limits
         The range of the bins; by default that of both samples.
+    in_weights
+        The weights of the in-distribution inputs, `(N,)`; ones by default.
 
     Returns
     -------
@@ -51,7 +54,8 @@ def score_histograms(
     """
     inside, outside = fetch_array(in_scores, float), fetch_array(out_scores, float)
     edges = np.histogram_bin_edges(np.concatenate([inside, outside]), bins=num_bins, range=limits)
-    share_histogram(ax, inside, edges, "test set", BLUE)
+    weights = None if in_weights is None else fetch_array(in_weights, float)
+    share_histogram(ax, inside, edges, "test set", BLUE, weights=weights)
     share_histogram(ax, outside, edges, "out of distribution", VERMILLION, hatch="////")
     ax.set(xlabel="score", ylabel="share of inputs")
     return tidy(ax, legend=True)

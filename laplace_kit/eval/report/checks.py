@@ -141,6 +141,7 @@ def check_distributions(
         )
         ordered = (below <= cdf + PART_TOLERANCE) & (below >= -PART_TOLERANCE)
         for what, valid in (
+            ("log_prob", ~np.isnan(np.asarray(found.log_prob, float))),
             ("cdf and cdf_below", ordered & (cdf <= 1 + PART_TOLERANCE)),
             ("content", (content >= 0) & (content <= 1 + PART_TOLERANCE)),
             ("low and high", np.asarray(found.low) <= np.asarray(found.high)),
@@ -150,7 +151,7 @@ def check_distributions(
                 raise ValueError(
                     f"Found {what} of {name!r} that no distribution has, first at "
                     f"{tuple(map(int, bad[0]))}, expected probabilities from 0 to 1, with "
-                    "cdf_below <= cdf and low <= high; pass distributions_of(targets, y)."
+                    "cdf_below <= cdf, low <= high and no NaN; pass distributions_of(targets, y)."
                 )
 
 

@@ -23,6 +23,7 @@ def accuracy_claim(
     examples whose label was given probability zero, where log probabilities are not known.
     """
     probs, y = np.asarray(probs), np.asarray(y)
+    y = y.astype(int) if y.ndim == 1 else y  # booleans would select
     predicted, everyone = probs.argmax(axis=1), np.arange(len(probs))
     right = y == predicted if y.ndim == 1 else y[everyone, predicted]
     is_zero = (probs[everyone, y] if y.ndim == 1 else np.where(y > 0, probs, 1).min(axis=1)) <= 0

@@ -98,7 +98,7 @@ def classification_report(
     content = Content(
         title,
         _sections(predictions, y, shifts, numbers, all_weights),
-        examples.classification_galleries(probs, hard_labels(y), subject, x),
+        examples.classification_galleries(probs, hard_labels(y), subject, x, weights),
         page.as_card(card),
     )
     stage("writing")
@@ -181,7 +181,7 @@ def _ood_sections(
             of = predictions[name]
             found = scores(of.ood[where], of.ood_epistemic.get(where))
             outside[name] = {kind: each for kind, each in found.items() if kind in inside[name]}
-        yield sections.score_histograms(where, inside, outside, values)
+        yield sections.score_histograms(where, inside, outside, values, weights[0])
         curves = {
             kind: {
                 name: _roc_curve(inside[name][kind], of[kind], weights)

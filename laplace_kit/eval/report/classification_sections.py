@@ -119,7 +119,11 @@ def uncertainty(
 
 
 def score_histograms(
-    where: str, inside: _Scores, outside: _Scores, measured: Mapping[str, Values]
+    where: str,
+    inside: _Scores,
+    outside: _Scores,
+    measured: Mapping[str, Values],
+    weights: Float[np.ndarray, " N"],
 ) -> Section:
     """Draw score histograms of an out-of-distribution set and the test set, by predictor."""
     drawn, limits = [], _limits(inside, outside)
@@ -127,7 +131,8 @@ def score_histograms(
     for name, scores in outside.items():
         axes = np.atleast_1d(figures[name].subplots(len(scores), 1))
         for ax, (kind, values) in zip(axes, scores.items(), strict=True):
-            plots.score_histograms(ax, inside[name][kind], values, limits=limits[kind])
+            given = inside[name][kind], values
+            plots.score_histograms(ax, *given, limits=limits[kind], in_weights=weights)
             ax.set_xlabel(SCORES[kind].label)
         for ax in axes[1:]:
             ax.get_legend().remove()

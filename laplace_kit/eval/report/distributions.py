@@ -8,7 +8,7 @@ from jaxtyping import Array, ArrayLike, Num
 
 from laplace_kit.eval.report.predictions import Distributions
 from laplace_kit.eval.statistics.numbers import LEVEL, normal_scores
-from laplace_kit.host import fetch_array
+from laplace_kit.host import fetch, fetch_array
 from laplace_kit.targets.base import NumberTargets
 from laplace_kit.targets.crps import crps
 
@@ -38,24 +38,24 @@ def distributions_of(targets: NumberTargets, y: Num[ArrayLike, "N *target"]) -> 
 
 def rows_of(targets: NumberTargets, y: Num[ArrayLike, "N *target"], rows: Rows) -> Distributions:
     """Return the distributions with rows chosen by a function, such as those with a target."""
-    y = jfetch_array(y)
+    y = jnp.asarray(y)
     log_prob = targets.log_prob(y)
     log_prob = log_prob if targets.is_joint else rows(log_prob).sum(axis=1)
     if targets.is_normal:
         std = jnp.sqrt(targets.variance)
         moments = (fetch_array(rows(of), float) for of in (targets.mean, std, y))
         _, *others = normal_scores(*moments)
-        return Distributions(log_prob, *others)
-    return Distributions(log_prob, *map(rows, _scores(targets, y)))
+        return Distributions(fetch(log_prob), *others)
+    return fetch(Distributions(log_prob, *map(rows, _scores(targets, y))))
 
 
 def _scores(targets: NumberTargets, y: Num[ArrayLike, "N *target"]) -> tuple[Array, ...]:
     """Return the fields of `Distributions` after the first, of the targets' shape."""
     # Not one program: the distribution function is compiled once for all of its calls.
     dtype = targets.mean.dtype
-    y, levels = jfetch_array(y, dtype), np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    y, levels = jnp.asarray(y, dtype), np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     cdf = targets.cdf(y)
-    low, high = (jfetch_array(end, dtype) for end in targets.quantile(jnp.asarray(levels, dtype)))
+    low, high = (jnp.asarray(end, dtype) for end in targets.quantile(jnp.asarray(levels, dtype)))
     below, content = cdf, jnp.full_like(cdf, LEVEL)
     if targets.is_discrete:
         below, content = targets.cdf(y - 1), targets.cdf(high) - targets.cdf(low - 1)

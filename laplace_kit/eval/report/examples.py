@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jaxtyping import ArrayLike, Float, Int, Num, PyTree
+from jaxtyping import ArrayLike, Bool, Float, Int, Num, PyTree
 
 from laplace_kit.eval.report.pictures import Picture, pixels
 from laplace_kit.eval.report.table import display_name, rounded, with_error
+from laplace_kit.eval.statistics.weighting import checked
 
 NUM_SHOWN = 12
 _NUM_VALUES = 5
@@ -47,11 +48,13 @@ def classification_galleries(
     labels: Int[np.ndarray, " N"],
     subject: str,
     x: PyTree = None,
+    weights: Float[ArrayLike, " N"] | None = None,
 ) -> tuple[Gallery, ...]:
     """Return the subject's most uncertain, and its most confidently wrong, predictions."""
     probs = {name: np.asarray(values, float) for name, values in probs.items()}
     chosen = probs[subject]
-    confidence, wrong = chosen.max(axis=1), chosen.argmax(axis=1) != labels
+    confidence, counted = chosen.max(axis=1), checked(weights, len(labels)) > 0
+    wrong = (chosen.argmax(axis=1) != labels) & counted
     entropy = -(chosen * np.log(np.maximum(chosen, 1e-30))).sum(axis=1)
     num_wrong, name = int(wrong.sum()), display_name(subject)
 
@@ -62,7 +65,7 @@ def classification_galleries(
         return str(labels[index])
 
     worst = np.argsort(-np.where(wrong, confidence, -1.0), kind="stable")[:num_wrong]
-    gallery = _galleries(probs, says, "Label", truth, x)
+    gallery = _galleries(probs, says, "Label", truth, x, counted)
     return (
         gallery(
             "Most uncertain examples",
@@ -86,6 +89,7 @@ def regression_galleries(
     y: Num[np.ndarray, "N C"],
     subject: str,
     x: PyTree = None,
+    weights: Float[ArrayLike, " N"] | None = None,
 ) -> tuple[Gallery, ...]:
     """Return the subject's largest standard deviations, and its largest standardised errors."""
     moments = {name: (mean[name], std[name]) for name in mean}
@@ -101,7 +105,7 @@ def regression_galleries(
         place = (index, output[index])
         return rounded(float(y[place]), float(std[subject][place])) + where
 
-    gallery = _galleries(moments, says, "Target", truth, x)
+    gallery = _galleries(moments, says, "Target", truth, x, checked(weights, len(y)) > 0)
     return (
         gallery(
             "Most uncertain examples",
@@ -122,8 +126,12 @@ def _galleries(
     what: str,
     truth: Callable[[int], str],
     x: PyTree,
+    counted: Bool[np.ndarray, " N"],
 ) -> Callable[[str, str, np.ndarray], Gallery]:
-    """Return a function that makes a gallery from a title, a note and indices."""
+    """Return a function that makes a gallery from a title, a note and indices.
+
+    Examples that are not `counted` are left out.
+    """
     images = as_images(x)
     features, values = ((), None) if images is not None else leading_values(x)
 
@@ -136,7 +144,7 @@ def _galleries(
                 () if values is None else tuple(f"{value:.4g}" for value in values[index]),
                 None if images is None else _image(images, index),
             )
-            for index in map(int, indices[:NUM_SHOWN])
+            for index in map(int, indices[counted[indices]][:NUM_SHOWN])
         )
         return Gallery(title, note, what, tuple(map(display_name, predictions)), features, shown)
 

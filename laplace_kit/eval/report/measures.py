@@ -6,7 +6,7 @@
 | --- | --- |
 | `schema` | 3 |
 | `task` | `"classification"` or `"regression"` |
-| `num_examples` | size of the test set |
+| `num_examples` | size of the test set, without examples of weight zero |
 | `seed` | the seed of the resamples |
 | `predictors` | names of the predictors; the first is the reference of all differences |
 | *predictor* | metrics on the test set by name |
@@ -85,7 +85,7 @@ def measure_classification(
     test = _measure_probs(TEST, probs, log_probs, y, weights, seed)
     claims = {name: accuracy_claim(of.probs, y, weights, of.log_probs) for name, of in everyone}
     others = {"shifted": shifted, "ood": ood}
-    return _numbers("classification", len(weights), seed, test, claims, others)
+    return _numbers("classification", int(np.count_nonzero(weights)), seed, test, claims, others)
 
 
 def measure_regression(
@@ -110,7 +110,7 @@ def measure_regression(
         name: coverage_claim(content, test.values[name]["coverage_90"], weights)
         for name, content in contents.items()
     }
-    return _numbers("regression", len(y), seed, test, claims, {})
+    return _numbers("regression", int(np.count_nonzero(weights)), seed, test, claims, {})
 
 
 def target_scores(of: RegressionPredictions, y: Num[np.ndarray, "N ..."]) -> TargetScores:
@@ -205,7 +205,7 @@ def _measure(
         name: {key: np.concatenate([part[key] for part in found]) for key in values[name]}
         for name, found in parts.items()
     }
-    if min(map(len, samples)) < 2:
+    if min(map(np.count_nonzero, samples)) < 2:
         # Every resample of a single example is that example: the spread is unknown.
         replicates = {
             name: {key: np.full(NUM_RESAMPLES, np.nan) for key in of} for name, of in values.items()
@@ -225,8 +225,10 @@ def _with_intervals(
         if key not in values[name] or key not in values[against]:
             return None
         value = values[name][key] - values[against][key]
+        if not np.isfinite(value):
+            return None
         ends = interval(value, replicates[name][key] - replicates[against][key], LEVEL)
-        return [value, *ends] if np.isfinite([value, *ends]).all() else None
+        return [value, *ends] if np.isfinite(ends).all() else None
 
     found = {name: {} for name in values}
     intervals, differences, best = ({name: {} for name in values}, {n: {} for n in others}, {})

@@ -48,12 +48,15 @@ def read_all(paths: Sequence[str | os.PathLike]) -> StoredPredictions:
         theirs, ours = (ones if of.weights is None else of.weights for of in (other, first))
         _check_same(path, "weights", theirs, ours, str(paths[0]))
         for where, y in other.shifted_labels.items():
-            _check_same(
-                path, f"shifted/{where}/y", y, shifted_labels.setdefault(where, y), "another file"
-            )
-        for where, of in other.shifted_weights.items():
-            known = shifted_weights.setdefault(where, of)
-            _check_same(path, f"shifted/{where}/weights", of, known, "another file")
+            if where not in shifted_labels:
+                shifted_labels[where] = y
+                if where in other.shifted_weights:
+                    shifted_weights[where] = other.shifted_weights[where]
+                continue
+            _check_same(path, f"shifted/{where}/y", y, shifted_labels[where], "another file")
+            ones = np.ones(len(y))
+            theirs, ours = (of.get(where, ones) for of in (other.shifted_weights, shifted_weights))
+            _check_same(path, f"shifted/{where}/weights", theirs, ours, "another file")
     names = [[*file.predictions] for file in stored]
     if _repeated(names):
         prefixes = [as_name(path.resolve().parent.name) for path in paths]

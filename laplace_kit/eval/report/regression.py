@@ -94,7 +94,7 @@ def regression_report(
     content = Content(
         title,
         _sections(predictions, y, x, numbers, weights, seed),
-        examples.regression_galleries(mean, std, y, subject, x),
+        examples.regression_galleries(mean, std, y, subject, x, weights),
         page.as_card(card),
     )
     stage("writing")

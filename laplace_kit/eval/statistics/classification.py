@@ -122,12 +122,11 @@ def entropy(probs: Float[ArrayLike, "N C"]) -> Float[np.ndarray, " N"]:
 def one_minus_largest(probs: Float[np.ndarray, "N C"]) -> Float[np.ndarray, " N"]:
     """Return one minus the largest probability, without cancellation near one."""
     largest = probs.max(axis=1)
-    others = probs.sum(axis=1) - largest
-    near = np.flatnonzero(largest > _NEARLY_ONE)
+    doubt, near = 1 - largest, np.flatnonzero(largest > _NEARLY_ONE)
     rows = probs[near]
     rows[np.arange(len(near)), rows.argmax(axis=1)] = 0
-    others[near] = rows.sum(axis=1)
-    return np.where(largest > _NEARLY_ONE, others, 1 - largest)
+    doubt[near] = rows.sum(axis=1)
+    return doubt
 
 
 def _squares(

@@ -27,7 +27,7 @@ def weightings(
     samples
         The weights of the examples of one sample or several, which are resampled separately. Counts
         repeat an example: as many of the repeated examples are drawn as there are. Proportions
-        multiply the numbers of times that the examples were drawn.
+        multiply the numbers of times that the examples were drawn; those of zero are not drawn.
     num_resamples
         The number of rows in all chunks together.
     seed
@@ -49,12 +49,13 @@ def _draw(
 ) -> Callable[[int], Weightings]:
     """Return a function from a number of rows to that many further weightings."""
     num, counted = len(weights), are_counts(weights)
-    total = int(weights.sum()) if counted else num
+    used = np.flatnonzero(weights)
+    total = int(weights.sum()) if counted else len(used)
     if total > _MOST_DRAWN:
-        shares = weights / weights.sum() if counted else np.full(num, 1 / num)
+        shares = weights / weights.sum() if counted else (weights > 0) / total
         factors = 1.0 if counted else weights
         return lambda rows: rng.multinomial(total, shares, rows) * factors
-    owners = np.repeat(np.arange(num), weights.astype(int)) if counted else np.arange(num)
+    owners = np.repeat(np.arange(num), weights.astype(int)) if counted else used
 
     def draw(rows: int) -> Weightings:
         drawn = owners[rng.integers(0, total, (rows, total), np.int32)]

@@ -45,6 +45,13 @@ def test_certainty_is_calibrated_only_where_it_is_right():
     assert (right["p_value"], wrong["p_value"]) == (1.0, 0.0)
 
 
+def test_booleans_are_labels():
+    probs = np.array([[0.9, 0.1], [0.3, 0.7], [1.0, 0.0]])
+    y = np.array([False, True, True])
+    assert of_classes(probs, y) == of_classes(probs, y.astype(int))
+    assert of_classes(probs, y)["impossible"] == 1
+
+
 @pytest.mark.parametrize("num", [50, 500, 5000])
 def test_miscalibration_is_told_in_sign_and_size(num):
     rng = np.random.default_rng(num)

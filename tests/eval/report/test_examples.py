@@ -34,6 +34,20 @@ def test_nothing_wrong_is_said():
     assert wrong.note == "No prediction of Laplace on the test set is wrong."
 
 
+def test_examples_of_weight_zero_are_not_shown():
+    weights = np.array([1.0, 0.0, 0.0, 2.0])
+    unsure, wrong = examples.classification_galleries(
+        {"laplace": PROBS}, LABELS, "laplace", weights=weights
+    )
+    assert [example.index for example in unsure.examples] == [3, 0]
+    assert wrong.examples == ()
+    mean, y = np.zeros((3, 1)), np.array([[1.0], [5.0], [0.1]])
+    _, far = examples.regression_galleries(
+        {"map": mean}, {"map": np.ones((3, 1))}, y, "map", weights=np.array([1, 0, 1])
+    )
+    assert [example.index for example in far.examples] == [0, 2]
+
+
 def test_numbers_by_deviation_and_by_miss():
     mean, y = np.zeros((3, 2)), np.array([[0.0, 1.0], [5.0, 0.0], [0.0, 0.1]])
     std = np.array([[1.0, 1.0], [2.0, 2.0], [0.1, 0.01]])

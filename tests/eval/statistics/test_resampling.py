@@ -58,3 +58,10 @@ def test_intervals_leave_unknown_replicates_out():
     assert interval(0.7, replicates, 0.9) == pytest.approx((0.25, 1.15))
     assert np.isnan(interval(0.7, np.append(replicates, np.inf), 0.9)).all()
     assert np.isnan(interval(0.7, np.full(3, np.nan), 0.9)).all()
+
+
+def test_examples_of_weight_zero_are_never_drawn():
+    weights = np.array([0.5, 1.5, 0.0, 0.0, 0.0])
+    (found,), (alone,) = drawn([weights]), drawn([weights[:2]])
+    np.testing.assert_array_equal(found[:, :2], alone)
+    assert not found[:, 2:].any()
