@@ -63,16 +63,16 @@ def with_bar(
 
     look = {"unit": " examples", "unit_scale": True, "leave": False}
     with tqdm(desc=name, initial=done, **look) as bar:
-        is_first = True
+        is_before_clock = True
         for batch in batches:
             yield batch
             num = num_of(batch)
-            if is_first:
+            if is_before_clock:
                 bar.initial = 0
                 bar.reset(None if num_batches is None else num_batches * num)
                 bar.n = bar.initial = bar.last_print_n = done + num
                 bar.refresh()
-                is_first = False
+                is_before_clock = False
             else:
                 bar.update(num)
 

@@ -12,8 +12,9 @@ from laplace_kit.approx.update import Expansion, updated
 from laplace_kit.curv.mode import examine_mode
 from laplace_kit.curv.objective import Objective
 from laplace_kit.curv.operator import check_outputs
-from laplace_kit.data import NUM_EXAMPLES, as_data, batch_spec
+from laplace_kit.data import NUM_EXAMPLES, as_data, batch_spec, is_shared
 from laplace_kit.examples import first_examples, joined
+from laplace_kit.host import check_same
 from laplace_kit.record import Record
 
 
@@ -61,6 +62,10 @@ def updated_by(
     catastrophic forgetting.
     """
     data, choice = as_data(data), with_key(record.choice, key)
+    shared = is_shared(data)
+    check_same("parameters or data", (objective.params, data), shared=shared)
+    limits = objective.limits.shared_by(objective.params, data, shared=shared)
+    objective = tree.replace(objective, limits=limits)
     x, y = batch_spec(data)
     objective = objective.planned(x)
     check_outputs(objective, x, y)

@@ -18,12 +18,7 @@ from laplace_kit.host import fetch_array
 from laplace_kit.loaders import ShardedBatches as ShardedBatches
 from laplace_kit.loaders import check_shared
 from laplace_kit.loaders import shard_batches as shard_batches
-from laplace_kit.placement import (
-    Placement,
-    num_held,
-    placement_of,
-    spread,
-)
+from laplace_kit.placement import Placement, num_held, placement_of, spread
 from laplace_kit.sharding import shard as shard
 from laplace_kit.tree import pytree_dataclass, replace
 from laplace_kit.weights import as_weights, check_some_count
@@ -212,7 +207,8 @@ def with_weights(data: Data, weights: Any) -> Data:
         )
     weights = as_weights(weights, data.num_examples)
     check_some_count(weights)
-    return replace(data, weights=spread(weights, data.placement))
+    _, weights = spread((data.x, weights), data.placement)
+    return replace(data, weights=weights)
 
 
 def _as_batch(item: Any) -> InMemory:
@@ -276,9 +272,10 @@ def forget(data: Data) -> None:
         release(data.checkpoint, shared=is_shared(data))
 
 
-def is_shared(data: Stream) -> bool:
-    """Return whether several processes pass over a stream together."""
-    return data.placement is not None and data.placement.is_shared
+def is_shared(data: Data) -> bool:
+    """Return whether data are a stream over which several processes pass together."""
+    is_placed = isinstance(data, Stream) and data.placement is not None
+    return is_placed and data.placement.is_shared
 
 
 def batch_spec(data: Data) -> tuple[PyTree, PyTree]:
@@ -352,4 +349,4 @@ def _like_first(data: Stream, items: Iterable) -> Iterator[InMemory]:
 
 def take(batch: InMemory, rows: np.ndarray) -> InMemory:
     """Select rows on the host: on the device each batch size would need its own program."""
-    return jax.tree.map(lambda leaf: fetch_array(leaf)[rows], batch)
+    return replace(jax.tree.map(lambda leaf: fetch_array(leaf)[rows], batch), placement=None)

@@ -48,6 +48,7 @@ from laplace_kit.data import (
     batch_spec,
     chunk_spec,
     forget,
+    is_shared,
     with_checkpoint,
     with_weights,
 )
@@ -169,8 +170,9 @@ def fit(
     data = with_weights(as_data(data, progress=progress), weights)
     if checkpoint is not None:
         data = with_checkpoint(data, checkpoint)
-    check_same("parameters or data", (params, data))
-    limits = Limits(batch_size, memory_limit).shared_by(params, data)
+    shared = is_shared(data)
+    check_same("parameters or data", (params, data), shared=shared)
+    limits = Limits(batch_size, memory_limit).shared_by(params, data, shared=shared)
     observed_by = as_likelihood(likelihood)
     prior, num_asked = None, None
     if not _is_last_layer(subset):  # wrong options are refused before the model is traced

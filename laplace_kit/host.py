@@ -126,7 +126,7 @@ def _extremes_on_device(values: Array) -> tuple[Array, Array]:
     return values.min(), values.max()
 
 
-def check_same(what: str, tree: PyTree) -> None:
+def check_same(what: str, tree: PyTree, *, shared: bool = False) -> None:
     """Refuse arrays of single processes that differ, next to arrays that all processes share.
 
     A program over the devices of all processes takes what is not spread over them to be the same in
@@ -138,13 +138,15 @@ def check_same(what: str, tree: PyTree) -> None:
         What the arrays are, in the plural, for the message.
     tree
         Arrays of which some may span the processes; those that do are not read.
+    shared
+        Whether the processes share more than these arrays, such as the batches of a stream.
 
     Raises
     ------
     ValueError
         If the others differ between processes.
     """
-    if not spans_processes(tree):
+    if not (shared or spans_processes(tree)):
         return
     leaves = (leaf for leaf in jax.tree.leaves(tree) if not isinstance(leaf, jax.core.Tracer))
     own = [leaf for leaf in leaves if not spans_processes(leaf)]

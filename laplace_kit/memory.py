@@ -85,14 +85,14 @@ class Limits:
         total = _device_memory() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return total // _SHARE
 
-    def shared_by(self, *trees: PyTree) -> "Limits":
-        """Return limits that all processes agree on, if any of these arrays spans them.
+    def shared_by(self, *trees: PyTree, shared: bool = False) -> "Limits":
+        """Return limits that all processes agree on, if `shared` or any of these arrays spans them.
 
         Chunks, and the structure that `lk.Auto` chooses, follow from the memory; they must be the
         same in every process. It is the smallest share of any process, where those on one machine
         divide its memory among themselves. Every process must call this then.
         """
-        if self.memory is not None or not spans_processes(trees):
+        if self.memory is not None or not (shared or spans_processes(trees)):
             return self
         return Limits(self.batch_size, _agreed_budget())
 

@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import PyTree
 
 from laplace_kit.program import Rules, Step, traced
@@ -45,11 +46,6 @@ class Placement:
         """The sharding of an array with a leading axis of examples."""
         return NamedSharding(self.mesh, PartitionSpec(self.axes))
 
-    @property
-    def whole(self) -> NamedSharding:
-        """The sharding of an array that every device holds."""
-        return NamedSharding(self.mesh, PartitionSpec())
-
 
 def placement_of(arrays: PyTree) -> Placement | None:
     """Return where the rows of arrays lie, or `None` if they are not spread over devices.
@@ -75,6 +71,20 @@ def placement_of(arrays: PyTree) -> Placement | None:
 def num_held(num: int, placement: Placement | None) -> int:
     """Return how many of `num` rows each device holds."""
     return num if placement is None else num // placement.num_parts
+
+
+def sharding_of_sums(*trees: PyTree) -> Sharding | None:
+    """Return where sums over rows will lie: on every device of the first committed array.
+
+    `None` if no array is committed to devices.
+    """
+    for leaf in jax.tree.leaves(trees):
+        is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+        if is_array and leaf.committed:
+            found = leaf.sharding
+            is_named = isinstance(found, NamedSharding)
+            return NamedSharding(found.mesh, PartitionSpec()) if is_named else found
+    return None
 
 
 def in_parts(
@@ -200,12 +210,21 @@ def spread(arrays: PyTree, placement: Placement | None) -> PyTree:
 
     Traced arrays stay as they are.
     """
+    if placement is None:
+        return arrays
+    shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arrays)]
+    meshes = (of.mesh for of in shardings if isinstance(of, NamedSharding) and of.num_devices > 1)
+    # That of the others, whose axes may be explicit.
+    by_rows = NamedSharding(next(meshes, placement.mesh), PartitionSpec(placement.axes))
 
-    def move(leaf: jax.Array) -> jax.Array:
-        is_spread = isinstance(leaf, jax.core.Tracer) or len(leaf.sharding.device_set) > 1
-        return leaf if is_spread else jax.device_put(leaf, placement.by_rows)
+    def move(leaf: jax.Array | np.ndarray) -> jax.Array:
+        is_array = isinstance(leaf, jax.Array)
+        is_spread = is_array and (
+            isinstance(leaf, jax.core.Tracer) or len(leaf.sharding.device_set) > 1
+        )
+        return leaf if is_spread else jax.device_put(leaf, by_rows)
 
-    return arrays if placement is None else jax.tree.map(move, arrays)
+    return jax.tree.map(move, arrays)
 
 
 def check_devices(args: PyTree, rows: PyTree) -> None:

@@ -32,10 +32,18 @@ from laplace_kit.tune.result import Tuning
 # Structures, posteriors and specs are registered where they are defined.
 for _cls in (
     *BUILT_IN,
-    *(Layout, Slot, Slots, Move, Design, Rows, FactoredRows, LookupRows),
+    *(Layout, Slot, Slots, Move, Rows, FactoredRows, LookupRows),
     *(Selection, Node, Coverage, Prediction, Tuning),
 ):
     storable(_cls.__name__)(_cls)
+
+
+def _design_parts(design: Design) -> dict[str, Any]:
+    """Return what a file holds: not where rows lie, as other devices may read it."""
+    return {"rows": design.rows, "memory_limit": design.memory_limit}
+
+
+storable("Design", write=_design_parts, read=lambda parts: Design(**parts))(Design)
 
 
 def _read_leaf_coverage(parts: dict[str, Any]) -> LeafCoverage:

@@ -11,6 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 from jaxtyping import Array, Int, PyTree
 
 from laplace_kit.bars import title_of
@@ -27,7 +28,14 @@ from laplace_kit.data import (
     whole,
 )
 from laplace_kit.host import fetch_array
-from laplace_kit.placement import Placement, check_devices, in_parts, placement_of, shapes
+from laplace_kit.placement import (
+    Placement,
+    check_devices,
+    in_parts,
+    placement_of,
+    shapes,
+    sharding_of_sums,
+)
 from laplace_kit.tree import replace
 from laplace_kit.xla_cpu import adapted
 
@@ -113,16 +121,18 @@ def _sum_batches(fn: Callable, args: PyTree, data: Stream, size: int) -> PyTree:
     title = title_of(fn)
     source, shared = data.batches.iterable, is_shared(data)
     run = Run(source, data.checkpoint, title, (args, size), shared=shared)
-    total = None
+    total, is_first = None, True
     if run.saved.sums is not None:
         spec = one_step.eval_shape(fn, shapes(args), chunk_spec(data))
         total = jax.tree.unflatten(jax.tree.structure(spec), run.saved.sums)
     for batch in read_batches(data, title, run):
         for part in _parts(batch, size):
-            if total is None:  # zeros from the host: a first step would be one more program
+            if is_first:  # from zeros: a first step of its own would be one more program
                 check_devices(args, part)
-                spec = _part_sum.eval_shape(fn, args, part, size)
-                total = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), spec)
+                if total is None:
+                    spec = _part_sum.eval_shape(fn, args, part, size)
+                    total = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), spec)
+                total, is_first = _placed(total, sharding_of_sums(part, args)), False
             total = _step(fn, args, part, total, size)
         run.add(batch, batch.num_examples, total)
     if total is None:
@@ -132,6 +142,18 @@ def _sum_batches(fn: Callable, args: PyTree, data: Stream, size: int) -> PyTree:
         )
     run.finish(total)
     return total
+
+
+def _placed(sums: PyTree, where: Sharding | None) -> PyTree:
+    """Return sums of the host where those of the first step will lie, for one program for all."""
+    if where is None:
+        return sums
+    return jax.tree.map(
+        lambda whole: jax.make_array_from_callback(
+            whole.shape, where, lambda index: fetch_array(whole)[index]
+        ),
+        sums,
+    )
 
 
 def _accumulable(sums: PyTree) -> PyTree:

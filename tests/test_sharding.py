@@ -48,3 +48,33 @@ def test_sixty_examples_on_eight_devices_are_those_on_one(structure):
     close([many.log_marginal_likelihood()], [one.log_marginal_likelihood()])
         """
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_what_follows_a_fit_to_sharded_examples(kind):
+    """Files, updates by data on one device, folds of filling rows alone, and bad examples."""
+    test_placement.run(
+        f"""
+    import tempfile
+    x, y = problem(61)
+    few = lk.data.shard(x[:5], y[:5], mesh_of("{kind}", data=8))
+    options = dict(likelihood="categorical", structure=lk.Full("dual"))
+    one, many = (lk.fit(model, params, d, **options) for d in ((x[:5], y[:5]), few))
+    path = tempfile.mkdtemp() + "/la.npz"
+    many.save(path)
+    close([lk.load(path, model).posterior.variance()], [one.posterior.variance()])
+    new = x[5:], y[5:]
+    close([many.update(new).posterior.variance()], [one.update(new).posterior.variance()])
+    tuned = many.tune(data=few, method="cross_validation", num_folds=6)
+    assert 0 < float(tuned.prior_precision)
+    bad = np.array(x)
+    bad[7] = np.nan
+    try:
+        lk.fit(model, params, lk.data.shard(bad, y, mesh_of("{kind}", data=8)), **options)
+    except ValueError as error:
+        assert "first at example 7" in str(error), error
+    else:
+        raise AssertionError
+        """
+    )

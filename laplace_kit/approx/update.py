@@ -7,7 +7,7 @@ $\theta_1 + \Delta$, $\Delta = -(H_1 + H_2 + d)^{-1} g_2$: exact for linear mode
 noise, one Newton step for others.
 """
 
-from functools import singledispatch
+from functools import partial, singledispatch
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from laplace_kit.approx.low_rank import DEFAULT_RANK, LowRankStructure
 from laplace_kit.approx.posterior import Posterior, Structure, factorise
 from laplace_kit.curv.capture.layout import Layout
 from laplace_kit.curv.capture.rows import alike
+from laplace_kit.curv.design import Design
+from laplace_kit.placement import automatic
 from laplace_kit.tree import pytree_dataclass, replace
 
 
@@ -241,16 +243,23 @@ def _(old: DualStructure, new):
     (num, size), (num_new, _) = old.design.shape, new.design.shape
     if num + num_new > size:
         return sum_of_curvatures(_to_full(old), _to_full(new))
-    rows = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-    return DualStructure(replace(old.design, rows=rows))
+    same = old.design.placement == new.design.placement
+    placement = old.design.placement if same else None  # every device holds all rows then
+    axes = None if placement is None else placement.axes
+    rows = automatic(partial(jax.tree.map, lambda *of: jnp.concatenate(of)), *parts, axes=axes)
+    return DualStructure(replace(old.design, rows=rows, placement=placement))
 
 
 def _to_full(structure: Structure) -> Structure:
     """Return a dual curvature as a dense matrix; any other as it is."""
     if not isinstance(structure, DualStructure):
         return structure
-    rows = structure.design.rows.to_dense().reshape(structure.design.shape)
-    return FullStructure(rows.T @ rows)
+
+    def multiply(design: Design) -> Array:
+        rows = design.rows.to_dense().reshape(design.shape)
+        return rows.T @ rows
+
+    return FullStructure(automatic(multiply, structure.design))
 
 
 @sum_of_curvatures.register

@@ -6,6 +6,7 @@ N R rows of P entries, each layer keeps inputs and gradients (see `blocks.py`), 
 some examples at a time.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from laplace_kit.curv.objective import Objective, per_example, per_example_facto
 from laplace_kit.data import InMemory, whole
 from laplace_kit.host import fetch
 from laplace_kit.memory import Limits
-from laplace_kit.placement import Placement, shapes
+from laplace_kit.placement import Placement, automatic, shapes
 from laplace_kit.sums import chunks, map_over, sum_over
 from laplace_kit.tree import pytree_dataclass, replace
 
@@ -59,7 +60,8 @@ class Design:
             matrices = block.layout.to_matrix(vectors.T)
             size = self._examples(block, len(vectors))
             total += map_over(_project, matrices, block, size, self.placement)
-        return total.reshape(self.shape[0], len(vectors)).T
+        # Every device has the result, as triangular systems are solved by one.
+        return automatic(lambda of: of.reshape(self.shape[0], len(vectors)).T, total)
 
     def combine(self, coefficients: Float[Array, "K M"]) -> Float[Array, "K P"]:
         r"""Return $\Phi^\top c$ for K vectors."""
@@ -79,11 +81,7 @@ class Design:
         for each leaf, a pair of examples takes $I + R^2 O$ operations per layer, otherwise
         $I O + R O + R^2 O$. T positions count as T inputs, or their rows are multiplied out.
         """
-        total = jnp.zeros((), scale.dtype)
-        rows, own = alike(by_example(rows), self.rows)
-        for block, other in zip(rows.blocks, own.blocks, strict=True):
-            total += _cross(block, other, block.layout.to_matrix(scale), self._room)
-        return total.reshape(*total.shape[:2], -1)
+        return automatic(partial(_sum_of_crosses, self._room), by_example(rows), self.rows, scale)
 
     def gram(self, scale: Float[Array, " P"]) -> Float[Array, "M M"]:
         r"""Return $\Phi \operatorname{diag}(d) \Phi^\top$; see `cross`."""
@@ -94,14 +92,7 @@ class Design:
 
         It is the transpose of `gram`, as both are linear.
         """
-        num = len(self.rows.blocks[0].gradients)
-        weights = weights.reshape(num, -1, num, weights.shape[0] // num)
-        matrices = []
-        for block in self.rows.blocks:
-            kernel = partial(_by_pairs, block, block, room=self._room)
-            shape = jax.ShapeDtypeStruct(block.layout.shape, weights.dtype)
-            matrices += jax.linear_transpose(kernel, shape)(weights)
-        return to_flat(self.rows.layouts, matrices)
+        return automatic(partial(_weighted_squares, self._room), self.rows, weights)
 
     def scaled(self, factor: float | Float[Array, ""]) -> "Design":
         r"""Return the matrix times a number."""
@@ -115,7 +106,7 @@ class Design:
     def _examples(self, block: Block, num_vectors: int) -> int:
         """Return the number of examples to multiply at a time with `num_vectors` vectors."""
         columns, positions = block.gradients.shape[1:3]
-        hidden = block.gradients[0, 0].size * num_vectors
+        hidden = math.prod(block.gradients.shape[2:]) * num_vectors
         if positions > columns:  # multiplied out
             hidden = max(hidden, block.layout.size * (columns + num_vectors))
         return max(self._room // (hidden * block.gradients.dtype.itemsize), 1)
@@ -204,6 +195,25 @@ def _rows(operator, chunk):
 
 
 _compiled_rows = jax.jit(_rows)
+
+
+def _sum_of_crosses(room, rows, own, scale):
+    total = jnp.zeros((), scale.dtype)
+    rows, own = alike(rows, own)
+    for block, other in zip(rows.blocks, own.blocks, strict=True):
+        total += _cross(block, other, block.layout.to_matrix(scale), room)
+    return total.reshape(*total.shape[:2], -1)
+
+
+def _weighted_squares(room, rows, weights):
+    num = len(rows.blocks[0].gradients)
+    weights = weights.reshape(num, -1, num, weights.shape[0] // num)
+    matrices = []
+    for block in rows.blocks:
+        kernel = partial(_by_pairs, block, block, room=room)
+        shape = jax.ShapeDtypeStruct(block.layout.shape, weights.dtype)
+        matrices += jax.linear_transpose(kernel, shape)(weights)
+    return to_flat(rows.layouts, matrices)
 
 
 def _project(matrices, block):

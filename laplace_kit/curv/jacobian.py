@@ -23,6 +23,7 @@ from laplace_kit.curv.plan import Plan
 from laplace_kit.curv.vector import read_vectors
 from laplace_kit.data import InMemory, as_data
 from laplace_kit.derivatives import linearize
+from laplace_kit.host import check_same
 from laplace_kit.memory import Limits
 from laplace_kit.placement import Placement, automatic, check_devices
 from laplace_kit.sums import map_over, sum_over
@@ -75,6 +76,7 @@ class JacobianOperator:
         check_devices((self.model_fn, self.params), data)
         put(self, "x", data.x)
         put(self, "placement", data.placement)
+        check_same("parameters or inputs", (self.params, self.x))
         put(self, "limits", Limits(batch_size, memory_limit).shared_by(self.params, self.x))
         objective = restrict(self.model_fn, self.params)[0].planned(self.x)
         put(self, "plan", objective.plan)

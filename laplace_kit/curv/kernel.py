@@ -14,6 +14,7 @@ from laplace_kit.curv.capture.capture import jacobian
 from laplace_kit.curv.capture.cost import check_fits, multiplied_out, pair_bytes, rows_cost
 from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.data import as_data
+from laplace_kit.host import check_same
 from laplace_kit.memory import Limits
 from laplace_kit.sums import map_over
 
@@ -66,6 +67,7 @@ def neural_tangent_kernel(
     neural networks.
     """
     x = as_data((x, ())).x
+    check_same("parameters or inputs", (params, x, other))
     limits = Limits(batch_size, memory_limit).shared_by(params, x, other)
     objective, _ = restrict(model_fn, params, limits=limits)
     objective = objective.planned(x)

@@ -14,8 +14,9 @@ from laplace_kit.curv.capture.layout import to_flat
 from laplace_kit.curv.objective import Objective, chunk_loss, restrict
 from laplace_kit.curv.operator import check_outputs
 from laplace_kit.curv.vector import read_vectors
-from laplace_kit.data import Chunk, DataLike, as_data, batch_spec
+from laplace_kit.data import Chunk, DataLike, as_data, batch_spec, is_shared
 from laplace_kit.errors import check_count
+from laplace_kit.host import check_same
 from laplace_kit.likelihood import LikelihoodLike, as_likelihood
 from laplace_kit.memory import Limits
 from laplace_kit.sums import sum_over
@@ -83,8 +84,10 @@ def loss_along(
     Goodfellow, Vinyals and Saxe (2015), Qualitatively characterizing neural network optimization
     problems. Li et al. (2018), Visualizing the loss landscape of neural nets.
     """
-    limits = Limits(batch_size, memory_limit).shared_by(params, data)
     data = as_data(data, once=True)
+    shared = is_shared(data)
+    check_same("parameters or data", (params, data), shared=shared)
+    limits = Limits(batch_size, memory_limit).shared_by(params, data, shared=shared)
     x, y = batch_spec(data)
     objective = restrict(model_fn, params, as_likelihood(likelihood))[0].planned(x)
     check_outputs(objective, x, y)

@@ -268,10 +268,12 @@ def _finite_rows(values: PyTree, *, or_infinite: bool = False) -> Array:
 def _describe_first_bad(objective, has_features, data, batch_size) -> str:
     """Describe the first bad example, found on the host; run only to write a message."""
     for number, batch in enumerate(read_batches(data, "first example to refuse")):
-        num = batch.num_examples
+        num, pair = batch.num_examples, (batch.x, batch.y)
+        if batch.placement is not None:  # rows that are spread over devices cannot be cut there
+            pair = fetch(pair)
         for start in range(0, num, batch_size or num):
             part = slice(start, start + (batch_size or num))
-            x, y = fetch(jax.tree.map(lambda a: a[part], (batch.x, batch.y)))  # noqa: B023
+            x, y = fetch(jax.tree.map(lambda a: a[part], pair))  # noqa: B023
             f = objective.outputs(x)
             for what, rows in _faults(objective.likelihood, f, has_features, x, y).items():
                 bad = fetch(rows)

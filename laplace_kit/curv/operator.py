@@ -18,7 +18,7 @@ from laplace_kit.curv.mode import check_values
 from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.curv.plan import Plan
 from laplace_kit.curv.vector import read_vectors
-from laplace_kit.data import Chunk, Data, DataLike, InMemory, as_data, batch_spec
+from laplace_kit.data import Chunk, Data, DataLike, InMemory, as_data, batch_spec, is_shared
 from laplace_kit.host import check_same
 from laplace_kit.likelihood import LikelihoodLike, as_likelihood
 from laplace_kit.likelihood.base import check_targets
@@ -55,8 +55,9 @@ class CurvatureOperator(SelfAdjointOperator):
         put(self, "data", as_data(self.data))
         if self.in_memory:
             check_devices((self.model_fn, self.params), self.data)
-        check_same("parameters or data", (self.params, self.data))
-        limits = Limits(batch_size, memory_limit).shared_by(self.params, self.data)
+        arrays, shared = (self.params, self.data), is_shared(self.data)
+        check_same("parameters or data", arrays, shared=shared)
+        limits = Limits(batch_size, memory_limit).shared_by(*arrays, shared=shared)
         put(self, "limits", limits)
         if isinstance(self.scale, float | int) and self.scale == 1:
             put(self, "scale", None)  # as a number it would be an argument, and multiply every sum
@@ -162,12 +163,13 @@ class CurvatureOperator(SelfAdjointOperator):
         return total if self.scale is None else _scaled(total, self.scale)
 
     def largest_chunk_size(self) -> int:
-        """Return the number of examples a product with one vector can hold in the memory limit."""
+        """Return how many examples a product with one vector can hold on each device."""
         x, y = batch_spec(self.data)
         weight = jax.ShapeDtypeStruct((self.data.num_first,), jnp.float32)
         step = tree.replace(self, data=None), self.objective.params
-        largest = chunk_of_map(_chunk_mv, step, jax.eval_shape(Chunk, x, y, weight), self.limits)
-        return evenly(self.data.num_first, largest)
+        chunk = jax.eval_shape(Chunk, x, y, weight)
+        largest = chunk_of_map(_chunk_mv, step, chunk, self.limits, self.data.placement)
+        return evenly(self.data.num_held, largest)
 
 
 def unchecked(

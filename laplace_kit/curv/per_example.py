@@ -13,7 +13,8 @@ from laplace_kit.curv.capture.cost import choose_held, multiplied_out, rows_cost
 from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.objective import Objective, per_example, restrict
 from laplace_kit.curv.operator import check_outputs
-from laplace_kit.data import Chunk, as_data, batch_spec, read_batches, whole
+from laplace_kit.data import Chunk, as_data, batch_spec, is_shared, read_batches, whole
+from laplace_kit.host import check_same
 from laplace_kit.likelihood import LikelihoodLike, as_likelihood
 from laplace_kit.memory import Limits
 from laplace_kit.sums import map_over
@@ -57,7 +58,7 @@ def per_example_gradients(
     TypeError, ValueError
         If data, outputs, targets and likelihood are inconsistent.
     """
-    limits = Limits(batch_size, memory_limit).shared_by(params, data)
+    limits = Limits(batch_size, memory_limit)
     objective, pieces = _map(_gradients, model_fn, params, data, likelihood, limits)
     return tree.unravel(jnp.concatenate(pieces), objective.params)
 
@@ -95,7 +96,7 @@ def per_example_gradient_norms(
     ----------
     Goodfellow (2015), Efficient per-example gradient computations.
     """
-    limits = Limits(batch_size, memory_limit).shared_by(params, data)
+    limits = Limits(batch_size, memory_limit)
     _, pieces = _map(_norms, model_fn, params, data, likelihood, limits)
     return jnp.concatenate(pieces)
 
@@ -109,6 +110,9 @@ def _map(
     limits: Limits,
 ) -> tuple[Objective, list[Array]]:
     data = as_data(data, once=True)
+    shared = is_shared(data)
+    check_same("parameters or data", (params, data), shared=shared)
+    limits = limits.shared_by(params, data, shared=shared)
     x, y = batch_spec(data)
     objective = restrict(model_fn, params, as_likelihood(likelihood))[0].planned(x)
     check_outputs(objective, x, y)

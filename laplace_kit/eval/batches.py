@@ -18,6 +18,7 @@ from laplace_kit.eval.outputs import Predictive
 from laplace_kit.eval.rows import by_row, first_rows, rows_of
 from laplace_kit.host import fetch, spans_processes
 from laplace_kit.loaders import ShardedBatches
+from laplace_kit.placement import placement_of
 
 Predict = Callable[[PyTree], Predictive]
 
@@ -108,7 +109,7 @@ def _predictions(predict: Predict, batches: Iterable[Any]) -> Iterator[Predictiv
     size = None
     for item in batches:
         x = _inputs(item)
-        if spans_processes(x):
+        if placement_of(x) is not None or spans_processes(x):
             yield predict(x)
             continue
         x = on_host(x, "inputs")

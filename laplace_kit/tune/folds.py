@@ -21,12 +21,12 @@ from laplace_kit.approx.prior import expand_precision
 from laplace_kit.approx.update import newton_step
 from laplace_kit.curv.mode import examine_mode, labelled
 from laplace_kit.curv.objective import Objective
-from laplace_kit.data import InMemory, as_data
+from laplace_kit.data import InMemory
 from laplace_kit.derivatives import linearize
 from laplace_kit.eval.predictive import Prediction, Predictive, predict
 from laplace_kit.examples import Examples
 from laplace_kit.host import fetch
-from laplace_kit.placement import placement_of
+from laplace_kit.placement import placement_of, spread
 from laplace_kit.tree import pytree_dataclass
 from laplace_kit.tune.criteria import Loss, as_loss
 from laplace_kit.tune.line_search import minimise, minimise_over_precision
@@ -178,18 +178,21 @@ def _fold_numbers(num: int, num_folds: int) -> Int[np.ndarray, " N"]:
 def _folds(examples: Examples, num_folds: int) -> list[tuple[InMemory, Examples]]:
     """Return pairs of (rest, fold); sharded examples stay where they are, with weights for each."""
     x, y, weights = examples
-    if placement_of(x) is None:
+    placement = placement_of(x)
+    if placement is None:
         pairs = split_folds(x, (y, weights), num_folds)
         return [
             (InMemory(rest_x, rest[0], weights=rest[1]), Examples(fold_x, *fold))
             for (rest_x, rest), (fold_x, fold) in pairs
         ]
     numbers = _fold_numbers(len(jax.tree.leaves(x)[0]), num_folds)
-    weights, pairs = fetch(1.0 if weights is None else weights), []
+    weights = np.ones(len(numbers), np.float32) if weights is None else fetch(weights)
+    pairs = []
     for fold in range(num_folds):
-        parts = [numbers != fold, numbers == fold]
-        rest, inside = (as_data((x, y, np.where(part, weights, 0))) for part in parts)
-        pairs.append((rest, Examples(inside.x, inside.y, inside.weights)))
+        parts = (np.where(part, weights, 0) for part in (numbers != fold, numbers == fold))
+        _, outside, inside = spread((x, *(of.astype(weights.dtype) for of in parts)), placement)
+        rest = InMemory(x, y, weights=outside, placement=placement)
+        pairs.append((rest, Examples(x, y, inside)))
     return pairs
 
 

@@ -11,7 +11,7 @@ predictors, the names of the arrays are prefixed with that of the predictor, as 
 | `log_probs` | `(N, C)` | the logarithms of `probs`, if known where these round to zero |
 | `epistemic` | `(N,)` | mutual information of label and weights in nats, if known |
 | `aleatoric` | `(N,)` | expected entropy given the weights, by default entropy minus `epistemic` |
-| `mean`, `std` | `(N, C)` or `(N,)` | Gaussian predictions, noise included |
+| `mean`, `std` | `(N, C)` or `(N,)` | means and standard deviations, noise included |
 | `epistemic_std` | as `std` | the part due to uncertainty in the weights, if known |
 | `log_prob` | `(N,)` | for distributions that are not normal, $\log p(y)$ of each example |
 | `cdf`, `cdf_below` | as `mean` | and $P(Y \le y)$, $P(Y < y)$ of each target |

@@ -82,7 +82,7 @@ def test_pictures_of_two_predictors_have_the_same_axes(monkeypatch):
     inside = {"map": {"entropy": np.linspace(0, 0.1, 9)}, "other": {"entropy": np.ones(9)}}
     outside = {"map": {"entropy": np.linspace(0, 0.2, 9)}, "other": {"entropy": 2 * np.ones(9)}}
     measured = {name: {"auroc_entropy": 0.5} for name in inside}
-    sections.score_histograms("far", inside, outside, measured)
+    sections.score_histograms("far", inside, outside, measured, np.ones(9))
     parts = {name: (of, of) for name, of in (("map", np.ones(30)), ("other", 3 * np.ones(30)))}
     sections.uncertainty(parts, dict.fromkeys(parts, np.ones(30, bool)), np.ones(30))
     sections.confidence(PROBS, Y, {name: {"accuracy": 0.5} for name in PROBS}, None)

@@ -43,7 +43,7 @@ def test_examples_of_weight_zero_are_not_shown():
     assert wrong.examples == ()
     mean, y = np.zeros((3, 1)), np.array([[1.0], [5.0], [0.1]])
     _, far = examples.regression_galleries(
-        {"map": mean}, {"map": np.ones((3, 1))}, y, "map", weights=np.array([1, 0, 1])
+        {"map": mean}, {"map": np.ones((3, 1))}, y, "map", weights=np.array([1.0, 0.0, 1.0])
     )
     assert [example.index for example in far.examples] == [0, 2]
 
