@@ -57,7 +57,7 @@ def by_row(fn: Callable, predictives: Sequence[Predictive]) -> Predictive:
     fn
         From the arrays of all predictives to one array.
     predictives
-        Of one likelihood; what is shared by all inputs is taken from the first.
+        Predictives under one likelihood; what is shared by all inputs is taken from the first.
     """
     targets = [one.targets for one in predictives]
     names = [f.name for f in dataclasses.fields(targets[0]) if f.name not in targets[0].shared]

@@ -93,7 +93,7 @@ def points(
     ax, x, y, label, color
         The axes, the coordinates, the name in the legend and the colour.
     area, marker, alpha
-        Of single points. More than `MOST_POINTS` are counted in hexagons, whose shades of the
+        For single points. More than `MOST_POINTS` are counted in hexagons, whose shades of the
         colour are on a logarithmic scale.
     """
     if len(x) <= MOST_POINTS:

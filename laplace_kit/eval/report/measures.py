@@ -189,7 +189,7 @@ def _measure(
     samples
         The weights of the examples of each sample.
     seed
-        Of the resamples.
+        Draws the resamples.
     """
     parts: dict[str, list[dict]] = {name: [] for name in evaluate}
     # Sums of huge numbers overflow, and a resample may miss a class.

@@ -53,7 +53,7 @@ def new_figure(height: float = 3.4) -> "matplotlib.figure.Figure":
 
 
 def with_same_axes(figures: Sequence["matplotlib.figure.Figure"]) -> None:
-    """Give the panels of figures that stand side by side the same limits, the union of theirs."""
+    """Set the limits of panels side by side to the union of theirs."""
     for panels in itertools.zip_longest(*(figure.axes for figure in figures)):
         there = [ax for ax in panels if ax is not None]
         for get, put in (("get_xlim", "set_xlim"), ("get_ylim", "set_ylim")):

@@ -6,7 +6,8 @@ this registry.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from jaxtyping import Float
 from numpy import ndarray
@@ -32,12 +33,12 @@ class Metric:
 
     label: str
     function: Function
-    takes: tuple[type, ...]
     better: str = ""
     goal: float | None = None
     score: str | None = None
     by_chance: bool = False
     in_verdict: bool = False
+    takes: tuple[type, ...] = field(kw_only=True)
 
     @property
     def is_monotone(self) -> bool:
@@ -70,15 +71,11 @@ def _loss(sums: ClassSums | NumberSums) -> Float[ndarray, " R"]:
     return sums.loss
 
 
-def _of_classes(label: str, function: Function, *args, **options) -> Metric:
-    return Metric(label, function, (ClassSums,), *args, **options)
+_class_metric = partial(Metric, takes=(ClassSums,))
+_number_metric = partial(Metric, takes=(NumberSums,))
 
 
-def _of_numbers(label: str, function: Function, *args, **options) -> Metric:
-    return Metric(label, function, (NumberSums,), *args, **options)
-
-
-def _of_scores(
+def _score_metrics(
     name: str, function: Function, better: str, goal: float, in_verdict: bool
 ) -> dict[str, Metric]:
     """Return the metric for each uncertainty score; the verdict takes the largest probability."""
@@ -86,48 +83,48 @@ def _of_scores(
         name.lower() + score.suffix: Metric(
             f"{name}, {score.column}",
             function,
-            (DetectionSums,),
             better,
             goal,
             score=kind,
             in_verdict=in_verdict and not score.suffix,
+            takes=(DetectionSums,),
         )
         for kind, score in SCORES.items()
     }
 
 
 METRICS: dict[str, Metric] = {
-    "accuracy": _of_classes("Accuracy", classification.accuracy, "higher", 1.0),
-    "confidence": _of_classes("Mean confidence", classification.mean_confidence),
-    "nll": Metric("NLL", _loss, (ClassSums, NumberSums), "lower", -math.inf, in_verdict=True),
-    "brier": _of_classes("Brier score", classification.brier_score, "lower", 0.0),
-    "ece": _of_classes(
+    "accuracy": _class_metric("Accuracy", classification.accuracy, "higher", 1.0),
+    "confidence": _class_metric("Mean confidence", classification.mean_confidence),
+    "nll": Metric("NLL", _loss, "lower", -math.inf, in_verdict=True, takes=(ClassSums, NumberSums)),
+    "brier": _class_metric("Brier score", classification.brier_score, "lower", 0.0),
+    "ece": _class_metric(
         "ECE", classification.expected_calibration_error, "lower", 0.0, in_verdict=True
     ),
-    "ace": _of_classes("ACE", classification.adaptive_calibration_error, "lower", 0.0),
-    "mce": _of_classes("MCE", classification.maximum_calibration_error, "lower", 0.0),
-    "classwise_ece": _of_classes(
+    "ace": _class_metric("ACE", classification.adaptive_calibration_error, "lower", 0.0),
+    "mce": _class_metric("MCE", classification.maximum_calibration_error, "lower", 0.0),
+    "classwise_ece": _class_metric(
         "Class-wise ECE", classification.classwise_calibration_error, "lower", 0.0
     ),
-    "debiased_ce": _of_classes(
+    "debiased_ce": _class_metric(
         "Debiased calibration error",
         classification.debiased_calibration_error,
         "lower",
         0.0,
         by_chance=True,
     ),
-    "aurc": _of_classes("AURC", classification.aurc, "lower", 0.0),
-    **_of_scores("AUROC", detection.auroc, "higher", 1.0, in_verdict=True),
-    **_of_scores("AUPR", detection.aupr, "higher", 1.0, in_verdict=False),
-    **_of_scores("FPR95", detection.fpr95, "lower", 0.0, in_verdict=False),
-    "rmse": _of_numbers("RMSE", numbers.rmse, "lower", 0.0),
-    "crps": _of_numbers("CRPS", numbers.crps, "lower", 0.0, in_verdict=True),
-    "coverage_90": _of_numbers(
+    "aurc": _class_metric("AURC", classification.aurc, "lower", 0.0),
+    **_score_metrics("AUROC", detection.auroc, "higher", 1.0, in_verdict=True),
+    **_score_metrics("AUPR", detection.aupr, "higher", 1.0, in_verdict=False),
+    **_score_metrics("FPR95", detection.fpr95, "lower", 0.0, in_verdict=False),
+    "rmse": _number_metric("RMSE", numbers.rmse, "lower", 0.0),
+    "crps": _number_metric("CRPS", numbers.crps, "lower", 0.0, in_verdict=True),
+    "coverage_90": _number_metric(
         "Coverage of 90% intervals", numbers.interval_coverage, "nearer to 0.9", 0.9
     ),
-    "width_90": _of_numbers("Width of 90% intervals", numbers.interval_width),
-    "chi_squared": _of_numbers("Chi-squared", numbers.chi_squared, "nearer to 1", 1.0),
-    "quantile_error": _of_numbers(
+    "width_90": _number_metric("Width of 90% intervals", numbers.interval_width),
+    "chi_squared": _number_metric("Chi-squared", numbers.chi_squared, "nearer to 1", 1.0),
+    "quantile_error": _number_metric(
         "Quantile calibration error", numbers.quantile_calibration_error, "lower", 0.0
     ),
 }
