@@ -4,11 +4,12 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Num, Shaped
 
 from laplace_kit.eval.metrics import checks
+from laplace_kit.host import fetch_array
 
 
 def floating(values: ArrayLike) -> Float[np.ndarray, "..."]:
     """Return numbers in their own precision, float32 at least."""
-    array = np.asarray(values)
+    array = fetch_array(values)
     if array.dtype in (np.float32, np.float64):
         return array
     return array.astype(np.float64 if array.dtype.kind in "iub" else np.float32)
@@ -24,7 +25,7 @@ def classified(
     ValueError
         If shapes are inconsistent, or probabilities or labels are not valid.
     """
-    probs, y = floating(probs), np.asarray(y)
+    probs, y = floating(probs), fetch_array(y)
     checks.check_label_shapes(probs, y)
     check_distributions("probs", probs, checks.LOGITS)
     if y.ndim == 2:
@@ -54,7 +55,7 @@ def numbers(
     ValueError
         If shapes are inconsistent, or a standard deviation is not positive.
     """
-    mean, std, y = (np.asarray(values, float) for values in (mean, std, y))
+    mean, std, y = (fetch_array(values, float) for values in (mean, std, y))
     checks.check_target_shapes(mean, std, y, "std")
     if not (std > 0).all():
         raise ValueError("Found {}, expected {}.".format(*checks.not_positive("std")))
