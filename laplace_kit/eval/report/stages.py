@@ -1,4 +1,4 @@
-"""The stages of a report, announced one by one to whoever shows progress."""
+"""The stages of a report, announced one by one to a function that shows progress."""
 
 from collections.abc import Callable
 

@@ -153,11 +153,6 @@ def mean_confidence(sums: ClassSums) -> Float[np.ndarray, " R"]:
     return sums.confidence
 
 
-def negative_log_likelihood(sums: ClassSums) -> Float[np.ndarray, " R"]:
-    """Return the mean negative log-likelihood, in nats."""
-    return sums.loss
-
-
 def brier_score(sums: ClassSums) -> Float[np.ndarray, " R"]:
     """Return the mean squared distance, from 0 to 2."""
     return sums.square

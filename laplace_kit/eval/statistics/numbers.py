@@ -136,11 +136,6 @@ def rmse(sums: NumberSums) -> Float[np.ndarray, " R"]:
     return np.sqrt(sums.square)
 
 
-def negative_log_likelihood(sums: NumberSums) -> Float[np.ndarray, " R"]:
-    """Return the mean negative log-likelihood of an example, in nats."""
-    return sums.loss
-
-
 def crps(sums: NumberSums) -> Float[np.ndarray, " R"]:
     """Return the mean continuous ranked probability score."""
     return sums.crps
