@@ -376,7 +376,12 @@ def test_whole_weights_of_a_report_are_repeated_examples(tmp_path, x64):
 def test_a_report_leaves_out_examples_of_weight_zero(tmp_path):
     la, kept = fit((X, LABELS), structure="diagonal"), np.arange(NUM) % 3 > 0
     found = la.report((X, LABELS, kept.astype(float)), tmp_path / "weights")
-    assert found.metrics == la.report((X[kept], LABELS[kept]), tmp_path / "rows").metrics
+    expected = la.report((X[kept], LABELS[kept]), tmp_path / "rows")
+    # The two predict batches of different shapes, which XLA may round differently.
+    assert jax.tree.structure(found.metrics) == jax.tree.structure(expected.metrics)
+    for ours, theirs in zip(*map(jax.tree.leaves, (found.metrics, expected.metrics)), strict=True):
+        either = theirs if isinstance(theirs, str) else pytest.approx(theirs, rel=1e-6, abs=1e-7)
+        assert ours == either
 
 
 def test_a_file_keeps_the_total_weight(tmp_path):
