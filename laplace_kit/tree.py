@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from laplace_kit.model import check_model
+from laplace_kit.model.checks import check_model
 from laplace_kit.placement import automatic
 
 _T = TypeVar("_T")
@@ -74,7 +74,7 @@ def as_pytree_function(fn: Callable) -> jax.tree_util.Partial:
     Raises
     ------
     TypeError
-        If it is not a function of `(params, x)`; see `laplace_kit.model.check_model`.
+        If it is not a function of `(params, x)`; see `laplace_kit.model.checks.check_model`.
     """
     if isinstance(fn, jax.tree_util.Partial):
         return fn

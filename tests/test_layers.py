@@ -32,7 +32,7 @@ FACADE = (
     "__main__",
 )
 # What of the ground floor takes more than one file.
-GROUND_FLOOR = ("likelihood", "targets")
+GROUND_FLOOR = ("likelihood", "model", "targets")
 FOLDERS_OF_FACADE = ("tune",)
 
 

@@ -17,7 +17,7 @@ from laplace_kit import tree
 from laplace_kit.curv.capture.layers import Layers, find_layers
 from laplace_kit.curv.capture.stacking import stacked
 from laplace_kit.memory import apply_model, intermediate_bytes
-from laplace_kit.model import check_one_output
+from laplace_kit.model.checks import check_one_output
 from laplace_kit.placement import shapes as _unplaced
 
 

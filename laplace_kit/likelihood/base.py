@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
 
-from laplace_kit.model import check_one_output
+from laplace_kit.model.checks import check_one_output
 from laplace_kit.targets.base import NoTargets, Targets
 from laplace_kit.targets.outputs import Outputs
 

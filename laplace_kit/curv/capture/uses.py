@@ -17,7 +17,7 @@ from jax.extend.core import JaxprEqn, Literal
 from jaxtyping import Array, PyTree
 
 from laplace_kit.curv.capture.layout import Move
-from laplace_kit.model import check_one_output
+from laplace_kit.model.checks import check_one_output
 from laplace_kit.program import Flattening, Program, Step, scan_sizes
 
 # Operations that keep values and derivatives, up to rounding: they only set the dtype, or where and

@@ -7,7 +7,7 @@ import pytest
 import twins
 
 import laplace_kit as lk
-from laplace_kit.model import with_offset
+from laplace_kit.model import batched, with_offset
 
 RNG = np.random.default_rng(0)
 X, EXPOSURE = RNG.normal(size=(8, 2)), np.asarray([1, 2, 5, 1, 3, 2, 4, 6])
@@ -77,3 +77,16 @@ def test_wrong_inputs_are_refused():
         with_offset(rate)(PARAMS, X)
     with pytest.raises(TypeError, match=r"cannot be called as model_fn\(params, x\)"):
         with_offset(lambda x: x)
+
+
+# --- single examples ------------------------------------------------------------------------------
+
+
+def test_batched():
+    def single(params, x):
+        assert x["a"].ndim == 1
+        return jnp.tanh(x["a"] @ params)
+
+    params = jnp.ones((3, 2))
+    found = batched(single)(params, {"a": X})
+    np.testing.assert_allclose(found, np.tanh(X @ np.ones((3, 2))), rtol=1e-6)
