@@ -87,6 +87,6 @@ def test_batched():
         assert x["a"].ndim == 1
         return jnp.tanh(x["a"] @ params)
 
-    params = jnp.ones((3, 2))
+    params = jnp.ones((2, 3))
     found = batched(single)(params, {"a": X})
-    np.testing.assert_allclose(found, np.tanh(X @ np.ones((3, 2))), rtol=1e-6)
+    np.testing.assert_allclose(found, np.tanh(X @ np.ones((2, 3))), rtol=1e-6)
