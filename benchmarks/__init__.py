@@ -1,1 +1,1 @@
-"""What things cost, measured: `python -m benchmarks.<job>`, see README.md."""
+"""Benchmarks of cost: `python -m benchmarks.<job>`, see README.md."""

@@ -1,4 +1,4 @@
-"""What layer capture costs: curvature, fits, and full predictive covariances at 250 inputs."""
+"""The cost of layer capture: curvature, fits, and full predictive covariances at 250 inputs."""
 
 import argparse
 import dataclasses

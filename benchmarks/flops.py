@@ -20,10 +20,10 @@ def product_flops(fn: Callable, *args: Any) -> int:
 
 
 def _flops(program) -> int:
-    return sum(map(_of_one, program.eqns))
+    return sum(map(_equation_flops, program.eqns))
 
 
-def _of_one(equation: JaxprEqn) -> int:
+def _equation_flops(equation: JaxprEqn) -> int:
     inner = [_flops(program) for program in programs_in(equation.params)]
     if inner:
         several = max if equation.primitive.name == "cond" else sum

@@ -1,4 +1,4 @@
-"""What memory a curvature product takes, by the number of examples; each in its own process."""
+"""The memory of a curvature product, by the number of examples; each in its own process."""
 
 import argparse
 import contextlib
@@ -122,7 +122,7 @@ def measure(num_examples: int, over_loader: bool, *, quick: bool) -> Measurement
 
 
 def table(found: dict[tuple[bool, int], Measurement]) -> str:
-    """Return a Markdown table, and what becomes of the peak as examples are added."""
+    """Return a Markdown table, and the growth of the peak with the number of examples."""
     lines = [
         "| data | examples | data, MB | peak over it, MB | second product, s | programs compiled |",
         "|---|---:|---:|---:|---:|---:|",

@@ -1,4 +1,4 @@
-"""What curvature products cost, in gradients of the same batch."""
+"""The cost of curvature products, in gradients of the same batch."""
 
 import argparse
 import dataclasses
@@ -87,7 +87,7 @@ def lanczos(operator: SelfAdjointOperator, v, depth: int):
 
 
 def repeated_lanczos(operator: SelfAdjointOperator, v, depth: int):
-    """Return the tridiagonal form, of an operator as it is."""
+    """Return the tridiagonal form, of an operator that is not linearised first."""
     return tridiagonalize(operator, v, jnp.zeros((1, len(v)), v.dtype), depth)
 
 

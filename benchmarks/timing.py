@@ -20,7 +20,7 @@ FEWEST_TURNS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A function of arrays to be timed, and what not to exceed.
+    """A function of arrays to be timed, and its limits.
 
     `target` is in gradients, the ratio to the first job of the list; `seconds` is for the median.
     """
@@ -67,8 +67,8 @@ def measure(
 ) -> list[Timing]:
     """Run every job once, then all of them in turns, in another order each time.
 
-    A job that would take longer than `budget` seconds in all its turns sits some of them out,
-    evenly spread; the first job, the yardstick, never does. With `cold`, each first call compiles
+    A job that would take longer than `budget` seconds in all its turns skips some of them,
+    evenly spread; the first job, the reference, skips none. With `cold`, each first call compiles
     all that the job needs, as in a new process; otherwise what no job before it has compiled.
     """
     first = []

@@ -100,8 +100,9 @@ def fit(
     data
         The training data: `(x, y)` or `(x, y, weights)` in memory, or a re-iterable of such.
     likelihood
-        A likelihood object, or `"gaussian"`, `"heteroscedastic_gaussian"`, `"categorical"`,
-        `"bernoulli"`, `"poisson"`.
+        A likelihood object, a loss `(f, y)` of one example, or `"gaussian"`,
+        `"heteroscedastic_gaussian"`, `"student_t"`, `"categorical"`, `"bernoulli"`, `"poisson"`,
+        `"negative_binomial"`.
     structure
         How the curvature is approximated, by name or as an object with options: `"full"` or
         `lk.Full()`; `"ekfac"` or `"kron"`, Kronecker-factored by layer (not for the Hessian), or
@@ -279,8 +280,9 @@ def load(
     fields["likelihood"] = likelihood or fields["likelihood"]
     if fields["likelihood"] is None:
         raise ValueError(
-            f"Found no likelihood in {os.fspath(path)!r}, expected one: it was a function, which "
-            "is not stored; pass lk.load(path, model_fn, likelihood=lk.FromLoss(loss))."
+            f"Found no likelihood in {os.fspath(path)!r}, expected one: functions are not stored, "
+            "nor are classes that are not registered by lk.storable; pass the likelihood that was "
+            "given to fit, lk.load(path, model_fn, likelihood=lk.FromLoss(loss))."
         )
     return Laplace(**stored.parts(fields, as_pytree_function(model_fn)))
 

@@ -248,7 +248,7 @@ class Laplace:
         Warns
         -----
         UserWarning
-            If the best precision lies at a bound, or the evidence is flat.
+            If the best precision or temperature lies at a bound, or the evidence is flat.
         """
         from laplace_kit.tune.chain import tuned
 

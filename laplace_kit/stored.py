@@ -1,6 +1,7 @@
 """The fields of a posterior that a file holds, and the classes of their values."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -92,8 +93,7 @@ def fields(
     a link that is a function by its name. Data are not stored.
     """
     if callable(prediction.link):
-        name = getattr(prediction.link, "__name__", type(prediction.link).__name__)
-        prediction = replace(prediction, link=FunctionName(name))
+        prediction = replace(prediction, link=FunctionName(_name_of(prediction.link)))
     found = {
         "mode": model.mode,
         "selection": model.selection,
@@ -115,6 +115,13 @@ def fields(
     if expansion.num_entries is not None:
         found[_NUM_ENTRIES] = expansion.num_entries
     return _map_params(to_portable, found)
+
+
+def _name_of(fn: Callable) -> str:
+    """Return the name of a function, also of one whose arguments are bound."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return getattr(fn, "__name__", type(fn).__name__)
 
 
 def parts(found: dict[str, Any], model_fn: Partial) -> dict[str, Any]:
@@ -157,8 +164,8 @@ def restored(
         if link is None:
             raise ValueError(
                 f"Found a posterior whose link was the function {prediction.link.name!r}, expected "
-                "that function, as functions are not stored; pass lk.load(path, model_fn, "
-                f"link={prediction.link.name})."
+                "that function, with the arguments that were bound, as functions are not stored; "
+                f"pass lk.load(path, model_fn, link={prediction.link.name})."
             )
         found = found | {"prediction": replace(prediction, link=link)}
     whole = _map_params(lambda stored: from_portable(stored, params), found)

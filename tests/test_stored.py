@@ -1,5 +1,6 @@
 """What a saved posterior is made of: everything but functions and data, bit by bit."""
 
+import functools
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -143,7 +144,7 @@ def test_a_likelihood_that_is_a_function_is_left_out(tmp_path):
     likelihood = lk.FromLoss(twins.gaussian_loss)
     la = lk.fit(linear, parameters(), data("real"), likelihood=likelihood, structure="diagonal")
     assert stored.fields(**vars(la))["likelihood"] is None
-    with pytest.raises(ValueError, match="Found no likelihood in"):
+    with pytest.raises(ValueError, match=r"Found no likelihood in .*, expected one.*lk\.storable"):
         again(la, tmp_path)
     assert_same(again(la, tmp_path, likelihood=likelihood), la)
 
@@ -201,6 +202,13 @@ def test_a_link_that_is_a_function_is_given_again(tmp_path):
     assert_same(loaded, la)
     assert loaded.prediction == la.prediction
     np.testing.assert_array_equal(loaded.predict(data()[0]).probs, la.predict(data()[0]).probs)
+
+
+def test_a_link_with_bound_arguments_has_the_name_of_its_function(tmp_path):
+    link = functools.partial(functools.partial(softmax_of_mean), covariance=None)
+    la = lk.fit(linear, parameters(), data(), likelihood="categorical", structure="diagonal")
+    with pytest.raises(ValueError, match="link=softmax_of_mean"):
+        again(la.with_prediction(link=link), tmp_path)
 
 
 # --- what was done to it --------------------------------------------------------------------------

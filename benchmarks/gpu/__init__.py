@@ -1,1 +1,1 @@
-"""What a GPU makes of the library: twins first, then times next to other libraries."""
+"""Benchmarks on a GPU: tests against dense definitions, then times next to other libraries."""

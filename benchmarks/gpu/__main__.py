@@ -64,7 +64,7 @@ class Step(NamedTuple):
 
 _TORCH = tuple(library for library in PEERS if library.adapter in NEEDS)
 _PRODUCTS_ALONE = tuple(library for library in _TORCH if library.adapter == "curvlinops")
-# What is most worth knowing comes first: a run may be cut off.
+# The most important workloads come first, as a run may be cut off.
 FULL = (
     Step(workloads.gpt, JOBS, 100, _PRODUCTS_ALONE),
     Step(workloads.resnet, (*PRODUCTS, TOGETHER, *CURVATURE, *BY_STRUCTURE), 90, _TORCH),
@@ -88,7 +88,7 @@ QUICK_SETTING = Setting(repetitions=3, budget=0.3, once=60.0, limit=120.0)
 
 
 def read_card() -> dict:
-    """Return what a process of its own finds: one that holds the card would leave others little."""
+    """Describe the card in a separate process: this one would hold most of its memory."""
     command = [sys.executable, "-m", "benchmarks.gpu.card"]
     variables = environment(on_gpu=True)
     done = subprocess.run(
@@ -113,7 +113,7 @@ def measure(
     setting: Setting,
     keep: Callable[[tables.Findings], None],
 ) -> tables.Findings:
-    """Measure one workload, and keep what there is after each job."""
+    """Measure one workload, and write the results after each job."""
     workload = step.make()
     peers = installed(step.peers, python)
     found = compare(

@@ -1,4 +1,4 @@
-"""What was measured on a GPU: a file of results, and the tables that are made of it."""
+"""Results of a run on a GPU: their file, and the tables made from it."""
 
 import dataclasses
 import json
@@ -85,7 +85,7 @@ def page(findings: Findings) -> Iterator[str]:
 
 
 def tested(tests: Outcome) -> str:
-    """Return what became of the tests, in a sentence or two."""
+    """Return the outcome of the tests in a sentence or two."""
     begun = "" if tests.is_complete else "The time was not enough for all tests marked for it: "
     failed = "none failed" if not tests.failed else f"**failed: {', '.join(tests.failed)}**"
     return (

@@ -25,7 +25,7 @@ class Outcome:
 
 
 def run(limit: float, *, on_gpu: bool, arguments: tuple[str, ...] = ()) -> Outcome:
-    """Run the tests for at most so many seconds; float32 is then float32 in matrix products too."""
+    """Run the tests with a time limit; matrix products of float32 are in float32 too."""
     command = [sys.executable, "-m", "pytest", "-m", "accelerator", "-v", "--tb=line", "--color=no"]
     if not arguments:
         arguments = ("-n", str(min(os.cpu_count() or 1, 8)), "--dist", "worksteal")

@@ -57,7 +57,7 @@ def _tuned(*structures: str) -> tuple[str, ...]:
     return tuple(f"tune {of}" for of in structures)
 
 
-# Which jobs are done on which workload; libraries leave out what they have not.
+# Which jobs are run on which workload; libraries leave out those that they lack.
 SUITES: Mapping[Callable[[], Workload], tuple[str, ...]] = {
     workloads.small: (
         *CURVATURE,

@@ -66,13 +66,13 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What one library made of one job.
+    """The measurements of one job with one library.
 
-    Seconds of the first call, which compiles, and of those after it; the MB at the peak of the
-    first call over what was resident before, and those that its program holds, where that can be
-    told; the relative distance from our values, where they can be compared; or a note on why there
-    is nothing of that. `flops` are those of its matrix products and convolutions, `on_device` the
-    MB at the peak so far on another device than the CPU, where they can be told.
+    Seconds of the first call, which compiles, and of later calls; the MB at the peak of the first
+    call over what was resident before, and those that its program holds, if known; the relative
+    distance from our values, where they can be compared; or a note on why all of these are missing.
+    `flops` are those of its matrix products and convolutions, `on_device` the MB at the peak so far
+    on another device than the CPU, if known.
     """
 
     workload: str

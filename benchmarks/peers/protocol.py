@@ -1,6 +1,6 @@
 """How a library is asked to do jobs, in a process of its own: one line asks, one line answers.
 
-All that the two sides share. It needs NumPy alone, so that it runs wherever a library does.
+All that the two sides share. It needs NumPy alone, so that it runs in every library's environment.
 """
 
 import contextlib
@@ -102,7 +102,7 @@ class Job(NamedTuple):
     flops: Callable[[], float] | None = None
 
 
-# What a library does not do has, in the place of a job, a few words on why.
+# Instead of a job, the reason in words if the library cannot do it.
 Jobs = Mapping[str, Job | str]
 
 
@@ -113,7 +113,7 @@ def serve(jobs: Callable[[Workload, str], Jobs], *packages: str, device: Device 
     write its values, or `None` for nowhere.
     """
     path, variant = sys.argv[1:]
-    # Libraries print what they like: answers go where nobody else writes.
+    # Answers have a channel of their own, as libraries may print.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     found = jobs(Workload.load(Path(path)), variant)
@@ -131,7 +131,7 @@ def serve(jobs: Callable[[Workload, str], Jobs], *packages: str, device: Device 
 
 
 def _version(package: str) -> str:
-    """Return the version of what is installed, or of a checkout that is imported as it is."""
+    """Return the version of an installed package, or of an imported checkout."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -170,7 +170,7 @@ def _answer(job: Job, request: Mapping[str, Any], device: Device) -> dict[str, A
 
 
 def _idle_memory() -> float:
-    """Return the MB resident now, after what is not needed went back, and start the peak anew."""
+    """Return the MB resident after freed memory went back to the system, and reset the peak."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # the C library is another
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Class probabilities on UCI data, next to laplace-torch as it comes, at the same weights.
+"""Class probabilities on UCI data, next to the defaults of laplace-torch at the same weights.
 
 The networks, their splits and their scores are those of `benchmarks.quality.classification`.
 """

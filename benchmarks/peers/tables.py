@@ -1,4 +1,4 @@
-"""What was measured side by side, as Markdown: targets, times, memory, and why cells are empty."""
+"""Measurements side by side, as Markdown: targets, times, memory, and why cells are empty."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ class Results:
 
 
 def peers(found: Mapping[str, Measurement]) -> list[Measurement]:
-    """Return what other libraries made of a job, where that is right."""
+    """Return other libraries' measurements of a job, where their values are right."""
     ours = (OURS.name, DEFINITIONS.name)
     return [m for name, m in found.items() if name not in ours and m.is_right]
 
@@ -75,7 +75,7 @@ def growth(results: Results, of: Callable[[Measurement], float | None]) -> float
 
 
 class Target(NamedTuple):
-    """What is to be reached, and what was; `at_least` says on which side of the limit."""
+    """A target and the value found, which is to be `at_least` or at most the limit."""
 
     name: str
     limit: float
@@ -189,7 +189,7 @@ def _cell(found: Measurement | None) -> str:
 
 
 def short(number: float) -> str:
-    """Return three digits, and no more zeros than they need."""
+    """Return a number with three significant digits, without trailing zeros."""
     digits = max(0, 2 - math.floor(math.log10(abs(number)))) if number else 0
     return f"{number:,.{digits}f}"
 

@@ -1,4 +1,4 @@
-"""The workloads that all are given: networks at parameters made by NumPy or trained here."""
+"""The workloads of all libraries: networks at parameters made by NumPy or trained here."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ SEED = 0
 
 
 def tiny() -> Workload:
-    """A network to see that things run."""
+    """A network for smoke tests."""
     return _mlp("tiny", (8, 6, 3), 50)
 
 
@@ -67,19 +67,19 @@ def gpt(
     num_examples: int = 32,
 ) -> Workload:
     """A causal transformer of the size of the smallest GPT-2, a hundred million parameters."""
-    params = _of_blocks(width, num_blocks, vocabulary, length)
+    params = _attention_params(width, num_blocks, vocabulary, length)
     x = _rng().integers(0, vocabulary, (num_examples, length))
     return _workload("GPT", "gpt", params, x, _labels(num_examples, NUM_CLASSES))
 
 
 def transformer(width: int = 64, num_blocks: int = 2) -> Workload:
     """Two self-attention blocks on 250 sequences of tokens, as initialised."""
-    params = _of_blocks(width, num_blocks, VOCABULARY, LENGTH)
+    params = _attention_params(width, num_blocks, VOCABULARY, LENGTH)
     x = _rng().integers(0, VOCABULARY, (250, LENGTH))
     return _workload("transformer", "transformer", params, x, _labels(len(x), NUM_CLASSES))
 
 
-def _of_blocks(width, num_blocks, vocabulary, length):
+def _attention_params(width, num_blocks, vocabulary, length):
     """Return the parameters of self-attention blocks, with their embeddings, norms and head."""
     norm = [np.ones(width, np.float32), np.zeros(width, np.float32)]
     attention, network = [(width, width)] * 4, [(width, 4 * width), (4 * width, width)]

@@ -1,1 +1,1 @@
-"""How good predictions are, measured: `python -m benchmarks.quality.<job>`, see README.md."""
+"""Benchmarks of predictions: `python -m benchmarks.quality.<job>`, see README.md."""

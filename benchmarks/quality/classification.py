@@ -2,8 +2,8 @@
 
 Two tanh layers of 50 units, random splits of 70/15/15: the first part trains, the second tunes what
 is tuned on held-out data (the temperature of temperature scaling, the prior precision of a Laplace
-posterior), the third tests. Networks are trained twice, under a weak prior, as when nobody thinks
-of one, and under a standard normal prior.
+posterior), the third tests. Networks are trained twice, under a weak prior, as when it is left at a
+default, and under a standard normal prior.
 """
 
 import argparse
@@ -188,7 +188,7 @@ def _pooled_error(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
 
 
 def ignore_bounds() -> None:
-    """Be silent on precisions at a bound: held-out data prefer the MAP, which the table shows."""
+    """Ignore warnings of precisions at a bound: held-out data prefer the MAP there."""
     warnings.filterwarnings("ignore", "The held-out loss is smallest at a bound", UserWarning)
 
 

@@ -1,8 +1,8 @@
 """Digits, upright and rotated: a LeNet on 8,000 images, tested on 2,000.
 
-Of the training images the last 15 % are held out and tune what is tuned on held-out data. Rotation
-is a shift that a calibrated classifier should notice: how well it tells rotated images from upright
-ones by its doubt, one less the largest class probability, is an area under the ROC curve.
+The last 15 % of the training images are held out, for whatever is tuned on held-out data. Rotation
+is a shift that a calibrated classifier should notice: an area under the ROC curve measures how well
+one minus the largest class probability separates rotated images from upright ones.
 """
 
 import argparse
@@ -104,10 +104,12 @@ def run(folder: Path, setting: Setting) -> list[Scores]:
             network.model_fn, params, parts, setting.structures
         ):
             probs = {angle: np.asarray(probabilities(x)) for angle, x in tests.items()}
-            doubt = {angle: 1 - p.max(axis=1) for angle, p in probs.items()}
+            uncertainty = {angle: 1 - p.max(axis=1) for angle, p in probs.items()}
             for angle in setting.angles:
                 values = evaluate(probs[angle], parts.test[1])
-                values["AUROC against upright"] = float(metrics.auroc(doubt[0], doubt[angle]))
+                values["AUROC against upright"] = float(
+                    metrics.auroc(uncertainty[0], uncertainty[angle])
+                )
                 found.append(
                     Scores(
                         data_set=f"MNIST rotated by {angle} degrees, prior precision {precision:g}",

@@ -1,4 +1,4 @@
-"""What the scores are to reach, next to what they are."""
+"""Targets for the scores, next to the scores."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _SMALL_ERROR = 0.02
 
 
 def targets(scores: Sequence[Scores]) -> str:
-    """Return a Markdown table of what was to be reached by these scores."""
+    """Return a Markdown table of targets and scores."""
     metrics = {metric for row in scores for metric in row.values}
     if "log-likelihood" in metrics:
         return _references(scores)

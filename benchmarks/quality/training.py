@@ -141,10 +141,10 @@ def _train(loss, recipe, params, examples, precision, key):
 
 
 def _penalty(params, precision):
-    def of_part(one, part):
+    def part_penalty(one, part):
         return 0.5 * one * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(part))
 
-    return sum(jax.tree.leaves(jax.tree.map(of_part, precision, params)))
+    return sum(jax.tree.leaves(jax.tree.map(part_penalty, precision, params)))
 
 
 def nth(stacked: PyTree, i: int) -> PyTree:

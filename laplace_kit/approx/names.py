@@ -186,7 +186,12 @@ def _check_pytree(spec: CurvatureSpec) -> None:
 
 def _refuse_kind(argument: str, found: object, example: str, base: str) -> None:
     what = f"the class {found.__name__}" if inspect.isclass(found) else type(found).__name__
+    kind = found if inspect.isclass(found) else type(found)
+    remedy = "call a class to get an object"
+    if issubclass(kind, StructureSpec | CurvatureSpec) and kind is not found:
+        right = "structure" if issubclass(kind, StructureSpec) else "curvature"
+        remedy = f"that is a {right}: pass it as {right}="
     raise TypeError(
         f"Found {argument}={what}, expected a name or an object such as {example}, of a subclass "
-        f"of {base}; call a class to get an object."
+        f"of {base}; {remedy}."
     )

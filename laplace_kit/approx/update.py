@@ -209,7 +209,8 @@ def sum_of_curvatures(old: Structure, new: Structure) -> Structure:
     """Return $H_1 + H_2$ for structures of one kind; open to registration."""
     raise TypeError(
         f"Found a curvature of the structure {old.name}, which cannot be added to another, "
-        "expected one that is full, diagonal, of low rank or Kronecker-factored."
+        "expected one that is full, diagonal, of low rank or Kronecker-factored; for a class of "
+        "your own register the sum with laplace_kit.approx.sum_of_curvatures.register."
     )
 
 

@@ -228,7 +228,7 @@ def map_columns(
     chunk: Chunk,
     num_columns: int,
     rows: HeadRows,
-    of_products: Callable[[Float[Array, "U C"], Float[Array, "U B C"]], Array],
+    reduce_products: Callable[[Float[Array, "U C"], Float[Array, "U B C"]], Array],
 ) -> Float[Array, "O *rest"]:
     r"""Return a function of products $L_n u$ with a head's columns $u$, stacked over columns.
 
@@ -240,14 +240,14 @@ def map_columns(
         Number of columns held at a time.
     rows
         The rows of all outputs of the head; their gradients have the columns.
-    of_products
+    reduce_products
         Maps some columns and their products, zero for examples without weight, to an array with
         one entry for each column.
     """
     f, num = captured.outputs, rows.layout.shape[2]
     weight = _convex_weight(operator, f, chunk)[:, None]
 
-    def of_block(columns: Int[Array, " U"]) -> Array:
+    def block_of_products(columns: Int[Array, " U"]) -> Array:
         u = rows.gradients_along(columns)
 
         def product(vector):
@@ -256,10 +256,10 @@ def map_columns(
             return operator.output_mv(f, chunk, vectors).reshape(len(f), -1)
 
         with jax.default_matmul_precision("highest"):
-            return of_products(u, jax.vmap(product)(u).astype(u.dtype))
+            return reduce_products(u, jax.vmap(product)(u).astype(u.dtype))
 
     columns = jnp.arange(-(-num // num_columns) * num_columns).reshape(-1, num_columns)
-    mapped = jax.lax.map(of_block, columns)
+    mapped = jax.lax.map(block_of_products, columns)
     return mapped.reshape(-1, *mapped.shape[2:])[:num]
 
 
@@ -286,10 +286,10 @@ class SumOfHeadSquares(NamedTuple):
         if rows.basis is None:  # no products are needed
             return (head_diagonal(operator, captured, chunk, rows, squares)[None],)
 
-        def of_products(u, products):
+        def squared_sums(u, products):
             return jnp.einsum("ubc,uc->ub", products, u) @ squares
 
-        moments = map_columns(operator, captured, chunk, self.num_columns, rows, of_products)
+        moments = map_columns(operator, captured, chunk, self.num_columns, rows, squared_sums)
         return (moments.T[None],)
 
 
@@ -330,13 +330,13 @@ class _SumOfRows(NamedTuple):
     """One chunk's part of a sum over rows; hashable, so that it is compiled once."""
 
     title: str
-    of_rows: Callable[[Rows], PyTree]
+    reduce_rows: Callable[[Rows], PyTree]
     num_directions: int
 
     def __call__(self, operator_and_nothing, chunk):
         operator = operator_and_nothing[0]
         captured = capture(operator.objective, chunk.x)
-        return sum_directions(operator, captured, chunk, self.num_directions, self.of_rows)
+        return sum_directions(operator, captured, chunk, self.num_directions, self.reduce_rows)
 
 
 @pytree_dataclass(static=STATIC)

@@ -34,8 +34,9 @@ STATIC = ("limits", "plan")
 class CurvatureOperator(SelfAdjointOperator):
     """A self-adjoint `(P, P)` curvature matrix of the summed loss, as a pytree.
 
-    Final subclasses define the contribution of one chunk of examples; this class has their fields
-    (see `GGNOperator`), reads vectors and sums over the data. A scale of `None` is one.
+    Final subclasses, decorated by `laplace_kit.pytree_dataclass(static=("limits", "plan"))`, define
+    the contribution of one chunk of examples; this class has their fields (see `GGNOperator`),
+    reads vectors and sums over the data. A scale of `None` is one.
     """
 
     model_fn: Callable

@@ -69,7 +69,9 @@ def predict_batches(
     """
     _check_batches(batches)
     if isinstance(batches, ShardedBatches):
-        return _of_examples(predict, _shown(batches.with_rows(), batches, _num_marked, progress))
+        return _without_filling(
+            predict, _shown(batches.with_rows(), batches, _num_marked, progress)
+        )
     return _predictions(predict, _shown(batches, batches, _num_in, progress))
 
 
@@ -99,7 +101,7 @@ def split(x: PyTree, batch_size: int) -> list[PyTree]:
     ]
 
 
-def _of_examples(predict: Predict, batches: Iterable[tuple]) -> Iterator[Predictive]:
+def _without_filling(predict: Predict, batches: Iterable[tuple]) -> Iterator[Predictive]:
     """Leave out the rows that only fill batches up."""
     for (x, *_), is_example in batches:
         yield rows_of(predict(x), np.flatnonzero(is_example))

@@ -27,6 +27,7 @@ from laplace_kit.eval.outputs import from_gaussian, from_samples, with_joint_cov
 from laplace_kit.eval.rows import first_rows
 from laplace_kit.host import check_same
 from laplace_kit.likelihood import Likelihood
+from laplace_kit.likelihood.masked import without_mask
 from laplace_kit.sums import map_over
 from laplace_kit.targets.binary import BinaryTargets
 from laplace_kit.targets.classes import ClassTargets
@@ -117,7 +118,8 @@ def predict(
         the covariances `(N, C, C)`, or the variances `(N, C)` without `f_cov`; for binary outputs
         mean and variance of one shape. It is compiled: define it once, as each function object is
         compiled separately. See `laplace_kit.eval.class_probabilities`. Only for the linearised
-        predictive: the sampled one averages probabilities.
+        predictive: the sampled one averages probabilities. Without logits of classes, as in
+        regression, a name is ignored and a function refused.
     covariance
         `"full"` output covariances, `"diagonal"` variances only, or `"auto"`: full where `f_cov`
         fits a share of the memory limit.
@@ -193,8 +195,14 @@ def from_moments(
         key, num_samples = None, 0
     moments = (f_mean, f_var, f_cov)
     made = _from_gaussian(likelihood, *moments, link=link, key=key, num_samples=num_samples)
-    if callable(link) and isinstance(made.targets, ClassTargets | BinaryTargets):
+    if callable(link):
         has_classes = isinstance(made.targets, ClassTargets)
+        if not has_classes and not isinstance(made.targets, BinaryTargets):
+            raise ValueError(
+                f"Found a link function for a {type(without_mask(likelihood)).__name__} likelihood,"
+                " expected none, as links are for targets of the classes ClassTargets and "
+                "BinaryTargets, those of lk.Categorical() and lk.Bernoulli(); leave link= out."
+            )
         links.check_defined(link, made.logits, made.f_mean, has_classes=has_classes)
     return made
 

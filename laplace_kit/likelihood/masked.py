@@ -41,9 +41,10 @@ class Masked(Factorized):
         if not isinstance(found, Factorized) or isinstance(found, Masked):
             raise TypeError(
                 f"Found a likelihood of type {type(found).__name__} to mask, expected one with "
-                "independent entries: lk.Gaussian, lk.HeteroscedasticGaussian, lk.Categorical, "
-                "lk.Bernoulli or lk.Poisson; a loss of your own, lk.FromLoss(loss), may take "
-                "(y, mask) as its targets."
+                "independent entries: lk.Gaussian, lk.HeteroscedasticGaussian, lk.StudentT, "
+                "lk.Categorical, lk.Bernoulli, lk.Ordinal, lk.Poisson, lk.NegativeBinomial or a "
+                "subclass of lk.likelihood.Factorized; a loss of your own, lk.FromLoss(loss), may "
+                "take (y, mask) as its targets."
             )
 
     def entry_shape(self, event):

@@ -10,7 +10,7 @@ from laplace_kit.errors import check_option, warn
 from laplace_kit.eval.link import Link
 from laplace_kit.likelihood import Gaussian, Likelihood
 from laplace_kit.likelihood.masked import without_mask
-from laplace_kit.tune.criteria import Loss
+from laplace_kit.tune.criteria import LOSSES, Loss
 from laplace_kit.tune.folds import cross_validated
 from laplace_kit.tune.marginal import evidence
 from laplace_kit.tune.noise import with_noise_of_residuals
@@ -41,6 +41,8 @@ def tuned(
     la = la.with_prediction(link=link)
     method = method or ("evidence" if data is None else "validation")
     _check(la, method, data, per_leaf, noise, temperature)
+    if not callable(objective):
+        check_option("objective", objective, LOSSES)
     noise = noise or ("residuals" if has_unknown_noise(la.likelihood) else "keep")
     if noise == "residuals":
         la = with_noise_of_residuals(la)  # its posterior is computed with the new prior below

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
@@ -27,8 +26,8 @@ def as_loss(loss: str | Callable[[Predictive, PyTree], float], likelihood: Likel
     Parameters
     ----------
     loss
-        `"nll"`; `"ece"` or `"brier"` for classes; `"crps"` for regression; or a function of a
-        predictive and targets, for data whose weights, if any, are zero and one.
+        `"nll"`; `"ece"` or `"brier"` for classes; `"crps"` for numbers and counts; or a function of
+        a predictive and targets, for data whose weights, if any, are zero and one.
     likelihood
         The likelihood of the targets.
 
@@ -43,24 +42,24 @@ def as_loss(loss: str | Callable[[Predictive, PyTree], float], likelihood: Likel
     from laplace_kit.eval import metrics
     from laplace_kit.eval.evaluation import (
         as_classes,
-        evaluate,
+        mean_crps,
         negative_log_likelihood,
         weights_of_rows,
     )
 
-    check_option("objective", loss, LOSSES)
+    check_option("loss", loss, LOSSES)
     kind = without_mask(likelihood)
     is_classes = kind.has_classes
     if (loss in ("ece", "brier") and not is_classes) or (loss == "crps" and is_classes):
         suits = "'nll', 'ece' or 'brier'" if is_classes else "'nll' or 'crps'"
         raise ValueError(
-            f"Found objective={loss!r} for a {type(kind).__name__} likelihood, expected "
+            f"Found the loss {loss!r} for a {type(kind).__name__} likelihood, expected "
             f"{suits}, or a function of the predictive and the targets."
         )
     if loss == "nll":
         return lambda *labelled: float(negative_log_likelihood(likelihood, *labelled))
     if loss == "crps":
-        return partial(_crps, evaluate, likelihood)
+        return partial(mean_crps, likelihood)
     score = {
         "ece": metrics.expected_calibration_error,
         "brier": metrics.brier_score,
@@ -71,18 +70,6 @@ def as_loss(loss: str | Callable[[Predictive, PyTree], float], likelihood: Likel
         return float(score(*as_classes(likelihood, predictive, y), weights=rows))
 
     return weighted
-
-
-def _crps(
-    evaluate: Callable, likelihood: Likelihood, predictive: Predictive, y: PyTree, weights: Any
-) -> float:
-    if not predictive.targets.is_normal:
-        raise ValueError(
-            f"Found the loss 'crps' for a {type(likelihood).__name__} likelihood, whose targets "
-            "are not normal, expected 'nll', or a function of the predictive and the targets, such "
-            "as lambda pred, y: metrics.crps_samples(pred.sample(key, 1000), y)."
-        )
-    return evaluate(likelihood, predictive, y, weights)["crps"]
 
 
 def _own_loss(

@@ -29,9 +29,9 @@ from laplace_kit.host import fetch
 from laplace_kit.placement import placement_of, spread
 from laplace_kit.tree import pytree_dataclass
 from laplace_kit.tune.criteria import Loss, as_loss
-from laplace_kit.tune.line_search import minimise, minimise_over_precision
+from laplace_kit.tune.line_search import minimise_over_precision
 from laplace_kit.tune.posterior import PosteriorT, as_tempered, as_tuned, untempered
-from laplace_kit.tune.tempering import TEMPERATURES
+from laplace_kit.tune.tempering import best_temperature
 
 
 def cross_validated(
@@ -82,7 +82,7 @@ def cross_validated(
     Warns
     -----
     UserWarning
-        If the best precision lies at a bound.
+        If the best precision or temperature lies at a bound.
     """
     examples = labelled(la.objective, data)
     score, start = as_loss(loss, la.likelihood), untempered(la)
@@ -91,8 +91,8 @@ def cross_validated(
     tuned = as_tuned(start, found)
     if not temperature:
         return tuned
-    best, _, _ = minimise(partial(mean_loss, float(found.prior_precision)), *TEMPERATURES)
-    return as_tempered(tuned, best)
+    at_best_precision = partial(mean_loss, float(found.prior_precision))
+    return as_tempered(tuned, best_temperature(at_best_precision))
 
 
 def _mean_loss(

@@ -1,11 +1,13 @@
 """The temperature of a posterior, by the training data's evidence or by held-out data."""
 
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import PRNGKeyArray
 
 from laplace_kit import tree
 from laplace_kit.curv.mode import labelled
+from laplace_kit.errors import warn
 from laplace_kit.eval.predictive import predict
 from laplace_kit.tune.criteria import Loss, as_loss
 from laplace_kit.tune.line_search import minimise
@@ -57,6 +59,11 @@ def temperature(
         If the data do not suit the model, the loss is unknown or not defined for the likelihood,
         or there are neither data nor training examples, as in a posterior from a file.
 
+    Warns
+    -----
+    UserWarning
+        If the loss of held-out data is smallest at a bound.
+
     References
     ----------
     Opper and Archambeau (2009), The variational Gaussian approximation revisited. Wenzel et al.
@@ -70,8 +77,20 @@ def temperature(
     def loss_at(value: float) -> float:
         return score(la.with_temperature(value).predict(x, key=key), y, weights)
 
-    best, _, _ = minimise(loss_at, *TEMPERATURES)
-    return as_tempered(la, best)
+    return as_tempered(la, best_temperature(loss_at))
+
+
+def best_temperature(loss: Callable[[float], float]) -> float:
+    """Return the temperature of smallest loss; warn if it lies at a bound."""
+    low, high = TEMPERATURES
+    best, _, _ = minimise(loss, low, high)
+    if not low * 1.05 < best < high / 1.05:
+        warn(
+            f"The held-out loss is smallest at a bound of the temperature ({TEMPERATURES}): the "
+            "data hardly determine it, or the parameters are not near a mode. Train further, or "
+            "set it yourself by la.with_temperature."
+        )
+    return best
 
 
 def _by_variational_bound(la: PosteriorT, key: PRNGKeyArray | None):

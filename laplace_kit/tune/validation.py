@@ -39,8 +39,8 @@ def held_out(
         Held-out `(x, y)` or `(x, y, weights)`, used neither for training nor for testing, or an
         iterable of such; one pass is made. Losses are weighted means.
     loss
-        `"nll"`; `"ece"` or `"brier"` for classes; `"crps"` for regression; or a function of a
-        `Predictive` and targets that returns a number, the smaller the better, for data without
+        `"nll"`; `"ece"` or `"brier"` for classes; `"crps"` for numbers and counts; or a function of
+        a `Predictive` and targets that returns a number, the smaller the better, for data without
         weights.
     bounds
         The smallest and the largest precision to consider.

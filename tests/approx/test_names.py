@@ -106,7 +106,7 @@ def test_curvatures_that_contradict_themselves():
     [
         (lk.LowRank, "structure=the class LowRank, expected a name or an object such as lk.Kron"),
         (None, "structure=NoneType, expected a name or an object"),
-        (lk.GGN(), "structure=GGN, expected a name or an object.*of a subclass of StructureSpec"),
+        (lk.GGN(), "structure=GGN, .* subclass of StructureSpec; .* pass it as curvature="),
     ],
 )
 def test_what_is_no_structure(structure, words):

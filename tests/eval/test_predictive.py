@@ -115,6 +115,12 @@ def scaled_softmax(mean, covariance):
     return jax.nn.softmax(mean / jnp.sqrt(1 + jnp.pi / 8 * var))
 
 
+def test_a_link_function_without_logits_of_classes_is_refused(x64):
+    objective, posterior, *_ = linear_problem(Gaussian(0.5))
+    with pytest.raises(ValueError, match="link function for a Gaussian likelihood, expected none"):
+        predict(objective, posterior, X, link=scaled_softmax)
+
+
 def test_a_link_of_ones_own_everywhere(tmp_path, x64):
     """The function computes the probit link, so that all results must equal those of "probit"."""
     problem = twins.problem("mlp", "float64")

@@ -16,7 +16,10 @@ from laplace_kit.likelihood import (
     HeteroscedasticGaussian,
     Masked,
     MultivariateGaussian,
+    NegativeBinomial,
+    Ordinal,
     Poisson,
+    StudentT,
 )
 from laplace_kit.likelihood.base import check_targets
 from laplace_kit.likelihood.masked import (
@@ -37,6 +40,9 @@ CASES = {
     "noises": (Gaussian(NOISE), RNG.normal(size=(2, 4)), [[1, 0, 1, 1], [0, 0, 1, 0]]),
     "bernoulli": (Bernoulli(), RNG.integers(0, 2, (2, 4)), [[1, 0, 1, 1], [0, 0, 1, 0]]),
     "poisson": (Poisson(), RNG.poisson(2.0, (2, 4)), [[1, 0, 1, 1], [0, 0, 1, 0]]),
+    "heavy tails": (StudentT(0.6), RNG.normal(size=(2, 4)), [[1, 0, 1, 1], [0, 0, 1, 0]]),
+    "counts": (NegativeBinomial(0.4), RNG.poisson(2.0, (2, 4)), [[1, 0, 1, 1], [0, 0, 1, 0]]),
+    "ordinal": (Ordinal(3), RNG.integers(0, 3, (2, 4)), [[1, 0, 1, 1], [0, 0, 1, 0]]),
     "columns": (Poisson(), RNG.poisson(2.0, (2, 4)), [[1, 0, 0, 1]]),
     "heteroscedastic": (HeteroscedasticGaussian(), RNG.normal(size=(2, 2)), [[1, 0], [0, 0]]),
     "labels": (Categorical(), np.asarray([3, 1]), [0, 1]),

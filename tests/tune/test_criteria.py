@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from laplace_kit import likelihood as lk
 from laplace_kit.eval.outputs import Predictive
@@ -79,9 +80,40 @@ def test_a_loss_of_another_likelihood(objective, likelihood, expected):
         as_loss(objective, likelihood)
 
 
-@pytest.mark.parametrize("likelihood", [lk.Poisson(), lk.HeteroscedasticGaussian()])
-def test_no_crps_of_targets_that_are_not_normal(likelihood):
-    outputs = Outputs(jnp.zeros((3, 2)), jnp.ones((3, 2)))
-    predictive = Predictive(likelihood.targets(outputs), likelihood)
-    with pytest.raises(ValueError, match=f"'crps' for a {type(likelihood).__name__}.*crps_samples"):
-        as_loss("crps", likelihood)(predictive, jnp.zeros_like(predictive.mean), None)
+NUMBERS = np.array([[0.3, 1.0], [2.0, -1.0]])  # means, and logarithms of precisions
+
+
+def test_crps_of_counts_and_of_other_numbers(x64):
+    """Against sums over counts of a certain rate, and the closed form of a certain normal."""
+    crps = {}
+    for name, likelihood, f, y in (
+        ("counts", lk.Poisson(), np.log([[2.0], [5.0]]), np.array([[1], [7]])),
+        ("numbers", lk.HeteroscedasticGaussian(), NUMBERS, np.array([[1.0], [0.0]])),
+    ):
+        outputs = Outputs(jnp.asarray(f), jnp.zeros(f.shape))
+        predictive = Predictive(likelihood.targets(outputs), likelihood)
+        y = jnp.asarray(y)
+        loss = as_loss("crps", likelihood)
+        crps[name] = [loss(predictive, y, weights) for weights in (None, jnp.asarray([3.0, 1.0]))]
+        masked = as_loss("crps", lk.Masked(likelihood))
+        seen = masked(predictive, (y, jnp.asarray([[1], [0]])), None)
+        crps[name] += [seen, masked(predictive, (y, jnp.ones((2, 1))), None)]
+    counts = np.arange(60)
+    each = [
+        np.sum((stats.poisson(rate).cdf(counts) - (counts >= k)) ** 2)
+        for rate, k in ((2.0, 1), (5.0, 7))
+    ]
+    expected = {"counts": np.array(each)}
+    std, z = np.exp([-0.5, 0.5]), np.array([0.7, -2.0]) / np.exp([-0.5, 0.5])
+    normal = stats.norm
+    expected["numbers"] = std * (z * (2 * normal.cdf(z) - 1) + 2 * normal.pdf(z) - np.pi**-0.5)
+    for name, values in expected.items():
+        wanted = [values.mean(), np.average(values, weights=[3, 1]), values[0], values.mean()]
+        np.testing.assert_allclose(crps[name], wanted, rtol=1e-6)
+
+
+def test_no_crps_without_a_distribution():
+    likelihood = lk.FromLoss(lambda f, y: jnp.sum((f - y) ** 2))
+    predictive = Predictive(likelihood.targets(Outputs(jnp.zeros((3, 2)), jnp.ones((3, 2)))))
+    with pytest.raises(TypeError, match="FromLoss likelihood, from which no distribution"):
+        as_loss("crps", likelihood)(predictive, jnp.zeros((3, 2)), None)

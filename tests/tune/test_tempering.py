@@ -44,6 +44,19 @@ def test_no_temperature_predicts_held_out_data_better(x64):
     assert best <= min(brier(la.with_temperature(t).predict(x), y) for t in grid) + 1e-6
 
 
+def test_a_temperature_at_a_bound_is_named(x64):
+    """Without epistemic variance the loss would be smallest, or with as much as possible."""
+    la, held_out = fit("categorical", structure="diagonal"), surprises("categorical")
+
+    def variance(pred, y):
+        return float(np.sum(np.asarray(pred.f_var)))
+
+    for loss, bound in ((variance, 1e-6), (lambda *args: -variance(*args), 1e2)):
+        with pytest.warns(UserWarning, match=r"at a bound of the temperature \(\(1e-06, 100.0\)\)"):
+            found = lk.tune.temperature(la, held_out, loss=loss)
+        assert float(found.temperature) == pytest.approx(bound, rel=0.05)
+
+
 def test_a_posterior_from_a_file_has_no_examples(x64):
     la = fit("categorical", structure="diagonal")
     stored = tree.replace(la, record=dataclasses.replace(la.record, examples=None))

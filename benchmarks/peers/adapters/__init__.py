@@ -1,1 +1,1 @@
-"""One library each: what it makes of every job, in the layout of parameters that all share."""
+"""One module for each library: its version of every job, in a common layout of parameters."""

@@ -61,8 +61,8 @@ def jobs(workload: Workload, variant: str) -> Jobs:
         found.compute_eigenvalue_correction()
         return found
 
-    def of_kernels(found):
-        # All flavours of K-FAC agree where biases meet biases nowhere.
+    def kernel_product(found):
+        # All flavours of K-FAC agree on the kernels, without the biases.
         return {"kernels": common(found @ kernels) * workload.kernels}
 
     def lanczos():
@@ -75,7 +75,7 @@ def jobs(workload: Workload, variant: str) -> Jobs:
     has_tables = workload.kind in ("transformer", "gpt")
     embeddings = "K-FAC knows no embeddings and no norms"
     structured = {
-        "K-FAC": Job(kfac, of_kernels),
+        "K-FAC": Job(kfac, kernel_product),
         "EKFAC": Job(ekfac, lambda found: {"product": common(found @ v)}),
     }
     return {

@@ -1,4 +1,4 @@
-"""The definitions, dense and from Jacobians: what values should be where no other library is."""
+"""Dense definitions, from Jacobians: reference values where no other library has the job."""
 
 import functools
 
@@ -47,7 +47,7 @@ def jobs(workload: Workload, variant: str) -> Jobs:
         return np.einsum("ncp,pq,nkq->nck", jacobians, inverse, jacobians, optimize=True)
 
     def evidence():
-        """Return the greatest on a fine grid, by the eigenvalues of the matrix."""
+        """Return the greatest evidence on a fine grid, by the eigenvalues of the matrix."""
         values = np.maximum(np.linalg.eigvalsh(np.asarray(matrix(), np.float64)), 0)
         found = [
             -float(loss(theta))

@@ -1,4 +1,4 @@
-"""laplace_kit: this library; its values are those that the others' are compared with."""
+"""laplace_kit: this library; the other libraries' values are compared with its own."""
 
 import functools
 import tempfile
@@ -82,17 +82,17 @@ def jobs(workload: Workload, variant: str) -> Jobs:
     def fit_job(structure, subset=None):
         def values(la):
             return (
-                of_kernels(la.structure)
+                kernel_product(la.structure)
                 if structure == "kron"
-                else of_all(la.structure, la.posterior.size)
+                else whole_product(la.structure, la.posterior.size)
             )
 
         return Job(lambda: _ready(fit(structure, subset)), values)
 
-    def of_all(structure, num_free):
+    def whole_product(structure, num_free):
         return {"product": structure.mv(v[-num_free:])}
 
-    def of_kernels(structure):
+    def kernel_product(structure):
         return {"kernels": structure.mv(v * kernels) * kernels}
 
     def predict_job(structure, subset=None, covariance="full"):
@@ -121,7 +121,7 @@ def jobs(workload: Workload, variant: str) -> Jobs:
         return Job(run, values, lambda: fitted(structure))
 
     def refreshed(structure):
-        # A posterior remembers its spectrum: each run decomposes anew.
+        # A posterior caches its spectrum: each run takes a new one.
         return jax.tree.map(lambda leaf: leaf, fitted(structure))
 
     def best_apart():
@@ -165,7 +165,7 @@ def jobs(workload: Workload, variant: str) -> Jobs:
         "diagonal": Job(lambda: _ready(ggn.diagonal()), _values("diagonal", np.asarray)),
         "K-FAC": Job(
             lambda: _ready(lk.curv.kronecker_factors(ggn)),
-            lambda _: of_kernels(fit_kronecker(ggn)),
+            lambda _: kernel_product(fit_kronecker(ggn)),
         ),
         "EKFAC": Job(
             lambda: _ready(fit_kronecker(ggn, corrected=True)),
@@ -199,7 +199,7 @@ def _values(name, convert) -> Mapping[str, np.ndarray]:
 
 
 def _parts(params):
-    """Return the masks of kernels and of biases, of which others make blocks apart."""
+    """Return masks of kernels and of biases, which other libraries put in separate blocks."""
     return tuple(tuple([(p.ndim > 1) == kernels for p in params]) for kernels in (True, False))
 
 

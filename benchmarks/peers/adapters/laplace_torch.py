@@ -68,7 +68,7 @@ def jobs(workload: Workload, variant: str) -> Jobs:
         found = backend(copy.deepcopy(model), "classification")
         return found.kron(x, y, N=len(x))[1]
 
-    def of_kernels(kron):
+    def kernel_product(kron):
         # Biases have blocks of their own here: only kernels compare.
         found = []
         for vector, factors in zip(
@@ -84,7 +84,7 @@ def jobs(workload: Workload, variant: str) -> Jobs:
     def fit_job(structure, subset="all"):
         def values(la):
             if structure == "kron":
-                return of_kernels(la.H_facs)
+                return kernel_product(la.H_facs)
             part = parts[subset]
             v = torch_networks.to_vector(part, part.v)
             found = la.H @ v if structure == "full" else la.H * v
@@ -146,7 +146,7 @@ def jobs(workload: Workload, variant: str) -> Jobs:
             lambda: torch.autograd.grad(loss(model(x), y), params),
             lambda grads: {"gradient": torch_networks.flat(workload, grads)},
         ),
-        "K-FAC": Job(kfac, of_kernels),
+        "K-FAC": Job(kfac, kernel_product),
         **{f"fit {structure}": fit_job(structure) for structure in STRUCTURES},
         **{f"predict {structure}": predict_job(structure) for structure in STRUCTURES},
         **{f"tune {structure}": tune_job(structure) for structure in STRUCTURES},

@@ -1,4 +1,4 @@
-"""laplace-torch as it comes: class probabilities with its default settings, for every network.
+"""laplace-torch with its default settings: class probabilities for every network.
 
 `python -m ... FOLDER` reads `<split>.npz` and `<split>_test.npy`, and writes `<split>_probs.npy`.
 """

@@ -62,7 +62,7 @@ def jobs(workload: Workload, variant: str) -> Jobs:
     @jax.jit
     def lanczos(params, data, v):
         mv = create_ggn_mv(model_fn, params, data, "cross_entropy")
-        # In double precision by default, which nobody else is asked for.
+        # In double precision by default, unlike the other libraries.
         return lanczos_lowrank(mv, b=v, layout=params, rank=NUM_STEPS, calc_dtype=jnp.float32)
 
     create = {"full": create_full_curvature, "diagonal": create_diagonal_curvature}

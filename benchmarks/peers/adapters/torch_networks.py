@@ -155,7 +155,7 @@ def flat(workload: Workload, found: list[torch.Tensor]) -> np.ndarray:
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """Return a tensor's values, wherever they are."""
+    """Return a tensor's values as a NumPy array, from any device."""
     return tensor.detach().cpu().numpy()
 
 
@@ -172,7 +172,7 @@ def from_vector(workload: Workload, vector: torch.Tensor) -> np.ndarray:
 
 
 def _axes(workload: Workload) -> list[tuple[int, ...]]:
-    """Return what becomes of the axes of each parameter: outputs first, but for embeddings."""
+    """Return the order of the axes of each parameter: outputs first, except for embeddings."""
     swapped = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
     tables = 2 if workload.kind in ("transformer", "gpt") else 0
     return [

@@ -153,14 +153,14 @@ def _classification(predict, compare, likelihood, data, directory, shifted, ood,
         on_test = predict_one(x)
         probs, targets = as_classes(likelihood, on_test, y)
         on_shifted, shifted_logs = {}, {}
-        for where, (z, of_z, *given) in shifted.items():
+        for where, (z, labels_of_z, *given) in shifted.items():
             with checks.about(name, where):
                 found = predict_one(z)
-                rows = weights_of_rows(likelihood, found, of_z, given[0] if given else None)
+                rows = weights_of_rows(likelihood, found, labels_of_z, given[0] if given else None)
                 if rows is not None:
                     shifted_weights[where] = rows
-                on_shifted[where], labels[where] = as_classes(likelihood, found, of_z)
-                shifted_logs[where] = class_log_probs(likelihood, found, of_z)
+                on_shifted[where], labels[where] = as_classes(likelihood, found, labels_of_z)
+                shifted_logs[where] = class_log_probs(likelihood, found, labels_of_z)
         on_ood = {}
         for where, z in ood.items():
             with checks.about(name, where):
@@ -194,7 +194,7 @@ def _classification(predict, compare, likelihood, data, directory, shifted, ood,
         shifted_labels=labels,
         weights=weights_of_rows(likelihood, on_test, y, weights),
         shifted_weights=shifted_weights,
-        x=_one_for_each(x, targets),
+        x=_inputs_of_labels(likelihood, on_test, y, x),
         title=title,
         card=card,
         seed=seed,
@@ -223,7 +223,7 @@ def _regression(predict, compare, likelihood, data, directory, title, card, seed
         rows,
         directory,
         weights=weights,
-        x=_one_for_each(x, rows),
+        x=None if has_mask(likelihood) else fetch(x),  # a masked example has a row for each entry
         title=title,
         card=card,
         seed=seed,
@@ -257,6 +257,8 @@ def _uncertainty(predictive: Predictive, seed: int) -> Uncertainty | None:
     # Filled, so that few numbers of inputs are compiled for.
     filled = filled_rows(predictive, round_up(num))
     found = filled.uncertainty(jax.random.key(seed))
+    if found.mutual_information is None:  # optional for labels of the user's own
+        return None
     return jax.tree.map(lambda part: fetch(part)[:num], found)
 
 
@@ -318,9 +320,15 @@ def _given_moments(name: str, moments, like: Predictive) -> tuple[Array, Array]:
     return mean, std
 
 
-def _one_for_each(x: PyTree, rows: Array | np.ndarray) -> PyTree | None:
-    """Return the inputs, on the host, if there is one for each row, else `None`."""
-    return fetch(x) if all(len(leaf) == len(rows) for leaf in jax.tree.leaves(x)) else None
+def _inputs_of_labels(
+    likelihood: Likelihood, predictive: Predictive, y: PyTree, x: PyTree
+) -> PyTree | None:
+    """Return the inputs of the labels that are there, on the host; `None` for several of each."""
+    entries = predictive.targets.class_probabilities.shape[:-1]
+    seen = fetch_array(observed_entries(likelihood, predictive, y, entries)).reshape(entries[0], -1)
+    if seen.shape[1] != 1:
+        return None
+    return fetch(x) if seen.all() else jax.tree.map(lambda a: a[seen[:, 0]], fetch(x))
 
 
 def named_sets(ood: PyTree, x: PyTree) -> dict[str, PyTree]:

@@ -18,7 +18,14 @@ from laplace_kit.eval.report.compare import compare_report
 from laplace_kit.eval.report.files import read_predictions
 from laplace_kit.eval.report.measures import measure_classification
 from laplace_kit.likelihood import Bernoulli, Categorical, FromLoss, Gaussian, Masked, Poisson
-from laplace_kit.targets import BinaryTargets, ClassTargets, NormalTargets, Outputs
+from laplace_kit.targets import (
+    BinaryTargets,
+    ClassTargets,
+    NormalTargets,
+    Outputs,
+    Uncertainty,
+)
+from laplace_kit.tree import pytree_dataclass
 
 N = 30
 RNG = np.random.default_rng(0)
@@ -108,6 +115,24 @@ def test_binary_labels_are_two_classes(handed_over):
     assert predictions["laplace"].ood["far"].shape == (2 * N, 2)
 
 
+def test_labels_whose_entropies_are_unknown_have_no_parts(handed_over):
+    """The variances of a user's own labels are enough."""
+
+    @pytree_dataclass()
+    class Labels(ClassTargets):
+        def uncertainty(self, key=None, *, num_samples=1000):
+            return Uncertainty(self.variance, 0 * self.variance)
+
+    def predict(x):
+        found = classifier(1.0)(x)
+        return Predictive(Labels(found.targets.outputs, found.probs), Categorical())
+
+    report({"laplace": predict}, Categorical(), RNG.integers(0, 3, N), ood={"far": 9 * X})
+    [((predictions, *_), _)] = handed_over
+    assert predictions["laplace"].epistemic is predictions["laplace"].aleatoric is None
+    assert not predictions["laplace"].ood_epistemic
+
+
 @pytest.mark.parametrize("likelihood", [Gaussian(), Poisson()])
 def test_regression_and_counts_have_deviations(likelihood, handed_over):
     report({"map": regressor(0.3), "laplace": regressor(0.6)}, likelihood, np.abs(np.rint(X)))
@@ -119,7 +144,7 @@ def test_regression_and_counts_have_deviations(likelihood, handed_over):
 
 
 def test_what_is_missing_is_left_out(handed_over):
-    mask = RNG.integers(0, 2, X.shape).astype(bool)
+    mask = RNG.permutation(2 * N).reshape(X.shape) < N  # as many entries as examples
     report({"map": regressor(0.3)}, Masked(Gaussian()), (X, mask))
     y, seen = RNG.integers(0, 2, X.shape), jnp.asarray(mask)
 
@@ -134,6 +159,13 @@ def test_what_is_missing_is_left_out(handed_over):
     assert handed_over[0][1]["x"] is None
     np.testing.assert_array_equal(classification[1], y[mask])
     np.testing.assert_array_equal(classification[0]["map"].probs[:, 1], predict(X).probs[mask])
+    assert handed_over[1][1]["x"] is None
+
+
+def test_inputs_of_missing_labels_are_left_out(handed_over):
+    mask, y = np.arange(N) % 3 > 0, RNG.integers(0, 3, N)
+    report({"map": classifier(1.0)}, Masked(Categorical()), (y, mask))
+    np.testing.assert_array_equal(handed_over[0][1]["x"], X[mask])
 
 
 def test_other_predictions_of_every_kind(handed_over):
