@@ -20,6 +20,7 @@ from laplace_kit.approx.update import Expansion
 from laplace_kit.card import Card, make_card, report_card
 from laplace_kit.curv.objective import Objective
 from laplace_kit.curv.trained_model import TrainedModel
+from laplace_kit.errors import check_option
 from laplace_kit.eval import functions, predictive
 from laplace_kit.eval.batches import predict_over
 from laplace_kit.eval.link import Link
@@ -30,6 +31,8 @@ from laplace_kit.tree import pytree_dataclass
 from laplace_kit.tune.noise import scaled
 
 if TYPE_CHECKING:
+    from laplace_kit.eval.attribution import Influence, Measure
+    from laplace_kit.eval.leaving_out import LeaveOneOut, SuspiciousLabels
     from laplace_kit.eval.report import Report
     from laplace_kit.eval.report.compare import Compared
 
@@ -398,6 +401,80 @@ class Laplace:
             card=report_card(self._card(), self.model, self.prior, self.coverage),
             seed=seed,
         )
+
+    # --- training examples ---
+
+    def influence(
+        self,
+        query: Any,
+        train: Any,
+        *,
+        measure: "Measure" = "loss",
+        method: Literal["posterior", "solve"] = "posterior",
+        top: int | None = None,
+        by: Literal["example", "layer"] = "example",
+        batch_size: int | None = None,
+    ) -> "Influence":
+        r"""Return how measures of queries would change without each training example.
+
+        To first order, $g_q^\top (H + d)^{-1} g_n$, at a temperature of one; see
+        `laplace_kit.eval.Influence`.
+
+        Parameters
+        ----------
+        query, train, measure, top, by
+            As in `laplace_kit.eval.influence`; `train` are the data that `fit` was given.
+        method
+            `"posterior"` takes H from the posterior's structure; `"solve"` is exact, by conjugate
+            gradients preconditioned with the posterior.
+        batch_size
+            The number of examples held at a time; by default that of `fit`.
+        """
+        from laplace_kit.eval import attribution
+
+        check_option("method", method, ("posterior", "solve"))
+        la, objective = self._at_one(), self.objective.within(batch_size)
+        apply = partial(attribution.posterior_covariance, la.posterior)
+        if method == "solve":
+            parts = la.choice.curvature_spec, la.posterior, la.prior.vector(la.model)
+            apply = attribution.exact_covariance(objective, *parts, train)
+        options = {"measure": measure, "top": top, "by": by, "num_data": la.num_data}
+        return attribution.influence(objective, apply, query, train, **options)
+
+    def leave_one_out(self, train: Any, *, batch_size: int | None = None) -> "LeaveOneOut":
+        """Return predictions of the training examples, each without itself.
+
+        See `laplace_kit.eval.leave_one_out`; at a temperature of one.
+
+        Parameters
+        ----------
+        train
+            The data that `fit` was given.
+        batch_size
+            The number of examples held at a time; by default that of `fit`.
+        """
+        from laplace_kit.eval.leaving_out import leave_one_out
+
+        link = self.prediction.named_link
+        link = "probit" if link == "monte_carlo" else link
+        objective = self.objective.within(batch_size)
+        options = {"link": link, "num_data": self.num_data}
+        return leave_one_out(objective, self._at_one().posterior, train, **options)
+
+    def suspicious_labels(self, train: Any, *, batch_size: int | None = None) -> "SuspiciousLabels":
+        """Return scores of the training labels by their self-influence; wrong ones come first.
+
+        Parameters
+        ----------
+        train, batch_size
+            As in `leave_one_out`.
+        """
+        from laplace_kit.eval.leaving_out import suspicious_labels
+
+        return suspicious_labels(self.leave_one_out(train, batch_size=batch_size))
+
+    def _at_one(self) -> "Laplace":
+        return self if float(self.prior.temperature) == 1 else self.with_temperature(1.0)
 
     def predict_at_mode(self, x: PyTree) -> Predictive:
         """Return the MAP predictive, at the mode and without weight uncertainty."""

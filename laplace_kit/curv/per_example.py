@@ -122,16 +122,17 @@ def _map(
 
 
 def _gradients(objective: Objective, batch: Chunk) -> Float[Array, "B P"]:
-    return _rows(objective, batch).to_dense()[:, 0]
+    return gradient_rows(objective, batch).to_dense()[:, 0]
 
 
 def _norms(objective: Objective, batch: Chunk) -> Float[Array, " B"]:
     dtype = jnp.promote_types(tree.dtype(objective.params), jnp.float32)
     with jax.default_matmul_precision("highest"):
-        return jnp.sqrt(_rows(objective, batch).astype(dtype).squared_norms()[:, 0])
+        return jnp.sqrt(gradient_rows(objective, batch).astype(dtype).squared_norms()[:, 0])
 
 
-def _rows(objective: Objective, batch: Chunk) -> Rows:
+def gradient_rows(objective: Objective, batch: Chunk) -> Rows:
+    """Return the weighted gradients of a batch's losses in factors, one row for each example."""
     captured = capture(objective, batch.x)
     gradients = jax.vmap(objective.likelihood.output_gradient)(captured.outputs, batch.y)
     return captured.pull(per_example(gradients, batch.weight)[:, None])

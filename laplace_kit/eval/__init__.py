@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from laplace_kit.eval import metrics as metrics
     from laplace_kit.eval import plots as plots
     from laplace_kit.eval import report as report
+    from laplace_kit.eval.attribution import Influence as Influence
+    from laplace_kit.eval.attribution import influence as influence
     from laplace_kit.eval.batches import predict_batches as predict_batches
     from laplace_kit.eval.batches import predict_over as predict_over
     from laplace_kit.eval.batches import split as split
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from laplace_kit.eval.functions import FunctionSamples as FunctionSamples
     from laplace_kit.eval.functions import sample_functions as sample_functions
     from laplace_kit.eval.joint import joint_moments as joint_moments
+    from laplace_kit.eval.leaving_out import LeaveOneOut as LeaveOneOut
+    from laplace_kit.eval.leaving_out import SuspiciousLabels as SuspiciousLabels
+    from laplace_kit.eval.leaving_out import leave_one_out as leave_one_out
+    from laplace_kit.eval.leaving_out import suspicious_labels as suspicious_labels
     from laplace_kit.eval.link import Link as Link
     from laplace_kit.eval.link import LinkFunction as LinkFunction
     from laplace_kit.eval.link import bernoulli_logits as bernoulli_logits

@@ -106,16 +106,35 @@ def negative_log_likelihood(
     ValueError
         If the shapes do not match. Values out of range make the result NaN.
     """
+    totals, observed = _observed_losses(likelihood, predictive, y)
+    if not isinstance(predictive.targets, LabelTargets):
+        observed = observed.any(axis=1, keepdims=True)
+    weights = jnp.ones(len(totals), totals.dtype) if weights is None else weights
+    valid = jax.vmap(likelihood.is_valid)(predictive.f_mean, y).all()
+    mean = jnp.sum(weights * totals) / jnp.sum(weights * jnp.sum(observed, axis=1))
+    return jnp.where(valid, mean, jnp.nan)
+
+
+def example_log_probs(
+    likelihood: Likelihood, predictive: Predictive, y: PyTree
+) -> Float[Array, " N"]:
+    r"""Return $\log p(y_n \mid x_n, D)$ of every example in nats, summed over observed entries.
+
+    Parameters
+    ----------
+    likelihood, predictive, y
+        As for `negative_log_likelihood`.
+    """
+    return -_observed_losses(likelihood, predictive, y)[0]
+
+
+def _observed_losses(likelihood, predictive, y) -> tuple[Float[Array, " N"], Bool[Array, "N M"]]:
+    """Return the sum of each example's losses, and which of them are observed."""
     check_targets(likelihood, predictive.f_mean, y)
     losses = -predictive.targets.log_prob(jnp.asarray(targets_without_mask(likelihood, y)))
     observed = observed_entries(likelihood, predictive, y, losses.shape).reshape(len(losses), -1)
     totals = jnp.sum(jnp.where(observed, losses.reshape(len(losses), -1), 0), axis=1)
-    if not isinstance(predictive.targets, LabelTargets):
-        observed = observed.any(axis=1, keepdims=True)
-    weights = jnp.ones(len(losses), losses.dtype) if weights is None else weights
-    valid = jax.vmap(likelihood.is_valid)(predictive.f_mean, y).all()
-    mean = jnp.sum(weights * totals) / jnp.sum(weights * jnp.sum(observed, axis=1))
-    return jnp.where(valid, mean, jnp.nan)
+    return totals, observed
 
 
 def mean_crps(
