@@ -1,8 +1,8 @@
-"""The type checker of the tests: beartype, and jaxtyping only for what speaks of shapes.
+"""The type checker of the tests: beartype, with jaxtyping's records of shapes where they matter.
 
 The import hook of `jaxtyping` decorates each function of the package with `jaxtyping.jaxtyped`,
-which keeps a record of shapes for the length of a call and binds the arguments three times: some 50
-microseconds, where beartype alone takes one or two. Tracing calls thousands of functions.
+which binds the arguments and checks them twice, for messages that say which is wrong: some 50
+microseconds, where beartype takes a few. Tracing calls thousands of functions.
 """
 
 import functools
@@ -15,7 +15,8 @@ import jaxtyping
 from beartype import BeartypeConf, beartype
 
 _check = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
-_typed_with_shapes = jaxtyping.jaxtyped
+_jaxtyped = jaxtyping.jaxtyped
+_one_call = jaxtyping.jaxtyped("context")  # within it, names of axes stand for the same sizes
 _checks: dict[tuple, Callable] = {}
 
 # In the representation of an annotation. `PyTree` by itself is any object.
@@ -26,21 +27,36 @@ def typed(fn: Callable | None = None, *, typechecker: Callable) -> Callable:
     """Return a function with its arguments and results checked, as by `jaxtyping.jaxtyped`."""
     if fn is None:
         return functools.partial(typed, typechecker=typechecker)
-    # A class, or what another function defines anew: `checked` below knows its checks already.
-    if not inspect.isfunction(fn) or ("<locals>" in fn.__qualname__ and fn.__annotations__):
-        return _typed_with_shapes(fn, typechecker=typechecker)
+    if not inspect.isfunction(fn):
+        return _jaxtyped(fn, typechecker=typechecker)
     hints = fn.__annotations__.values()
-    if any(isinstance(hint, str) or _SHAPES.search(repr(hint)) for hint in hints):
-        return _typed_with_shapes(fn, typechecker=typechecker)
     if all(hint is Any for hint in hints):
         return fn
+    texts = [hint if isinstance(hint, str) else repr(hint) for hint in hints]
+    has_shapes = any(map(_SHAPES.search, texts))
+    if (
+        "<locals>" in fn.__qualname__  # defined anew by every call; `checked` has its checks
+        or any(isinstance(hint, str) for hint in hints)
+        or (has_shapes and (inspect.isgeneratorfunction(fn) or "{" in "".join(texts)))
+    ):
+        return _jaxtyped(fn, typechecker=typechecker)
     check = _check(fn)
+    if not has_shapes:
 
-    @functools.wraps(fn)
-    def wrapped(*args, **kwargs):
-        if jaxtyping.config.jaxtyping_disable:
-            return fn(*args, **kwargs)
-        return check(*args, **kwargs)
+        @functools.wraps(fn)
+        def wrapped(*args, **kwargs):
+            if jaxtyping.config.jaxtyping_disable:
+                return fn(*args, **kwargs)
+            return check(*args, **kwargs)
+
+    else:
+
+        @functools.wraps(fn)
+        def wrapped(*args, **kwargs):
+            if jaxtyping.config.jaxtyping_disable:
+                return fn(*args, **kwargs)
+            with _one_call:
+                return check(*args, **kwargs)
 
     return wrapped
 
