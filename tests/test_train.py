@@ -25,14 +25,8 @@ NUM_OUTPUTS = REGRESSION.y.shape[1]
 
 def train_linear(data=None, **options) -> train.EvidenceTraining:
     params = REGRESSION.unravel(np.zeros(REGRESSION.num_params))
-    defaults = {
-        "likelihood": "gaussian",
-        "num_epochs": 6,
-        "key": jax.random.key(0),
-        "structure": "full",
-        "refit_every": 2,
-        "burn_in": 0,
-    }
+    defaults = {"likelihood": "gaussian", "structure": "full", "key": jax.random.key(0)}
+    defaults |= {"num_epochs": 6, "refit_every": 2, "burn_in": 0}
     data = (REGRESSION.x, REGRESSION.y) if data is None else data
     return train_with_evidence(linear, params, data, **defaults | options)
 
@@ -40,9 +34,8 @@ def train_linear(data=None, **options) -> train.EvidenceTraining:
 def by_leaf(precisions) -> np.ndarray:
     """Repeat one precision, or that of the bias and that of the weight, for every parameter."""
     num = REGRESSION.num_params
-    return np.repeat(
-        precisions, [num] if len(precisions) == 1 else [NUM_OUTPUTS, num - NUM_OUTPUTS]
-    )
+    sizes = [num] if len(precisions) == 1 else [NUM_OUTPUTS, num - NUM_OUTPUTS]
+    return np.repeat(precisions, sizes)
 
 
 def best_linear(num_precisions: int):

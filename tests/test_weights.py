@@ -63,7 +63,8 @@ def per_example(fn) -> np.ndarray:
     def loss(theta, x, y):
         return problem().loss(problem().model_fn(unravel(theta), x[None])[0], y)
 
-    return np.asarray(jax.vmap(fn(loss), (None, 0, 0))(flat, problem().x, problem().y))
+    each = jax.jit(jax.vmap(fn(loss), (None, 0, 0)))
+    return np.asarray(each(flat, problem().x, problem().y))
 
 
 KINDS = {
