@@ -68,23 +68,65 @@ def placement_of(arrays: PyTree) -> Placement | None:
     return None
 
 
+def num_parts(placement: Placement | None) -> int:
+    """Return the number of parts into which rows are cut, one without a placement."""
+    return 1 if placement is None else placement.num_parts
+
+
 def num_held(num: int, placement: Placement | None) -> int:
     """Return how many of `num` rows each device holds."""
-    return num if placement is None else num // placement.num_parts
+    return num // num_parts(placement)
 
 
-def sharding_of_sums(*trees: PyTree) -> Sharding | None:
+def sharding_of_sums(*trees: PyTree, axes: tuple[str, ...] | None = None) -> Sharding | None:
     """Return where sums over rows will lie: on every device of the first committed array.
 
-    `None` if no array is committed to devices.
+    `None` if no array is committed to devices. With `axes` of a mesh the leading axis of the sums
+    is spread over these.
     """
     for leaf in jax.tree.leaves(trees):
         is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
         if is_array and leaf.committed:
             found = leaf.sharding
             is_named = isinstance(found, NamedSharding)
-            return NamedSharding(found.mesh, PartitionSpec()) if is_named else found
+            return NamedSharding(found.mesh, PartitionSpec(axes)) if is_named else found
     return None
+
+
+# --- what the compiler is told --------------------------------------------------------------------
+
+
+def everywhere(arrays: PyTree, placement: Placement | None) -> PyTree:
+    """Return arrays that every device has whole; without a placement, as they are."""
+    return _laid(arrays, placement, ())
+
+
+def by_rows(arrays: PyTree, placement: Placement | None) -> PyTree:
+    """Return arrays whose leading axes are spread over the devices, in parts of one size."""
+    return arrays if placement is None else _laid(arrays, placement, (placement.axes,))
+
+
+def by_last_axis(arrays: PyTree, placement: Placement | None) -> PyTree:
+    """Return arrays whose last axes are spread over the devices, in parts of one size."""
+    if placement is None:
+        return arrays
+
+    def lay(leaf: jax.Array) -> jax.Array:
+        return _laid(leaf, placement, (None,) * (leaf.ndim - 1) + (placement.axes,))
+
+    return jax.tree.map(lay, arrays)
+
+
+def _laid(arrays: PyTree, placement: Placement | None, spec: tuple) -> PyTree:
+    if placement is None:
+        return arrays
+    where = NamedSharding(placement.mesh, PartitionSpec(*spec))
+    return jax.lax.with_sharding_constraint(arrays, where)
+
+
+def rounded_up(num: int, placement: Placement | None) -> int:
+    """Return the number of rows with which each device has equally many of `num` or more."""
+    return -(-num // num_parts(placement)) * num_parts(placement)
 
 
 def in_parts(
@@ -176,7 +218,9 @@ def _constrained(axes: tuple[str, ...], step: Step, operand: jax.Array) -> jax.A
     return jax.lax.with_sharding_constraint(operand, NamedSharding(sharding.mesh, spec))
 
 
-def automatic(fn: Callable, *args: PyTree, axes: tuple[str, ...] | None = None) -> PyTree:
+def automatic(
+    fn: Callable, *args: PyTree, axes: tuple[str, ...] | None = None, last: bool = False
+) -> PyTree:
     """Return `fn(*args)`, with all shardings within it left to the compiler.
 
     On a mesh of explicit axes operations would have to name the shardings of their results. Outside
@@ -189,11 +233,19 @@ def automatic(fn: Callable, *args: PyTree, axes: tuple[str, ...] | None = None) 
     axes
         The axes of the mesh over which the leading axis of each result is spread; by default every
         device holds the results.
+    last
+        Whether it is the last axis of each result in place of the leading one.
     """
     mesh = explicit_mesh(args)
     if mesh is None:
         return fn(*args)
-    return jax.sharding.auto_axes(fn, out_sharding=NamedSharding(mesh, PartitionSpec(axes)))(*args)
+    where = NamedSharding(mesh, PartitionSpec(axes))
+    if last:
+        found = jax.eval_shape(fn, *shapes(args))
+        where = jax.tree.map(
+            lambda leaf: NamedSharding(mesh, PartitionSpec(*(None,) * (leaf.ndim - 1), axes)), found
+        )
+    return jax.sharding.auto_axes(fn, out_sharding=where)(*args)
 
 
 def explicit_mesh(arrays: PyTree) -> AbstractMesh | None:
