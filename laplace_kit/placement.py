@@ -7,6 +7,7 @@ with the data as structure. Other axes of the mesh, over which parameters may be
 to the compiler.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -255,6 +256,53 @@ def explicit_mesh(arrays: PyTree) -> AbstractMesh | None:
         if AxisType.Explicit in mesh.axis_types:
             return mesh
     return None
+
+
+def on_automatic_axes(fn: Callable, *args: PyTree) -> PyTree:
+    """Return `fn(*args)` for arrays on the same devices, with a mesh of automatic axes.
+
+    For several programs after each other; `automatic` is for a part of one. Arrays that lie on a
+    mesh of explicit axes are moved without a copy, and a mesh in the context is replaced.
+
+    Parameters
+    ----------
+    fn, *args
+        A function of pytrees of arrays, outside of transformations. Traced arrays stay as they are.
+
+    Returns
+    -------
+    result
+        On the mesh of the arguments, with each leading axis spread over what it was spread over.
+    """
+    mesh = next(filter(None, map(_explicit_mesh_of, jax.tree.leaves(args))), None)
+    if mesh is None or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
+        return fn(*args)
+    same = mesh.update(axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+    def moved(leaf: Any) -> Any:
+        if _explicit_mesh_of(leaf) is None:
+            return leaf
+        return jax.device_put(leaf, NamedSharding(same, leaf.sharding.spec))
+
+    def back(leaf: Any) -> Any:
+        is_named = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
+        if not is_named:
+            return leaf
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*leaf.sharding.spec[:1])))
+
+    has_context = not jax.sharding.get_abstract_mesh().empty
+    with jax.set_mesh(same) if has_context else contextlib.nullcontext():
+        found = fn(*jax.tree.map(moved, args))
+    return jax.tree.map(back, found)
+
+
+def _explicit_mesh_of(leaf: Any) -> Mesh | None:
+    """Return the mesh of explicit axes on which an array lies, by its sharding."""
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+        return None
+    found = leaf.sharding
+    is_explicit = isinstance(found, NamedSharding) and AxisType.Explicit in found.mesh.axis_types
+    return found.mesh if is_explicit else None
 
 
 def spread(arrays: PyTree, placement: Placement | None) -> PyTree:
