@@ -3,14 +3,16 @@
 import dataclasses
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from laplace_kit import __version__, storage, stored, streams, tree
+from laplace_kit import __version__, directories, storage, stored, streams, tree
 from laplace_kit.approx.choice import (
     Auto,
     Choice,
@@ -235,13 +237,14 @@ def load(
     params: PyTree = None,
     likelihood: Likelihood | None = None,
     link: LinkFunction | None = None,
+    mesh: Mesh | None = None,
 ) -> Laplace:
     """Read a posterior that `Laplace.save` wrote.
 
     Parameters
     ----------
     path
-        The file.
+        The file, or the directory of `la.save(path, sharded=True)`.
     model_fn
         The same function that was given to `fit`: functions are not stored.
     params
@@ -254,6 +257,10 @@ def load(
         registered by `lk.storable`; otherwise it is in the file.
     link
         Needed if `with_prediction` was given a function as the link; otherwise it is in the file.
+    mesh
+        For a directory: devices over which arrays are spread along the axes, by their names, along
+        which they were when they were saved; `None` for one device. The number of devices may
+        differ.
 
     Returns
     -------
@@ -267,9 +274,17 @@ def load(
     ValueError
         If the file is damaged, not from laplace_kit or of a later version, lacks a likelihood or a
         link, holds other parameters than `params`, or an object of a class that is not registered:
-        import the module that defines a structure of your own before its file is read.
+        import the module that defines a structure of your own before its file is read. If there is
+        a mesh for a file.
     """
-    found = storage.read(path)
+    is_directory = Path(path).is_dir()
+    if mesh is not None and not is_directory:
+        raise ValueError(
+            f"Found mesh= for {os.fspath(path)!r}, which is a file, expected a directory written "
+            "by la.save(path, sharded=True); leave it out, and spread what is loaded by "
+            "jax.device_put(la, sharding)."
+        )
+    found = directories.read(path, mesh) if is_directory else storage.read(path)
     if not stored.is_posterior(found):
         raise ValueError(
             f"Found {os.fspath(path)!r}, which holds something other than a posterior; expected a "

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from laplace_kit import continual, storage, stored, tree
+from laplace_kit import continual, directories, storage, stored, tree
 from laplace_kit.approx.diagnostics import Diagnostics, diagnose
 from laplace_kit.approx.evidence import log_evidence_of
 from laplace_kit.approx.noise import noise_factor, with_known_noise
@@ -428,16 +428,18 @@ class Laplace:
         parts = self.model, self.likelihood, self.expansion, self.prior, self.record
         return make_card(*parts, diagnostics, evidence)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write everything except functions and data to one file; read it with `load`.
+    def save(self, path: str | os.PathLike, *, sharded: bool = False) -> None:
+        """Write everything except functions and data to a file; read it with `load`.
 
         Parameters
         ----------
         path
-            The file; replaced if it exists. Parameters that are more than dictionaries, lists and
-            tuples, such as equinox modules, are stored by path: `load` needs similar `params`.
+            Replaced if it exists. Parameters that are more than dictionaries, lists and tuples,
+            such as equinox modules, are stored by path: `load` needs similar `params`.
+        sharded
+            Write a directory, by orbax, to which each process adds its parts of the arrays.
         """
-        storage.write(path, stored.fields(**vars(self)))
+        (directories if sharded else storage).write(path, stored.fields(**vars(self)))
 
     def expand(self, prior_precision: PyTree) -> Float[Array, " P"]:
         """Return one prior precision per free parameter, from any form that `fit` takes."""
