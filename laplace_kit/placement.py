@@ -296,6 +296,17 @@ def on_automatic_axes(fn: Callable, *args: PyTree) -> PyTree:
     return jax.tree.map(back, found)
 
 
+def in_automatic_context(fn: Callable, *args: PyTree) -> PyTree:
+    """Return `fn(*args)`, as by `on_automatic_axes` where the context is a mesh of explicit axes.
+
+    In such a context every array that is made, also of the host's, names the mesh, and what mixes
+    it with others would have to say where the result lies.
+    """
+    types = jax.sharding.get_abstract_mesh().axis_types
+    is_explicit = AxisType.Explicit in types
+    return on_automatic_axes(fn, *args) if is_explicit else fn(*args)
+
+
 def _explicit_mesh_of(leaf: Any) -> Mesh | None:
     """Return the mesh of explicit axes on which an array lies, by its sharding."""
     if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
