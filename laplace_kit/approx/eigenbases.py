@@ -10,11 +10,11 @@ from jaxtyping import Array, Float
 from laplace_kit.curv.eigenbasis import eigenbasis
 from laplace_kit.placement import Placement, automatic, by_rows, everywhere, rounded_up
 
-Basis = tuple[Float[Array, "G n"], Float[Array, "G n n"] | None]
+Basis = tuple[Float[Array, "_ _"], Float[Array, "_ _ _"] | None]
 
 
 def eigenbases(
-    factors: Sequence[Float[Array, "G n *n"]], placement: Placement | None
+    factors: Sequence[Float[Array, "_ _ *_"]], placement: Placement | None
 ) -> list[Basis]:
     """Return `eigenbasis` of every factor.
 

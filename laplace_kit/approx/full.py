@@ -109,7 +109,7 @@ class Full(StructureSpec):
         primal, dual = Full("primal"), Full("dual")
         spread = (Full("by_rows"),) if sizes.can_spread else ()
         if self.form == "by_rows":
-            yield from spread
+            yield from () if sizes.num_columns is None else (self,)
         elif self.form == "primal" or sizes.num_columns is None:
             yield from () if self.form == "dual" else (primal, *spread)
         elif self.form == "dual":
@@ -146,7 +146,7 @@ class Full(StructureSpec):
             return "" if self.max_rows is None else f"would have more than {self.max_rows:,} rows"
         if self.form == "by_rows":
             num, of = self._rows(sizes), sizes.num_parts
-            return f"exact, by its matrix of {num:,} rows, spread over {of} devices"
+            return f"exact, by its matrix of {num:,} rows, spread over {of} device(s)"
         return f"exact, by its {self.form} matrix of {self._rows(sizes):,} rows"
 
     def bytes(self, sizes):
