@@ -90,8 +90,9 @@ def leading_eigenpairs(
 
 
 def _placement_of(operator: SelfAdjointOperator) -> Placement | None:
-    """Return over which devices a curvature's examples, and so the vectors here, are spread."""
-    return operator.data.placement if isinstance(operator, CurvatureOperator) else None
+    """Return over which devices a curvature's examples in memory, and so vectors, are spread."""
+    is_spread = isinstance(operator, CurvatureOperator) and operator.in_memory
+    return operator.data.placement if is_spread else None
 
 
 def _tolerance(dtype: jnp.dtype, rounding: float) -> float:

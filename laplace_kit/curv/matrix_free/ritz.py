@@ -49,8 +49,8 @@ def rayleigh_ritz(
     num_products
         The number of products already made for the rows.
     placement
-        Devices over which rows are spread along P, by products one after the other if the data are
-        in memory; otherwise every device has all of them.
+        Devices over which rows are spread along P, by products one after the other. `None`: every
+        device has all of them, and all products share a pass.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def rayleigh_ritz(
     ----------
     Parlett (1998), The symmetric eigenvalue problem, chapter 11.
     """
-    if placement is None or not operator.in_memory:
+    if placement is None:
         basis = _orthonormal(rows)
         images = operator.matmat(basis.astype(operator.dtype)).astype(basis.dtype)
     else:
