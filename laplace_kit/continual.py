@@ -1,6 +1,7 @@
 """Update a posterior with new data, without the old data."""
 
 import dataclasses
+import os
 from typing import Any
 
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
@@ -9,12 +10,21 @@ from laplace_kit import tree
 from laplace_kit.approx.choice import fit_chosen, with_key
 from laplace_kit.approx.full import Full, FullStructure
 from laplace_kit.approx.update import Expansion, updated
+from laplace_kit.checkpoint import Checkpoint, claim
 from laplace_kit.curv.mode import examine_mode
 from laplace_kit.curv.objective import Objective
 from laplace_kit.curv.operator import check_outputs
-from laplace_kit.data import NUM_EXAMPLES, as_data, batch_spec, is_shared
+from laplace_kit.data import (
+    NUM_EXAMPLES,
+    as_data,
+    batch_spec,
+    forget,
+    is_shared,
+    with_checkpoint,
+)
 from laplace_kit.examples import first_examples, joined
 from laplace_kit.host import check_same
+from laplace_kit.job import job_of
 from laplace_kit.record import Record
 
 
@@ -26,6 +36,7 @@ def updated_by(
     record: Record,
     *,
     key: PRNGKeyArray | None = None,
+    checkpoint: Checkpoint | str | os.PathLike | None = None,
 ) -> tuple[PyTree, Expansion, Record]:
     r"""Return mode, expansion and record for old and new data; see `laplace_kit.approx.update`.
 
@@ -44,6 +55,8 @@ def updated_by(
     key
         For the structure, and for the labels of `"mc_fisher"`, where it replaces the key that `fit`
         was given: with the old key, new examples equal to old ones get the same labels.
+    checkpoint
+        As in `fit`, for a stream.
 
     Returns
     -------
@@ -62,6 +75,8 @@ def updated_by(
     catastrophic forgetting.
     """
     data, choice = as_data(data), with_key(record.choice, key)
+    if checkpoint is not None:
+        data = with_checkpoint(data, checkpoint)
     shared = is_shared(data)
     check_same("parameters or data", (objective.params, data), shared=shared)
     limits = objective.limits.shared_by(objective.params, data, shared=shared)
@@ -69,18 +84,32 @@ def updated_by(
     x, y = batch_spec(data)
     objective = objective.planned(x)
     check_outputs(objective, x, y)
+    new_examples = first_examples(data, NUM_EXAMPLES)
+    if checkpoint is not None:
+        job = job_of(
+            objective,
+            data,
+            params=(objective.model_fn, objective.params),
+            indices=None,
+            structure=choice.spec,
+            curvature=choice.curvature_spec,
+            key=key,
+            examples=new_examples,
+        )
+        claim(data.checkpoint, job)
     mode = examine_mode(objective, data)
     structure = fit_chosen(choice, objective, data, key)
     gradient = mode.gradient.astype(expansion.gradient.dtype)
     counts = mode.num_data, mode.num_entries
     new = Expansion(mode.log_likelihood, gradient, structure, *counts)
     found = updated(expansion, new, precision)
+    forget(data)  # a checkpoint has served
     if choice.form == "dual" and isinstance(found.expansion.structure, FullStructure):
         because = "all data together have more rows than there are parameters"
         choice = dataclasses.replace(choice, spec=Full("primal"), because=because)
     theta = tree.ravel(objective.params)
     moved = tree.unravel((theta + found.step).astype(theta.dtype), objective.params)
     old = record.examples
-    examples = old and joined([old, first_examples(data, NUM_EXAMPLES)])
+    examples = old and joined([old, new_examples])
     kept = tree.replace(record, choice=choice, tuning=None, examples=examples)
     return moved, found.expansion, kept

@@ -3,14 +3,16 @@
 import dataclasses
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray, PyTree
 
-from laplace_kit import __version__, storage, stored, streams, tree
+from laplace_kit import directories, storage, stored, tree
 from laplace_kit.approx.choice import (
     Auto,
     Choice,
@@ -35,18 +37,16 @@ from laplace_kit.checkpoint import Checkpoint, claim
 from laplace_kit.curv.capture.coverage import coverage_of
 from laplace_kit.curv.matrix_free.ritz import check_rank
 from laplace_kit.curv.mode import check_inputs, examine_mode
-from laplace_kit.curv.objective import Objective, chunk_loss, restrict
+from laplace_kit.curv.objective import Objective, restrict
 from laplace_kit.curv.operator import check_outputs
 from laplace_kit.curv.spec import CurvatureSpec
 from laplace_kit.curv.split import with_features
 from laplace_kit.curv.trained_model import TrainedModel
 from laplace_kit.data import (
     NUM_EXAMPLES,
-    Chunk,
     Data,
     as_data,
     batch_spec,
-    chunk_spec,
     forget,
     is_shared,
     with_checkpoint,
@@ -54,16 +54,15 @@ from laplace_kit.data import (
 )
 from laplace_kit.eval.link import LinkFunction
 from laplace_kit.eval.predictive import Prediction
-from laplace_kit.examples import Examples, first_examples
+from laplace_kit.examples import first_examples
 from laplace_kit.host import check_same, extremes
 from laplace_kit.independence import check_independence
+from laplace_kit.job import job_of
 from laplace_kit.laplace import Laplace
 from laplace_kit.likelihood import Likelihood, as_likelihood
 from laplace_kit.memory import Limits
-from laplace_kit.placement import shapes
 from laplace_kit.record import Record
 from laplace_kit.selection import Selection, Subset, can_vary, select
-from laplace_kit.sums import one_step
 from laplace_kit.tree import as_pytree_function
 
 
@@ -195,7 +194,9 @@ def fit(
         enter("checking the mode")
         examples = first_examples(data, NUM_EXAMPLES)
         if checkpoint is not None:
-            claim(data.checkpoint, _job(model, plan, kind, key, examples))
+            asked = {"structure": plan.chosen.spec, "curvature": kind, "key": key}
+            own = {"params": params, "indices": selection.indices, "examples": examples}
+            claim(data.checkpoint, job_of(objective, data, **own, **asked))
         cached, features = with_features(objective, data)
         if features is not data:
             check_inputs(data.x)  # invalid inputs may leave no trace in the features
@@ -236,13 +237,14 @@ def load(
     params: PyTree = None,
     likelihood: Likelihood | None = None,
     link: LinkFunction | None = None,
+    mesh: Mesh | None = None,
 ) -> Laplace:
     """Read a posterior that `Laplace.save` wrote.
 
     Parameters
     ----------
     path
-        The file.
+        The file, or the directory of `la.save(path, sharded=True)`.
     model_fn
         The same function that was given to `fit`: functions are not stored.
     params
@@ -255,6 +257,10 @@ def load(
         registered by `lk.storable`; otherwise it is in the file.
     link
         Needed if `with_prediction` was given a function as the link; otherwise it is in the file.
+    mesh
+        For a directory: devices over which arrays are spread along the axes, by their names, along
+        which they were when they were saved; `None` for one device. The number of devices may
+        differ.
 
     Returns
     -------
@@ -268,9 +274,17 @@ def load(
     ValueError
         If the file is damaged, not from laplace_kit or of a later version, lacks a likelihood or a
         link, holds other parameters than `params`, or an object of a class that is not registered:
-        import the module that defines a structure of your own before its file is read.
+        import the module that defines a structure of your own before its file is read. If there is
+        a mesh for a file.
     """
-    found = storage.read(path)
+    is_directory = Path(path).is_dir()
+    if mesh is not None and not is_directory:
+        raise ValueError(
+            f"Found mesh= for {os.fspath(path)!r}, which is a file, expected a directory written "
+            "by la.save(path, sharded=True); leave it out, and spread what is loaded by "
+            "jax.device_put(la, sharding)."
+        )
+    found = directories.read(path, mesh) if is_directory else storage.read(path)
     if not stored.is_posterior(found):
         raise ValueError(
             f"Found {os.fspath(path)!r}, which holds something other than a posterior; expected a "
@@ -367,39 +381,3 @@ def _sized(
     check_outputs(objective, x, y)
     columns = curvature.num_columns(objective.plan.output.shape)
     return objective, selection, sizes_of(objective, model.data, columns)
-
-
-def _job(
-    model: _Model,
-    plan: _Plan,
-    curvature: CurvatureSpec,
-    key: PRNGKeyArray | None,
-    examples: Examples,
-) -> dict[str, PyTree]:
-    """Return what determines the sums of a fit over a stream, by its name in messages.
-
-    Not the prior, which enters after the sums. The first examples stand for all of them, unless
-    their order belongs to the state of the loader.
-    """
-    objective, data, limits = plan.objective, model.data, model.limits
-    software = __version__, jax.__version__, jax.default_backend()
-    precision = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
-    return {
-        "the versions, the precision or the device": (*software, *map(str, precision)),
-        "the shapes of batches": (str(data.first), data.num_first, data.is_weighted),
-        "the model or the loss": one_step.lower(
-            _loss, shapes(objective), chunk_spec(data)
-        ).as_text(),
-        "the parameters": (*tree.paths(model.params), model.params),
-        "the likelihood": (type(model.likelihood).__name__, model.likelihood),
-        "the subset": (*tree.paths(objective.params), plan.selection.indices),
-        "the structure": repr(plan.chosen.spec),
-        "the curvature": (repr(curvature), curvature),
-        "the key": key,
-        "the limits of memory": (repr(limits), limits.budget),
-        "the first examples": () if streams.orders_itself(data.batches.iterable) else examples,
-    }
-
-
-def _loss(objective: Objective, chunk: Chunk) -> Float[Array, ""]:
-    return chunk_loss(objective, objective.params, chunk)

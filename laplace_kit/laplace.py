@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from laplace_kit import continual, storage, stored, tree
+from laplace_kit import continual, directories, storage, stored, tree
 from laplace_kit.approx.diagnostics import Diagnostics, diagnose
 from laplace_kit.approx.evidence import log_evidence_of
 from laplace_kit.approx.noise import noise_factor, with_known_noise
@@ -18,6 +18,7 @@ from laplace_kit.approx.posterior import Posterior
 from laplace_kit.approx.prior import Prior, check_temperature, expand_precision
 from laplace_kit.approx.update import Expansion
 from laplace_kit.card import Card, make_card, report_card
+from laplace_kit.checkpoint import Checkpoint
 from laplace_kit.curv.objective import Objective
 from laplace_kit.curv.trained_model import TrainedModel
 from laplace_kit.errors import check_option
@@ -105,8 +106,7 @@ class Laplace:
         ValueError
             If it has another form, is not positive, or leaves the posterior precision indefinite.
         """
-        changed = jax.tree.map(jnp.asarray, prior_precision)
-        prior = tree.replace(self.prior, precision=changed)
+        prior = tree.replace(self.prior, precision=jax.tree.map(jnp.asarray, prior_precision))
         record = tree.replace(self.record, tuning=None)
         return tree.replace(self, prior=prior, record=record).refactorised()
 
@@ -160,7 +160,13 @@ class Laplace:
         changed = predictive.changed(self.prediction, method, link, covariance, num_samples)
         return tree.replace(self, prediction=changed)
 
-    def update(self, data: Any, *, key: PRNGKeyArray | None = None) -> "Laplace":
+    def update(
+        self,
+        data: Any,
+        *,
+        key: PRNGKeyArray | None = None,
+        checkpoint: Checkpoint | str | os.PathLike | None = None,
+    ) -> "Laplace":
         """Return the posterior of the old data and new ones; see `laplace_kit.approx.updated`.
 
         Parameters
@@ -169,9 +175,11 @@ class Laplace:
             The new data, as `fit` takes them.
         key
             For the curvature `"mc_fisher"`.
+        checkpoint
+            As in `fit`: where a stream saves its sums.
         """
         old = self.objective, self.expansion, self.prior.vector(self.model), self.record
-        mode, expansion, record = continual.updated_by(data, *old, key=key)
+        mode, expansion, record = continual.updated_by(data, *old, key=key, checkpoint=checkpoint)
         model = tree.replace(self.model, mode=mode)
         return tree.replace(self, model=model, expansion=expansion, record=record).refactorised()
 
@@ -190,8 +198,7 @@ class Laplace:
         TypeError, ValueError
             If either has another form or is not positive, or there is no noise.
         """
-        if prior_precision is None:
-            prior_precision = self.prior.precision
+        prior_precision = self.prior.precision if prior_precision is None else prior_precision
         la = self if noise_std is None else scaled(self, noise_factor(self.likelihood, noise_std))
         precision, deviation = self.expand(prior_precision), self.deviation
         return log_evidence_of(
@@ -501,20 +508,21 @@ class Laplace:
         return self._card().as_text()
 
     def _card(self) -> Card:
-        diagnostics, evidence = self.diagnostics(), self.log_marginal_likelihood()
         parts = self.model, self.likelihood, self.expansion, self.prior, self.record
-        return make_card(*parts, diagnostics, evidence)
+        return make_card(*parts, self.diagnostics(), self.log_marginal_likelihood())
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write everything except functions and data to one file; read it with `load`.
+    def save(self, path: str | os.PathLike, *, sharded: bool = False) -> None:
+        """Write everything except functions and data to a file; read it with `load`.
 
         Parameters
         ----------
         path
-            The file; replaced if it exists. Parameters that are more than dictionaries, lists and
-            tuples, such as equinox modules, are stored by path: `load` needs similar `params`.
+            Replaced if it exists. Parameters that are more than dictionaries, lists and tuples,
+            such as equinox modules, are stored by path: `load` needs similar `params`.
+        sharded
+            Write a directory, by orbax, to which each process adds its parts of the arrays.
         """
-        storage.write(path, stored.fields(**vars(self)))
+        (directories if sharded else storage).write(path, stored.fields(**vars(self)))
 
     def expand(self, prior_precision: PyTree) -> Float[Array, " P"]:
         """Return one prior precision per free parameter, from any form that `fit` takes."""

@@ -48,7 +48,8 @@ class Limits:
     `batch_size` is the number of examples held at a time, at most; `None` chooses it. `memory` is
     in bytes; `None` takes a quarter of the first device's (of the host's, if the device does not
     report its own). It is a share of the total and not of the free memory, so that two runs choose
-    the same shapes and compile the same programs.
+    the same shapes and compile the same programs. `device` is one of those that programs will run
+    on, where these are of another platform than JAX's default; see `shared_by`.
 
     Raises
     ------
@@ -58,6 +59,7 @@ class Limits:
 
     batch_size: int | None = None
     memory: int | None = None
+    device: jax.Device | None = None
 
     def __post_init__(self):
         size = self.batch_size
@@ -75,26 +77,33 @@ class Limits:
     @property
     def reused(self) -> int:
         """The bytes of a step's values whose buffers successive calls can reuse."""
-        return min(self.budget, _RECYCLED) if is_meant_for_cpu() else self.budget
+        return min(self.budget, _RECYCLED) if self._is_for_cpu else self.budget
+
+    @property
+    def _is_for_cpu(self) -> bool:
+        return is_meant_for_cpu() if self.device is None else self.device.platform == "cpu"
 
     @property
     def budget(self) -> int:
         """The memory in bytes that one operation may take."""
         if self.memory is not None:
             return int(self.memory)
-        total = _device_memory() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return total // _SHARE
+        of_host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return (_device_memory(self.device) or of_host) // _SHARE
 
     def shared_by(self, *trees: PyTree, shared: bool = False) -> "Limits":
-        """Return limits that all processes agree on, if `shared` or any of these arrays spans them.
+        """Return limits for these arrays, and that processes agree on if any array spans these.
 
         Chunks, and the structure that `lk.Auto` chooses, follow from the memory; they must be the
         same in every process. It is the smallest share of any process, where those on one machine
-        divide its memory among themselves. Every process must call this then.
+        divide its memory among themselves. Every process must call this then. `shared` says that
+        they pass over a stream together.
         """
+        device = self.device or _other_device(trees)
+        limits = self if device is self.device else dataclasses.replace(self, device=device)
         if self.memory is not None or not (shared or spans_processes(trees)):
-            return self
-        return Limits(self.batch_size, _agreed_budget())
+            return limits
+        return dataclasses.replace(limits, memory=_agreed_budget(limits.device))
 
     def working_set(self, sum_bytes: int = 0) -> int:
         """Return the bytes of a chunk if small chunks cost little: on a CPU, what fits the caches.
@@ -105,7 +114,7 @@ class Limits:
             The size of the sum to which each chunk is added.
         """
         limit = self.budget
-        return min(limit, max(_CACHED, _CHUNK_TO_SUM * sum_bytes)) if is_meant_for_cpu() else limit
+        return min(limit, max(_CACHED, _CHUNK_TO_SUM * sum_bytes)) if self._is_for_cpu else limit
 
     def chunk_size(self, bytes_per_example: int) -> int:
         """Return the number of examples that fit in memory, at least one."""
@@ -138,7 +147,7 @@ class Limits:
         if self.batch_size:
             return self.batch_size
         unit, size = max(bytes_per_example, 1), self.chunk_size(bytes_per_example)
-        if is_meant_for_cpu():
+        if self._is_for_cpu:
             whole = _RECYCLED // unit
             recycled = whole if num_examples <= whole else whole // 2
             for_sums = min(_CHUNK_TO_SUM * sum_bytes // unit, _EXAMPLES_WORTH_A_SUM)
@@ -150,17 +159,30 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
-def _device_memory() -> int | None:
-    """Return the memory of the first device, where it reports its own."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+def _other_device(trees: PyTree) -> jax.Device | None:
+    """Return the device of the first committed array, if it is of another platform than usual."""
+    for leaf in jax.tree.leaves(trees):
+        is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+        if is_array and leaf.committed:
+            own = leaf.sharding.addressable_devices
+            device = min(own, key=lambda device: device.id, default=None)
+            is_other = device is not None and is_meant_for_cpu() != (device.platform == "cpu")
+            return device if is_other else None
+    return None
+
+
+def _device_memory(device: jax.Device | None = None) -> int | None:
+    """Return the memory of a device, by default the first one, where it reports its own."""
+    device = device or jax.local_devices()[0]
+    return (device.memory_stats() or {}).get("bytes_limit")
 
 
 @functools.cache
-def _agreed_budget() -> int:
+def _agreed_budget(device: jax.Device | None = None) -> int:
     """Return the least budget of all processes; they ask each other once."""
     machines = agree(zlib.crc32(socket.gethostname().encode()))
-    budgets = agree(DEFAULT_LIMITS.budget // _MEBIBYTE)  # a number of 32 bits
-    if _device_memory() is None:  # a machine's memory, which its processes share
+    budgets = agree(Limits(device=device).budget // _MEBIBYTE)  # a number of 32 bits
+    if _device_memory(device) is None:  # a machine's memory, which its processes share
         budgets = budgets // np.sum(machines[:, None] == machines, axis=1)
     return max(int(budgets.min()), 1) * _MEBIBYTE
 

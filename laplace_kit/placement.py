@@ -7,6 +7,7 @@ with the data as structure. Other axes of the mesh, over which parameters may be
 to the compiler.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -68,23 +69,65 @@ def placement_of(arrays: PyTree) -> Placement | None:
     return None
 
 
+def num_parts(placement: Placement | None) -> int:
+    """Return the number of parts into which rows are cut, one without a placement."""
+    return 1 if placement is None else placement.num_parts
+
+
 def num_held(num: int, placement: Placement | None) -> int:
     """Return how many of `num` rows each device holds."""
-    return num if placement is None else num // placement.num_parts
+    return num // num_parts(placement)
 
 
-def sharding_of_sums(*trees: PyTree) -> Sharding | None:
+def sharding_of_sums(*trees: PyTree, axes: tuple[str, ...] | None = None) -> Sharding | None:
     """Return where sums over rows will lie: on every device of the first committed array.
 
-    `None` if no array is committed to devices.
+    `None` if no array is committed to devices. With `axes` of a mesh the leading axis of the sums
+    is spread over these.
     """
     for leaf in jax.tree.leaves(trees):
         is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
         if is_array and leaf.committed:
             found = leaf.sharding
             is_named = isinstance(found, NamedSharding)
-            return NamedSharding(found.mesh, PartitionSpec()) if is_named else found
+            return NamedSharding(found.mesh, PartitionSpec(axes)) if is_named else found
     return None
+
+
+# --- what the compiler is told --------------------------------------------------------------------
+
+
+def everywhere(arrays: PyTree, placement: Placement | None) -> PyTree:
+    """Return arrays that every device has whole; without a placement, as they are."""
+    return _laid(arrays, placement, ())
+
+
+def by_rows(arrays: PyTree, placement: Placement | None) -> PyTree:
+    """Return arrays whose leading axes are spread over the devices, in parts of one size."""
+    return arrays if placement is None else _laid(arrays, placement, (placement.axes,))
+
+
+def by_last_axis(arrays: PyTree, placement: Placement | None) -> PyTree:
+    """Return arrays whose last axes are spread over the devices, in parts of one size."""
+    if placement is None:
+        return arrays
+
+    def lay(leaf: jax.Array) -> jax.Array:
+        return _laid(leaf, placement, (None,) * (leaf.ndim - 1) + (placement.axes,))
+
+    return jax.tree.map(lay, arrays)
+
+
+def _laid(arrays: PyTree, placement: Placement | None, spec: tuple) -> PyTree:
+    if placement is None:
+        return arrays
+    where = NamedSharding(placement.mesh, PartitionSpec(*spec))
+    return jax.lax.with_sharding_constraint(arrays, where)
+
+
+def rounded_up(num: int, placement: Placement | None) -> int:
+    """Return the number of rows with which each device has equally many of `num` or more."""
+    return -(-num // num_parts(placement)) * num_parts(placement)
 
 
 def in_parts(
@@ -176,7 +219,9 @@ def _constrained(axes: tuple[str, ...], step: Step, operand: jax.Array) -> jax.A
     return jax.lax.with_sharding_constraint(operand, NamedSharding(sharding.mesh, spec))
 
 
-def automatic(fn: Callable, *args: PyTree, axes: tuple[str, ...] | None = None) -> PyTree:
+def automatic(
+    fn: Callable, *args: PyTree, axes: tuple[str, ...] | None = None, last: bool = False
+) -> PyTree:
     """Return `fn(*args)`, with all shardings within it left to the compiler.
 
     On a mesh of explicit axes operations would have to name the shardings of their results. Outside
@@ -189,11 +234,19 @@ def automatic(fn: Callable, *args: PyTree, axes: tuple[str, ...] | None = None) 
     axes
         The axes of the mesh over which the leading axis of each result is spread; by default every
         device holds the results.
+    last
+        Whether it is the last axis of each result in place of the leading one.
     """
     mesh = explicit_mesh(args)
     if mesh is None:
         return fn(*args)
-    return jax.sharding.auto_axes(fn, out_sharding=NamedSharding(mesh, PartitionSpec(axes)))(*args)
+    where = NamedSharding(mesh, PartitionSpec(axes))
+    if last:
+        found = jax.eval_shape(fn, *shapes(args))
+        where = jax.tree.map(
+            lambda leaf: NamedSharding(mesh, PartitionSpec(*(None,) * (leaf.ndim - 1), axes)), found
+        )
+    return jax.sharding.auto_axes(fn, out_sharding=where)(*args)
 
 
 def explicit_mesh(arrays: PyTree) -> AbstractMesh | None:
@@ -203,6 +256,64 @@ def explicit_mesh(arrays: PyTree) -> AbstractMesh | None:
         if AxisType.Explicit in mesh.axis_types:
             return mesh
     return None
+
+
+def on_automatic_axes(fn: Callable, *args: PyTree) -> PyTree:
+    """Return `fn(*args)` for arrays on the same devices, with a mesh of automatic axes.
+
+    For several programs after each other; `automatic` is for a part of one. Arrays that lie on a
+    mesh of explicit axes are moved without a copy, and a mesh in the context is replaced.
+
+    Parameters
+    ----------
+    fn, *args
+        A function of pytrees of arrays, outside of transformations. Traced arrays stay as they are.
+
+    Returns
+    -------
+    result
+        On the mesh of the arguments, with each leading axis spread over what it was spread over.
+    """
+    mesh = next(filter(None, map(_explicit_mesh_of, jax.tree.leaves(args))), None)
+    if mesh is None or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
+        return fn(*args)
+    same = mesh.update(axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+    def moved(leaf: Any) -> Any:
+        if _explicit_mesh_of(leaf) is None:
+            return leaf
+        return jax.device_put(leaf, NamedSharding(same, leaf.sharding.spec))
+
+    def back(leaf: Any) -> Any:
+        is_named = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
+        if not is_named:
+            return leaf
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*leaf.sharding.spec[:1])))
+
+    has_context = not jax.sharding.get_abstract_mesh().empty
+    with jax.set_mesh(same) if has_context else contextlib.nullcontext():
+        found = fn(*jax.tree.map(moved, args))
+    return jax.tree.map(back, found)
+
+
+def in_automatic_context(fn: Callable, *args: PyTree) -> PyTree:
+    """Return `fn(*args)`, as by `on_automatic_axes` where the context is a mesh of explicit axes.
+
+    In such a context every array that is made, also of the host's, names the mesh, and what mixes
+    it with others would have to say where the result lies.
+    """
+    types = jax.sharding.get_abstract_mesh().axis_types
+    is_explicit = AxisType.Explicit in types
+    return on_automatic_axes(fn, *args) if is_explicit else fn(*args)
+
+
+def _explicit_mesh_of(leaf: Any) -> Mesh | None:
+    """Return the mesh of explicit axes on which an array lies, by its sharding."""
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+        return None
+    found = leaf.sharding
+    is_explicit = isinstance(found, NamedSharding) and AxisType.Explicit in found.mesh.axis_types
+    return found.mesh if is_explicit else None
 
 
 def spread(arrays: PyTree, placement: Placement | None) -> PyTree:

@@ -6,13 +6,14 @@ entries. A file names the class of an object by the name under which `storable` 
 only registered classes are ever built: no name from a file is imported.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -22,15 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from laplace_kit.host import by_first, fetch, fetch_array, spans_processes
+from laplace_kit.host import by_first, fetch_array, spans_processes
 
 FORMAT, VERSION = "laplace_kit", 2
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _T = TypeVar("_T")
-# From an array's `id` to its name, its values and the array itself, which keeps the `id` from being
-# reused: an array that appears twice is stored once.
-_Arrays = dict[int, tuple[str, np.ndarray, Any]]
+# From an array's `id` to its name, what is stored of it, and the array itself, which keeps the `id`
+# from being reused: an array that appears twice is stored once.
+_Arrays = dict[int, tuple[str, Array | np.ndarray, Any]]
 # Errors that reading a damaged archive may raise; `RuntimeError` where entries seem encrypted,
 # compressed by unknown methods, or nested without end.
 _DAMAGE = (
@@ -150,13 +151,30 @@ def write(path: str | os.PathLike, value: PyTree) -> None:
     OSError
         If the file cannot be written, in every process.
     """
+    header, arrays = encoded(value)
+    entries = {"header": header} | {name: _entry(array) for name, array in arrays.items()}
+    by_first(partial(_write, Path(path), entries), shared=spans_processes([*arrays.values()]))
+
+
+def encoded(value: PyTree) -> tuple[np.ndarray, dict[str, Array | np.ndarray]]:
+    """Return a tree as a text, in bytes, and arrays by the names that it refers to.
+
+    Raises
+    ------
+    TypeError
+        If the tree holds anything that `write` does not know.
+    """
     arrays: _Arrays = {}
     tree = _encode(value, arrays)
     header = {"format": FORMAT, "version": VERSION, "tree": tree}
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    entries = {"header": text} | {name: array for name, array, _ in arrays.values()}
-    shared = spans_processes([source for _, _, source in arrays.values()])
-    by_first(partial(_write, Path(path), entries), shared=shared)
+    return text, {name: array for name, array, _ in arrays.values()}
+
+
+def _entry(array: Array | np.ndarray) -> np.ndarray:
+    """Return an array on the host, as unsigned integers if NumPy's format does not support it."""
+    values = fetch_array(array)
+    return values.view(f"u{values.dtype.itemsize}") if values.dtype.kind == "V" else values
 
 
 def _write(path: Path, entries: dict[str, np.ndarray]) -> None:
@@ -185,22 +203,28 @@ def read(path: str | os.PathLike) -> PyTree:
         If the file is damaged, not from laplace_kit, or of a later version, or holds an object of a
         class that is not registered.
     """
-    with Path(path).open("rb") as file:
-        try:
-            return _read(file)
-        except _UnknownClass as error:
-            raise ValueError(
-                f"Found an object of the class {error.name!r} in {os.fspath(path)!r}, which no "
-                "class is registered for, expected one of this package or of your own; import "
-                f"the module that defines it with @lk.storable({error.name!r}), then load again."
-            ) from None
-        except _DAMAGE as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise ValueError(
-                f"Found {os.fspath(path)!r}, which cannot be read as a file of laplace_kit "
-                f"({reason}); expected one written by la.save(path), of version {VERSION} or "
-                "earlier: it is damaged, or something else. Save it again."
-            ) from error
+    with Path(path).open("rb") as file, refusing_damage(path):
+        return _read(file)
+
+
+@contextlib.contextmanager
+def refusing_damage(path: str | os.PathLike) -> Iterator[None]:
+    """Raise a `ValueError` that names the file for any fault in its content."""
+    try:
+        yield
+    except _UnknownClass as error:
+        raise ValueError(
+            f"Found an object of the class {error.name!r} in {os.fspath(path)!r}, which no "
+            "class is registered for, expected one of this package or of your own; import "
+            f"the module that defines it with @lk.storable({error.name!r}), then load again."
+        ) from None
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"Found {os.fspath(path)!r}, which cannot be read as a file of laplace_kit "
+            f"({reason}); expected one written by la.save(path), of version {VERSION} or "
+            "earlier: it is damaged, or something else. Save it again."
+        ) from error
 
 
 class _UnknownClass(Exception):
@@ -214,18 +238,22 @@ def _read(file: BinaryIO) -> PyTree:
         raise ValueError("it is not an archive of arrays")
     file.seek(0)
     with np.load(file, allow_pickle=False) as archive:
-        header = json.loads(archive["header"].tobytes())
-        if header["format"] != FORMAT:
-            raise ValueError(f"its format is {header['format']!r}")
-        if header["version"] > VERSION:
-            raise ValueError(f"its version is {header['version']}, newer than {VERSION}")
 
-        @functools.cache  # an array that was shared is shared again
         def load(name: str, dtype: str) -> Array:
             array, kind = archive[name], jnp.dtype(dtype)
             return jnp.asarray(array if array.dtype == kind else array.view(kind))
 
-        return _decode(header["tree"], load)
+        return decoded(archive["header"], load)
+
+
+def decoded(text: np.ndarray, load: Callable[[str, str], Array]) -> PyTree:
+    """Return the tree from its text; `load` reads an array by its name and its dtype."""
+    header = json.loads(text.tobytes())
+    if header["format"] != FORMAT:
+        raise ValueError(f"its format is {header['format']!r}")
+    if header["version"] > VERSION:
+        raise ValueError(f"its version is {header['version']}, newer than {VERSION}")
+    return _decode(header["tree"], functools.cache(load))  # what was shared is shared again
 
 
 def _encode(value: Any, arrays: _Arrays) -> Any:
@@ -252,13 +280,10 @@ def _encode(value: Any, arrays: _Arrays) -> Any:
 
 def _encode_array(value, arrays):
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        words = fetch(jax.random.key_data(value))
+        words = jax.random.key_data(value)
         name, _, _ = arrays.setdefault(id(value), (f"array{len(arrays)}", words, value))
         return {"kind": "key", "name": name, "implementation": str(jax.random.key_impl(value))}
-    array = fetch_array(value)
-    if array.dtype.kind == "V":  # bfloat16 and others that NumPy's format does not support
-        array = array.view(f"u{array.dtype.itemsize}")
-    name, _, _ = arrays.setdefault(id(value), (f"array{len(arrays)}", array, value))
+    name, _, _ = arrays.setdefault(id(value), (f"array{len(arrays)}", value, value))
     return {"kind": "array", "name": name, "dtype": str(value.dtype)}
 
 

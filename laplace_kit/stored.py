@@ -23,6 +23,7 @@ from laplace_kit.eval.predictive import Prediction
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.likelihood.masked import without_mask
 from laplace_kit.likelihood.names import BUILT_IN
+from laplace_kit.placement import placement_of
 from laplace_kit.portable import Node, check_like, from_portable, to_portable
 from laplace_kit.record import Record
 from laplace_kit.selection import Selection
@@ -44,7 +45,11 @@ def _design_parts(design: Design) -> dict[str, Any]:
     return {"rows": design.rows, "memory_limit": design.memory_limit}
 
 
-storable("Design", write=_design_parts, read=lambda parts: Design(**parts))(Design)
+def _read_design(parts: dict[str, Any]) -> Design:
+    return Design(**parts, placement=placement_of(parts["rows"]))
+
+
+storable("Design", write=_design_parts, read=_read_design)(Design)
 
 
 def _read_leaf_coverage(parts: dict[str, Any]) -> LeafCoverage:

@@ -7,6 +7,7 @@ zero padding reaches the model and no ragged batch recompiles.
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,11 @@ from laplace_kit.data import (
 from laplace_kit.host import fetch_array
 from laplace_kit.placement import (
     Placement,
+    automatic,
+    by_rows,
     check_devices,
     in_parts,
+    num_held,
     placement_of,
     shapes,
     sharding_of_sums,
@@ -40,7 +44,9 @@ from laplace_kit.tree import replace
 from laplace_kit.xla_cpu import adapted
 
 
-def sum_over(fn: Callable, args: PyTree, data: Data, batch_size: int | None) -> PyTree:
+def sum_over(
+    fn: Callable, args: PyTree, data: Data, batch_size: int | None, *, together: bool = False
+) -> PyTree:
     r"""Return $\sum_{\text{chunks}} \mathrm{fn}(\mathrm{args}, \text{chunk})$.
 
     Parameters
@@ -57,6 +63,10 @@ def sum_over(fn: Callable, args: PyTree, data: Data, batch_size: int | None) -> 
     batch_size
         The number of examples in a chunk, on each device, at most; `None` for all in memory (or a
         whole batch).
+    together
+        Whether all devices work on each chunk, of `batch_size` examples from every device, and keep
+        a part each of the sums, along their leading axes: `fn` then sees the examples of all, and
+        says by `laplace_kit.placement` what is to lie where. For data that are spread over devices.
 
     Returns
     -------
@@ -70,14 +80,16 @@ def sum_over(fn: Callable, args: PyTree, data: Data, batch_size: int | None) -> 
     """
     if isinstance(data, InMemory):
         check_devices(args, data)
-        return _scan_sum(fn, args, data, min(batch_size or data.num_held, data.num_held))
+        size = min(batch_size or data.num_held, data.num_held)
+        return _scan_sum(fn, args, data, size, together)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
         raise TypeError(
             "Found a stream of batches inside a JAX transformation (jit, vmap, grad), expected "
             "concrete values, as the host loops over the batches; call it outside, or pass the "
             "data in memory as a tuple (x, y)."
         )
-    return _sum_batches(fn, args, data, min(batch_size or data.num_held, data.num_held))
+    size = min(batch_size or data.num_held, data.num_held)
+    return _sum_batches(fn, args, data, size, together)
 
 
 @partial(jax.jit, static_argnums=0, inline=True)
@@ -86,38 +98,44 @@ def one_step(fn: Callable, args: PyTree, chunk: PyTree) -> PyTree:
     return fn(args, chunk)
 
 
-@partial(jax.jit, static_argnames=("fn", "batch_size"))
-def _scan_sum(fn, args, data, batch_size):
-    sums, rows = partial(_sum_chunks, fn, batch_size), replace(data, placement=None)
-    return in_parts(sums, data.placement, args, rows, summed=True)
+@partial(jax.jit, static_argnames=("fn", "batch_size", "together"))
+def _scan_sum(fn, args, data, batch_size, together=False):
+    placement, rows = data.placement, replace(data, placement=None)
+    if together and placement is not None:
+        sums = partial(_sum_chunks, fn, batch_size, placement)
+        return automatic(sums, args, rows, axes=placement.axes)
+    return in_parts(partial(_sum_chunks, fn, batch_size, None), placement, args, rows, summed=True)
 
 
-def _sum_chunks(fn, batch_size, args, data):
-    fn, num = adapted(partial(one_step, fn)), data.num_examples
+def _sum_chunks(fn, batch_size, placement, args, data):
+    """Sum over chunks; with a placement each one has `batch_size` examples of every device."""
+    fn, num = adapted(partial(one_step, fn)), num_held(data.num_examples, placement)
     if batch_size == num:
-        return _accumulable(fn(args, _slice(data, 0, num)))
-    shapes = jax.eval_shape(lambda: _accumulable(fn(args, _slice(data, 0, batch_size))))
+        return _accumulable(fn(args, _slice(data, 0, data.num_examples)))
+    cut = partial(_slice_of_all, data, batch_size, placement)
+    shapes = jax.eval_shape(lambda: _accumulable(fn(args, cut(0))))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
     def body(total, i):
-        return jax.tree.map(jnp.add, total, fn(args, _slice(data, i, batch_size))), None
+        return by_rows(jax.tree.map(jnp.add, total, fn(args, cut(i))), placement), None
 
-    return jax.lax.scan(body, zeros, jnp.arange(-(-num // batch_size)))[0]
+    steps = jnp.arange(-(-num // batch_size))
+    return jax.lax.scan(body, by_rows(zeros, placement), steps)[0]
 
 
-@partial(jax.jit, static_argnames=("fn", "batch_size"), inline=True)
-def _part_sum(fn, args, part, batch_size):
+@partial(jax.jit, static_argnames=("fn", "batch_size", "together"), inline=True)
+def _part_sum(fn, args, part, batch_size, together=False):
     if isinstance(part, InMemory):
-        return _scan_sum(fn, args, part, min(batch_size, part.num_held))
+        return _scan_sum(fn, args, part, min(batch_size, part.num_held), together)
     return _accumulable(adapted(partial(one_step, fn))(args, part))
 
 
-@partial(jax.jit, static_argnames=("fn", "batch_size"), donate_argnames="total")
-def _step(fn, args, part, total, batch_size):
-    return jax.tree.map(jnp.add, total, _part_sum(fn, args, part, batch_size))
+@partial(jax.jit, static_argnames=("fn", "batch_size", "together"), donate_argnames="total")
+def _step(fn, args, part, total, batch_size, together=False):
+    return jax.tree.map(jnp.add, total, _part_sum(fn, args, part, batch_size, together))
 
 
-def _sum_batches(fn: Callable, args: PyTree, data: Stream, size: int) -> PyTree:
+def _sum_batches(fn: Callable, args: PyTree, data: Stream, size: int, together: bool) -> PyTree:
     title = title_of(fn)
     source, shared = data.batches.iterable, is_shared(data)
     run = Run(source, data.checkpoint, title, (args, size), shared=shared)
@@ -130,10 +148,12 @@ def _sum_batches(fn: Callable, args: PyTree, data: Stream, size: int) -> PyTree:
             if is_first:  # from zeros: a first step of its own would be one more program
                 check_devices(args, part)
                 if total is None:
-                    spec = _part_sum.eval_shape(fn, args, part, size)
+                    spec = _part_sum.eval_shape(fn, args, part, size, together)
                     total = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), spec)
-                total, is_first = _placed(total, sharding_of_sums(part, args)), False
-            total = _step(fn, args, part, total, size)
+                axes = data.placement.axes if together and data.placement else None
+                total = _placed(total, sharding_of_sums(part, args, axes=axes))
+                is_first = False
+            total = _step(fn, args, part, total, size, together)
         run.add(batch, batch.num_examples, total)
     if total is None:
         raise TypeError(
@@ -179,6 +199,20 @@ def _slice(data: InMemory, i: int | Int[Array, ""], batch_size: int) -> Chunk:
     return replace(chunk, weight=jnp.where(is_new, chunk.weight, 0))
 
 
+def _slice_of_all(data: InMemory, size: int, placement: Placement | None, i: Any) -> Chunk:
+    """Cut chunk `i` of the rows of every device, so that no row moves."""
+    if placement is None:
+        return _slice(data, i, size)
+    cut = jax.vmap(lambda own: _slice(own, i, size))(_by_device(data, placement))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), cut)
+
+
+def _by_device(rows: PyTree, placement: Placement) -> PyTree:
+    """Return rows with an axis of devices before that of the rows that each of them has."""
+    num = placement.num_parts
+    return jax.tree.map(lambda leaf: leaf.reshape(num, -1, *leaf.shape[1:]), rows)
+
+
 def chunks(data: Stream, batch_size: int | None, name: str | None = None) -> Iterator[Chunk]:
     """Cut the batches of a stream into chunks of one size, the last of each batch filled up.
 
@@ -208,7 +242,13 @@ def _parts(batch: InMemory, size: int) -> Iterator[Chunk | InMemory]:
 
 
 def map_over(
-    fn: Callable, args: PyTree, x: PyTree, batch_size: int, placement: Placement | None = None
+    fn: Callable,
+    args: PyTree,
+    x: PyTree,
+    batch_size: int,
+    placement: Placement | None = None,
+    *,
+    together: bool = False,
 ) -> PyTree:
     """Return `fn(args, x)` row by row, computed in chunks of `batch_size` inputs.
 
@@ -223,27 +263,43 @@ def map_over(
     placement
         Over which devices the inputs are spread; by default as `placement_of` finds, which inside
         `jit` does not know of meshes of automatic axes. Rows of the result stay where they are.
+    together
+        Whether all devices work on each chunk, as in `sum_over`, since arguments are spread over
+        them.
     """
     check_devices(args, x)
-    return _map_rows(fn, args, x, batch_size, placement or placement_of(x))
+    return _map_rows(fn, args, x, batch_size, placement or placement_of(x), together)
 
 
-@partial(jax.jit, static_argnames=("fn", "batch_size", "placement"))
-def _map_rows(fn, args, x, batch_size, placement):
-    return in_parts(partial(_map_chunks, fn, batch_size), placement, args, x, summed=False)
+@partial(jax.jit, static_argnames=("fn", "batch_size", "placement", "together"))
+def _map_rows(fn, args, x, batch_size, placement, together=False):
+    if together and placement is not None:
+        mapped = partial(_map_chunks, fn, batch_size, placement)
+        return automatic(mapped, args, x, axes=placement.axes)
+    mapped = partial(_map_chunks, fn, batch_size, None)
+    return in_parts(mapped, placement, args, x, summed=False)
 
 
-def _map_chunks(fn, batch_size, args, x):
+def _map_chunks(fn, batch_size, placement, args, x):
     fn, data = adapted(partial(one_step, fn)), InMemory(x, ())
-    num = data.num_examples
+    num = num_held(data.num_examples, placement)
     size = min(batch_size, num)
     if size == num:
-        return fn(args, x)
+        return by_rows(fn(args, x), placement)
     steps = -(-num // size)
-    out = jax.lax.map(lambda i: fn(args, _slice(data, i, size).x), jnp.arange(steps))
+    cut = partial(_slice_of_all, data, size, placement)
+    out = jax.lax.map(lambda i: by_rows(fn(args, cut(i).x), placement), jnp.arange(steps))
 
     def join(stacked):
         head = stacked[:-1].reshape((steps - 1) * size, *stacked.shape[2:])
         return jnp.concatenate([head, stacked[-1][steps * size - num :]])
 
-    return jax.tree.map(join, out)
+    if placement is None:
+        return jax.tree.map(join, out)
+
+    def join_all(stacked):
+        of_each = stacked.reshape(steps, placement.num_parts, size, *stacked.shape[2:])
+        joined = jax.vmap(join, in_axes=1)(of_each)
+        return joined.reshape(-1, *joined.shape[2:])
+
+    return by_rows(jax.tree.map(join_all, out), placement)

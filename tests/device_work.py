@@ -57,5 +57,11 @@ def largest_gather(program: str) -> int:
     return max((math.prod(_sizes(each)) for each in gathers), default=0)
 
 
+def largest_array(program: str) -> int:
+    """Return the number of entries of the largest array that a device computes or is given."""
+    results = re.findall(r"= \w+\[([\d,]+)\]", program)
+    return max((math.prod(_sizes(each)) for each in results), default=0)
+
+
 def _sizes(text: str) -> list[int]:
     return [int(part) for part in text.split(",") if part]

@@ -5,6 +5,7 @@ import dataclasses
 import exact
 import jax
 import jax.numpy as jnp
+import loaders
 import numpy as np
 import pytest
 import twins
@@ -200,3 +201,49 @@ def test_labels_are_drawn_by_the_posterior_s_own_key_or_another():
     assert again.num_data == expected.num_data == 18
     pairs = zip(*(jax.tree.leaves(u.structure) for u in (again, expected)), strict=True)
     assert any(np.any(np.asarray(a) != np.asarray(b)) for a, b in pairs)
+
+
+# --- resuming -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [1, 9, 14])
+def test_an_update_goes_on_where_it_was_interrupted(stop, tmp_path):
+    """It is the same bit for bit, and reads no batch of a finished pass again."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(32, 3)).astype(np.float32), rng.integers(0, 3, 32)
+    la = lk.fit(
+        lambda params, x: jnp.tanh(x @ params),
+        rng.normal(size=(3, 3)).astype(np.float32),
+        (x[:8], y[:8]),
+        likelihood="categorical",
+        structure="ekfac",
+    )
+    new, checkpoint = (x[8:], y[8:], 4), lk.Checkpoint(tmp_path, batches=1)
+    loader = loaders.LikeGrain(*new)
+    expected = la.update(loader)
+    with pytest.raises(loaders.Interrupted):
+        la.update(loaders.LikeGrain(*new, stop=stop + 3), checkpoint=checkpoint)
+    assert [*tmp_path.glob("pass-*")] or stop == 1
+    again = loaders.LikeGrain(*new)
+    found = la.update(again, checkpoint=tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, found.posterior, expected.posterior)
+    jax.tree.map(np.testing.assert_array_equal, found.expansion, expected.expansion)
+    np.testing.assert_array_equal(found.mode, expected.mode)
+    assert [*tmp_path.iterdir()] == []
+    assert sum(again.reads) < sum(loader.reads) or stop == 1
+
+
+def test_a_checkpoint_is_of_one_update_over_a_stream(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 3)).astype(np.float32), rng.integers(0, 3, 12)
+
+    def fitted(scale):
+        params = scale * jnp.eye(3)
+        return lk.fit(lambda p, x: x @ p, params, (x, y), likelihood="categorical")
+
+    with pytest.raises(TypeError, match="Found checkpoint= with data in memory, expected a stream"):
+        fitted(1.0).update((x, y), checkpoint=tmp_path)
+    with pytest.raises(loaders.Interrupted):
+        fitted(1.0).update(loaders.LikeGrain(x, y, 4, stop=6), checkpoint=tmp_path)
+    with pytest.raises(ValueError, match=r"differs in .*the parameters.*; expected the fit that"):
+        fitted(2.0).update(loaders.LikeGrain(x, y, 4), checkpoint=tmp_path)

@@ -272,7 +272,7 @@ def test_other_data_are_refused(interrupted):
 
 
 def test_another_version_is_refused(interrupted, monkeypatch):
-    monkeypatch.setattr("laplace_kit.fitting.__version__", "9.9")
+    monkeypatch.setattr("laplace_kit.job.__version__", "9.9")
     with pytest.raises(ValueError, match="differs in the versions, the precision or the device"):
         fit(loaders.Plain(X, Y, 3), interrupted)
 

@@ -23,6 +23,7 @@ FACADE = (
     "record",
     "tune",
     "continual",
+    "job",
     "train",
     "card",
     "quality",

@@ -166,11 +166,11 @@ def test_the_agreed_budget_is_that_of_the_process_with_least(monkeypatch):
     of_machines, of_budgets = np.array([5, 9, 5]), np.array([600, 500, 800])
     answers = iter([of_machines, of_budgets])
     monkeypatch.setattr(memory, "agree", lambda number: next(answers))
-    monkeypatch.setattr(memory, "_device_memory", lambda: None)
+    monkeypatch.setattr(memory, "_device_memory", lambda device: None)
     # Two processes share the memory of machine 5: 300 and 400 MiB, next to 500.
     assert memory._agreed_budget.__wrapped__() == 300 * 2**20
     answers = iter([of_machines, of_budgets])
-    monkeypatch.setattr(memory, "_device_memory", lambda: 2**30)  # of a device of its own
+    monkeypatch.setattr(memory, "_device_memory", lambda device: 2**30)  # of a device of its own
     assert memory._agreed_budget.__wrapped__() == 500 * 2**20
 
 
@@ -184,3 +184,28 @@ def test_a_model_refused_for_its_mesh_is_told_so_and_not_its_examples():
         memory.apply_model(jax.tree_util.Partial(model), jnp.ones((3, 2)), jnp.ones((4, 3)))
     assert "with jax.set_mesh(mesh):" in str(error.value)
     assert "examples of shape" not in str(error.value)
+
+
+def test_limits_are_those_of_the_platform_of_the_arrays(monkeypatch):
+    """Next to an accelerator that is JAX's default, arrays on the CPU take chunks for a CPU."""
+    here = jax.device_put(np.ones(3), jax.devices("cpu")[0])
+    usual = Limits().shared_by(here)
+    assert usual == Limits()  # one program serves arrays that are committed and those that are not
+    monkeypatch.setattr(memory, "is_meant_for_cpu", lambda: False)
+    assert Limits().working_set() == Limits().reused == Limits().budget
+    found = Limits().shared_by(np.ones(3), here)
+    assert found.device.platform == "cpu"
+    assert found.working_set(10**7) < found.budget
+    assert found.reused == min(found.budget, 80 * 2**20)
+    assert found.summed_chunk(10**9, 1000) < Limits().summed_chunk(10**9, 1000)
+    # Whatever follows keeps it; a limit that is given stays.
+    assert found.shared_by(np.ones(3)).device is found.device
+    assert Limits(memory=10**6).shared_by(here).budget == 10**6
+
+
+def test_memory_is_that_of_the_device_of_the_arrays(monkeypatch):
+    here = jax.devices("cpu")[0]
+    sizes = {here: 8 * 2**30, None: 4 * 2**30}
+    monkeypatch.setattr(memory, "_device_memory", sizes.get)
+    assert Limits(device=here).budget == 2 * 2**30
+    assert Limits().budget == 2**30

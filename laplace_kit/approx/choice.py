@@ -207,7 +207,7 @@ class Choice:
 
     @property
     def form(self) -> str | None:
-        """`"primal"` or `"dual"` for the full structure, otherwise `None`."""
+        """`"primal"`, `"by_rows"` or `"dual"` for the full structure, otherwise `None`."""
         return self.spec.form if isinstance(self.spec, Full) else None
 
     @property

@@ -6,6 +6,7 @@ example and column of the curvature's factor in its outputs. Both are exact.
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Literal, get_args
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from laplace_kit.approx.by_rows import by_rows_bytes, fit_by_rows
 from laplace_kit.approx.dual import dual_bytes, dual_work, fit_dual
 from laplace_kit.approx.posterior import Posterior, Spectrum, Structure, keep, without_rounding
 from laplace_kit.approx.spec import Sizes, StructureSpec, settled
@@ -21,7 +23,7 @@ from laplace_kit.errors import check_option
 from laplace_kit.storage import storable
 from laplace_kit.tree import pytree_dataclass, replace
 
-Form = Literal["auto", "primal", "dual"]
+Form = Literal["auto", "primal", "by_rows", "dual"]
 # Up to this many parameters the matrix is cheap, and its rounding error is smaller.
 _ALWAYS_PRIMAL = 2000
 
@@ -75,9 +77,11 @@ class Full(StructureSpec):
     Parameters
     ----------
     form
-        `"primal"`: a matrix of P rows; `"dual"`: a kernel of M rows, one for each example and
-        column of the curvature's factor (`num_outputs` for the GGN), which the Hessian does not
-        have; `"auto"`: the cheaper of those that fit the memory limit.
+        `"primal"`: a matrix of P rows; `"by_rows"`: the same with its rows spread over the devices
+        that hold the examples; `"dual"`: a kernel of M rows, one for each example and column of the
+        curvature's factor (`num_outputs` for the GGN). The Hessian has no such factor, and only the
+        primal form. `"auto"`: the cheaper of those that every device has whole, if one of them fits
+        the memory limit, otherwise by rows.
     max_rows
         The largest number of rows of the matrix or kernel; `None` for any number.
 
@@ -103,11 +107,21 @@ class Full(StructureSpec):
 
     def _by_work(self, sizes):
         primal, dual = Full("primal"), Full("dual")
-        if self.form == "primal" or sizes.num_columns is None:
-            yield from () if self.form == "dual" else (primal,)
+        spread = (Full("by_rows"),) if sizes.can_spread else ()
+        if self.form == "by_rows":
+            yield from () if sizes.num_columns is None else (self,)
+        elif self.form == "primal" or sizes.num_columns is None:
+            yield from () if self.form == "dual" else (primal, *spread)
         elif self.form == "dual":
             yield dual
-        elif sizes.num_params <= _ALWAYS_PRIMAL:
+        else:
+            yield from self._exact(sizes)
+            yield from spread
+
+    def _exact(self, sizes: Sizes) -> Iterator["Full"]:
+        """Yield both forms that every device has whole, the cheaper first."""
+        primal, dual = Full("primal"), Full("dual")
+        if sizes.num_params <= _ALWAYS_PRIMAL:
             yield primal  # if it fits, the examples of a stream need not be counted
             yield from () if sizes.num_rows is None else (dual,)
         elif sizes.num_rows is None:
@@ -130,18 +144,24 @@ class Full(StructureSpec):
     def remark(self, sizes):
         if self.form == "auto":
             return "" if self.max_rows is None else f"would have more than {self.max_rows:,} rows"
+        if self.form == "by_rows":
+            num, of = self._rows(sizes), sizes.num_parts
+            return f"exact, by its matrix of {num:,} rows, spread over {of} device(s)"
         return f"exact, by its {self.form} matrix of {self._rows(sizes):,} rows"
 
     def bytes(self, sizes):
         """Estimate the peak memory; primal: the matrix, one chunk's part, a Cholesky factor."""
         if self.form == "dual":
             return dual_bytes(sizes)
+        if self.form == "by_rows":
+            return by_rows_bytes(sizes)
         return 3 * sizes.num_params**2 * sizes.itemsize
 
     def fit(self, operator, key=None):
         if self.form == "auto":
             return settled(self, operator).fit(operator)
-        return fit_dual(operator) if self.form == "dual" else fit_full(operator)
+        fits = {"primal": fit_full, "by_rows": fit_by_rows, "dual": fit_dual}
+        return fits[self.form](operator)
 
 
 def fit_full(operator: SelfAdjointOperator) -> FullStructure:

@@ -6,6 +6,7 @@ exact diagonal in the same basis.
 """
 
 import dataclasses
+from functools import partial
 from typing import Literal
 
 import jax
@@ -14,12 +15,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from laplace_kit.approx.dense_block import DenseBlock, DensePrecision, dense_precision
+from laplace_kit.approx.eigenbases import eigenbases
 from laplace_kit.approx.eigenblock import Eigenblock, EigenPrecision, PosteriorBlock, single
 from laplace_kit.approx.posterior import Posterior, Structure, spectrum_of
 from laplace_kit.approx.spec import StructureSpec
 from laplace_kit.curv.capture.layout import Layout, to_flat
 from laplace_kit.curv.capture.rows import Rows
-from laplace_kit.curv.eigenbasis import eigenbasis
 from laplace_kit.curv.ggn import GaussNewtonOperator
 from laplace_kit.curv.kronecker import WEIGHT_SHARING, kronecker_factors, second_moments
 from laplace_kit.errors import check_option
@@ -121,11 +122,12 @@ def _refuse(precision: np.ndarray) -> None:
     )
 
 
-@jax.jit
-def _eigenblocks(factors):
+@partial(jax.jit, static_argnames="placement")
+def _eigenblocks(factors, placement=None):
+    sides = [side for factor in factors for side in (factor.inputs, factor.gradients)]
+    bases = eigenbases(sides, placement)
     blocks = []
-    for factor in factors:
-        (a, left), (b, right) = eigenbasis(factor.inputs), eigenbasis(factor.gradients)
+    for factor, (a, left), (b, right) in zip(factors, bases[::2], bases[1::2], strict=True):
         blocks.append(Eigenblock(left, right, a[:, :, None] * b[:, None, :], factor.layout))
     return tuple(blocks)
 
@@ -229,10 +231,10 @@ def fit_kronecker(
     -------
     structure
         Cost: that of `kronecker_factors`, twice if corrected, and eigendecompositions of every
-        layer's factors.
+        layer's factors, which devices that hold the examples divide among themselves.
     """
     factors = kronecker_factors(operator, weight_sharing=weight_sharing, max_width=max_width)
-    blocks = _eigenblocks(factors)
+    blocks = _eigenblocks(factors, operator.data.placement)
     if corrected:
         moments = second_moments(operator, tuple((block.left, block.right) for block in blocks))
         pairs = zip(blocks, moments, strict=True)

@@ -21,6 +21,7 @@ from laplace_kit.curv.matrix_free.lanczos import leading_eigenpairs
 from laplace_kit.curv.matrix_free.ritz import check_rank
 from laplace_kit.curv.rounding import rounding
 from laplace_kit.errors import check_count
+from laplace_kit.placement import on_automatic_axes
 from laplace_kit.storage import storable
 from laplace_kit.tree import pytree_dataclass, replace
 
@@ -139,7 +140,8 @@ def fit_low_rank(
     operator: SelfAdjointOperator, rank: int, *, key: PRNGKeyArray | None = None
 ) -> LowRankStructure:
     """Return the leading eigenpairs of an operator; see `leading_eigenpairs` for the cost."""
-    pairs, smallest = leading_eigenpairs(operator, rank, key=key)
+    find = partial(leading_eigenpairs, rank=rank, key=key)
+    pairs, smallest = on_automatic_axes(find, operator)
     if operator.is_positive_semidefinite:  # negative values are rounding
         smallest = jnp.maximum(smallest, 0)
     values, smallest = _met(pairs.values, smallest, operator.shape[0], rounding(operator))

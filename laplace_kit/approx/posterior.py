@@ -62,6 +62,11 @@ class Posterior(abc.ABC):
             return jnp.einsum("brp,dsp->brds", left, right)
 
     @property
+    def is_spread(self) -> bool:
+        """Whether its arrays are spread over devices, which then work on each input together."""
+        return False
+
+    @property
     def num_projections(self) -> int:
         """The number of entries to which a row is projected for its covariance: P if dense."""
         return self.size

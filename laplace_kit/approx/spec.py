@@ -23,6 +23,7 @@ from laplace_kit.curv.objective import Objective
 from laplace_kit.curv.operator import CurvatureOperator
 from laplace_kit.data import Data, InMemory, read_batches
 from laplace_kit.memory import DEFAULT_LIMITS, readable
+from laplace_kit.placement import num_parts
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,7 +37,8 @@ class Sizes:
     is no such factor. `num_data` and `design_entries` are computed on first use, by `count_data`
     and `count_entries`: `num_data`, N, is `None` if it is unknown or so large that a matrix with
     that many rows exceeds the memory limit; `design_entries` is the number of entries of one
-    example's rows in factors. `for_columns` returns the sizes for another number of columns.
+    example's rows in factors. `for_columns` returns the sizes for another number of columns;
+    `num_parts` is the number of devices over which examples are spread.
     """
 
     num_params: int
@@ -48,6 +50,7 @@ class Sizes:
     count_entries: Callable[[], int] | None = None
     kronecker_sides: tuple[Side, ...] = ()
     for_columns: Callable[[int], "Sizes"] | None = None
+    num_parts: int = 1
 
     @cached_property
     def num_data(self) -> int | None:
@@ -58,6 +61,11 @@ class Sizes:
     def design_entries(self) -> int | None:
         """The number of entries of one example's rows in factors."""
         return None if None in (self.num_columns, self.count_entries) else self.count_entries()
+
+    @property
+    def can_spread(self) -> bool:
+        """Whether a dense matrix can be spread over devices by its rows."""
+        return self.num_parts > 1 and self.num_columns is not None
 
     @property
     def num_rows(self) -> int | None:
@@ -83,6 +91,7 @@ def sizes_of(objective: Objective, data: Data, num_columns: int | None) -> Sizes
         count_data=count_data,
         count_entries=lambda: design.num_entries(objective, num_columns),
         for_columns=lambda num: sizes_of(objective, data, num),
+        num_parts=num_parts(data.placement),
     )
 
 

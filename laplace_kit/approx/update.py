@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from laplace_kit.approx.by_rows import RowsStructure
 from laplace_kit.approx.diagonal import DiagonalStructure
 from laplace_kit.approx.dual import DualStructure
 from laplace_kit.approx.eigenblock import Eigenblock, single
@@ -227,6 +228,13 @@ def _check_same(what: str, old: object, new: object) -> None:
 def _(old: FullStructure, new):
     _check_same("number of parameters", len(old.matrix), len(new.matrix))
     return FullStructure(old.matrix + new.matrix)
+
+
+@sum_of_curvatures.register
+def _(old: RowsStructure, new):
+    _check_same("number of parameters", old.size, new.size)
+    _check_same("devices over which their rows are spread", old.placement, new.placement)
+    return replace(old, matrix=old.matrix + new.matrix)
 
 
 @sum_of_curvatures.register

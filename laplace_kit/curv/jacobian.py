@@ -25,7 +25,7 @@ from laplace_kit.data import InMemory, as_data
 from laplace_kit.derivatives import linearize
 from laplace_kit.host import check_same
 from laplace_kit.memory import Limits
-from laplace_kit.placement import Placement, automatic, check_devices
+from laplace_kit.placement import Placement, automatic, check_devices, in_automatic_context
 from laplace_kit.sums import map_over, sum_over
 from laplace_kit.tree import as_pytree_function, pytree_dataclass
 
@@ -126,7 +126,7 @@ class JacobianOperator:
         ValueError
             If `v` has neither form.
         """
-        return _push(self, v, several=False)
+        return in_automatic_context(partial(_push, several=False), self, v)
 
     def matmat(self, vs: PyTree) -> Float[Array, "..."]:
         """Return the products with K vectors, linearising once in each chunk of inputs.
@@ -146,7 +146,7 @@ class JacobianOperator:
         ValueError
             If `vs` has neither form.
         """
-        return _push(self, vs, several=True)
+        return in_automatic_context(partial(_push, several=True), self, vs)
 
     def to_dense(self) -> Float[Array, "M P"]:
         """Return the matrix, `(N C, P)`, at C backward passes, in float32 or better."""
@@ -209,7 +209,7 @@ class TransposedJacobianOperator:
         ValueError
             If `u` has neither shape.
         """
-        return _pull(self.T, jnp.asarray(u), several=False)
+        return in_automatic_context(partial(_pull, several=False), self.T, jnp.asarray(u))
 
     def matmat(self, us: ArrayLike) -> PyTree:
         """Return the products with K vectors, linearising once in each chunk of inputs.
@@ -229,7 +229,7 @@ class TransposedJacobianOperator:
         ValueError
             If `us` has neither shape.
         """
-        return _pull(self.T, jnp.asarray(us), several=True)
+        return in_automatic_context(partial(_pull, several=True), self.T, jnp.asarray(us))
 
     def to_dense(self) -> Float[Array, "P M"]:
         """Return the matrix, `(P, N C)`; see `JacobianOperator.to_dense`."""

@@ -58,7 +58,7 @@ class Objective:
         limits = self.limits
         batch_size = limits.batch_size if batch_size is None else batch_size
         memory = limits.memory if memory is None else memory  # zero is refused, and no default
-        return replace(self, limits=Limits(batch_size, memory))
+        return replace(self, limits=Limits(batch_size, memory, limits.device))
 
 
 def restrict(

@@ -20,6 +20,7 @@ from laplace_kit.data import as_data
 from laplace_kit.derivatives import linearize
 from laplace_kit.errors import check_count, check_option
 from laplace_kit.memory import readable
+from laplace_kit.placement import in_automatic_context
 from laplace_kit.sums import map_over
 from laplace_kit.tree import pytree_dataclass, replace
 
@@ -51,7 +52,7 @@ class FunctionSample:
             Cost: one forward pass; linearised, one more for its tangent.
         """
         x = as_data((x, ())).x
-        return _one(replace(self, objective=self.objective.planned(x)), x)
+        return in_automatic_context(_values_of_one, self, x)
 
 
 @pytree_dataclass(static=("method",))
@@ -83,9 +84,7 @@ class FunctionSamples:
             activations of the inputs held at a time, whose number follows from the memory limit.
         """
         x = as_data((x, ())).x
-        planned = replace(self, objective=self.objective.planned(x))
-        size = chunk_of_map(_all, planned, x, self.objective.limits)
-        return jnp.moveaxis(map_over(_all, planned, x, size), 1, 0)
+        return jnp.moveaxis(in_automatic_context(_values_of_all, self, x), 1, 0)
 
     def __len__(self) -> int:
         return len(self.displacements)
@@ -103,6 +102,16 @@ class FunctionSamples:
 
     def __iter__(self) -> Iterator[FunctionSample]:
         return (self[k] for k in range(len(self)))
+
+
+def _values_of_one(sample: FunctionSample, x: PyTree) -> Float[Array, "N *event"]:
+    return _one(replace(sample, objective=sample.objective.planned(x)), x)
+
+
+def _values_of_all(samples: FunctionSamples, x: PyTree) -> Float[Array, "N K *event"]:
+    planned = replace(samples, objective=samples.objective.planned(x))
+    size = chunk_of_map(_all, planned, x, samples.objective.limits)
+    return map_over(_all, planned, x, size)
 
 
 def sample_functions(

@@ -57,9 +57,12 @@ def linearized_moments(
         check_fits(cost, num_outputs, limits.budget, remedy)
         held = cost.once + num_outputs * cost.direction
         size = limits.batch_size or max(limits.working_set() // held, 1)
-        return map_over(_full_moments, (objective, posterior), x, size)
+        return map_over(
+            _full_moments, (objective, posterior), x, size, together=posterior.is_spread
+        )
     held = choose_held(cost, num_outputs, limits)
-    return map_over(_Variances(held.num_directions), (objective, posterior), x, held.batch_size)
+    variances, args = _Variances(held.num_directions), (objective, posterior)
+    return map_over(variances, args, x, held.batch_size, together=posterior.is_spread)
 
 
 class _Variances(NamedTuple):

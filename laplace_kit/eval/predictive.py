@@ -7,7 +7,7 @@ posterior.
 
 import dataclasses
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from laplace_kit.eval.rows import first_rows
 from laplace_kit.host import check_same
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.likelihood.masked import without_mask
+from laplace_kit.placement import in_automatic_context
 from laplace_kit.sums import map_over
 from laplace_kit.targets.binary import BinaryTargets
 from laplace_kit.targets.classes import ClassTargets
@@ -158,10 +159,26 @@ def predict(
             "between inputs is known; for sampled functions use la.sample_functions(key, n, "
             "method='sampled')."
         )
+    check_same("inputs", (objective.params, x))
+    options = _Options(method, link, covariance, num_samples, joint)
+    return in_automatic_context(partial(_predict, options), objective, posterior, x, key)
+
+
+class _Options(NamedTuple):
+    """How to predict, as `predict` takes it."""
+
+    method: Method
+    link: str | links.LinkFunction
+    covariance: CovarianceForm
+    num_samples: int | None
+    joint: bool
+
+
+def _predict(options, objective, posterior, x, key) -> Predictive:
+    method, link, covariance, num_samples, joint = options
     make_predictive = partial(
         from_moments, objective.likelihood, link=link, key=key, num_samples=num_samples or 1000
     )
-    check_same("inputs", (objective.params, x))
     if joint:
         x = checked_inputs(x)
         mean, joint_cov = joint_moments(objective, posterior, x)

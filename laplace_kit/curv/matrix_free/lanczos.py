@@ -19,8 +19,10 @@ from laplace_kit.curv.matrix_free.ritz import (
     take,
 )
 from laplace_kit.curv.matrix_free.tridiagonal import Tridiagonal, lanczos
+from laplace_kit.curv.operator import CurvatureOperator
 from laplace_kit.curv.rounding import rounding
 from laplace_kit.host import fetch_array
+from laplace_kit.placement import Placement
 
 _CHECK_DEPTH = 10  # products to check whether a larger eigenvalue was missed
 _SMALLEST_DEPTH = 20  # products to check for a negative one too, small next to the deflated norm
@@ -79,11 +81,18 @@ def leading_eigenpairs(
     if depth >= num:
         pairs = dense_eigenpairs(operator)
         return take(pairs, slice(rank)), pairs.values[-1]
+    placement = _placement_of(operator)
     operator = linearized(operator)
-    found = _krylov_rounds(operator, rank, depth, key)
+    found = _krylov_rounds(operator, rank, depth, key, placement)
     bound = _tolerance(found.basis.dtype, rounding(operator)) * float(found.norm)
-    pairs = rayleigh_ritz(operator, found.basis, bound, found.num_products)
+    pairs = rayleigh_ritz(operator, found.basis, bound, found.num_products, placement)
     return pairs, jnp.minimum(jnp.asarray(found.smallest, pairs.values.dtype), pairs.values[-1])
+
+
+def _placement_of(operator: SelfAdjointOperator) -> Placement | None:
+    """Return over which devices a curvature's examples in memory, and so vectors, are spread."""
+    is_spread = isinstance(operator, CurvatureOperator) and operator.in_memory
+    return operator.data.placement if is_spread else None
 
 
 def _tolerance(dtype: jnp.dtype, rounding: float) -> float:
@@ -110,7 +119,7 @@ class _Found(NamedTuple):
     num_products: int
 
 
-def _krylov_rounds(operator, rank, depth, key):
+def _krylov_rounds(operator, rank, depth, key, placement):
     num = operator.shape[0]
     dtype = jnp.promote_types(operator.dtype, jnp.float32)
     eps = float(jnp.finfo(dtype).eps)
@@ -125,7 +134,8 @@ def _krylov_rounds(operator, rank, depth, key):
         start = _start_vector(num, round_number, key).astype(dtype) if restart is None else restart
         checking = len(values) == rank
         for steps in (check_depth, depth) if checking else (depth,):
-            ritz = _ritz_pairs(*tridiagonalize(operator, start, basis, steps, norm))
+            found = tridiagonalize(operator, start, basis, steps, norm, placement)
+            ritz = _ritz_pairs(*found)
             smallest = min(smallest, ritz.values[-1])
             norm, spent = max(norm, np.abs(ritz.values).max()), spent + steps
             if checking and ritz.values[0] <= values[-1] + precision * norm:
@@ -175,14 +185,16 @@ def tridiagonalize(
     locked: Float[Array, "R P"],
     depth: int,
     norm: Float[ArrayLike, ""] = 0.0,
+    placement: Placement | None = None,
 ) -> Tridiagonal:
     """Tridiagonalise an operator, deflated, in memory or over a stream; see `lanczos`."""
-    return on_host(_tridiagonalize, operator, start, locked, depth, norm)
+    return on_host(_tridiagonalize, operator, start, locked, depth, norm, placement)
 
 
-@partial(jax.jit, static_argnums=3)
-def _tridiagonalize(operator, start, locked, depth, norm):
-    return lanczos(product(operator), start, depth, locked=locked, norm=norm)
+@partial(jax.jit, static_argnums=(3, 5))
+def _tridiagonalize(operator, start, locked, depth, norm, placement):
+    mv = product(operator)
+    return lanczos(mv, start, depth, locked=locked, norm=norm, placement=placement)
 
 
 class _Ritz(NamedTuple):

@@ -1,5 +1,7 @@
 """Eigenpairs with their residuals: Ritz pairs of a subspace, or all pairs of the dense matrix."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.rounding import rounding
+from laplace_kit.placement import Placement, automatic, by_last_axis, everywhere
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -31,6 +34,7 @@ def rayleigh_ritz(
     rows: Float[Array, "R P"],
     bound: float,
     num_products: int,
+    placement: Placement | None = None,
 ) -> Eigenpairs:
     """Return the eigenpairs of an operator on a subspace.
 
@@ -44,6 +48,9 @@ def rayleigh_ritz(
         The largest residual that counts as converged.
     num_products
         The number of products already made for the rows.
+    placement
+        Devices over which rows are spread along P, by products one after the other. `None`: every
+        device has all of them, and all products share a pass.
 
     Returns
     -------
@@ -54,8 +61,11 @@ def rayleigh_ritz(
     ----------
     Parlett (1998), The symmetric eigenvalue problem, chapter 11.
     """
-    basis = _orthonormal(rows)
-    images = operator.matmat(basis.astype(operator.dtype)).astype(basis.dtype)
+    if placement is None:
+        basis = _orthonormal(rows)
+        images = operator.matmat(basis.astype(operator.dtype)).astype(basis.dtype)
+    else:
+        basis, images = automatic(partial(_spread_images, placement), operator, rows)
     values, vectors, residuals = _ritz_pairs(basis, images)
     return Eigenpairs(values, vectors, residuals, residuals <= bound, num_products + len(rows))
 
@@ -102,6 +112,23 @@ def _descending(values, vectors, relative):
 def _orthonormal(rows):
     with jax.default_matmul_precision("highest"):
         return jnp.linalg.qr(rows.T)[0].T
+
+
+@partial(jax.jit, static_argnums=0)
+def _spread_images(placement, operator, rows):
+    """Return an orthonormal basis of nearly orthonormal rows, and its images, spread along P."""
+    basis = by_last_axis(rows, placement)
+    with jax.default_matmul_precision("highest"):
+        for _ in range(2):  # the second time for roundings of the first
+            root = jnp.linalg.cholesky(basis @ basis.T)
+            inverse = jax.scipy.linalg.solve_triangular(root, jnp.eye(len(root)), lower=True)
+            basis = by_last_axis(inverse.astype(basis.dtype) @ basis, placement)
+
+    def image(v):
+        whole = everywhere(v, placement).astype(operator.dtype)
+        return by_last_axis(operator.mv(whole).astype(v.dtype), placement)
+
+    return basis, by_last_axis(jax.lax.map(image, basis), placement)
 
 
 @jax.jit

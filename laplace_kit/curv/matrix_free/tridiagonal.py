@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from laplace_kit.placement import Placement, by_last_axis, everywhere
+
 _BREAKDOWN = 10  # in roundings of the norm: smaller additions end the Krylov space
 # A basis is read for inner products and for subtraction: in blocks that stay in the cache.
 _ROWS_IN_CACHE = 8
@@ -35,6 +37,7 @@ def lanczos(
     *,
     locked: Float[Array, "R P"] | None = None,
     norm: Float[ArrayLike, ""] = 0.0,
+    placement: Placement | None = None,
 ) -> Tridiagonal:
     r"""Return a tridiagonal T with $H Q^\top = Q^\top T + \beta_K r e_K^\top$, r a unit vector.
 
@@ -54,6 +57,8 @@ def lanczos(
         rounding may add have equally small entries in T.
     norm
         The norm of H, if it is known: the deflated matrix can be as small as its rounding.
+    placement
+        Devices over which rows are spread along P; only the vectors of a product are whole on each.
 
     Returns
     -------
@@ -66,12 +71,13 @@ def lanczos(
     """
 
     def step(i, state):
-        image = mv(state.direction)
+        image = mv(everywhere(state.direction, placement))
         with jax.disable_jit(False):  # over a stream, only the products loop on the host
-            return _advance(state, image, start, deflation, i)
+            return _advance(state, image, start, deflation, i, placement)
 
     with jax.disable_jit(False):
-        first, deflation = _first(start, locked, jnp.asarray(norm, start.dtype), depth)
+        norm = jnp.asarray(norm, start.dtype)
+        first, deflation = _first(start, locked, norm, depth, placement)
     return Tridiagonal(*jax.lax.fori_loop(0, depth, step, first)[:3])
 
 
@@ -108,21 +114,24 @@ class _Deflation(NamedTuple):
     count: Array
 
 
-@partial(jax.jit, static_argnames="depth")
-def _first(start, locked, norm, depth):
+@partial(jax.jit, static_argnames=("depth", "placement"))
+def _first(start, locked, norm, depth, placement):
     deflation = None
+    start, locked = by_last_axis((start, locked), placement)
     if locked is not None:
         numbers = jnp.arange(1, len(locked) + 1)
         deflation = _Deflation(locked, jnp.max(numbers * locked.any(axis=1), initial=0))
     rows, diagonal = jnp.zeros((depth, len(start)), start.dtype), jnp.zeros(depth, start.dtype)
+    rows = by_last_axis(rows, placement)
     direction, zero = _new_direction(start, deflation, rows, 0), jnp.zeros((), start.dtype)
     return _State(rows, diagonal, diagonal, direction, 0 * start, zero, norm), deflation
 
 
-@jax.jit
-def _advance(state, image, start, deflation, i):
+@partial(jax.jit, static_argnames="placement")
+def _advance(state, image, start, deflation, i, placement):
     rows, alphas, betas, v, previous, beta, size = state
-    rows = rows.at[i].set(v)
+    image, start, v = by_last_axis((image, start, v), placement)
+    rows = by_last_axis(rows.at[i].set(v), placement)
     with jax.default_matmul_precision("highest"):
         # The squared length is one up to rounding, or zero beyond the end of the space.
         alpha = jnp.vdot(v, image) / jnp.maximum(jnp.vdot(v, v), 0.5)
@@ -137,6 +146,7 @@ def _advance(state, image, start, deflation, i):
             lambda: rest / beta,
             lambda: 0 * v if deflation is None else _new_direction(start, deflation, rows, i + 1),
         )
+    following, v = by_last_axis((following, v), placement)
     return _State(rows, alphas.at[i].set(alpha), betas.at[i].set(beta), following, v, beta, size)
 
 

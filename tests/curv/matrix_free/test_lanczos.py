@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_placement
 import twins
 from matrices import Diagonal, rotated, rotation
 
@@ -212,3 +213,43 @@ def test_of_a_sum_of_operators(x64):
 def test_impossible_rank(rank):
     with pytest.raises(ValueError, match=rf"rank={rank}, expected a number from 1 to P=40.*lower"):
         leading_eigenpairs(rotated(np.ones(P), "float32"), rank)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "num_out"), [("Auto", 3), ("Auto", 4), ("Explicit", 3)])
+def test_the_basis_is_spread_along_the_parameters(kind, num_out):
+    """Where devices divide P = 96; between programs P = 105 is whole on each."""
+    test_placement.run(
+        f"""
+    if {num_out} == 4:
+        params["out"] = rng.normal(size=(8, 4)).astype(np.float32)
+        params["scale"] = np.ones(1, np.float32)
+
+    def scaled(params, x):
+        return model(params, x) * params.get("scale", 1.0)
+
+    x, y = problem(64)
+    rows = NamedSharding(mesh_of("{kind}", data=8), P("data"))
+    options = dict(likelihood="categorical", structure="low_rank", rank=12, batch_size=8)
+    with jax.enable_x64(True):
+        p, x = jax.tree.map(lambda leaf: leaf.astype(np.float64), (params, x))
+        data = jax.device_put((x, y), rows)
+        one = lk.fit(scaled, p, (x, y), **options)
+        programs = device_work.Programs(folder.name)
+        programs.new()
+        many = lk.fit(scaled, p, data, **options)
+        texts = programs.new()
+        num = sum(leaf.size for leaf in jax.tree.leaves(p))
+        close([many.structure.values], [one.structure.values], 1e-10)
+        close([many.posterior.variance()], [one.posterior.variance()], 1e-8)
+        close([many.log_marginal_likelihood()], [one.log_marginal_likelihood()], 1e-10)
+        close([np.asarray(many.predict(data[0]).f_cov)], [one.predict(x).f_cov], 1e-8)
+    if "{kind}" == "Auto" and num % 8 == 0:
+        for array in (many.structure.vectors, many.posterior.rows):
+            assert array.sharding.shard_shape(array.shape) == (12, num // 8)
+    # Runs of 34 products: rows of a run, and of the 12 kept, in their eighth.
+    runs = (text for text in texts if text.startswith("HloModule jit__tridiagonalize"))
+    run = max(map(device_work.largest_array, runs))
+    assert num % 8 or run < 34 * num / 2, run
+        """
+    )
