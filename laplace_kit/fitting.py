@@ -216,7 +216,7 @@ def fit(
     forget(data)  # a checkpoint has served
     given = jax.tree.map(jnp.asarray, prior_precision)
     gradient = mode.gradient.astype(dtype)
-    coverage = coverage_of(objective.plan.layers, choice.max_width)
+    coverage = coverage_of(objective.plan.layers, choice.widths)
     return Laplace(
         model=TrainedModel(model_fn, free, selection, objective.plan),
         likelihood=observed_by,

@@ -11,6 +11,7 @@ import abc
 import math
 from collections.abc import Callable, Hashable
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -174,44 +175,97 @@ class Structure(abc.ABC):
         return self
 
 
+@runtime_checkable
+class SpectralPart(Protocol):
+    """A positive semi-definite part of a curvature whose eigenvalues are not known one by one."""
+
+    layout: Layout
+
+    def bounds(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Return bounds on the smallest and on the largest eigenvalue."""
+        ...
+
+    def log_det(self, delta: Float[Array, ""]) -> Float[Array, ""]:
+        r"""Return $\log |H + \delta I|$."""
+        ...
+
+    def effective_parameters(self, delta: Float[Array, ""]) -> Float[Array, ""]:
+        r"""Return $\operatorname{tr} H (H + \delta I)^{-1}$."""
+        ...
+
+    def undetermined_parameters(self, delta: Float[Array, ""]) -> Float[Array, ""]:
+        r"""Return $\operatorname{tr} \delta (H + \delta I)^{-1}$."""
+        ...
+
+
 @pytree_dataclass(static=("size",))
 class Spectrum:
-    r"""Eigenvalues `(R,)` of a `(P, P)` curvature, the other P - R being zero.
+    r"""R eigenvalues of a `(P, P)` curvature, of any shape, and `parts` of it that have others.
 
-    With an isotropic prior the evidence costs $O(R)$. `smallest` is the smallest known eigenvalue
-    of the curvature itself, negative where that is indefinite.
+    The remaining eigenvalues are zero. With an isotropic prior the evidence costs $O(R)$, and what
+    the parts cost. `smallest` is the smallest known eigenvalue of the curvature itself, negative
+    where that is indefinite; for parts, a bound.
     """
 
-    values: Float[Array, " R"]
+    values: Float[Array, "..."]
     smallest: Float[Array, ""]
     size: int
+    parts: tuple[SpectralPart, ...] = ()
+
+    @property
+    def largest(self) -> Float[Array, ""]:
+        """The largest magnitude of an eigenvalue; for parts, a bound."""
+        known = (jnp.abs(self.values).max(),) if self.values.size else ()
+        return jnp.stack([*known, *(part.bounds()[1] for part in self.parts)]).max()
 
     @property
     def rounding(self) -> Float[Array, ""]:
         """The magnitude below which an eigenvalue cannot be distinguished from zero."""
-        return _rounding(self.values, len(self.values))
+        num = self.size - self._num_zeros
+        return num * jnp.finfo(self.values.dtype).eps * self.largest
+
+    @property
+    def _num_zeros(self) -> int:
+        return self.size - self.values.size - sum(part.layout.size for part in self.parts)
 
     def log_det(self, delta: Float[Array, ""]) -> Float[Array, ""]:
         r"""Return $\log |H + \delta I|$; NaN where that matrix is indefinite."""
-        rest = (self.size - len(self.values)) * jnp.log(delta)
-        log_det = jnp.sum(jnp.log(self.values + delta)) + rest
+        log_det = jnp.sum(jnp.log(self.values + delta)) + self._num_zeros * jnp.log(delta)
+        log_det += sum(part.log_det(delta) for part in self.parts)
         return jnp.where(self.smallest + delta > 0, log_det, jnp.nan)
 
     def effective_parameters(self, delta: Float[Array, ""]) -> Float[Array, ""]:
         r"""Return $\sum_i s_i / (s_i + \delta)$ (MacKay 1992)."""
-        return jnp.vdot(self.values, 1 / (self.values + delta), precision="highest")
+        known = jnp.vdot(self.values, 1 / (self.values + delta), precision="highest")
+        return known + sum(part.effective_parameters(delta) for part in self.parts)
 
     def undetermined_parameters(self, delta: Float[Array, ""]) -> Float[Array, ""]:
         r"""Return P minus the effective ones, $\sum_i \delta / (s_i + \delta)$, uncancelled."""
-        rest = self.size - len(self.values)
-        return rest + delta * jnp.sum(1 / (self.values + delta))
+        known = self._num_zeros + delta * jnp.sum(1 / (self.values + delta))
+        return known + sum(part.undetermined_parameters(delta) for part in self.parts)
+
+
+def spectrum_of(
+    arrays: tuple[Float[Array, "..."], ...], parts: tuple[SpectralPart, ...] = ()
+) -> Spectrum:
+    """Return the spectrum whose eigenvalues are the entries of these arrays, and those of parts.
+
+    A single array is not copied.
+    """
+    flat, smallest = _flat_and_smallest(arrays, parts)
+    values = arrays[0] if len(arrays) == 1 else flat
+    size = sum(array.size for array in arrays) + sum(part.layout.size for part in parts)
+    return Spectrum(values, smallest, size, parts)
 
 
 @jax.jit
-def spectrum_of(parts: tuple[Float[Array, "..."], ...]) -> Spectrum:
-    """Return the spectrum whose eigenvalues are the entries of these arrays."""
-    values = jnp.concatenate([part.reshape(-1) for part in parts])
-    return Spectrum(values, values.min(), len(values))
+def _flat_and_smallest(arrays, parts):
+    smallest = [*(array.min() for array in arrays), *(part.bounds()[0] for part in parts)]
+    flat = None
+    if len(arrays) != 1:
+        dtype = smallest[0].dtype
+        flat = jnp.concatenate([jnp.zeros(0, dtype), *(array.reshape(-1) for array in arrays)])
+    return flat, jnp.stack(smallest).min()
 
 
 @partial(jax.jit, static_argnames="size", inline=True)
@@ -295,7 +349,7 @@ def factorise(
     if not is_concrete(finite) or bool(finite):
         return posterior, zero
     spectrum = structure.spectrum()
-    lowest, highest = float(spectrum.smallest), float(jnp.abs(spectrum.values).max())
+    lowest, highest = float(spectrum.smallest), float(spectrum.largest)
     if not math.isfinite(highest):
         raise ValueError(
             "Found a curvature that is not finite, expected finite entries: a loss that is not "
