@@ -19,8 +19,8 @@ from laplace_kit.approx.choice import (
     with_key,
 )
 from laplace_kit.approx.spec import Sizes, StructureSpec
-from laplace_kit.curv.sides import Side
 from laplace_kit.curv.objective import restrict
+from laplace_kit.curv.sides import Side
 from laplace_kit.curv.spec import CurvatureSpec
 from laplace_kit.data import as_data
 

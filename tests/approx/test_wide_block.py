@@ -142,7 +142,7 @@ def test_corrected_values_are_the_moments_inside_and_outside_of_the_span(x64):
 
 @pytest.mark.parametrize("subset", [None, "last_layer"])
 def test_sketches_add_up_over_chunks_and_streams(subset, x64):
-    params, x, y = problem()
+    _params, x, y = problem()
     whole = fit(subset=subset, corrected=True)
     chunked = fit(subset=subset, corrected=True, batch_size=2)
     streamed = fit(subset=subset, corrected=True, data=twins.batches(x, y, 4, 4, 3))
