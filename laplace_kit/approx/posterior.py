@@ -25,6 +25,8 @@ from laplace_kit.tree import is_concrete, pytree_dataclass
 
 # The number of unit vectors whose images are held at a time.
 _UNITS_AT_A_TIME = 64
+# The number of entries from which a copy of an array takes longer than compiling around it.
+_LARGE = 2**20
 
 
 class Posterior(abc.ABC):
@@ -294,27 +296,40 @@ def _rounding(values: Float[Array, " R"], size: int) -> Float[Array, ""]:
 
 @jax.jit
 def _all_finite(arrays):
-    # One product compiles faster than a reduction of each array, which XLA turns into trees.
-    bad = (~jnp.isfinite(tree.ravel(arrays))).astype(jnp.float32)
-    return bad @ bad == 0
+    # One product compiles faster than a reduction of each array, which XLA turns into trees; only
+    # large arrays are worth it, as that product takes a copy of the others.
+    leaves = jax.tree.leaves(arrays)
+    small = [leaf for leaf in leaves if leaf.size <= _LARGE]
+    finite = [jnp.isfinite(leaf).all() for leaf in leaves if leaf.size > _LARGE]
+    if small:
+        bad = (~jnp.isfinite(tree.ravel(small))).astype(jnp.float32)
+        finite.append(bad @ bad == 0)
+    return jnp.stack(finite).all()
 
 
-def _posterior(structure, precision, jitter=0.0):
+def _posterior(structure, precision, jitter, temperature, size):
     """Return the posterior, which shares arrays with the structure, and whether it is finite."""
-    rest, finite = _without_shared_leaves(structure, precision, jitter)
+    rest, finite = _without_shared_leaves(structure, precision, jitter, temperature, size)
     return rest(structure), finite
 
 
-@jax.jit
-def _without_shared_leaves(structure, precision, jitter):
-    rest = tree.without_shared_leaves(structure.posterior(precision, jitter), structure)
+@partial(jax.jit, static_argnames="size")
+def _without_shared_leaves(structure, precision, jitter, temperature, size):
+    # What is as large as the parameters and only needed here is made here.
+    scaled = structure
+    if temperature is not None:
+        scaled, precision = structure.scaled(1 / temperature), precision / temperature
+    precision = precision if size is None else jnp.broadcast_to(precision, (size,))
+    rest = tree.without_shared_leaves(scaled.posterior(precision, jitter), structure)
     return rest, _all_finite(rest)
 
 
 def factorise(
     structure: Structure,
-    precision: Float[Array, " P"],
+    precision: Float[Array, " P"] | Float[Array, ""],
     temperature: float | Float[Array, ""] = 1.0,
+    *,
+    size: int | None = None,
 ) -> tuple[Posterior, Array]:
     """Return the posterior, with jitter only where rounding requires it.
 
@@ -323,9 +338,11 @@ def factorise(
     structure
         The curvature.
     precision
-        The prior precision, `(P,)`.
+        The prior precision, `(P,)`, or one for all with `size`.
     temperature
         T > 0: the covariance is T times the inverse of $H + d$.
+    size
+        P, if the precision is one number.
 
     Returns
     -------
@@ -340,15 +357,19 @@ def factorise(
         If the structure cannot be combined with this prior precision, or the posterior precision is
         indefinite beyond rounding: the message names the most negative curvature and the choices.
     """
-    if is_concrete(precision):
+    if size is None and is_concrete(precision):
         structure = structure.for_prior(precision)
-    if not is_concrete(temperature) or float(temperature) != 1:
-        structure, precision = structure.scaled(1 / temperature), precision / temperature
-    posterior, finite = _posterior(structure, precision)
+    if is_concrete(temperature) and float(temperature) == 1:
+        temperature = None
+
+    def attempt(precision: Array, jitter: float | Array = 0.0) -> tuple[Posterior, Array]:
+        return _posterior(structure, precision, jitter, temperature, size)
+
+    posterior, finite = attempt(precision)
     zero = jnp.zeros((), precision.dtype)
     if not is_concrete(finite) or bool(finite):
         return posterior, zero
-    spectrum = structure.spectrum()
+    spectrum, lowest_precision = structure.spectrum(), float(precision.min())
     lowest, highest = float(spectrum.smallest), float(spectrum.largest)
     if not math.isfinite(highest):
         raise ValueError(
@@ -361,23 +382,23 @@ def factorise(
         raise ValueError(
             f"Found an indefinite curvature whose most negative eigenvalue is {lowest:.4g}, "
             f"expected a positive definite posterior precision (the smallest prior precision is "
-            f"{float(precision.min()):.4g}); train to a minimum, raise prior_precision above "
+            f"{lowest_precision:.4g}); train to a minimum, raise prior_precision above "
             f"{-lowest:.4g}, or use curvature='ggn', which is never indefinite."
         )
     held = False
     for power in range(1, 6):
         jitter = jnp.asarray(10.0**power * jnp.finfo(precision.dtype).eps, precision.dtype)
-        posterior, finite = _posterior(structure, precision, jitter)
+        posterior, finite = attempt(precision, jitter)
         if held and bool(finite):  # the first success may be marginal
             return posterior, jitter
         held = bool(finite)
     for factor in (1.0, 10.0, 100.0):  # entries of the diagonal are themselves lost in rounding
         raised = factor * rounding
-        posterior, finite = _posterior(structure, precision + raised)
+        posterior, finite = attempt(precision + raised)
         if bool(finite):
             return posterior, jnp.asarray(raised / highest, precision.dtype)
     raise ValueError(
         f"Found a posterior precision that cannot be factorised in {precision.dtype} (largest "
-        f"curvature {highest:.4g}, smallest prior precision {float(precision.min()):.4g}); raise "
+        f"curvature {highest:.4g}, smallest prior precision {lowest_precision:.4g}); raise "
         "prior_precision or use float64 parameters."
     )
