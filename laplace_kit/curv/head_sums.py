@@ -16,6 +16,10 @@ from laplace_kit.curv.capture.blocks import HeadRows
 from laplace_kit.curv.capture.capture import Capture, capture
 from laplace_kit.curv.operator import CurvatureOperator
 from laplace_kit.data import Chunk
+from laplace_kit.likelihood.loss import MOST_OUTPUTS_OF_A_ROOT, FromLoss
+
+# Vectors along which a loss of very many outputs is to be convex.
+_PROBES = 4
 
 
 def map_columns(
@@ -71,9 +75,24 @@ def _weighted_product(
 def _convex_weight(
     operator: CurvatureOperator, f: Float[Array, "B *event"], chunk: Chunk
 ) -> Float[Array, " B"]:
-    """Return the weights of examples; NaN where a loss is not convex and so has no root."""
-    root = operator.output_factor(f, chunk, jnp.arange(1))
-    return chunk.weight.astype(f.dtype) + 0 * root.sum()
+    """Return the weights of examples; NaN where a loss is not convex and so has no root.
+
+    Losses of so many outputs that a root is out of reach are told by products with a few vectors.
+    """
+    weight = chunk.weight.astype(f.dtype)
+    if not isinstance(operator.likelihood, FromLoss) or f[0].size <= MOST_OUTPUTS_OF_A_ROOT:
+        return weight + 0 * operator.output_factor(f, chunk, jnp.arange(1)).sum()
+    probes = jax.random.rademacher(jax.random.key(0), (_PROBES, *f.shape[1:]), f.dtype)
+
+    def along(probe: Float[Array, "*event"]) -> Float[Array, " B"]:
+        vectors = jnp.broadcast_to(probe, f.shape)
+        product = operator.output_mv(f, chunk, vectors)
+        size, axes = jnp.abs(product), tuple(range(1, f.ndim))
+        curvature = jnp.sum(product * vectors, axis=axes)
+        rounding = jnp.finfo(f.dtype).eps * f[0].size * jnp.maximum(size.max(axes), 1)
+        return jnp.where(curvature < -rounding, jnp.nan, 0)
+
+    return weight + jax.lax.map(along, probes).sum()
 
 
 class SumOfHeadSquares(NamedTuple):
