@@ -373,3 +373,40 @@ def test_outputs_with_a_bias_of_their_own_stay_diagonal(x64):
 def test_options_are_checked(options, words):
     with exact.as_users_call(), pytest.raises(ValueError, match=words):
         lk.Kronecker(**options)
+
+
+# --- many adapters --------------------------------------------------------------------------------
+
+
+def test_layers_that_are_one_have_the_posterior_of_single_ones(x64, monkeypatch):
+    """Several adapters at several positions, processed together or each by itself."""
+    width, num = 7, 3
+
+    def normal(*shape):
+        return twins.array(0.7 * RNG.normal(size=shape))
+
+    layers = [{"a": normal(width, 2), "b": normal(2, width)} for _ in range(num)]
+    params = {"layers": layers, "head": normal(width, 3)}
+    data = normal(6, 4, width), twins.array(RNG.integers(0, 3, 6))
+
+    def fitted():
+        def model_fn(params, x):  # a new function, whose plan is not known
+            for layer in params["layers"]:
+                x = x + jnp.tanh(x @ layer["a"] @ layer["b"])
+            return x.mean(axis=1) @ params["head"]
+
+        spec = lk.Kronecker(max_width=4, rank=2)
+        subset = lk.approx.layers("a", "b")
+        return lk.fit(
+            model_fn, params, data, likelihood="categorical", structure=spec, subset=subset
+        )
+
+    single = fitted()
+    monkeypatch.setattr("laplace_kit.curv.capture.stacking.LAYERS_WORTH_STACKING", num)
+    stacked = fitted()
+    assert [len(la.structure.blocks) for la in (single, stacked)] == [2 * num, 2]
+    assert all(isinstance(block, WideBlock) for block in stacked.structure.blocks)
+    twins.assert_close(stacked.posterior.covariance(), single.posterior.covariance(), rtol=1e-8)
+    twins.assert_close(stacked.predict(data[0]).f_cov, single.predict(data[0]).f_cov, rtol=1e-8)
+    evidence = single.log_marginal_likelihood()
+    twins.assert_close(stacked.log_marginal_likelihood(), evidence, rtol=1e-9)
