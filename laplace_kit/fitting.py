@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
@@ -27,8 +26,7 @@ from laplace_kit.approx.names import (
     as_curvature,
     as_structure,
 )
-from laplace_kit.approx.posterior import factorise
-from laplace_kit.approx.prior import Prior, expand_precision
+from laplace_kit.approx.prior import Prior, compact_precision, expand_mean
 from laplace_kit.approx.spec import Sizes, StructureSpec, sizes_of
 from laplace_kit.approx.subset import last_layer
 from laplace_kit.approx.update import Expansion
@@ -55,7 +53,7 @@ from laplace_kit.data import (
 from laplace_kit.eval.link import LinkFunction
 from laplace_kit.eval.predictive import Prediction
 from laplace_kit.examples import first_examples
-from laplace_kit.host import check_same, extremes
+from laplace_kit.host import check_same
 from laplace_kit.independence import check_independence
 from laplace_kit.job import job_of
 from laplace_kit.laplace import Laplace
@@ -174,11 +172,11 @@ def fit(
     check_same("parameters or data", (params, data), shared=shared)
     limits = Limits(batch_size, memory_limit).shared_by(params, data, shared=shared)
     observed_by = as_likelihood(likelihood)
-    prior, num_asked = None, None
+    dtype, num_asked = None, None
     if not _is_last_layer(subset):  # wrong options are refused before the model is traced
         free, selection = select(params, subset)
         num_asked = tree.size(free)
-        prior = _prior(prior_precision, prior_mean, free, selection)
+        dtype = _check_prior(prior_precision, prior_mean, free, selection)
         if rank is not None:
             check_rank(rank, num_asked)
     model = _Model(model_fn, params, observed_by, data, limits)
@@ -186,9 +184,7 @@ def fit(
     objective, selection = plan.objective, plan.selection
     free = objective.params
     if num_asked != tree.size(free):  # the last layer, which "auto" takes by itself, too
-        prior = _prior(prior_precision, prior_mean, free, selection)
-    precision, mean = prior
-    dtype = precision.dtype
+        dtype = _check_prior(prior_precision, prior_mean, free, selection)
 
     with stages(progress, 3) as enter:
         enter("checking the mode")
@@ -214,16 +210,19 @@ def fit(
         enter(f"fitting the {choice.structure} {choice.curvature}")
         fitted = fit_chosen(choice, cached, features, key)
         enter("factorising the posterior")
-        posterior, jitter = factorise(fitted, precision)
+        trained = TrainedModel(model_fn, free, selection, objective.plan)
+        mean = expand_mean(prior_mean, free, selection, dtype)
+        given = jax.tree.map(jnp.asarray, prior_precision)
+        prior = Prior(mean, given, temperature=jnp.ones((), dtype))
+        posterior, jitter = prior.posterior(fitted, trained)
     forget(data)  # a checkpoint has served
-    given = jax.tree.map(jnp.asarray, prior_precision)
     gradient = mode.gradient.astype(dtype)
-    coverage = coverage_of(objective.plan.layers, choice.max_width)
+    coverage = coverage_of(objective.plan.layers, choice.widths)
     return Laplace(
-        model=TrainedModel(model_fn, free, selection, objective.plan),
+        model=trained,
         likelihood=observed_by,
         expansion=Expansion(mode.log_likelihood, gradient, fitted, mode.num_data, mode.num_entries),
-        prior=Prior(mean, given, temperature=jnp.ones((), dtype)),
+        prior=prior,
         posterior=posterior,
         prediction=Prediction(),
         record=Record(choice, coverage, jitter, examples=examples),
@@ -304,15 +303,12 @@ def load(
 # --- plan of the fit ------------------------------------------------------------------------------
 
 
-def _prior(precision: PyTree, mean: PyTree, free: PyTree, selection: Selection):
-    """Return prior precision and mean of each free parameter."""
+def _check_prior(precision: PyTree, mean: PyTree, free: PyTree, selection: Selection) -> jnp.dtype:
+    """Return the dtype of the prior, once its precision and mean are known to be right."""
     dtype = jnp.promote_types(tree.dtype(free), jnp.float32)
-    precision = expand_precision(precision, free, selection, dtype)
-    mean = 0.0 if mean is None else mean
-    mean = selection.broadcast(mean, free, name="prior_mean").astype(dtype)
-    if tree.is_concrete(mean) and not np.isfinite(extremes(mean)).all():
-        raise ValueError("Found a prior_mean that is not finite, expected finite numbers.")
-    return precision, mean
+    compact_precision(precision, free, selection, dtype)
+    expand_mean(mean, free, selection, dtype)
+    return dtype
 
 
 class _Model(NamedTuple):

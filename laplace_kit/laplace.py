@@ -78,7 +78,7 @@ class Laplace:
     gradient = _part("expansion.gradient", "Gradient of the summed loss at the mode, `(P,)`.")
     num_data = _part("expansion.num_data", "The number of training examples, or total weight.")
     prior_precision = _part("prior.precision", "The prior precision, in the form it was given.")
-    prior_mean = _part("prior.mean", "The prior mean, flat `(P,)`.")
+    prior_mean = property(lambda la: la.prior.flat_mean(la.mode), doc="The prior mean, `(P,)`.")
     temperature = _part("prior.temperature", "The factor of the covariance; one, unless tuned.")
     choice = _part("record.choice", "What `fit` chose, and why.")
     coverage = _part("record.coverage", "How layer capture treats each parameter.")

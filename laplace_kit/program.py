@@ -321,14 +321,21 @@ def evaluate(
 
 
 def reached_from(program: Program, sources: Iterable[int]) -> frozenset[int]:
-    """Return the numbers of all values that depend on any of these."""
+    """Return the numbers of all values that depend on any of these.
+
+    A reference that such a value may have been written to is one of them.
+    """
     reached = set(sources)
     for step in program.steps:
-        if any(
-            not isinstance(operand, Literal) and operand in reached for operand in step.operands
-        ):
+        operands = [operand for operand in step.operands if not isinstance(operand, Literal)]
+        if reached.intersection(operands):
             reached.update(step.results)
+            reached.update(o for o in operands if _is_reference(program.avals[o]))
     return frozenset(reached)
+
+
+def _is_reference(aval: jax.core.AbstractValue) -> bool:
+    return not isinstance(aval, jax.core.ShapedArray)
 
 
 class Flattening:

@@ -22,6 +22,7 @@ from laplace_kit.curv.ggn import GGN, GaussNewtonOperator
 from laplace_kit.curv.hessian import Hessian
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.objective import Objective
+from laplace_kit.curv.sides import Widths
 from laplace_kit.curv.spec import CurvatureSpec
 from laplace_kit.data import Data
 from laplace_kit.memory import Limits, readable
@@ -211,9 +212,9 @@ class Choice:
         return self.spec.form if isinstance(self.spec, Full) else None
 
     @property
-    def max_width(self) -> int | None:
-        """The widest Kronecker factor that is a matrix; `None` for any, and without factors."""
-        return self.spec.max_width if isinstance(self.spec, Kronecker) else None
+    def widths(self) -> Widths:
+        """The widest Kronecker factor that is a matrix, and the rank of wider ones."""
+        return self.spec.widths if isinstance(self.spec, Kronecker) else Widths()
 
     @property
     def curvature(self) -> str:

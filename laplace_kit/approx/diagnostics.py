@@ -87,7 +87,7 @@ def diagnose(
 def _diagnose(
     spectrum, residuals, posterior, gradient, precision, deviation, jitter, temperature
 ) -> Diagnostics:
-    largest = jnp.abs(spectrum.values).max()
+    largest = spectrum.largest
     pull = gradient + precision * deviation
     lowest = jnp.maximum(spectrum.smallest, 0) + precision.min()
     return Diagnostics(

@@ -35,6 +35,15 @@ class Eigenblock:
     values: Float[Array, "G I O"]
     layout: Layout
 
+    @property
+    def bases(self) -> tuple[Array | None, Array | None]:
+        """The bases of inputs and of outputs."""
+        return self.left, self.right
+
+    def scaled(self, factor: float | Float[Array, ""]) -> "Eigenblock":
+        """Return the curvature times a positive number."""
+        return replace(self, values=self.values * factor)
+
     def mv(self, matrix: Float[Array, "G I O *K"]) -> Float[Array, "G I O *K"]:
         r"""Return $Q \operatorname{diag}(s) Q^\top m$, also for K matrices along the last axis."""
         rotated = to_basis(self.left, self.right, matrix)

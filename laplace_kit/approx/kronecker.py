@@ -1,8 +1,9 @@
 r"""Kronecker-factored posteriors, K-FAC and EKFAC: each layer is diagonal in its own eigenbasis.
 
-See `eigenblock.py` for one layer, and `dense_block.py` for one with a prior precision that differs
-within it. EKFAC replaces the eigenvalues $\lambda_A \otimes \lambda_B$ of K-FAC by the curvature's
-exact diagonal in the same basis.
+See `eigenblock.py` for one layer, `wide_block.py` for one with a side of low rank plus a diagonal,
+and `dense_block.py` for one with a prior precision that differs within it. EKFAC replaces the
+eigenvalues $\lambda_A \otimes \lambda_B$ of K-FAC by the curvature's exact diagonal in the same
+basis.
 """
 
 import dataclasses
@@ -15,15 +16,23 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from laplace_kit.approx.dense_block import DenseBlock, DensePrecision, dense_precision
-from laplace_kit.approx.eigenbases import eigenbases
+from laplace_kit.approx.eigenbases import Basis, eigenbases
 from laplace_kit.approx.eigenblock import Eigenblock, EigenPrecision, PosteriorBlock, single
 from laplace_kit.approx.posterior import Posterior, Structure, spectrum_of
 from laplace_kit.approx.spec import StructureSpec
+from laplace_kit.approx.wide_block import WideBlock, WidePosteriorBlock, WidePrecision
 from laplace_kit.curv.capture.layout import Layout, to_flat
 from laplace_kit.curv.capture.rows import Rows
 from laplace_kit.curv.ggn import GaussNewtonOperator
-from laplace_kit.curv.kronecker import WEIGHT_SHARING, kronecker_factors, second_moments
-from laplace_kit.errors import check_option
+from laplace_kit.curv.kronecker import (
+    WEIGHT_SHARING,
+    KroneckerFactors,
+    kronecker_factors,
+    second_moments,
+)
+from laplace_kit.curv.low_rank_factor import LowRankFactor
+from laplace_kit.curv.sides import Widths
+from laplace_kit.errors import check_count, check_option
 from laplace_kit.host import fetch
 from laplace_kit.storage import storable
 from laplace_kit.tree import is_concrete, pytree_dataclass, replace
@@ -39,7 +48,7 @@ class KroneckerStructure(Structure):
     `dense` then numbers the layers to multiply out, and `log_det` has derivatives in every entry.
     """
 
-    blocks: tuple[Eigenblock, ...]
+    blocks: tuple[Eigenblock | WideBlock, ...]
     corrected: bool
     dense: tuple[int, ...] | None = None
 
@@ -94,7 +103,7 @@ class KroneckerStructure(Structure):
         jitter: float | Float[Array, ""],
         *,
         every_derivative: bool = False,
-    ) -> list[EigenPrecision | DensePrecision]:
+    ) -> list[EigenPrecision | WidePrecision | DensePrecision]:
         """Return the posterior precision of every layer."""
         precision = precision * (1 + jitter)
         return [
@@ -105,11 +114,12 @@ class KroneckerStructure(Structure):
         ]
 
     def scaled(self, factor):
-        blocks = tuple(replace(block, values=block.values * factor) for block in self.blocks)
-        return replace(self, blocks=blocks)
+        return replace(self, blocks=tuple(block.scaled(factor) for block in self.blocks))
 
     def spectrum(self):
-        return spectrum_of(tuple(block.values for block in self.blocks))
+        wide = tuple(block for block in self.blocks if isinstance(block, WideBlock))
+        known = (block.values for block in self.blocks if isinstance(block, Eigenblock))
+        return spectrum_of(tuple(known), wide)
 
 
 def _refuse(precision: np.ndarray) -> None:
@@ -123,16 +133,45 @@ def _refuse(precision: np.ndarray) -> None:
 
 
 @partial(jax.jit, static_argnames="placement")
-def _eigenblocks(factors, placement=None):
+def _blocks(factors, placement=None):
     sides = [side for factor in factors for side in (factor.inputs, factor.gradients)]
-    bases = eigenbases(sides, placement)
-    blocks = []
-    for factor, (a, left), (b, right) in zip(factors, bases[::2], bases[1::2], strict=True):
-        blocks.append(Eigenblock(left, right, a[:, :, None] * b[:, None, :], factor.layout))
-    return tuple(blocks)
+    found = iter(eigenbases([side for side in sides if not _is_low_rank(side)], placement))
+    bases = [None if _is_low_rank(side) else next(found) for side in sides]
+    return tuple(map(_block, factors, bases[::2], bases[1::2]))
 
 
-@storable("Kronecker")
+def _is_low_rank(side) -> bool:
+    return isinstance(side, LowRankFactor)
+
+
+def _block(
+    factor: KroneckerFactors, inputs: Basis | None, gradients: Basis | None
+) -> Eigenblock | WideBlock:
+    if inputs is not None and gradients is not None:
+        (a, left), (b, right) = inputs, gradients
+        return Eigenblock(left, right, a[:, :, None] * b[:, None, :], factor.layout)
+    axis = 1 if inputs is None else 2
+    wide, (values, basis) = (factor.inputs, gradients) if axis == 1 else (factor.gradients, inputs)
+    of_vectors, rest = (part[:, :, None] * values[:, None] for part in (wide.values, wide.rest))
+    return WideBlock(wide.vectors, basis, of_vectors, rest, axis, factor.layout)
+
+
+def _with_moments(block: Eigenblock | WideBlock, moments: Array | tuple[Array, Array]):
+    if isinstance(block, Eigenblock):
+        return replace(block, values=moments)
+    values, rest = moments if block.axis == 1 else (jnp.swapaxes(part, 1, 2) for part in moments)
+    return replace(block, values=values, rest=rest)
+
+
+def _of_version_without_rank(parts: dict) -> "Kronecker":
+    """Read the options from a file; without `wide`, as earlier versions had it, it is diagonal."""
+    return Kronecker(**({"wide": "diagonal"} | parts))
+
+
+WIDE = ("low_rank", "diagonal")
+
+
+@storable("Kronecker", write=dataclasses.asdict, read=_of_version_without_rank)
 @dataclasses.dataclass(frozen=True)
 class Kronecker(StructureSpec):
     """Kronecker-factored curvature by layer as `structure=`, for the GGN and Fisher matrices.
@@ -146,23 +185,35 @@ class Kronecker(StructureSpec):
         `"expand"` or `"reduce"`, where an example uses a weight at several positions; see
         `laplace_kit.curv.kronecker_factors`.
     max_width
-        The largest number of inputs or outputs of a layer that have a matrix as their factor. Wider
-        sides, such as the classes of a vocabulary or the wide side of adapters, are independent:
-        their factor is its diagonal, at the cost of a vector. `None` for any width if that fits the
-        memory limit, and otherwise for the largest one that fits.
+        The largest number of inputs or outputs of a layer that have a matrix as their factor.
+        `None` for any width if that fits the memory limit, and otherwise for the largest one that
+        fits.
+    wide
+        What factors of wider sides are, such as the classes of a vocabulary or the wide side of
+        adapters. `"low_rank"`: the leading `rank` eigenvectors, and the rest of the diagonal, so
+        that the factor keeps its diagonal, at the cost of `rank` vectors. If both sides of a layer
+        are wide the outputs are diagonal, and so are those of a lookup or of a layer with a bias.
+        `"diagonal"`: only the diagonal.
+    rank
+        The number of eigenvectors of a wide factor.
 
     Raises
     ------
     ValueError
-        If `weight_sharing` is unknown, or `max_width` is negative.
+        If `weight_sharing` or `wide` is unknown, `max_width` is negative, or `rank` is not
+        positive.
     """
 
     corrected: bool = True
     weight_sharing: Literal["expand", "reduce"] = "expand"
     max_width: int | None = None
+    wide: Literal["low_rank", "diagonal"] = "low_rank"
+    rank: int = 16
 
     def __post_init__(self):
         check_option("weight_sharing", self.weight_sharing, WEIGHT_SHARING)
+        check_option("wide", self.wide, WIDE)
+        check_count("rank", self.rank, "eigenvectors")
         if self.max_width is not None and (self.max_width < 0 or self.max_width % 1):
             raise ValueError(
                 f"Found max_width={self.max_width}, expected a whole number of inputs or outputs, "
@@ -180,22 +231,41 @@ class Kronecker(StructureSpec):
             return (self,)
         widths = sorted({side.width for side in sizes.kronecker_sides}, reverse=True)
         narrower = [*widths[1:], 0] if widths else []
-        return (self, *(dataclasses.replace(self, max_width=width) for width in narrower))
+        kinds = WIDE[WIDE.index(self.wide) :]
+        choices = ((width, kind) for width in narrower for kind in kinds)
+        return (
+            self,
+            *(dataclasses.replace(self, max_width=width, wide=kind) for width, kind in choices),
+        )
 
     def rich_forms(self, sizes):
         return self.forms(sizes)[:1]
 
+    @property
+    def widths(self) -> Widths:
+        """The largest width of a matrix, and the rank of wider factors."""
+        return Widths(self.max_width, self.rank if self.wide == "low_rank" else None)
+
     def remark(self, sizes):
-        wide = [side for side in sizes.kronecker_sides if side.is_wide(self.max_width)]
-        if not wide:
+        sides = sizes.kronecker_sides
+        num = {"full": 0, "low_rank": 0, "diagonal": 0}
+        for side in sides:
+            num[side.form(self.widths)] += side.num
+        total = sum(num.values())
+        words = {"low_rank": f"of rank {self.rank} plus a diagonal", "diagonal": "diagonal"}
+        found = [f"{num[form]} of {total} factors" for form in words if num[form]]
+        if not found:
             return ""
-        num, of = (sum(side.num for side in part) for part in (wide, sizes.kronecker_sides))
-        return f"{num} of {of} factors, of more than {self.max_width:,} rows, are diagonal"
+        wide = f", of more than {self.max_width:,} rows, are "
+        parts = [text for form, text in words.items() if num[form]]
+        first = found[0] + wide + parts[0]
+        return first if len(parts) == 1 else f"{first}, and {num['diagonal']} are {parts[1]}"
 
     def bytes(self, sizes):
         """Estimate the peak memory: factors, one chunk's part, eigenvectors and their workspace."""
+        full = Widths()
         spared = sum(
-            side.num_entries() - side.num_entries(self.max_width) for side in sizes.kronecker_sides
+            side.num_entries(full) - side.num_entries(self.widths) for side in sizes.kronecker_sides
         )
         entries = sizes.kronecker_entries - spared
         return (4 * entries + 6 * sizes.num_params) * sizes.itemsize
@@ -205,7 +275,7 @@ class Kronecker(StructureSpec):
             operator,
             corrected=self.corrected,
             weight_sharing=self.weight_sharing,
-            max_width=self.max_width,
+            **self.widths._asdict(),
         )
 
 
@@ -215,6 +285,7 @@ def fit_kronecker(
     corrected: bool = False,
     weight_sharing: Literal["expand", "reduce"] = "expand",
     max_width: int | None = None,
+    rank: int | None = None,
 ) -> KroneckerStructure:
     """Return the K-FAC structure of an operator, or with `corrected` the EKFAC one.
 
@@ -224,7 +295,7 @@ def fit_kronecker(
         A GGN, or an empirical or Monte-Carlo Fisher operator.
     corrected
         Replace the eigenvalues by exact second moments in the eigenbasis (George et al. 2018).
-    weight_sharing, max_width
+    weight_sharing, max_width, rank
         See `laplace_kit.curv.kronecker_factors`.
 
     Returns
@@ -233,12 +304,14 @@ def fit_kronecker(
         Cost: that of `kronecker_factors`, twice if corrected, and eigendecompositions of every
         layer's factors, which devices that hold the examples divide among themselves.
     """
-    factors = kronecker_factors(operator, weight_sharing=weight_sharing, max_width=max_width)
-    blocks = _eigenblocks(factors, operator.data.placement)
+    factors = kronecker_factors(
+        operator, weight_sharing=weight_sharing, max_width=max_width, rank=rank
+    )
+    blocks = _blocks(factors, operator.data.placement)
     if corrected:
-        moments = second_moments(operator, tuple((block.left, block.right) for block in blocks))
-        pairs = zip(blocks, moments, strict=True)
-        blocks = tuple(replace(block, values=values) for block, values in pairs)
+        wide = tuple(block.axis if isinstance(block, WideBlock) else None for block in blocks)
+        moments = second_moments(operator, tuple(block.bases for block in blocks), wide)
+        blocks = tuple(map(_with_moments, blocks, moments))
     return KroneckerStructure(blocks, corrected)
 
 
@@ -247,7 +320,7 @@ def fit_kronecker(
 class KroneckerPosterior(Posterior):
     """Independent layers, each with a covariance in its eigenbasis or a dense one."""
 
-    blocks: tuple[PosteriorBlock | DenseBlock, ...]
+    blocks: tuple[PosteriorBlock | WidePosteriorBlock | DenseBlock, ...]
 
     @property
     def size(self):

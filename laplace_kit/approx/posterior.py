@@ -11,6 +11,7 @@ import abc
 import math
 from collections.abc import Callable, Hashable
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,8 @@ from laplace_kit.tree import is_concrete, pytree_dataclass
 
 # The number of unit vectors whose images are held at a time.
 _UNITS_AT_A_TIME = 64
+# The number of entries from which a copy of an array takes longer than compiling around it.
+_LARGE = 2**20
 
 
 class Posterior(abc.ABC):
@@ -179,44 +182,97 @@ class Structure(abc.ABC):
         return self
 
 
+@runtime_checkable
+class SpectralPart(Protocol):
+    """A positive semi-definite part of a curvature whose eigenvalues are not known one by one."""
+
+    layout: Layout
+
+    def bounds(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Return bounds on the smallest and on the largest eigenvalue."""
+        ...
+
+    def log_det(self, delta: Float[Array, ""]) -> Float[Array, ""]:
+        r"""Return $\log |H + \delta I|$."""
+        ...
+
+    def effective_parameters(self, delta: Float[Array, ""]) -> Float[Array, ""]:
+        r"""Return $\operatorname{tr} H (H + \delta I)^{-1}$."""
+        ...
+
+    def undetermined_parameters(self, delta: Float[Array, ""]) -> Float[Array, ""]:
+        r"""Return $\operatorname{tr} \delta (H + \delta I)^{-1}$."""
+        ...
+
+
 @pytree_dataclass(static=("size",))
 class Spectrum:
-    r"""Eigenvalues `(R,)` of a `(P, P)` curvature, the other P - R being zero.
+    r"""R eigenvalues of a `(P, P)` curvature, of any shape, and `parts` of it that have others.
 
-    With an isotropic prior the evidence costs $O(R)$. `smallest` is the smallest known eigenvalue
-    of the curvature itself, negative where that is indefinite.
+    The remaining eigenvalues are zero. With an isotropic prior the evidence costs $O(R)$, and what
+    the parts cost. `smallest` is the smallest known eigenvalue of the curvature itself, negative
+    where that is indefinite; for parts, a bound.
     """
 
-    values: Float[Array, " R"]
+    values: Float[Array, "..."]
     smallest: Float[Array, ""]
     size: int
+    parts: tuple[SpectralPart, ...] = ()
+
+    @property
+    def largest(self) -> Float[Array, ""]:
+        """The largest magnitude of an eigenvalue; for parts, a bound."""
+        known = (jnp.abs(self.values).max(),) if self.values.size else ()
+        return jnp.stack([*known, *(part.bounds()[1] for part in self.parts)]).max()
 
     @property
     def rounding(self) -> Float[Array, ""]:
         """The magnitude below which an eigenvalue cannot be distinguished from zero."""
-        return _rounding(self.values, len(self.values))
+        num = self.size - self._num_zeros
+        return num * jnp.finfo(self.values.dtype).eps * self.largest
+
+    @property
+    def _num_zeros(self) -> int:
+        return self.size - self.values.size - sum(part.layout.size for part in self.parts)
 
     def log_det(self, delta: Float[Array, ""]) -> Float[Array, ""]:
         r"""Return $\log |H + \delta I|$; NaN where that matrix is indefinite."""
-        rest = (self.size - len(self.values)) * jnp.log(delta)
-        log_det = jnp.sum(jnp.log(self.values + delta)) + rest
+        log_det = jnp.sum(jnp.log(self.values + delta)) + self._num_zeros * jnp.log(delta)
+        log_det += sum(part.log_det(delta) for part in self.parts)
         return jnp.where(self.smallest + delta > 0, log_det, jnp.nan)
 
     def effective_parameters(self, delta: Float[Array, ""]) -> Float[Array, ""]:
         r"""Return $\sum_i s_i / (s_i + \delta)$ (MacKay 1992)."""
-        return jnp.vdot(self.values, 1 / (self.values + delta), precision="highest")
+        known = jnp.vdot(self.values, 1 / (self.values + delta), precision="highest")
+        return known + sum(part.effective_parameters(delta) for part in self.parts)
 
     def undetermined_parameters(self, delta: Float[Array, ""]) -> Float[Array, ""]:
         r"""Return P minus the effective ones, $\sum_i \delta / (s_i + \delta)$, uncancelled."""
-        rest = self.size - len(self.values)
-        return rest + delta * jnp.sum(1 / (self.values + delta))
+        known = self._num_zeros + delta * jnp.sum(1 / (self.values + delta))
+        return known + sum(part.undetermined_parameters(delta) for part in self.parts)
+
+
+def spectrum_of(
+    arrays: tuple[Float[Array, "..."], ...], parts: tuple[SpectralPart, ...] = ()
+) -> Spectrum:
+    """Return the spectrum whose eigenvalues are the entries of these arrays, and those of parts.
+
+    A single array is not copied.
+    """
+    flat, smallest = _flat_and_smallest(arrays, parts)
+    values = arrays[0] if len(arrays) == 1 else flat
+    size = sum(array.size for array in arrays) + sum(part.layout.size for part in parts)
+    return Spectrum(values, smallest, size, parts)
 
 
 @jax.jit
-def spectrum_of(parts: tuple[Float[Array, "..."], ...]) -> Spectrum:
-    """Return the spectrum whose eigenvalues are the entries of these arrays."""
-    values = jnp.concatenate([part.reshape(-1) for part in parts])
-    return Spectrum(values, values.min(), len(values))
+def _flat_and_smallest(arrays, parts):
+    smallest = [*(array.min() for array in arrays), *(part.bounds()[0] for part in parts)]
+    flat = None
+    if len(arrays) != 1:
+        dtype = smallest[0].dtype
+        flat = jnp.concatenate([jnp.zeros(0, dtype), *(array.reshape(-1) for array in arrays)])
+    return flat, jnp.stack(smallest).min()
 
 
 @partial(jax.jit, static_argnames="size", inline=True)
@@ -245,27 +301,40 @@ def _rounding(values: Float[Array, " R"], size: int) -> Float[Array, ""]:
 
 @jax.jit
 def _all_finite(arrays):
-    # One product compiles faster than a reduction of each array, which XLA turns into trees.
-    bad = (~jnp.isfinite(tree.ravel(arrays))).astype(jnp.float32)
-    return bad @ bad == 0
+    # One product compiles faster than a reduction of each array, which XLA turns into trees; only
+    # large arrays are worth it, as that product takes a copy of the others.
+    leaves = jax.tree.leaves(arrays)
+    small = [leaf for leaf in leaves if leaf.size <= _LARGE]
+    finite = [jnp.isfinite(leaf).all() for leaf in leaves if leaf.size > _LARGE]
+    if small:
+        bad = (~jnp.isfinite(tree.ravel(small))).astype(jnp.float32)
+        finite.append(bad @ bad == 0)
+    return jnp.stack(finite).all()
 
 
-def _posterior(structure, precision, jitter=0.0):
+def _posterior(structure, precision, jitter, temperature, size):
     """Return the posterior, which shares arrays with the structure, and whether it is finite."""
-    rest, finite = _without_shared_leaves(structure, precision, jitter)
+    rest, finite = _without_shared_leaves(structure, precision, jitter, temperature, size)
     return rest(structure), finite
 
 
-@jax.jit
-def _without_shared_leaves(structure, precision, jitter):
-    rest = tree.without_shared_leaves(structure.posterior(precision, jitter), structure)
+@partial(jax.jit, static_argnames="size")
+def _without_shared_leaves(structure, precision, jitter, temperature, size):
+    # What is as large as the parameters and only needed here is made here.
+    scaled = structure
+    if temperature is not None:
+        scaled, precision = structure.scaled(1 / temperature), precision / temperature
+    precision = precision if size is None else jnp.broadcast_to(precision, (size,))
+    rest = tree.without_shared_leaves(scaled.posterior(precision, jitter), structure)
     return rest, _all_finite(rest)
 
 
 def factorise(
     structure: Structure,
-    precision: Float[Array, " P"],
+    precision: Float[Array, " P"] | Float[Array, ""],
     temperature: float | Float[Array, ""] = 1.0,
+    *,
+    size: int | None = None,
 ) -> tuple[Posterior, Array]:
     """Return the posterior, with jitter only where rounding requires it.
 
@@ -274,9 +343,11 @@ def factorise(
     structure
         The curvature.
     precision
-        The prior precision, `(P,)`.
+        The prior precision, `(P,)`, or one for all with `size`.
     temperature
         T > 0: the covariance is T times the inverse of $H + d$.
+    size
+        P, if the precision is one number.
 
     Returns
     -------
@@ -291,16 +362,20 @@ def factorise(
         If the structure cannot be combined with this prior precision, or the posterior precision is
         indefinite beyond rounding: the message names the most negative curvature and the choices.
     """
-    if is_concrete(precision):
+    if size is None and is_concrete(precision):
         structure = structure.for_prior(precision)
-    if not is_concrete(temperature) or float(temperature) != 1:
-        structure, precision = structure.scaled(1 / temperature), precision / temperature
-    posterior, finite = _posterior(structure, precision)
+    if is_concrete(temperature) and float(temperature) == 1:
+        temperature = None
+
+    def attempt(precision: Array, jitter: float | Array = 0.0) -> tuple[Posterior, Array]:
+        return _posterior(structure, precision, jitter, temperature, size)
+
+    posterior, finite = attempt(precision)
     zero = jnp.zeros((), precision.dtype)
     if not is_concrete(finite) or bool(finite):
         return posterior, zero
-    spectrum = structure.spectrum()
-    lowest, highest = float(spectrum.smallest), float(jnp.abs(spectrum.values).max())
+    spectrum, lowest_precision = structure.spectrum(), float(precision.min())
+    lowest, highest = float(spectrum.smallest), float(spectrum.largest)
     if not math.isfinite(highest):
         raise ValueError(
             "Found a curvature that is not finite, expected finite entries: a loss that is not "
@@ -312,23 +387,23 @@ def factorise(
         raise ValueError(
             f"Found an indefinite curvature whose most negative eigenvalue is {lowest:.4g}, "
             f"expected a positive definite posterior precision (the smallest prior precision is "
-            f"{float(precision.min()):.4g}); train to a minimum, raise prior_precision above "
+            f"{lowest_precision:.4g}); train to a minimum, raise prior_precision above "
             f"{-lowest:.4g}, or use curvature='ggn', which is never indefinite."
         )
     held = False
     for power in range(1, 6):
         jitter = jnp.asarray(10.0**power * jnp.finfo(precision.dtype).eps, precision.dtype)
-        posterior, finite = _posterior(structure, precision, jitter)
+        posterior, finite = attempt(precision, jitter)
         if held and bool(finite):  # the first success may be marginal
             return posterior, jitter
         held = bool(finite)
     for factor in (1.0, 10.0, 100.0):  # entries of the diagonal are themselves lost in rounding
         raised = factor * rounding
-        posterior, finite = _posterior(structure, precision + raised)
+        posterior, finite = attempt(precision + raised)
         if bool(finite):
             return posterior, jnp.asarray(raised / highest, precision.dtype)
     raise ValueError(
         f"Found a posterior precision that cannot be factorised in {precision.dtype} (largest "
-        f"curvature {highest:.4g}, smallest prior precision {float(precision.min()):.4g}); raise "
+        f"curvature {highest:.4g}, smallest prior precision {lowest_precision:.4g}); raise "
         "prior_precision or use float64 parameters."
     )

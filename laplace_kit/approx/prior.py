@@ -1,5 +1,7 @@
 """The prior over the free parameters, and the forms of its precision."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,14 +19,18 @@ from laplace_kit.tree import pytree_dataclass
 class Prior:
     r"""The prior $\mathcal N(\theta_0, d^{-1})$ of the free parameters, and the temperature T.
 
-    `mean` is $\theta_0$ `(P,)`; `precision` is d as it was given: a number, a pytree prefix of the
-    parameters, or one value for each. With a curvature $H$ they make the posterior
-    $\mathcal N(\theta^*, T (H + d)^{-1})$.
+    `mean` is $\theta_0$, one number for all or `(P,)`; `precision` is d as it was given: a number,
+    a pytree prefix of the parameters, or one value for each. With a curvature $H$ they make the
+    posterior $\mathcal N(\theta^*, T (H + d)^{-1})$.
     """
 
-    mean: Float[Array, " P"]
+    mean: Float[Array, ""] | Float[Array, " P"]
     precision: PyTree
     temperature: Float[Array, ""]
+
+    def flat_mean(self, mode: PyTree) -> Float[Array, " P"]:
+        """Return the mean of each free parameter."""
+        return jnp.broadcast_to(self.mean, (tree.size(mode),))
 
     def vector(self, model: TrainedModel) -> Float[Array, " P"]:
         """Return the precision of each free parameter."""
@@ -42,15 +48,31 @@ class Prior:
         ValueError
             If the two cannot be combined; see `structure_for` and `factorise`.
         """
-        precision = self.vector(model)
-        structure = structure_for(structure, self.precision, precision)
+        given, free, selection = self.precision, model.mode, model.selection
+        precision = compact_precision(given, free, selection, self.mean.dtype)
+        if precision.ndim == 0:
+            return factorise(structure, precision, self.temperature, size=tree.size(free))
+        structure = structure_for(structure, given, precision)
         return factorise(structure, precision, self.temperature)
 
 
 def expand_precision(
     prior_precision: PyTree, free: PyTree, selection: Selection, dtype: jnp.dtype
 ) -> Float[Array, " P"]:
-    """Return one prior precision for each free parameter.
+    """Return one prior precision for each free parameter; see `compact_precision`."""
+    precision = compact_precision(prior_precision, free, selection, dtype)
+    return _repeated(precision, tree.size(free)) if precision.ndim == 0 else precision
+
+
+@partial(jax.jit, static_argnames="size")
+def _repeated(value: Float[Array, ""], size: int) -> Float[Array, " P"]:
+    return jnp.full(size, value)
+
+
+def compact_precision(
+    prior_precision: PyTree, free: PyTree, selection: Selection, dtype: jnp.dtype
+) -> Float[Array, ""] | Float[Array, " P"]:
+    """Return the prior precision of each free parameter; one number for all stays one.
 
     Raises
     ------
@@ -58,7 +80,11 @@ def expand_precision(
         If the form is unknown, or a value is not positive and finite (checked outside of JAX
         transformations only).
     """
-    precision = selection.broadcast(prior_precision, free, name="prior_precision").astype(dtype)
+    if tree.is_scalar(prior_precision):
+        precision = jnp.asarray(prior_precision, dtype)
+    else:
+        precision = selection.broadcast(prior_precision, free, name="prior_precision")
+        precision = precision.astype(dtype)
     if not tree.is_concrete(precision):
         return precision
     low, high = extremes(precision)
@@ -70,6 +96,26 @@ def expand_precision(
     return precision
 
 
+def expand_mean(
+    prior_mean: PyTree, free: PyTree, selection: Selection, dtype: jnp.dtype
+) -> Float[Array, ""] | Float[Array, " P"]:
+    """Return the prior mean of each free parameter; one number stays one.
+
+    Raises
+    ------
+    ValueError
+        If the form is unknown, or a value is not finite.
+    """
+    mean = 0.0 if prior_mean is None else prior_mean
+    if tree.is_scalar(mean):
+        mean = jnp.asarray(mean, dtype)
+    else:
+        mean = selection.broadcast(mean, free, name="prior_mean").astype(dtype)
+    if tree.is_concrete(mean) and not np.isfinite(extremes(mean)).all():
+        raise ValueError("Found a prior_mean that is not finite, expected finite numbers.")
+    return mean
+
+
 def check_temperature(temperature: float | Float[Array, ""]) -> None:
     """Raise a `ValueError` if a temperature is not positive and finite; not if it is traced."""
     if tree.is_concrete(temperature) and not 0 < float(temperature) < float("inf"):
@@ -79,7 +125,9 @@ def check_temperature(temperature: float | Float[Array, ""]) -> None:
 
 
 @jax.jit
-def deviation(mode: PyTree, prior_mean: Float[Array, " P"]) -> Float[Array, " P"]:
+def deviation(
+    mode: PyTree, prior_mean: Float[Array, ""] | Float[Array, " P"]
+) -> Float[Array, " P"]:
     r"""Return the mode minus the prior mean, $\theta^* - \theta_0$, flat."""
     return tree.ravel(mode).astype(prior_mean.dtype) - prior_mean
 

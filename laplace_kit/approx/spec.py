@@ -17,10 +17,10 @@ from laplace_kit import tree
 from laplace_kit.approx.posterior import Structure
 from laplace_kit.curv import design
 from laplace_kit.curv.ggn import GaussNewtonOperator
-from laplace_kit.curv.kronecker import Side, num_entries, sides
 from laplace_kit.curv.linear import SelfAdjointOperator
 from laplace_kit.curv.objective import Objective
 from laplace_kit.curv.operator import CurvatureOperator
+from laplace_kit.curv.sides import Side, num_entries, sides
 from laplace_kit.data import Data, InMemory, read_batches
 from laplace_kit.memory import DEFAULT_LIMITS, readable
 from laplace_kit.placement import num_parts

@@ -21,6 +21,8 @@ from laplace_kit.approx.full import FullStructure
 from laplace_kit.approx.kronecker import KroneckerStructure
 from laplace_kit.approx.low_rank import DEFAULT_RANK, LowRankStructure
 from laplace_kit.approx.posterior import Posterior, Structure, factorise
+from laplace_kit.approx.wide_block import WideBlock
+from laplace_kit.approx.wide_sum import sum_of_wide_blocks
 from laplace_kit.curv.capture.layout import Layout
 from laplace_kit.curv.capture.rows import alike
 from laplace_kit.curv.design import Design
@@ -162,7 +164,7 @@ def combine(old: Structure, new: Structure) -> Structure:
     least 50; their `residuals` are bounds on $\|(H_1 + H_2) u - s u\|$, including the eigenpairs
     that both had left out. The sum of two Kronecker structures is an EKFAC one: its basis is that
     of the sum's exact partial traces over inputs and over outputs, and its values are the sum's
-    diagonal in that basis, the best in the Frobenius norm.
+    diagonal in that basis, the best in the Frobenius norm. For sides of low rank see `wide_sum.py`.
 
     Parameters
     ----------
@@ -300,15 +302,23 @@ def _(old: KroneckerStructure, new):
     if _layouts(old.blocks) != _layouts(new.blocks):  # layers may be grouped otherwise
         parts = tuple(map(single, parts))
     _check_same("layers", *map(_layouts, parts))
+    _check_same("forms of their factors", *([_form(block) for block in blocks] for blocks in parts))
     pairs = zip(*parts, strict=True)
     return KroneckerStructure(tuple(_sum_of_blocks(*pair) for pair in pairs), corrected=True)
 
 
-def _layouts(blocks: tuple[Eigenblock, ...]) -> list[Layout]:
+def _layouts(blocks: tuple[Eigenblock | WideBlock, ...]) -> list[Layout]:
     return [block.layout for block in blocks]
 
 
-def _sum_of_blocks(*blocks: Eigenblock) -> Eigenblock:
+def _form(block: Eigenblock | WideBlock) -> tuple[int, int] | None:
+    """Return the wide side and its rank, or `None`."""
+    return (block.axis, block.vectors.shape[2]) if isinstance(block, WideBlock) else None
+
+
+def _sum_of_blocks(*blocks: Eigenblock | WideBlock) -> Eigenblock | WideBlock:
+    if isinstance(blocks[0], WideBlock):
+        return sum_of_wide_blocks(*blocks)
     left = _common_basis((block.left, block.values.sum(axis=2)) for block in blocks)
     right = _common_basis((block.right, block.values.sum(axis=1)) for block in blocks)
     values = sum(_diagonal_in(left, right, block) for block in blocks)

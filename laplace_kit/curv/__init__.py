@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from laplace_kit.curv.linear import SumOperator as SumOperator
     from laplace_kit.curv.linearization import LinearizedOperator as LinearizedOperator
     from laplace_kit.curv.linearization import linearized as linearized
+    from laplace_kit.curv.low_rank_factor import LowRankFactor as LowRankFactor
     from laplace_kit.curv.matrix_free.eigen import eigenpairs as eigenpairs
     from laplace_kit.curv.matrix_free.estimate import estimate_diagonal as estimate_diagonal
     from laplace_kit.curv.matrix_free.estimate import (

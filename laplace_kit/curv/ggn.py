@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Num, PyTree
 
-from laplace_kit.curv.capture.blocks import HeadRows
 from laplace_kit.curv.capture.capture import Capture, capture, unit_directions
 from laplace_kit.curv.capture.cost import (
     Held,
@@ -29,6 +28,7 @@ from laplace_kit.curv.capture.cost import (
 from laplace_kit.curv.capture.heads import sole_head
 from laplace_kit.curv.capture.layout import to_flat
 from laplace_kit.curv.capture.rows import Rows, assemble
+from laplace_kit.curv.head_sums import SumOfHeadSquares
 from laplace_kit.curv.linear import known_nonnegative
 from laplace_kit.curv.objective import per_example, per_example_factor
 from laplace_kit.curv.operator import STATIC, CurvatureOperator, unchecked
@@ -98,7 +98,8 @@ class GaussNewtonOperator(CurvatureOperator):
         """
         if self.has_closed_head:
             bases = ((None, None),)
-            (moments,) = self.sum_columns(SumOfHeadSquares, bases, sum_bytes=4 * self.shape[0])
+            of_head = partial(SumOfHeadSquares, None)
+            (moments,) = self.sum_columns(of_head, bases, sum_bytes=4 * self.shape[0])
             return to_flat(self.plan.layers.layouts, [moments])
         return self.sum_rows(
             partial(_SumOfRows, "diagonal", Rows.squared_sum),
@@ -220,110 +221,6 @@ def sum_directions(
         return jax.tree.map(jnp.add, total, block_sum(block)), None
 
     return jax.lax.scan(body, zeros, columns)[0]
-
-
-def map_columns(
-    operator: GaussNewtonOperator,
-    captured: Capture,
-    chunk: Chunk,
-    num_columns: int,
-    rows: HeadRows,
-    reduce_products: Callable[[Float[Array, "U C"], Float[Array, "U B C"]], Array],
-) -> Float[Array, "O *rest"]:
-    r"""Return a function of products $L_n u$ with a head's columns $u$, stacked over columns.
-
-    Parameters
-    ----------
-    operator, captured, chunk
-        The curvatures $L_n$; the model, captured at the chunk; examples without weight are ignored.
-    num_columns
-        Number of columns held at a time.
-    rows
-        The rows of all outputs of the head; their gradients have the columns.
-    reduce_products
-        Maps some columns and their products, zero for examples without weight, to an array with
-        one entry for each column.
-    """
-    f, num = captured.outputs, rows.layout.shape[2]
-    weight = _convex_weight(operator, f, chunk)[:, None]
-
-    def block_of_products(columns: Int[Array, " U"]) -> Array:
-        u = rows.gradients_along(columns)
-
-        def product(vector):
-            # L is linear: to weigh what it is applied to lets the compiler fuse sums of products.
-            vectors = (vector.astype(f.dtype) * weight).reshape(f.shape)
-            return operator.output_mv(f, chunk, vectors).reshape(len(f), -1)
-
-        with jax.default_matmul_precision("highest"):
-            return reduce_products(u, jax.vmap(product)(u).astype(u.dtype))
-
-    columns = jnp.arange(-(-num // num_columns) * num_columns).reshape(-1, num_columns)
-    mapped = jax.lax.map(block_of_products, columns)
-    return mapped.reshape(-1, *mapped.shape[2:])[:num]
-
-
-def _convex_weight(
-    operator: GaussNewtonOperator, f: Float[Array, "B *event"], chunk: Chunk
-) -> Float[Array, " B"]:
-    """Return the weights of examples; NaN where a loss is not convex and so has no root."""
-    root = operator.output_factor(f, chunk, jnp.arange(1))
-    return chunk.weight.astype(f.dtype) + 0 * root.sum()
-
-
-class SumOfHeadSquares(NamedTuple):
-    """One chunk's sum of squares of a head's rows in given bases; hashable."""
-
-    title = "squared rows of the head"
-
-    num_columns: int
-
-    def __call__(self, operator_and_bases, chunk):
-        operator, (basis,) = operator_and_bases
-        captured = capture(operator.objective, chunk.x)
-        rows = head_rows(operator, captured).rotate(*basis)
-        squares = rows.inputs[:, 0, 0] ** 2
-        if rows.basis is None:  # no products are needed
-            return (head_diagonal(operator, captured, chunk, rows, squares)[None],)
-
-        def squared_sums(u, products):
-            return jnp.einsum("ubc,uc->ub", products, u) @ squares
-
-        moments = map_columns(operator, captured, chunk, self.num_columns, rows, squared_sums)
-        return (moments.T[None],)
-
-
-def head_diagonal(
-    operator: GaussNewtonOperator,
-    captured: Capture,
-    chunk: Chunk,
-    rows: HeadRows,
-    factors: Float[Array, "B I"] | None = None,
-) -> Float[Array, "I O"]:
-    r"""Return $\sum_n w_{ni} \sum_r g_{nro}^2$, the curvatures of a head's outputs, summed.
-
-    Parameters
-    ----------
-    operator, captured, chunk
-        The curvatures $L_n$; the model, captured at the chunk; examples without weight are ignored.
-    rows
-        The rows of all outputs of the head, in the basis of the outputs.
-    factors
-        $w$, such as the squared inputs; `None` for a single one for each example.
-    """
-    f = captured.outputs
-    weight = _convex_weight(operator, f, chunk)[:, None]
-    diagonal = weight * operator.output_diagonal(f, chunk).reshape(len(f), -1)
-    factors = jnp.ones((len(f), 1), rows.factors.dtype) if factors is None else factors
-    with jax.default_matmul_precision("highest"):
-        return rows.to_units((factors.T @ diagonal.astype(factors.dtype)) * rows.factors**2)
-
-
-def head_rows(operator: GaussNewtonOperator, captured: Capture) -> HeadRows:
-    """Return the rows of all outputs of a head, in float32 or better."""
-    num = math.prod(captured.outputs.shape[1:])
-    rows = captured.pull_outputs(jnp.arange(num))
-    return rows.astype(jnp.promote_types(operator.dtype, jnp.float32)).blocks[0]
 
 
 class _SumOfRows(NamedTuple):

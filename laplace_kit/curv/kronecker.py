@@ -3,7 +3,8 @@ r"""Kronecker-factored curvature: the K-FAC factors of each layer, and second mo
 For a layer with inputs $a_{nt}$ at T positions (a 1 appended where it has a bias) and output
 gradients $g_{nrt}$ of the columns r of $S_n$, K-FAC is
 $\frac1{N T} \sum_{nt} a a^\top \otimes \sum_{nrt} g g^\top$. A parameter that enters no product is
-a layer with the constant input 1, so that its block is exact.
+a layer with the constant input 1, so that its block is exact. Factors of wide sides are not formed:
+see `sides.py` and `low_rank_factor.py`.
 """
 
 from functools import partial
@@ -13,28 +14,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from laplace_kit.curv.capture.blocks import Block, LookupRows
+from laplace_kit.curv.capture.blocks import Block, HeadRows, LookupRows
 from laplace_kit.curv.capture.capture import capture
 from laplace_kit.curv.capture.cost import multiplied_out
-from laplace_kit.curv.capture.layers import Layer, Layers
 from laplace_kit.curv.capture.layout import Layout
-from laplace_kit.curv.capture.products import Lookup
 from laplace_kit.curv.capture.rows import Rows
-from laplace_kit.curv.ggn import (
-    GaussNewtonOperator,
-    SumOfHeadSquares,
-    head_diagonal,
-    head_rows,
-    map_columns,
-    sum_directions,
-)
+from laplace_kit.curv.ggn import GaussNewtonOperator, sum_directions
+from laplace_kit.curv.head_sums import SumOfHeadSquares, head_diagonal, head_rows, map_columns
+from laplace_kit.curv.low_rank_factor import LowRankFactor, Sketch, factor_of, test_vectors
+from laplace_kit.curv.sides import Form, Widths, forms, num_entries
 from laplace_kit.data import Chunk
 from laplace_kit.errors import check_option
 from laplace_kit.tree import pytree_dataclass
 
 WEIGHT_SHARING = ("expand", "reduce")
-# A parameter that enters no product has a block of its own; a larger one only its diagonal.
-LARGEST_EXACT_BLOCK = 1024
 
 
 @pytree_dataclass(static=("layout",))
@@ -43,11 +36,12 @@ class KroneckerFactors:
 
     `inputs` is $A$ `(G, I, I)`, or its diagonal `(G, I)` for a lookup, whose $A$ is diagonal, and
     for inputs that are too wide; `gradients` is $B$ `(G, O, O)`, or its diagonal `(G, O)` for
-    outputs that are too wide and for a large parameter that enters no product.
+    outputs that are too wide and for a large parameter that enters no product. With a rank, one
+    side that is too wide is a `LowRankFactor`.
     """
 
-    inputs: Float[Array, "G I *I"]
-    gradients: Float[Array, "G O *O"]
+    inputs: Float[Array, "G I *I"] | LowRankFactor
+    gradients: Float[Array, "G O *O"] | LowRankFactor
     layout: Layout
 
     def to_dense(self) -> Float[Array, "G IO IO"]:
@@ -55,7 +49,9 @@ class KroneckerFactors:
         return jax.vmap(jnp.kron)(_square(self.inputs), _square(self.gradients))
 
 
-def _square(factor: Float[Array, "G n *n"]) -> Float[Array, "G n n"]:
+def _square(factor: Float[Array, "G n *n"] | LowRankFactor) -> Float[Array, "G n n"]:
+    if isinstance(factor, LowRankFactor):
+        return factor.to_dense()
     return factor if factor.ndim == 3 else jax.vmap(jnp.diag)(factor)
 
 
@@ -64,6 +60,7 @@ def kronecker_factors(
     *,
     weight_sharing: Literal["expand", "reduce"] = "expand",
     max_width: int | None = None,
+    rank: int | None = None,
 ) -> tuple[KroneckerFactors, ...]:
     r"""Return the K-FAC factors of every layer, in float32 or better.
 
@@ -78,8 +75,12 @@ def kronecker_factors(
         $\bar a_n = \frac1T \sum_t a_{nt}$ and $\bar g_{nr} = \sum_t g_{nrt}$ first. Lookups in a
         table are always expanded.
     max_width
-        The largest number of inputs or outputs of a layer whose factor is a matrix: of wider ones
-        it is the diagonal, which takes I or O numbers in place of their square. `None` for any.
+        The largest number of inputs or outputs of a layer whose factor is a matrix. `None` for any.
+    rank
+        The rank R of wider factors, which keep their diagonal besides: they take I R numbers in
+        place of I squared. At most one side of a layer is of low rank, the inputs if both are wide,
+        and no outputs of a lookup or of a layer with a bias; other wide factors are diagonal.
+        `None` for all of them.
 
     Returns
     -------
@@ -100,24 +101,46 @@ def kronecker_factors(
     network architectures.
     """
     check_option("weight_sharing", weight_sharing, WEIGHT_SHARING)
-    sum_bytes = 4 * num_entries(operator.plan.layers, max_width)
+    widths, layers = Widths(max_width, rank), operator.plan.layers
+    shapes = tuple(forms(layer, widths) for layer in layers.layers)
+    dtype = jnp.promote_types(operator.dtype, jnp.float32)
+    tests = tuple(
+        tuple(
+            test_vectors(width, rank, dtype) if form == "low_rank" else None
+            for form, width in zip(pair, layout.shape[1:], strict=True)
+        )
+        for pair, layout in zip(shapes, layers.layouts, strict=True)
+    )
+    sum_bytes = 4 * num_entries(layers, widths)
     if operator.has_closed_head:  # it has one position, so no weight is shared
-        of_head = partial(_SumOfHeadFactors, max_width)
-        return _normalised(operator.sum_columns(of_head, sum_bytes=sum_bytes))
-    of_rows = partial(_SumOfFactors, weight_sharing, max_width)
-    sums = operator.sum_rows(of_rows, _no_work, sum_bytes=sum_bytes)
-    return _normalised(sums)
+        of_head = partial(_SumOfHeadFactors, shapes[0])
+        sums = operator.sum_columns(of_head, tests, sum_bytes=sum_bytes)
+    else:
+        of_rows = partial(_SumOfFactors, weight_sharing, shapes)
+        sums = operator.sum_rows(of_rows, _no_work, tests, sum_bytes=sum_bytes)
+    return _normalised(sums, tests, layers.layouts, rank)
 
 
-@jax.jit
-def _normalised(sums):
-    factors, num = sums
-    return tuple(KroneckerFactors(f.inputs / num, f.gradients, f.layout) for f in factors)
+@partial(jax.jit, static_argnames=("layouts", "rank"))
+def _normalised(sums, tests, layouts, rank):
+    sides, num = sums
+    factors = []
+    for (a, g), (left, right), layout in zip(sides, tests, layouts, strict=True):
+        a = jax.tree.map(lambda total: total / num, a)
+        pair = _finished(a, left, rank), _finished(g, right, rank)
+        factors.append(KroneckerFactors(*pair, layout))
+    return tuple(factors)
+
+
+def _finished(total: Array | Sketch, test: Array | None, rank: int | None) -> Array | LowRankFactor:
+    return factor_of(total, test, rank) if isinstance(total, Sketch) else total
 
 
 def second_moments(
-    operator: GaussNewtonOperator, bases: tuple[tuple[Array | None, Array | None], ...]
-) -> tuple[Float[Array, "_ _ _"], ...]:
+    operator: GaussNewtonOperator,
+    bases: tuple[tuple[Array | None, Array | None], ...],
+    wide: tuple[int | None, ...] | None = None,
+) -> tuple[Float[Array, "_ _ _"] | tuple[Float[Array, "_ _ _"], Float[Array, "_ _ _"]], ...]:
     r"""Return $\sum_{nr} (Q_A^\top J_{nr} Q_B)^2$, the curvature's diagonal in a basis, per layer.
 
     Parameters
@@ -126,6 +149,10 @@ def second_moments(
         A GGN, or an empirical or Monte-Carlo Fisher operator.
     bases
         For each layer orthogonal $Q_A$ `(G, I, I)` and $Q_B$ `(G, O, O)`; `None` for the identity.
+    wide
+        For each layer the axis of `(G, I, O)`, 1 or 2, whose basis has only a few columns, or
+        `None`. Such a layer has a pair: the moments in the basis, and those of what the rows have
+        outside of its span, in the standard basis of that axis.
 
     Returns
     -------
@@ -137,52 +164,14 @@ def second_moments(
     George et al. (2018), Fast approximate natural gradient descent in a Kronecker-factored
     eigenbasis.
     """
+    wide = (None,) * len(bases) if wide is None else wide
     sum_bytes = 4 * operator.shape[0]
     if operator.has_closed_head:
-        return operator.sum_columns(SumOfHeadSquares, bases, sum_bytes=sum_bytes)
-    return operator.sum_rows(_SumOfMoments, _rotated_bytes, bases, sum_bytes=sum_bytes)
-
-
-class Side(NamedTuple):
-    """One side of layers: how many factors there are, and the width of each."""
-
-    num: int
-    width: int
-
-    def num_entries(self, max_width: int | None = None) -> int:
-        """Return the number of entries of the factors, diagonal where they are too wide."""
-        return self.num * (self.width if self.is_wide(max_width) else self.width**2)
-
-    def is_wide(self, max_width: int | None) -> bool:
-        """Return whether the factors are too wide to be matrices."""
-        return _exceeds(self.width, max_width)
-
-
-def sides(layers: Layers) -> tuple[Side, ...]:
-    """Return the sides of all layers that may have matrices as factors."""
-    return tuple(side for layer in layers.layers for side, may in _sides(layer) if may)
-
-
-def _sides(layer: Layer) -> tuple[tuple[Side, bool], ...]:
-    groups, width, out = layer.layout.shape
-    lone = layer.product is None and out > LARGEST_EXACT_BLOCK
-    return (
-        (Side(groups, width), not isinstance(layer.product, Lookup)),
-        (Side(groups, out), not lone),
+        of_head = partial(SumOfHeadSquares, wide[0])
+        return operator.sum_columns(of_head, bases, sum_bytes=sum_bytes)
+    return operator.sum_rows(
+        partial(_SumOfMoments, wide), _rotated_bytes, bases, sum_bytes=sum_bytes
     )
-
-
-def num_entries(layers: Layers, max_width: int | None = None) -> int:
-    """Return the number of entries of the factors of all layers; see `kronecker_factors`."""
-    return sum(
-        side.num_entries(max_width if may else 0)
-        for layer in layers.layers
-        for side, may in _sides(layer)
-    )
-
-
-def _exceeds(width: int, max_width: int | None) -> bool:
-    return max_width is not None and width > max_width
 
 
 def _no_work(block: Block) -> tuple[int, int]:
@@ -202,54 +191,67 @@ class _SumOfFactors(NamedTuple):
     title = "Kronecker factors"
 
     weight_sharing: str
-    max_width: int | None
+    forms: tuple[tuple[Form, Form], ...]
     num_directions: int
 
-    def __call__(self, operator_and_nothing, chunk: Chunk):
-        operator = operator_and_nothing[0]
+    def __call__(self, operator_and_tests, chunk: Chunk):
+        operator, tests = operator_and_tests
         captured = capture(operator.objective, chunk.x)
         dtype = jnp.promote_types(operator.dtype, jnp.float32)
-        gradients = sum_directions(
-            operator, captured, chunk, self.num_directions, self._gradient_factors
-        )
+
+        def of_gradients(rows: Rows) -> PyTree:
+            return tuple(map(self._gradient_factor, rows.blocks, self.forms, tests))
+
+        gradients = sum_directions(operator, captured, chunk, self.num_directions, of_gradients)
+        layers = zip(captured.inputs, gradients, captured.layouts, self.forms, tests, strict=True)
         factors = []
-        for a, g, layout in zip(captured.inputs, gradients, captured.layouts, strict=True):
+        for a, g, layout, (form, _), (test, _) in layers:
             if self.weight_sharing == "reduce" and not jnp.issubdtype(a.dtype, jnp.integer):
                 a = a.astype(dtype).mean(axis=1, keepdims=True)
-            diagonal = _exceeds(layout.shape[1], self.max_width)
-            a = _input_factor(a, chunk, layout, dtype, diagonal=diagonal)
-            factors.append(KroneckerFactors(a, g, layout))
+            a = _input_factor(a, chunk, layout, dtype, form, test)
+            factors.append((a, g))
         return tuple(factors), chunk.weight.sum()
 
-    def _gradient_factors(self, rows: Rows) -> PyTree:
-        return tuple(self._gradient_factor(block) for block in rows.blocks)
-
-    def _gradient_factor(self, block: Block) -> Float[Array, "G O *O"]:
+    def _gradient_factor(
+        self, block: Block, forms: tuple[Form, Form], tests: tuple[Array | None, Array | None]
+    ) -> Float[Array, "G O *O"] | Sketch:
         g = block.gradients
         if isinstance(block, LookupRows):
             g = g[:, :, :, None]
         elif self.weight_sharing == "reduce":
             g = g.sum(axis=2, keepdims=True)
-        _, width, out = block.layout.shape
-        if _exceeds(out, self.max_width) or (width == 1 and out > LARGEST_EXACT_BLOCK):
-            return jnp.einsum("brtgo,brtgo->go", g, g)
-        return jnp.einsum("brtgo,brtgp->gop", g, g)
+        g = g.reshape(-1, *g.shape[3:])
+        return _factor(g, g, forms[1], tests[1])
+
+
+def _factor(
+    weighted: Float[Array, "M G n"],
+    vectors: Float[Array, "M G n"],
+    form: Form,
+    test: Float[Array, "n K"] | None,
+) -> Float[Array, "G n *n"] | Sketch:
+    r"""Return the sum of $v v^\top$ in the form of its side, from weighted vectors and these."""
+    if form == "full":
+        return jnp.einsum("mgi,mgj->gij", weighted, vectors)
+    diagonal = jnp.einsum("mgi,mgi->gi", weighted, vectors)
+    if form == "diagonal":
+        return diagonal
+    return Sketch(jnp.einsum("mgi,mgk->gik", weighted, vectors @ test), diagonal)
 
 
 def _input_factor(
-    a: Array, chunk: Chunk, layout: Layout, dtype: jnp.dtype, *, diagonal: bool
-) -> Float[Array, "G I *I"]:
+    a: Array, chunk: Chunk, layout: Layout, dtype: jnp.dtype, form: Form, test: Array | None
+) -> Float[Array, "G I *I"] | Sketch:
     r"""Return the weighted sum of $a a^\top$ over examples, and its mean over positions."""
     weight = chunk.weight.astype(dtype)
     if jnp.issubdtype(a.dtype, jnp.integer):
         counts = jnp.zeros((1, layout.shape[1]), dtype)
         return counts.at[0, a].add(weight[:, None] / a.shape[1], mode="drop")
     a = a.astype(dtype)
+    weighted = a * (weight / a.shape[1])[:, None, None, None]
+    weighted, a = (part.reshape(-1, *part.shape[2:]) for part in (weighted, a))
     with jax.default_matmul_precision("highest"):
-        weighted = a * (weight / a.shape[1])[:, None, None, None]
-        if diagonal:
-            return jnp.einsum("btgi,btgi->gi", weighted, a)
-        return jnp.einsum("btgi,btgj->gij", weighted, a)
+        return _factor(weighted, a, form, test)
 
 
 class _SumOfHeadFactors(NamedTuple):
@@ -257,26 +259,31 @@ class _SumOfHeadFactors(NamedTuple):
 
     title = "Kronecker factors of the head"
 
-    max_width: int | None
+    forms: tuple[Form, Form]
     num_columns: int
 
-    def __call__(self, operator_and_nothing, chunk: Chunk):
-        operator = operator_and_nothing[0]
+    def __call__(self, operator_and_tests, chunk: Chunk):
+        operator, ((left, right),) = operator_and_tests
         captured = capture(operator.objective, chunk.x)
         rows = head_rows(operator, captured)
+        of_inputs, of_outputs = self.forms
 
-        _, width, out = rows.layout.shape
-        if _exceeds(out, self.max_width):
-            g = head_diagonal(operator, captured, chunk, rows)
-        else:
+        def products_with(rows: HeadRows) -> Float[Array, "U O"]:
+            """Return the factor's products with the columns of a basis of the outputs."""
             products = map_columns(
                 operator, captured, chunk, self.num_columns, rows, _sum_of_products
             )
             # Back from outputs to values.
-            g = (products * rows.factors)[:, jnp.argsort(rows.places)][None]
-        diagonal = _exceeds(width, self.max_width)
-        a = _input_factor(rows.inputs, chunk, rows.layout, g.dtype, diagonal=diagonal)
-        return (KroneckerFactors(a, g, rows.layout),), chunk.weight.sum()
+            return (products * rows.factors)[:, jnp.argsort(rows.places)]
+
+        if of_outputs == "full":
+            g = products_with(rows)[None]
+        else:
+            g = head_diagonal(operator, captured, chunk, rows)
+            if of_outputs == "low_rank":
+                g = Sketch(products_with(rows.rotate(None, right[None])).T[None], g)
+        a = _input_factor(rows.inputs, chunk, rows.layout, rows.factors.dtype, of_inputs, left)
+        return ((a, g),), chunk.weight.sum()
 
 
 def _sum_of_products(
@@ -290,6 +297,7 @@ class _SumOfMoments(NamedTuple):
 
     title = "second moments in the eigenbasis"
 
+    wide: tuple[int | None, ...]
     num_directions: int
 
     def __call__(self, operator_and_bases, chunk: Chunk):
@@ -297,7 +305,13 @@ class _SumOfMoments(NamedTuple):
         captured = capture(operator.objective, chunk.x)
 
         def moments(rows: Rows) -> PyTree:
-            pairs = zip(rows.blocks, bases, strict=True)
-            return tuple(block.rotate(*basis).squared_sum() for block, basis in pairs)
+            return tuple(map(_moments, rows.blocks, bases, self.wide))
 
         return sum_directions(operator, captured, chunk, self.num_directions, moments)
+
+
+def _moments(
+    block: Block, basis: tuple[Array | None, Array | None], wide: int | None
+) -> Array | tuple[Array, Array]:
+    inside = block.rotate(*basis).squared_sum()
+    return inside if wide is None else (inside, block.outside(*basis, wide).squared_sum())

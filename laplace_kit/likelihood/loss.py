@@ -12,6 +12,9 @@ from laplace_kit.derivatives import linearize_gradient
 from laplace_kit.likelihood.base import Likelihood
 from laplace_kit.tree import pytree_dataclass
 
+# A root of the Hessian in more outputs than this takes 64 MiB, and minutes, for each example.
+MOST_OUTPUTS_OF_A_ROOT = 4096
+
 
 @pytree_dataclass(static=("loss", "sampler", "gradient", "product"))
 class FromLoss(Likelihood):
@@ -27,7 +30,9 @@ class FromLoss(Likelihood):
     loss
         `(f, y) -> scalar` for one example (vmapped over examples), assumed to be normalised. It
         must be convex in `f` where a square root of its Hessian is needed (diagonals, full and
-        sampled curvature): the root of an indefinite Hessian is NaN, and is never clipped.
+        sampled curvature): the root of an indefinite Hessian is NaN, and is never clipped. There is
+        none for more than 4,096 outputs, where products suffice for a last layer by itself, and
+        for the low-rank structure.
     sampler
         `(key, f) -> y` for one example, used only by the Monte Carlo Fisher matrix.
     gradient
@@ -86,6 +91,15 @@ class FromLoss(Likelihood):
 
     def hessian_sqrt_mv(self, f, y, w):
         flat, shape = jnp.ravel(f), f.shape
+        if flat.size > MOST_OUTPUTS_OF_A_ROOT:
+            raise ValueError(
+                f"FromLoss: found {flat.size:,} outputs, expected at most "
+                f"{MOST_OUTPUTS_OF_A_ROOT:,} where a root of the Hessian in the outputs is needed, "
+                "as that of any loss has a matrix of all pairs of outputs; use "
+                "curvature='mc_fisher' with FromLoss(loss, sampler=...), "
+                "curvature='empirical_fisher', subset='last_layer', structure='low_rank', or a "
+                "likelihood that knows its root, such as 'categorical'."
+            )
         gradient = jax.grad(lambda z: self.negative_log_prob(z.reshape(shape), y))
         hessian = jax.vmap(linearize_gradient(gradient, flat))(jnp.eye(flat.size, dtype=f.dtype))
         values, vectors = jnp.linalg.eigh(hessian)

@@ -19,8 +19,8 @@ from laplace_kit.approx.choice import (
     with_key,
 )
 from laplace_kit.approx.spec import Sizes, StructureSpec
-from laplace_kit.curv.kronecker import Side
 from laplace_kit.curv.objective import restrict
+from laplace_kit.curv.sides import Side
 from laplace_kit.curv.spec import CurvatureSpec
 from laplace_kit.data import as_data
 
@@ -126,18 +126,28 @@ def test_kronecker_sides_are_as_wide_as_the_memory_limit_allows():
     assert choose(lk.Kronecker(), whole, ADAPTERS) == lk.Kronecker()
     found = choose(lk.Kronecker(), whole - 1, ADAPTERS)
     assert found == lk.Kronecker(max_width=8)
-    entries = 2 * (600 + 8**2)
+    entries = 2 * (600 * (2 * 16 + 1) + 8**2)  # a sketch and the diagonal
     assert found.bytes(ADAPTERS) == (4 * entries + 6 * 9600) * 4
-    narrowest = choose(lk.Kronecker(), found.bytes(ADAPTERS) - 1, ADAPTERS)
-    assert narrowest == lk.Kronecker(max_width=0)
+    diagonal = choose(lk.Kronecker(), found.bytes(ADAPTERS) - 1, ADAPTERS)
+    assert diagonal == lk.Kronecker(max_width=8, wide="diagonal")
+    entries = 2 * (600 + 8**2)
+    assert diagonal.bytes(ADAPTERS) == (4 * entries + 6 * 9600) * 4
+    narrowest = choose(lk.Kronecker(), diagonal.bytes(ADAPTERS) - 1, ADAPTERS)
+    assert narrowest == lk.Kronecker(max_width=0, wide="diagonal")
+    own = lk.Kronecker(wide="diagonal")
+    assert choose(own, whole - 1, ADAPTERS) == lk.Kronecker(max_width=8, wide="diagonal")
     assert choose(lk.Kronecker(max_width=100), whole, ADAPTERS) == lk.Kronecker(max_width=100)
     with pytest.raises(ValueError, match="structure='ekfac' for P=9600 parameters, which needs"):
         choose(lk.Kronecker(max_width=600), whole - 1, ADAPTERS)
 
 
-def test_the_reason_names_the_sides_that_are_diagonal():
-    reason = because(lk.Kronecker(), ADAPTERS, lk.Kronecker().bytes(ADAPTERS) - 1)
-    assert reason == "it was asked for; 2 of 4 factors, of more than 8 rows, are diagonal"
+def test_the_reason_names_the_sides_that_are_wide():
+    limit = lk.Kronecker().bytes(ADAPTERS) - 1
+    asked = "it was asked for; 2 of 4 factors, of more than 8 rows, are "
+    reason = because(lk.Kronecker(), ADAPTERS, limit)
+    assert reason == asked + "of rank 16 plus a diagonal"
+    reason = because(lk.Kronecker(wide="diagonal"), ADAPTERS, limit)
+    assert reason == asked + "diagonal"
 
 
 def test_auto_prefers_fewer_parameters_to_diagonal_sides():

@@ -58,7 +58,7 @@ def test_wide_sides_are_diagonal_and_the_posterior_is_that_of_the_matrix(
 ):
     params, x, y = wide_problem()
     prior = {"in": {"w": 0.5, "b": 2.0}, "out": {"w": 0.3, "b": 0.9}}
-    spec = lk.Kronecker(corrected=corrected, max_width=max_width)
+    spec = lk.Kronecker(corrected=corrected, max_width=max_width, wide="diagonal")
     kept = prior if subset is None else {"in": {"w": None, "b": None}, "out": prior["out"]}
     la = lk.fit(two_layers, params, (x, y), likelihood="categorical", structure=spec, subset=subset)
     la = la.with_prior(kept)
@@ -134,7 +134,8 @@ def test_a_head_of_many_classes_holds_no_matrix_of_pairs_of_classes():
             subset=subset,
             memory_limit=16 * 2**20,
         )
-        assert la.choice.spec == lk.Kronecker(corrected=False, max_width=4)
+        spec = lk.Kronecker(corrected=False, max_width=4)
+        assert la.choice.spec == spec
         assert "1 of " in la.choice.because
         assert la.record.coverage["out/w"].diagonal == ("outputs",)
         lines = str(la.record.coverage).splitlines()

@@ -9,7 +9,8 @@ import pytest
 import twins
 
 from laplace_kit import curv, tree
-from laplace_kit.curv.kronecker import LARGEST_EXACT_BLOCK, num_entries, second_moments
+from laplace_kit.curv.kronecker import second_moments
+from laplace_kit.curv.sides import LARGEST_EXACT_BLOCK, num_entries
 from laplace_kit.likelihood import Gaussian
 
 RNG = np.random.default_rng(0)

@@ -8,11 +8,10 @@ with the constant input 1, whose `g` are its rows.
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from laplace_kit.curv.capture.layout import Layout
@@ -49,7 +48,7 @@ class FactoredRows:
         r"""Return $\sum_n \sum_r J_{nr}^2$ elementwise."""
         a, g, _ = self.single()
         total = jnp.einsum("bgi,bgo->gio", a**2, jnp.sum(g**2, axis=1))
-        return total.reshape(self.layout.shape)
+        return total.reshape(*self.inputs.shape[2:], self.gradients.shape[4])
 
     def outer(self, scale: Float[Array, "G I O"]) -> Float[Array, "B R R"]:
         r"""Return $J_n \operatorname{diag}(d) J_n^\top$."""
@@ -130,11 +129,30 @@ class FactoredRows:
         weight = _by_group(self.inputs, vectors)
         return jnp.einsum("brtgo,btgo->brgo", self.gradients, weight)
 
+    def along_outputs(self, vectors: Float[Array, "G I O"]) -> Float[Array, "B R G I"]:
+        """Return the products of the rows' lines with a vector of outputs for each input."""
+        weight = jnp.einsum("brtgo,gio->brtgi", self.gradients, vectors)
+        return jnp.einsum("brtgi,btgi->brgi", weight, self.inputs)
+
     def squares_along(
         self, vectors: Float[Array, "G I O"], gain: Float[Array, "G O"]
     ) -> Float[Array, "B R"]:
         """Return the squares of `along_inputs`, summed over outputs with weights."""
         return jnp.einsum("brgo,go->br", self.along_inputs(vectors) ** 2, gain)
+
+    def outside(
+        self, left: Float[Array, "G I _"] | None, right: Float[Array, "G O _"] | None, axis: int
+    ) -> "FactoredRows":
+        """Return the rows without their part in the span of one side's basis of few vectors.
+
+        The axis is 1 for inputs and 2 for outputs; the other side is rotated.
+        """
+        a, g = self.inputs, self.gradients
+        if axis == 1:
+            a = a - _by_group(_by_group(a, left), left.mT)
+            return FactoredRows(a, g, self.layout).rotate(None, right)
+        g = g - _by_group(_by_group(g, right), right.mT)
+        return FactoredRows(a, g, self.layout).rotate(left, None)
 
     def rotate(
         self, left: Float[Array, "G I J"] | None, right: Float[Array, "G O Q"] | None
@@ -171,7 +189,7 @@ def _by_group(
 
 def _multiplied_out(block: "Block") -> _Single:
     rows = block.to_dense()
-    num, size = len(rows), block.layout.size
+    num, size = len(rows), math.prod(rows.shape[2:])
     rows = rows.reshape(num, rows.shape[1], 1, size)
     return _Single(jnp.ones((num, 1, 1), rows.dtype), rows, (1, 1, size))
 
@@ -336,11 +354,26 @@ class HeadRows:
         """Return the products of the rows' columns with a vector of inputs for each output."""
         return self.factored().along_inputs(vectors)
 
+    def along_outputs(self, vectors: Float[Array, "1 I O"]) -> Float[Array, "B R 1 I"]:
+        """Return the products of the rows' lines with a vector of outputs for each input."""
+        if self.inputs.shape[1] > 1 or self.basis is not None:
+            return self.factored().along_outputs(vectors)
+        columns = vectors[0][:, self.places] * self.factors
+        return (self.inputs[:, 0, 0][:, None] * columns.T)[:, :, None]
+
     def squares_along(
         self, vectors: Float[Array, "1 I O"], gain: Float[Array, "1 O"]
     ) -> Float[Array, "B R"]:
         """Return the squares of `along_inputs`, summed over outputs with weights."""
         return self._squares((self.inputs[:, :, 0] @ vectors[0]) ** 2 * gain[0])
+
+    def outside(
+        self, left: Float[Array, "1 I _"], right: Float[Array, "1 O _"] | None, axis: Literal[1]
+    ) -> "HeadRows":
+        """Return the rows without their part in the span of a basis of few vectors of inputs."""
+        a = self.inputs - _by_group(_by_group(self.inputs, left), left.mT)
+        rows = HeadRows(a, self.places, self.factors, self.basis, self.layout)
+        return rows.rotate(None, right)
 
     def rotate(
         self, left: Float[Array, "1 I J"] | None, right: Float[Array, "1 O Q"] | None
@@ -351,6 +384,11 @@ class HeadRows:
         if right is not None:
             basis = right[0] if basis is None else basis @ right[0]
         return HeadRows(inputs, self.places, self.factors, basis, self.layout)
+
+    @property
+    def num_columns(self) -> int:
+        """The number of columns of the gradients: outputs, or vectors of their basis."""
+        return self._out if self.basis is None else self.basis.shape[1]
 
     @property
     def _out(self) -> int:
@@ -382,44 +420,3 @@ class HeadRows:
 
 
 Block = FactoredRows | LookupRows | HeadRows
-
-
-def gram(left: Block, right: Block) -> Float[Array, "P Q"]:
-    r"""Return $\sum_n \sum_r J_{nr} J_{nr}'^\top$ between two layers, in the order of matrices.
-
-    Takes whichever of two orders needs less memory: inputs with inputs and gradients with gradients
-    first, which saves a factor R of operations, or rows multiplied out. For a layer with itself,
-    the former takes each pair once, a quarter of the operations.
-    """
-    (a, g, shape), (b, h, other_shape) = left.single(), right.single()
-    (num, columns), size, other_size = g.shape[:2], math.prod(shape), math.prod(other_shape)
-    pairs = a[0].size * b[0].size + g[0, 0].size * h[0, 0].size
-    if columns * (size + other_size) <= pairs:
-        rows = jnp.einsum("bgi,brgo->brgio", a, g).reshape(num * columns, size)
-        other = jnp.einsum("bhj,brhp->brhjp", b, h).reshape(num * columns, other_size)
-        return rows.T @ other
-    if left is right and shape[0] == 1:
-        return _gram_of_pairs(a[:, 0], g[:, :, 0])
-    inputs = jnp.einsum("bgi,bhj->bgihj", a, b)
-    outputs = jnp.einsum("brgo,brhp->bgohp", g, h)
-    return jnp.einsum("bgihj,bgohp->giohjp", inputs, outputs).reshape(size, other_size)
-
-
-def _gram_of_pairs(a: Float[Array, "B I"], g: Float[Array, "B R O"]) -> Float[Array, "IO IO"]:
-    r"""Return $\sum_n a_n a_n^\top \otimes \sum_r g_{nr} g_{nr}^\top$ from its distinct entries."""
-    width, out = a.shape[1], g.shape[2]
-    (first, second), input_pairs = _pairs(width)
-    outputs, output_pairs = _pairs(out)
-    # Rows are gathered, and not columns, because they are contiguous.
-    inputs = a.T[first] * a.T[second]
-    gradients = jnp.einsum("bro,brp->opb", g, g)[outputs]
-    distinct = gradients @ inputs.T
-    total = distinct[output_pairs].T[input_pairs].reshape(width, width, out, out)
-    return jnp.transpose(total, (0, 2, 1, 3)).reshape(width * out, width * out)
-
-
-def _pairs(num: int) -> tuple[tuple[np.ndarray, np.ndarray], Int[Array, " M"]]:
-    """Return the unordered pairs of indices, and for each entry of a matrix its pair's number."""
-    index = jnp.arange(num)
-    high, low = jnp.maximum(index[:, None], index), jnp.minimum(index[:, None], index)
-    return np.tril_indices(num), (high * (high + 1) // 2 + low).ravel()

@@ -7,9 +7,10 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from laplace_kit.curv.capture.layers import Layers
+from laplace_kit.curv.capture.layers import Layers, Leaf
 from laplace_kit.curv.capture.products import Lookup
 from laplace_kit.curv.objective import restrict
+from laplace_kit.curv.sides import Widths, forms
 
 METHODS = {
     "factors": "inputs and output gradients of a product, never multiplied out over examples",
@@ -24,8 +25,9 @@ class LeafCoverage:
 
     `kind` is how it enters the model, such as `"dense"` or `"bias"`; `method` is how its Jacobian
     rows are computed: `"factors"`, `"lookup"` or `"exact rows"`; `partner` is the path of the
-    weight that a bias shares a layer with, or `None`. `diagonal` names the sides of its layer whose
-    Kronecker factor is too wide to be a matrix: `"inputs"`, `"outputs"`, both or neither.
+    weight that a bias shares a layer with, or `None`. Of the sides of its layer whose Kronecker
+    factor is too wide to be a matrix, `"inputs"` and `"outputs"`, `diagonal` names those whose
+    factor is its diagonal, and `low_rank` that whose factor is of low rank besides.
     """
 
     path: str
@@ -34,6 +36,7 @@ class LeafCoverage:
     method: str
     partner: str | None
     diagonal: tuple[str, ...] = ()
+    low_rank: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +67,19 @@ class Coverage:
 
     def __str__(self) -> str:
         """Return a table, one line for each parameter."""
-        rows = [("parameter", "shape", "kind", "method", "with", "diagonal factors")]
-        rows += [
-            (leaf.path, str(leaf.shape), leaf.kind, leaf.method, leaf.partner or "", sides)
-            for leaf in self.leaves
-            for sides in [", ".join(leaf.diagonal)]
-        ]
-        if not any(leaf.diagonal for leaf in self.leaves):
-            rows = [row[:-1] for row in rows]
+        columns = {
+            "parameter": [leaf.path for leaf in self.leaves],
+            "shape": [str(leaf.shape) for leaf in self.leaves],
+            "kind": [leaf.kind for leaf in self.leaves],
+            "method": [leaf.method for leaf in self.leaves],
+            "with": [leaf.partner or "" for leaf in self.leaves],
+        }
+        wide = {
+            "low-rank factors": [", ".join(leaf.low_rank) for leaf in self.leaves],
+            "diagonal factors": [", ".join(leaf.diagonal) for leaf in self.leaves],
+        }
+        columns |= {title: texts for title, texts in wide.items() if any(texts)}
+        rows = [tuple(columns), *zip(*columns.values(), strict=True)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
@@ -100,28 +108,31 @@ def coverage(model_fn: Callable, params: PyTree, x: Any) -> Coverage:
     return coverage_of(restrict(model_fn, params)[0].planned(x).plan.layers)
 
 
-def coverage_of(found: Layers, max_width: int | None = None) -> Coverage:
+def coverage_of(found: Layers, widths: Widths = Widths()) -> Coverage:  # noqa: B008
     """Return the coverage of layers that have been found.
 
     Parameters
     ----------
     found
         The layers.
-    max_width
-        The widest Kronecker factor that is a matrix, where there are factors; `None` for any.
+    widths
+        The widest Kronecker factor that is a matrix, and the rank of wider ones, where there are
+        factors.
     """
-    numbers = range(len(found.leaves))
-    return Coverage(tuple(_leaf(found, number, max_width) for number in numbers))
+    return Coverage(tuple(_leaf(found, leaf, widths) for leaf in found.leaves))
 
 
-def _leaf(found: Layers, number: int, max_width: int | None) -> LeafCoverage:
-    leaf = found.leaves[number]
-    product = found.layers[leaf.layer].product
-    method = "exact rows" if product is None else "factors"
-    if isinstance(product, Lookup):
+def _leaf(found: Layers, leaf: Leaf, widths: Widths) -> LeafCoverage:
+    layer = found.layers[leaf.layer]
+    method = "exact rows" if layer.product is None else "factors"
+    if isinstance(layer.product, Lookup):
         method = "lookup"
     partner = None if leaf.weight == leaf.path else leaf.weight
-    _, *widths = found.layers[leaf.layer].layout.shape
-    sides = zip(("inputs", "outputs"), widths, strict=True)
-    wide = tuple(side for side, width in sides if max_width is not None and width > max_width)
-    return LeafCoverage(leaf.path, leaf.shape, leaf.kind, method, partner, wide)
+    sides = list(
+        zip(("inputs", "outputs"), forms(layer, widths), layer.layout.shape[1:], strict=True)
+    )
+    diagonal, low_rank = (
+        tuple(side for side, form, width in sides if form == kind and widths.exceeded_by(width))
+        for kind in ("diagonal", "low_rank")
+    )
+    return LeafCoverage(leaf.path, leaf.shape, leaf.kind, method, partner, diagonal, low_rank)

@@ -95,6 +95,8 @@ def _operand_indices(step: Step, value: int) -> list[int]:
 
 def _is_linear(step: Step, value: int, program: Program, varying: frozenset[int]) -> bool:
     """Return whether a step moves a value, adds to it, or multiplies it by constants."""
+    if not step.results:  # it is written to a reference
+        return False
     before, after = program.shape(value), program.shape(step.results[0])
     if moves_entries(step):
         return math.prod(before) == math.prod(after)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from laplace_kit.curv.capture.blocks import Block, FactoredRows, gram
+from laplace_kit.curv.capture.blocks import Block, FactoredRows
+from laplace_kit.curv.capture.gram import gram
 from laplace_kit.curv.capture.layout import Layout, to_flat
 from laplace_kit.tree import pytree_dataclass
 

@@ -15,6 +15,7 @@ from laplace_kit.curv.eigenbasis import eigenbasis, from_basis, to_basis
 from laplace_kit.curv.ggn import GaussNewtonOperator
 from laplace_kit.curv.kronecker import KroneckerFactors, kronecker_factors
 from laplace_kit.curv.linear import DampedOperator, SelfAdjointOperator
+from laplace_kit.curv.low_rank_factor import LowRankFactor
 from laplace_kit.tree import pytree_dataclass
 
 
@@ -155,7 +156,7 @@ def kronecker_preconditioner(
     TypeError
         If the operator has no K-FAC factors and none are given.
     ValueError
-        If `damping` has none of these forms.
+        If `damping` has none of these forms, or factors are of low rank.
 
     References
     ----------
@@ -170,6 +171,11 @@ def kronecker_preconditioner(
                 "factors=kronecker_factors(...)."
             )
         factors = kronecker_factors(operator, weight_sharing=weight_sharing)
+    if any(isinstance(side, LowRankFactor) for f in factors for side in (f.inputs, f.gradients)):
+        raise ValueError(
+            "Found factors of low rank, expected matrices or diagonals, which have eigenbases; "
+            "pass kronecker_factors(...) without rank=."
+        )
     return _inverse_factors(factors, DampedOperator(operator, damping).damping_vector())
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import twins
 
-from laplace_kit.curv.capture.blocks import FactoredRows, HeadRows, LookupRows, gram
+from laplace_kit.curv.capture.blocks import FactoredRows, HeadRows, LookupRows
+from laplace_kit.curv.capture.gram import gram
 from laplace_kit.curv.capture.layout import Layout, Move, Slot
 
 # Positions T, groups G, inputs I and outputs O. With T^2 against I O two ways to norms are chosen.

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
+from jax.flatten_util import ravel_pytree
 
+import laplace_kit as lk
 from laplace_kit import curv
 from laplace_kit.curv.capture.blocks import FactoredRows, HeadRows
 from laplace_kit.curv.capture.capture import capture, jacobian
@@ -273,3 +275,55 @@ def test_a_head_holds_no_gradients_of_examples(x64):
     program = jax.make_jaxpr(squares)(objective, *arguments)
     sizes = [variable.aval.size for step in program.eqns for variable in step.outvars]
     assert max(sizes) <= out**2
+
+
+# --- values that are written to references --------------------------------------------------------
+
+
+def into_a_reference(params, x):
+    total = jax.new_ref(jnp.zeros((len(x), 2)))
+    total[...] += jnp.tanh(x @ params["in"]) @ params["out"]
+    return total[...]
+
+
+def over_a_loop(params, x):
+    total = jax.new_ref(jnp.zeros((len(x), 3)))
+
+    def step(_, part):
+        total[...] += part @ params["in"]
+        return None, None
+
+    jax.lax.scan(step, None, jnp.stack([x, x**2]))
+    return jnp.tanh(total[...]) @ params["out"]
+
+
+@pytest.mark.parametrize(
+    ("model_fn", "plain"),
+    [
+        (into_a_reference, lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]),
+        (over_a_loop, lambda p, x: jnp.tanh((x + x**2) @ p["in"]) @ p["out"]),
+    ],
+)
+def test_products_that_are_written_to_a_reference_are_exact(model_fn, plain, x64):
+    rng = np.random.default_rng(0)
+    params = {"in": rng.normal(size=(4, 3)), "out": rng.normal(size=(3, 2))}
+    params = jax.tree.map(jnp.asarray, params)
+    data = jnp.asarray(rng.normal(size=(6, 4))), jnp.asarray(rng.integers(0, 2, 6))
+    found = curv.GGNOperator(model_fn, params, data, "categorical").to_dense()
+    flat, unravel = ravel_pytree(params)
+    jacobian = jax.jacobian(lambda t: plain(unravel(t), data[0]))(flat)
+    probs = np.asarray(jax.nn.softmax(plain(params, data[0])))
+    hessian = np.einsum("nc,cd->ncd", probs, np.eye(2)) - np.einsum("nc,nd->ncd", probs, probs)
+    expected = np.einsum("ncp,ncd,ndq->pq", jacobian, hessian, jacobian)
+    twins.assert_close(found, expected)
+    la = lk.fit(
+        model_fn,
+        params,
+        data,
+        likelihood="categorical",
+        structure="full",
+        subset=lk.approx.layers("out"),
+    )
+    places = slice(12, None)
+    cov = np.linalg.inv(expected[places, places] + np.eye(6))
+    twins.assert_close(la.posterior.covariance(), cov)
