@@ -1,8 +1,10 @@
 """One precision for each free parameter, from any of its forms; anything else is refused."""
 
+import exact
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import twins
 
 from laplace_kit.approx.diagonal import DiagonalStructure
 from laplace_kit.approx.kronecker import KroneckerStructure
@@ -73,3 +75,15 @@ def test_a_prior_makes_the_posterior_of_a_curvature():
     expected = 0.25 / (FLAT + np.repeat([2.0, 0.1], [2, 6]))
     np.testing.assert_allclose(posterior.variance(), expected, rtol=1e-6)
     assert jitter == 0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_one_number_for_all_stays_one_and_means_the_same_as_a_vector(temperature, x64):
+    la = exact.fitted("diagonal", "float64")
+    size = la.posterior.size
+    assert la.prior.mean.shape == la.prior.precision.shape == ()
+    np.testing.assert_array_equal(la.prior_mean, np.zeros(size))
+    one = la.with_prior(2.0).with_temperature(temperature)
+    each = la.with_prior(np.full(size, 2.0)).with_temperature(temperature)
+    np.testing.assert_array_equal(one.posterior.std, each.posterior.std)
+    twins.assert_close(one.posterior.variance(), temperature / (la.structure.diagonal + 2.0))
