@@ -253,3 +253,20 @@ def test_the_basis_is_spread_along_the_parameters(kind, num_out):
     assert num % 8 or run < 34 * num / 2, run
         """
     )
+
+
+@pytest.mark.slow
+def test_over_a_stream_of_batches_on_several_devices():
+    test_placement.run(
+        """
+    x, y = problem(64)
+    options = dict(likelihood="categorical", structure="low_rank", rank=4)
+    one = lk.fit(model, params, (x, y), **options)
+    for kind in ("Auto", "Explicit"):
+        rows = NamedSharding(mesh_of(kind, data=8), P("data"))
+        batches = [jax.device_put((x[i : i + 32], y[i : i + 32]), rows) for i in (0, 32)]
+        many = lk.fit(model, params, batches, **options)
+        close([many.structure.values], [one.structure.values])
+        close([many.posterior.variance()], [one.posterior.variance()])
+        """
+    )
