@@ -57,7 +57,7 @@ def test_modules_passed_for_a_function_name_their_adapter(adapter):
 
 def test_torch_modules_passed_for_a_function():
     torch = pytest.importorskip("torch")
-    with pytest.raises(TypeError, match="a torch module has to be rewritten"):
+    with pytest.raises(TypeError, match=r"model_fn, params = lk\.model\.from_torch"):
         check_model(torch.nn.Linear(3, 2))
 
 
