@@ -138,13 +138,13 @@ class _TorchCall:
         found = self.output(found)
         if isinstance(found, torch.Tensor):
             return found
-        parts = found if isinstance(found, Mapping) else getattr(found, "_fields", ())
-        names = f" with {', '.join(map(str, parts))}" if parts else ""
-        one = f"out.{next(iter(parts))}" if parts else "out[0]"
+        names = [*found] if isinstance(found, Mapping) else []
+        parts = f" with {', '.join(map(str, names))}" if names else ""
+        one = repr(names[0]) if names else "0"
         raise ValueError(
-            f"Found a {type(found).__name__}{names} as the output of {type(self.module).__name__}, "
+            f"Found a {type(found).__name__}{parts} as the output of {type(self.module).__name__}, "
             "expected one tensor with a leading axis of examples; choose it, as in "
-            f"from_torch(module, output=lambda out: {one})."
+            f"from_torch(module, output=lambda out: out[{one}])."
         )
 
 
