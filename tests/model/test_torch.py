@@ -409,19 +409,20 @@ def pretrained(name):
 @of_hugging_face
 @pytest.mark.slow
 @pytest.mark.parametrize("name", torch_modules.HUGGING_FACE)
-def test_models_of_hugging_face(name, x64):
-    """Outputs in float64, and which parameters are not in products: norms and positions added."""
+def test_models_of_hugging_face(name):
+    """Outputs, and which parameters are not in products: norms and positions that are added."""
     module, x = pretrained(name)
-    module, x = module.double(), in_double(x)
     model_fn, params = lk.model.from_torch(module)
-    expected = by_torch(module, x)
-    np.testing.assert_allclose(model_fn(params, x), expected, atol=1e-12, rtol=1e-12)
-    single = jax.tree.map(lambda leaf: leaf.float() if leaf.is_floating_point() else leaf, x)
-    float_fn, float_params = lk.model.from_torch(module.float())
-    with jax.enable_x64(False):
-        np.testing.assert_allclose(float_fn(float_params, single), expected, atol=1e-6)
+    np.testing.assert_allclose(model_fn(params, x), by_torch(module, x), atol=1e-6)
     for path in by_exact_rows(module, x):
         assert any(word in path.lower() for word in ("norm", "ln_", "cls_token", "position"))
+    # Llama normalises in float32, whatever the dtype of its parameters.
+    tolerance = 1e-7 if name in ("Llama", "LoRA") else 1e-12
+    module, x = module.double(), in_double(x)
+    with jax.enable_x64(True):
+        model_fn, params = lk.model.from_torch(module)
+        found, expected = model_fn(params, x), by_torch(module, x)
+        np.testing.assert_allclose(found, expected, atol=tolerance, rtol=tolerance)
 
 
 @of_hugging_face
