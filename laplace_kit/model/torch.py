@@ -66,6 +66,8 @@ def from_torch(
         tensor, or its outputs differ from torch's.
     NotImplementedError
         If an operation has no JAX form; the message names the layer.
+    ImportError
+        If torchax is not installed.
 
     Notes
     -----
@@ -73,6 +75,7 @@ def from_torch(
     here it is as random as others.
     """
     module = _unwrapped(module)
+    environment()  # at once, should torchax be missing
     parameters = dict(module.named_parameters(remove_duplicate=False))
     buffers = dict(module.named_buffers(remove_duplicate=False)) | dict(_plain_tensors(module))
     _check_dtypes(parameters | buffers)

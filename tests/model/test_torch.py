@@ -1,6 +1,7 @@
 """Modules of torch compute in JAX what they do in torch, and get posteriors as any model does."""
 
 import importlib.util
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import scipy.special
 
 import laplace_kit as lk
 from laplace_kit.curv.capture.layers import find_layers
+from laplace_kit.model.torch_operations import environment
 
 NEEDS = "needs laplace-kit[torch], which `make test-torch` installs"
 torch = pytest.importorskip("torch", reason=NEEDS)
@@ -347,6 +349,12 @@ def test_modules_in_bfloat16_and_their_inputs():
     lk.model.from_torch(module, jnp.asarray(X.numpy(), "bfloat16"))
     expected = by_torch(module.float(), X)
     np.testing.assert_allclose(model_fn(params, X.bfloat16()).astype(float), expected, atol=0.03)
+
+
+def test_torchax_that_is_missing_is_asked_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchax.tensor", None)
+    with pytest.raises(ImportError, match=r"no torchax .* pip install 'laplace-kit\[torch\]'"):
+        environment.__wrapped__()
 
 
 def test_the_mode_of_torch_is_as_it_was():
