@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from laplace_kit.arrays import as_array, as_arrays, map_arrays, on_host, read_array
 from laplace_kit.host import fetch
 from laplace_kit.model.pair import ModelAndParams
-from laplace_kit.model.torch_operations import Randomness, environment, errors
+from laplace_kit.model.torch_operations import Randomness, environment, errors, running
 
 # Errors of JAX about values that a program depends on, which it does not know as it is traced.
 _NEEDS_VALUES = (jax.errors.JAXTypeError, jax.errors.JAXIndexError)
@@ -27,9 +27,9 @@ def from_torch(
 
     The module's `forward` is run once for each trace, on values of JAX, and every operation of
     torch adds its JAX form to the program, by [torchax](https://pypi.org/project/torchax). So
-    derivatives, layers and compilation are those of a model written in JAX. Importing torchax
-    changes torch in the whole process: `torch.compile` fails from then on. Train in another process
-    if that matters, or before.
+    derivatives, layers and compilation are those of a model written in JAX. torchax is imported by
+    the first call, without the changes that it makes to torch otherwise; who uses it besides has to
+    import it before.
 
     Parameters
     ----------
@@ -118,14 +118,10 @@ class _TorchCall:
 
     def traced(self, frozen: dict[str, Array], params: PyTree, x: PyTree) -> Array:
         """Return the outputs, each operation of torch replaced by its form in JAX."""
-        import torch
-
-        env = environment()
         state = dict(_flat(params)) | frozen
         state |= {name: state[leader] for name, leader in self.tied.items()}
-        state, x = env.j2t_iso((state, x))
-        # Tensors that `forward` makes without a device are made where x is.
-        with torch.no_grad(), env, torch.device("jax"):
+        with running() as env:
+            state, x = env.j2t_iso((state, x))
             try:
                 return env.t2j_iso(self.run(state, x))
             except (NotImplementedError, AssertionError, *_NEEDS_VALUES, *errors()) as error:

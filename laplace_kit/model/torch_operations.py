@@ -1,12 +1,15 @@
 """torchax, which computes the operations of torch by JAX: imported late, a few of them replaced.
 
-Importing torchax changes torch in the whole process: torch's spare backend is renamed to `jax`,
-which `torch.accelerator` then reports, `torch.compile` fails, and attention leaves its fast path.
-Nothing else imports it, and this file does so when the first module is adapted.
+Nothing else imports it, and this file does so when the first module is adapted. By itself, torchax
+would change torch in the whole process: it names torch's spare backend `jax`, after which
+`torch.compile`, `nn.DataParallel` and loaders that pin memory fail, as they take it for the
+machine's accelerator, and it turns the fast path of attention off. It is imported without that.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -50,13 +53,21 @@ def environment() -> Any:
             if not hasattr(packet, overload):
                 setattr(packet, overload, object())  # a key in tables, where nothing looks it up
     try:
-        from torchax.ops.ops_registry import Operator
-        from torchax.tensor import Environment
+        with _without_effects():
+            from torchax import device_module, view
+            from torchax.ops.ops_registry import Operator
+            from torchax.tensor import Environment, Tensor
     except ImportError as error:
         raise ImportError(
             f"Found torch but no torchax that can be imported ({error}), expected torchax 0.0.13 "
             "or newer, which computes torch's operations by JAX; pip install 'laplace-kit[torch]'."
         ) from error
+    if device() != "jax":  # not imported by the user before
+        for tensor in (Tensor, view.View):
+            tensor.device = property(lambda _: torch.device(device(), 0))
+        module = types.ModuleType(device())
+        vars(module).update(vars(device_module), is_available=lambda: False)
+        torch._register_device_module(device(), module)
     env, aten = Environment(), torch.ops.aten
     replaced = {
         (aten.addmm, aten.addmm.default): _addmm,
@@ -74,6 +85,47 @@ def environment() -> Any:
             env._ops[name] = Operator(name, function, True, True, False, False)
     env.get_and_rotate_prng_key = _refuse_randomness
     return env
+
+
+def device() -> str:
+    """Return the name of the device that torch takes arrays of JAX to be on."""
+    import torch
+
+    return torch._C._get_privateuse1_backend_name()
+
+
+@contextlib.contextmanager
+def running() -> Iterator[Any]:
+    """Have the operations of torch done by JAX, and yield the environment.
+
+    Tensors that are made without a device are made where the inputs are.
+    """
+    import torch
+
+    env, fast = environment(), torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operation, which has no JAX form
+    try:
+        with torch.no_grad(), env, torch.device(device()):
+            yield env
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextlib.contextmanager
+def _without_effects() -> Iterator[None]:
+    """Import torchax without the change of torch's backend and of attention."""
+    import torch
+
+    rename, register = torch.utils.rename_privateuse1_backend, torch._register_device_module
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.utils.rename_privateuse1_backend = lambda name: None
+    torch._register_device_module = lambda name, module: None
+    try:
+        yield
+    finally:
+        torch.utils.rename_privateuse1_backend = rename
+        torch._register_device_module = register
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def errors() -> tuple[type[Exception], ...]:

@@ -323,10 +323,7 @@ def test_training_on_does_not_change_what_was_adapted():
 def test_modules_within_others_are_unwrapped():
     module, x = torch_modules.made("MLP")
     expected = by_torch(module, x)
-    parallel = nn.DataParallel.__new__(nn.DataParallel)  # without looking for devices
-    nn.Module.__init__(parallel)
-    parallel.module = module
-    for wrapped in (parallel, torch.compile(module, backend="eager")):
+    for wrapped in (nn.DataParallel(module), torch.compile(module, backend="eager")):
         model_fn, params = lk.model.from_torch(wrapped)
         np.testing.assert_allclose(model_fn(params, x), expected, atol=1e-6)
         assert set(params) == {"0", "2"}
@@ -357,12 +354,28 @@ def test_torchax_that_is_missing_is_asked_for(monkeypatch):
         environment.__wrapped__()
 
 
-def test_the_mode_of_torch_is_as_it_was():
-    module, x = torch_modules.made("MLP")
+def test_torch_is_as_it_was():
+    """Importing torchax alone makes all of these fail, other than the first one."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    module, x = torch_modules.made("encoder")
     lk.model.from_torch(module, x)
     assert torch.is_grad_enabled()
+    assert torch.backends.mha.get_fastpath_enabled() is fast is True
+    assert torch.accelerator.current_accelerator() is None or torch.cuda.is_available()
+    assert nn.DataParallel(module).module is module
+    torch.testing.assert_close(torch.compile(module.eval(), backend="eager")(x), module(x))
     assert torch.get_default_device() == torch.device("cpu")
     assert type(module(x)) is torch.Tensor
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")  # without an accelerator
+def test_loaders_that_pin_memory():
+    module, x = torch_modules.made("MLP")
+    model_fn, params = lk.model.from_torch(module)
+    rows = torch.utils.data.TensorDataset(x, torch.tensor(Y))
+    loader = torch.utils.data.DataLoader(rows, batch_size=6, pin_memory=True)
+    options = {"likelihood": "categorical", "structure": "diagonal"}
+    assert lk.fit(model_fn, params, loader, **options).num_data == len(Y)
 
 
 def test_loaders_of_torch_go_in_as_they_are():
