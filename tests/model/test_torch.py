@@ -253,6 +253,15 @@ def test_what_cannot_be_adapted_names_the_layer_and_the_remedy(function, error, 
         lk.model.from_torch(Applied(function), X)
 
 
+def test_assertions_of_the_module_stay_as_they_are():
+    def checked(part, h):
+        assert h.ndim == 3
+        return h
+
+    with pytest.raises(AssertionError):
+        lk.model.from_torch(Applied(checked), X)
+
+
 def test_packed_sequences_are_refused():
     class Packed(nn.Module):
         def __init__(self):
