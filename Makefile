@@ -15,7 +15,7 @@ python := .venv/bin/python
 pytest := $(python) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-regression test test-slow test-newest lint format docs notebooks bench bench-peers bench-quick bench-gpu bench-quality bench-all clean
+.PHONY: help demo demo-regression test test-slow test-torch test-newest lint format docs notebooks bench bench-peers bench-quick bench-gpu bench-quality bench-all clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,9 @@ test: .venv/.dev  ## run the tests, without the slow ones
 
 test-slow: .venv/.dev  ## run the slow tests only
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(pytest) -m slow $(ARGS)
+
+test-torch: .venv/.dev  ## run the tests of torch modules, in .venv-torch with torch and transformers
+	.ci/torch $(ARGS)
 
 test-newest:  ## run the tests on Python 3.13 or newer with the newest packages
 	NEWEST_PYTHON="$(NEWEST_PYTHON)" .ci/newest $(ARGS)
@@ -88,7 +91,7 @@ bench-all: bench-peers bench-quality  ## regenerate every number that the docume
 	$(python) -m docs.predictive_table
 
 clean:  ## remove everything these targets made
-	rm -rf .venv .venv-peers .newest out site dist .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers .venv-torch .newest out site dist .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.created:

@@ -93,17 +93,47 @@ def as_arrays(values: PyTree, name: str = "values") -> PyTree:
     name
         What the values are, for messages.
     """
-    return _map_arrays(lambda leaf: as_array(leaf, name), values)
+    return map_arrays(lambda leaf: as_array(leaf, name), values)
 
 
 def read_arrays(values: PyTree, name: str = "values") -> PyTree:
     """Return the leaves of a pytree by `read_array`, where a list of numbers is one leaf."""
-    return _map_arrays(lambda leaf: read_array(leaf, name), values)
+    return map_arrays(lambda leaf: read_array(leaf, name), values)
 
 
 def on_host(values: PyTree, name: str = "values") -> PyTree:
     """Return the leaves of a pytree as NumPy arrays, read as `as_arrays` reads them."""
-    return _map_arrays(lambda leaf: fetch_array(read_array(leaf, name)), values)
+    return map_arrays(lambda leaf: fetch_array(read_array(leaf, name)), values)
+
+
+def map_arrays(fn: Callable[[Any], Any], values: PyTree) -> PyTree:
+    """Apply a function to the leaves of a pytree, where a list of numbers is one leaf.
+
+    Parameters
+    ----------
+    fn, values
+        Of what `as_arrays` takes; a mapping that is not a pytree becomes a dictionary.
+    """
+
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, Mapping):
+            return {key: map_arrays(fn, value) for key, value in leaf.items()}
+        return fn(leaf)
+
+    return jax.tree.map(convert, values, is_leaf=lambda v: is_list_of_numbers(v) or _is_sparse(v))
+
+
+def as_pair(item: Any) -> Any:
+    """Return a mapping with labels, as those of Hugging Face, as `(x, y)`; other data unchanged.
+
+    Parameters
+    ----------
+    item
+        Data in memory, or a batch. Of a mapping, `"labels"` is y, and x is what else it holds.
+    """
+    if not isinstance(item, Mapping) or "labels" not in item:
+        return item
+    return {key: value for key, value in item.items() if key != "labels"}, item["labels"]
 
 
 def common_length(x: PyTree, y: PyTree) -> int:
@@ -142,15 +172,6 @@ def is_list_of_numbers(values: Any) -> bool:
     while isinstance(values, list) and values:
         values = values[0]
     return isinstance(values, (*_NUMBERS, str, bytes))
-
-
-def _map_arrays(fn: Callable[[Any], Any], values: PyTree) -> PyTree:
-    def convert(leaf: Any) -> Any:
-        if isinstance(leaf, Mapping):
-            return {key: _map_arrays(fn, value) for key, value in leaf.items()}
-        return fn(leaf)
-
-    return jax.tree.map(convert, values, is_leaf=lambda v: is_list_of_numbers(v) or _is_sparse(v))
 
 
 def _from_torch(tensor: Any) -> np.ndarray:

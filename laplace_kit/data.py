@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt32
 
 from laplace_kit import streams
-from laplace_kit.arrays import as_arrays, common_length, is_list_of_numbers, listed
+from laplace_kit.arrays import as_arrays, as_pair, common_length, is_list_of_numbers, listed
 from laplace_kit.bars import Bars, is_shown, length_of
 from laplace_kit.checkpoint import Checkpoint, Run, as_checkpoint, release
 from laplace_kit.host import fetch_array
@@ -118,8 +118,13 @@ class Stream:
 
 
 Data = InMemory | Stream
-# What `as_data` reads; batches of torch are lists.
-DataLike = Data | tuple[PyTree, ...] | Iterable[tuple[PyTree, ...] | list[PyTree]]
+# What `as_data` reads; batches of torch are lists, those of Hugging Face mappings.
+DataLike = (
+    Data
+    | tuple[PyTree, ...]
+    | Mapping[str, PyTree]
+    | Iterable[tuple[PyTree, ...] | list[PyTree] | Mapping[str, PyTree]]
+)
 
 
 def as_data(data: Any, *, progress: bool = False, once: bool = False) -> Data:
@@ -130,8 +135,9 @@ def as_data(data: Any, *, progress: bool = False, once: bool = False) -> Data:
     data
         A tuple `(x, y)` of arrays or pytrees with one leading axis, or a list of such pairs, a
         torch `DataLoader`, or any object whose `iter()` starts again each time. The optional
-        third part, `(x, y, weights)`, holds the weights of the examples, `(N,)`. `InMemory` and
-        `Stream` are returned as they are.
+        third part, `(x, y, weights)`, holds the weights of the examples, `(N,)`. A mapping with
+        `"labels"`, such as a batch of Hugging Face, is the pair of what else it holds and these.
+        `InMemory` and `Stream` are returned as they are.
     progress
         Show a bar for each pass over a stream: what is computed, and the examples a second.
     once
@@ -148,6 +154,7 @@ def as_data(data: Any, *, progress: bool = False, once: bool = False) -> Data:
     """
     if isinstance(data, InMemory | Stream):
         return data
+    data = as_pair(data)
     if isinstance(data, tuple):
         data = _in_memory(data)
         check_some_count(data.weights)
@@ -212,6 +219,7 @@ def with_weights(data: Data, weights: Any) -> Data:
 
 
 def _as_batch(item: Any) -> InMemory:
+    item = as_pair(item)
     if isinstance(item, tuple | list) and not is_list_of_numbers(item):
         return _in_memory(item)
     kind = f"a {type(item).__name__}"
@@ -221,7 +229,7 @@ def _as_batch(item: Any) -> InMemory:
         kind += f" of shape {tuple(item.shape)}"
     raise ValueError(
         f"Found {kind} where a batch (x, y) was expected; pass arrays in memory as a tuple (x, y), "
-        "or an iterable that yields pairs, of inputs and targets."
+        "or an iterable that yields pairs, of inputs and targets, or mappings with 'labels'."
     )
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from laplace_kit import streams
-from laplace_kit.arrays import on_host
+from laplace_kit.arrays import as_pair, on_host
 from laplace_kit.host import agree, spans_processes
 
 
@@ -206,6 +206,7 @@ class _Batch(NamedTuple):
 
 def _read(item: Any) -> _Batch:
     """Read a batch; what it holds is checked as any batch of a stream is, once it is global."""
+    item = as_pair(item)
     if not isinstance(item, tuple | list) or len(item) not in (2, 3):
         raise ValueError(
             f"Found a {type(item).__name__} as a batch, expected (x, y) or (x, y, weights); make "

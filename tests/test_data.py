@@ -149,6 +149,17 @@ def test_mappings_lists_and_tensors_are_read_in_memory_and_from_a_loader():
         np.testing.assert_allclose(y, Y7, rtol=1e-6)
 
 
+def test_mappings_with_labels_are_pairs_in_memory_and_from_a_loader():
+    whole = collections.UserDict(ids=X7, mask=X7 > 0, labels=Y7)
+    for data in (whole, dict(whole), [whole], [dict(whole)]):
+        x, y, _ = gather(data)
+        assert set(x) == {"ids", "mask"}
+        np.testing.assert_array_equal(x["ids"], X7)
+        np.testing.assert_array_equal(y, Y7)
+    with pytest.raises(ValueError, match=r"a dict with the keys \['ids'\] where .* with 'labels'"):
+        as_data([{"ids": X7}])
+
+
 def test_tensors_that_require_gradients_and_in_bfloat16_from_a_loader():
     torch = pytest.importorskip("torch")
     x = torch.tensor(X7)

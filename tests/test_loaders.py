@@ -36,6 +36,12 @@ def test_every_example_comes_once(sizes):
     np.testing.assert_array_equal(weights, 1)
 
 
+def test_mappings_with_labels_are_pairs():
+    ((x, y, _),) = shard_batches([{"ids": np.zeros((3, 2)), "labels": np.arange(3)}], mesh())
+    assert x["ids"].shape == (3, 2)
+    np.testing.assert_array_equal(y, np.arange(3))
+
+
 def test_weights_are_kept():
     y, weights = rows(batches(3, 2, weights=True))
     np.testing.assert_array_equal(weights, 1.0 + y)

@@ -35,6 +35,17 @@ def test_an_interpreter_that_is_none_is_refused(python):
     assert "make test-newest NEWEST_PYTHON=/path/to/python3.13" in done.stderr.decode()
 
 
+def test_torch_is_added_to_an_environment_that_has_the_rest():
+    script = ROOT / ".ci" / "torch"
+    done = subprocess.run(
+        [script],
+        env={"TORCH_PYTHON": "/bin/false", "PATH": "/usr/bin:/bin"},
+        stderr=subprocess.PIPE,
+    )
+    assert done.returncode == 3  # which `.ci/run` takes for a reason to go on
+    assert "Found no tests' environment at /bin/false, expected" in done.stderr.decode()
+
+
 @pytest.mark.parametrize(("version", "is_new"), [((3, 12), False), ((3, 13), True)])
 def test_which_interpreters_are_new(version, is_new):
     (asked,) = re.findall(r"""-c '(import ensurepip.*?)'""", SCRIPT.read_text(encoding="utf-8"))

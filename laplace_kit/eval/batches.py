@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from laplace_kit import bars
-from laplace_kit.arrays import is_list_of_numbers, on_host
+from laplace_kit.arrays import as_pair, is_list_of_numbers, on_host
 from laplace_kit.errors import check_count
 from laplace_kit.eval.outputs import Predictive
 from laplace_kit.eval.rows import by_row, first_rows, rows_of
@@ -31,8 +31,8 @@ def predict_over(predict: Predict, batches: Iterable[Any], *, progress: bool = F
     predict
         From inputs to a `Predictive`, such as `la.predict`, with options and the key bound to it.
     batches
-        A list, a torch `DataLoader` or a generator of inputs x, or of `(x, y)` or
-        `(x, y, weights)`, where only x is used. It is iterated once.
+        A list, a torch `DataLoader` or a generator of inputs x, or of `(x, y)`, `(x, y, weights)`
+        or mappings with `"labels"`, where only x is used. It is iterated once.
     progress
         Show a progress bar with the inputs a second.
 
@@ -133,7 +133,11 @@ def _check_batches(batches: Iterable[Any]) -> None:
 
 
 def _inputs(item: Any) -> PyTree:
-    """Return the inputs of a batch: x itself, or the first of `(x,)`, `(x, y)`, `(x, y, w)`."""
+    """Return the inputs of a batch: x itself, or the first of `(x,)`, `(x, y)`, `(x, y, w)`.
+
+    Of a mapping with `"labels"`, they are what else it holds.
+    """
+    item = as_pair(item)
     if not isinstance(item, tuple | list) or is_list_of_numbers(item):
         return item
     if len(item) not in (1, 2, 3):

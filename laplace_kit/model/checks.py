@@ -17,7 +17,7 @@ _REMEDIES = {
         "with Keras on JAX pass lambda params, x: model.stateless_call(params, rest, x)[0], where "
         "params are the values of model.trainable_variables, and rest those of the others"
     ),
-    ("torch", "Module"): "a torch module has to be rewritten as a JAX function of its weights",
+    ("torch", "Module"): "pass what model_fn, params = lk.model.from_torch(module) gives",
 }
 
 

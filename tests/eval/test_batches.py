@@ -81,6 +81,16 @@ def test_mappings_are_dictionaries():
     assert [type(batch) for batch in split(x, 6)] == [dict, dict]
 
 
+def test_labels_of_a_mapping_are_left_out():
+    def predict(x):
+        assert set(x) == {"x"}
+        return regression(x["x"])
+
+    batch = collections.UserDict(x=X, labels=np.arange(11))
+    for form in (batch, dict(batch)):
+        assert_same(predict_over(predict, [form]), regression(X))
+
+
 def test_tensors_of_torch():
     torch = pytest.importorskip("torch")
     batches = [torch.tensor(X[:4]), torch.tensor(X[4:], requires_grad=True)]

@@ -2,6 +2,8 @@
 
 import collections
 import functools
+import subprocess
+import sys
 
 import exact
 import flax.linen as nn
@@ -55,9 +57,15 @@ def test_modules_passed_for_a_function_name_their_adapter(adapter):
             call()
 
 
+def test_no_library_is_imported_before_its_adapter_is_called():
+    code = "import sys, laplace_kit as lk; lk.model.from_torch; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "torchax", "equinox"} & {*done.stdout.split()}
+
+
 def test_torch_modules_passed_for_a_function():
     torch = pytest.importorskip("torch")
-    with pytest.raises(TypeError, match="a torch module has to be rewritten"):
+    with pytest.raises(TypeError, match=r"model_fn, params = lk\.model\.from_torch"):
         check_model(torch.nn.Linear(3, 2))
 
 
