@@ -13,3 +13,4 @@ from laplace_kit.model.keras import from_keras as from_keras
 from laplace_kit.model.linen import from_linen as from_linen
 from laplace_kit.model.nnx import from_nnx as from_nnx
 from laplace_kit.model.pair import ModelAndParams as ModelAndParams
+from laplace_kit.model.tokens import with_tokens as with_tokens
