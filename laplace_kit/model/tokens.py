@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from laplace_kit.host import fetch_array
 from laplace_kit.model.checks import check_model
 
 
@@ -55,7 +56,7 @@ def with_tokens(
     ----------
     Yang et al. (2024), Bayesian low-rank adaptation for large language models.
     """
-    numbers = np.asarray(tokens)
+    numbers = fetch_array(tokens)
     if (
         numbers.ndim != 1
         or not np.issubdtype(numbers.dtype, np.integer)
@@ -90,7 +91,7 @@ class _TokenLogits(NamedTuple):
             x, position = inputs
         found, *head = _parts(model_fn(params, x))
         at_position = _at(found, position)
-        columns = np.asarray(self.tokens)
+        columns = fetch_array(self.tokens)
         size = jnp.shape(head[0] if head else found)[-1]
         if max(self.tokens) >= size:
             raise ValueError(
