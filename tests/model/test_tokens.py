@@ -87,7 +87,7 @@ def test_equal_arguments_reuse_programs():
 
 
 @pytest.mark.parametrize(
-    "tokens", [[1], [1, 1], [0.5, 2], np.ones((2, 2), int), [-1, 2], []], ids=str
+    "tokens", [[1], [1, 1], np.asarray([0.5, 2]), np.ones((2, 2), int), [-1, 2], []], ids=str
 )
 def test_tokens_that_are_no_different_numbers(tokens):
     with pytest.raises(ValueError, match="expected the numbers of at least two different tokens"):
