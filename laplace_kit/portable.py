@@ -33,7 +33,8 @@ def to_portable(params: PyTree) -> PyTree:
         A pytree of arrays, with `None` anywhere.
     """
     children, structure = _children(params)
-    if params is None or jax.tree_util.treedef_is_leaf(structure):
+    # The structure of a node without children, such as an identity of equinox, looks like a leaf's.
+    if params is None or (jax.tree_util.treedef_is_leaf(structure) and structure.num_leaves):
         return params
     portable = [to_portable(child) for _, child in children]
     if _is_plain(params):

@@ -5,6 +5,7 @@ a vector of the library. Complex leaves must be frozen, by leaving them out of `
 """
 
 import dataclasses
+import fnmatch
 from collections.abc import Callable
 
 import jax
@@ -81,8 +82,9 @@ def _is_prefix(values: PyTree, like: PyTree) -> bool:
 class Named:
     """A predicate that is true for paths with one of these names among their components.
 
-    A name of several components, such as `"layers/0"`, matches consecutive ones. `select` refuses a
-    name that no path has.
+    A name of several components, such as `"layers/0"`, matches consecutive ones, with dots in the
+    place of slashes too, as torch writes them. In a name, `*` stands for any characters of a
+    component. `select` refuses a name that no path has.
     """
 
     names: tuple[str, ...]
@@ -92,7 +94,18 @@ class Named:
 
 
 def _has_name(path: str, name: str) -> bool:
-    return f"/{name}/" in f"/{path}/"
+    parts, wanted = _components(path), _components(name)
+    return any(
+        all(map(_matches, parts[start:], wanted)) for start in range(len(parts) - len(wanted) + 1)
+    )
+
+
+def _components(path: str) -> list[str]:
+    return path.replace(".", "/").split("/")
+
+
+def _matches(component: str, name: str) -> bool:
+    return fnmatch.fnmatchcase(component, name) if "*" in name else component == name
 
 
 def select(params: PyTree, subset: Subset = None) -> tuple[PyTree, Selection]:

@@ -110,7 +110,7 @@ def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:
 # --- tangent passes -----------------------------------------------------------------------------
 
 
-def _unfused_product(step: Step, *operands: Array) -> Array:
+def _unfused_product(step: Step, *operands: Array | np.ndarray) -> Array:
     """Multiply, then round to the same precision, which changes nothing but prevents fusion."""
     (product,) = step.apply(*operands)
     if not jnp.issubdtype(product.dtype, jnp.floating):

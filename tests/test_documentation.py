@@ -27,7 +27,13 @@ def python_blocks(page: Path) -> list[tuple[int, str, str | None]]:
 
 
 # Libraries that are no dependencies, and what else an adapter needs with them.
-OPTIONAL = {"torch": ("torch", "torchax"), "transformers": ("transformers",), "peft": ("peft",)}
+OPTIONAL = {
+    "torch": ("torch", "torchax"),
+    "transformers": ("transformers",),
+    "peft": ("peft",),
+    "keras": ("keras",),
+    "haiku": ("haiku",),
+}
 
 
 def missing(block: str) -> list[str]:
@@ -53,7 +59,7 @@ def test_examples_run_as_printed(page, tmp_path, monkeypatch, capsys):
     namespace = {"__name__": "__main__"}
     blocks = [found for found in python_blocks(page) if not missing(found[1])]
     if not blocks:
-        pytest.skip("needs libraries that `make test-torch` installs")
+        pytest.skip("needs libraries that are not installed: see the extras")
     for line, block, shown in blocks:
         # Blank lines in front make a traceback point to the line of the page.
         exec(compile("\n" * (line - 1) + block, page, "exec"), namespace)

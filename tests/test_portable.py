@@ -1,6 +1,7 @@
 """Parameters of any pytree come back from files by the names of their parts, or are refused."""
 
 import dataclasses
+import itertools
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import twins
 from flax import struct
 from flax.core import FrozenDict
 
@@ -57,6 +59,12 @@ class Unnamed:
         return cls(*children)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Empty:
+    """A node without children, as equinox's identity is one."""
+
+
 WEIGHT = jnp.asarray(np.random.default_rng(1).normal(size=(3, 2)), jnp.float32)
 BIAS = jnp.asarray([0.3, -0.2], jnp.float32)
 PARAMS = {
@@ -67,6 +75,7 @@ PARAMS = {
     "frozen dictionary": FrozenDict(weight=WEIGHT, bias=BIAS),
     "ordered dictionary": OrderedDict(weight=WEIGHT, bias=BIAS),
     "inside of others": {"layers": [(None, Pair(WEIGHT, BIAS))]},
+    "next to an empty node": {"layers": [(Empty(), Pair(WEIGHT, BIAS))]},
     "plain": {"weight": WEIGHT, "bias": BIAS},
 }
 
@@ -112,6 +121,44 @@ def test_a_posterior_of_any_pytree(kind, tmp_path):
     else:
         with pytest.raises(ValueError, match=r"of the class \w+ in the file, expected `params`"):
             lk.load(tmp_path / "la.npz", linear)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "structure"),
+    [
+        *itertools.product(PARAMS, ["full", "kron", "ekfac", "diagonal", "low_rank"]),
+        # slices of one array are no layer with factors
+        *itertools.product(["bare array"], ["full", "diagonal", "low_rank"]),
+    ],
+)
+def test_everything_is_the_same_with_any_pytree(kind, structure, tmp_path):
+    plain = {"weight": WEIGHT, "bias": BIAS}
+    bare = jnp.concatenate([WEIGHT, BIAS[None]])
+
+    def joined(params, x):
+        return x @ params[:-1] + params[-1]
+
+    model_fn, params = (joined, bare) if kind == "bare array" else (linear, PARAMS[kind])
+    options = {"likelihood": "categorical", "structure": structure}
+    if structure == "low_rank":
+        options |= {"rank": 8, "key": jax.random.key(0)}
+
+    def run(model_fn, params):
+        la = lk.fit(model_fn, params, (X, Y), **options).tune(bounds=(1e-9, 1e9))
+        la.save(tmp_path / "la.npz")
+        loaded = lk.load(tmp_path / "la.npz", model_fn, params=params)
+        np.testing.assert_array_equal(loaded.predict(X).f_cov, la.predict(X).f_cov)
+        return la, la.update((X, Y))
+
+    ours, dictionary = run(model_fn, params), run(linear, plain)
+    for found, expected in zip(ours, dictionary, strict=True):
+        twins.assert_close(found.prior_precision, expected.prior_precision, rtol=1e-2)
+        twins.assert_close(found.predict(X).f_cov, expected.predict(X).f_cov, rtol=1e-2)
+        draws = found.sample(jax.random.key(0), 3)
+        assert jax.tree.structure(draws) == jax.tree.structure(params)
+    sampled = ours[0].predict(X, method="sampled", key=jax.random.key(0), num_samples=500)
+    twins.assert_close(sampled.probs, dictionary[0].predict(X).probs, rtol=0.15)
 
 
 def test_a_precision_for_each_leaf_of_a_module(tmp_path):

@@ -63,6 +63,28 @@ def test_selection_and_its_inverse(subset, free):
     assert_trees_equal(selection.take(params()), found)
 
 
+# As flax.nnx, qwix and tunix, and peft name the weights of adapters.
+ADAPTERS = {
+    "layers/0/q/lora_a": ["lora_a", "*lora_a"],
+    "layers/0/q_einsum/w_lora_a": ["*lora_a", "*_lora_a", "w_lora_a"],
+    "layers/0/mlp/kernel_lora_a": ["*lora_a", "*_lora_a", "kernel_lora_a", "layers/*/mlp"],
+    "base/layer/0/query/lora_A/default/weight": ["lora_A", "lora_A.default.weight", "query"],
+    "base.layer.0.query.lora_A.default.weight": ["lora_A", "lora_A/default", "base.*.0", "query"],
+    "layers/0/q/kernel": [],
+    "layers/0/q/lora_alpha": ["layers/*/q/*alpha"],
+}
+
+
+@pytest.mark.parametrize("path", ADAPTERS)
+def test_names_of_adapters(path):
+    names = {name for found in ADAPTERS.values() for name in found}
+    matched = {name for name in names if Named((name,))(path)}
+    assert matched >= set(ADAPTERS[path])
+    assert not Named(("ora_a", "lora", "lora_a*b", "layers/q", "*/*/*/*/*/*/*/*"))(path)
+    unlike = {"lora_A", "lora_a", "w_lora_a", "kernel_lora_a", "*_lora_a", "*lora_a"}
+    assert matched & unlike == set(ADAPTERS[path]) & unlike
+
+
 def test_selection_is_differentiable_and_a_pytree():
     mask = {"body": [{"bias": False, "kernel": ELEMENTS}], "head": True, "step": False}
     free, selection = select(params(), mask)

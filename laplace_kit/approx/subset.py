@@ -114,8 +114,9 @@ def layers(*names: str) -> Callable[[str], bool]:
     Parameters
     ----------
     names
-        Such as `"head"` or, for several components in a row, `"layers/0"`; or the names of adapters
-        such as `"lora_a", "lora_b"`.
+        Such as `"head"` or, for several components in a row, `"layers/0"` or `"layers.0"`; or the
+        names of adapters such as `"lora_a", "lora_b"`. `*` stands for any characters of a
+        component: `"*_lora_a"` is `kernel_lora_a` and `w_lora_a`.
 
     Returns
     -------

@@ -147,7 +147,7 @@ def _needed(program: Program, targets: tuple[int, ...]) -> tuple[Step, ...]:
     return tuple(reversed(steps))
 
 
-def _shared(plan: Plan, model_fn: Partial) -> list[Array]:
+def _shared(plan: Plan, model_fn: Partial) -> list[Array | np.ndarray]:
     """Return the values that the head reads and that depend on no input."""
     program, _, _, shared = _cut(plan)
     part = program._replace(steps=_needed(program, shared), leaves=(), inputs=())

@@ -17,11 +17,17 @@ from laplace_kit import tree
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.chunks import chunk_of_map
 from laplace_kit.curv.objective import Objective
-from laplace_kit.errors import check_count, check_option
+from laplace_kit.errors import check_count, check_option, warn
 from laplace_kit.eval import link as links
 from laplace_kit.eval.inputs import checked_inputs, filled_inputs
 from laplace_kit.eval.joint import joint_moments, marginal_moments
-from laplace_kit.eval.moments import accurate, linearized_moments
+from laplace_kit.eval.moments import (
+    MOST_PASSES,
+    accurate,
+    estimated_moments,
+    linearized_moments,
+    takes_many_passes,
+)
 from laplace_kit.eval.outputs import Predictive as Predictive
 from laplace_kit.eval.outputs import from_gaussian, from_samples, with_joint_covariance
 from laplace_kit.eval.rows import first_rows
@@ -34,7 +40,7 @@ from laplace_kit.targets.binary import BinaryTargets
 from laplace_kit.targets.classes import ClassTargets
 
 Method = Literal["linearized", "sampled"]
-CovarianceForm = Literal["auto", "full", "diagonal"]
+CovarianceForm = Literal["auto", "full", "diagonal", "estimated"]
 METHODS, COVARIANCES = get_args(Method), get_args(CovarianceForm)
 # `covariance="auto"` computes full covariances up to one part in this many of the memory limit.
 _COVARIANCE_SHARE = 4
@@ -122,12 +128,17 @@ def predict(
         predictive: the sampled one averages probabilities. Without logits of classes, as in
         regression, a name is ignored and a function refused.
     covariance
-        `"full"` output covariances, `"diagonal"` variances only, or `"auto"`: full where `f_cov`
-        fits a share of the memory limit.
+        `"full"` output covariances; `"diagonal"` variances only; `"estimated"` variances, from
+        draws of the linearised function, whose cost does not grow with the number of outputs; or
+        `"auto"`: full where `f_cov` fits a share of the memory limit, diagonal otherwise, and
+        estimated for more than 1024 outputs of an input that would take a backward pass each, such
+        as every token of a vocabulary at every position.
     key
-        For `"sampled"` and the link `"monte_carlo"`.
+        For `"sampled"` and the link `"monte_carlo"`; for estimated variances it draws other
+        functions than by default, where all inputs share fixed ones.
     num_samples
-        The number of draws: by default 100 of the weights for `"sampled"`, 1000 of the logits for
+        The number of draws: by default 100 of the weights for `"sampled"` and for estimated
+        variances, whose relative standard error is then 14 %, and 1000 of the logits for
         `"monte_carlo"`.
     joint
         Whether to return the covariance between all inputs, `joint_cov`, too.
@@ -136,13 +147,19 @@ def predict(
     -------
     predictive
         A `Predictive`. Cost, linearised: one forward and C backward passes, and the posterior's
-        root applied to C rows for each input. Sampled: `num_samples` forward passes.
+        root applied to C rows for each input. Estimated: one forward pass and `num_samples` of its
+        tangents. Sampled: `num_samples` forward passes.
 
     Raises
     ------
     ValueError
         If an option is unknown, a key is missing, the inputs are not finite, one input exceeds
         the memory limit, or a link function returns values that are no probabilities.
+
+    Warns
+    -----
+    UserWarning
+        If `"auto"` estimates the variances.
 
     References
     ----------
@@ -187,6 +204,10 @@ def _predict(options, objective, posterior, x, key) -> Predictive:
         return with_joint_covariance(predictive, joint_cov)
     x, num = filled_inputs(x)
     objective = objective.planned(x)
+    if method == "linearized" and _wants_estimate(covariance, objective):
+        chosen = jax.random.key(0) if key is None else key
+        moments = estimated_moments(objective, posterior, x, chosen, num_samples or 100)
+        return first_rows(make_predictive(*moments), num)
     full = _wants_full(covariance, num, objective.plan.output, objective.limits.budget)
     if method == "linearized":
         moments = linearized_moments(objective, posterior, x, full=full)
@@ -226,6 +247,18 @@ def from_moments(
 
 _from_gaussian = jax.jit(from_gaussian, static_argnames=("link", "num_samples"))
 _from_samples = jax.jit(from_samples, static_argnames="full")
+
+
+def _wants_estimate(covariance: str, objective: Objective) -> bool:
+    if covariance != "auto" or not takes_many_passes(objective):
+        return covariance == "estimated"
+    warn(
+        f"Found {objective.plan.num_outputs} outputs for each input, more than {MOST_PASSES}, each "
+        "of which would take a backward pass: their variances are estimated from draws of the "
+        'linearised function. Pass covariance="estimated" to confirm, covariance="diagonal" for '
+        "exact ones, or choose the outputs that are needed with lk.model.with_tokens."
+    )
+    return True
 
 
 def _wants_full(covariance: str, num: int, output: jax.ShapeDtypeStruct, limit: int) -> bool:

@@ -12,11 +12,13 @@ _REMEDIES = {
         "pass what model_fn, params = lk.model.from_linen(module, variables) gives"
     ),
     ("equinox", "Module"): "pass what model_fn, params = lk.model.from_equinox(module) gives",
-    ("haiku", "Transformed"): "pass lambda params, x: transformed.apply(params, None, x)",
-    ("keras", "Layer"): (
-        "with Keras on JAX pass lambda params, x: model.stateless_call(params, rest, x)[0], where "
-        "params are the values of model.trainable_variables, and rest those of the others"
+    ("haiku", "Transformed"): (
+        "pass what model_fn, params = lk.model.from_haiku(transformed, params) gives"
     ),
+    ("haiku", "TransformedWithState"): (
+        "pass what model_fn, params = lk.model.from_haiku(transformed, params, state) gives"
+    ),
+    ("keras", "Layer"): "pass what model_fn, params = lk.model.from_keras(model) gives",
     ("torch", "Module"): "pass what model_fn, params = lk.model.from_torch(module) gives",
 }
 

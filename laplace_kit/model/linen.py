@@ -1,12 +1,12 @@
 """The adapter of `flax.linen`."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jaxtyping import PyTree
 
+from laplace_kit.model.arguments import evaluation_arguments
 from laplace_kit.model.pair import ModelAndParams
 
 
@@ -44,13 +44,8 @@ def from_linen(
             f"Found variables with the collections {sorted(variables)}, expected one named "
             "'params'; pass what module.init returned, as {'params': params, ...}."
         )
-    if arguments is None:
-        signature = inspect.signature(type(module).__call__).parameters
-        modes = {"train": False, "training": False, "is_training": False}
-        modes |= {"deterministic": True, "use_running_average": True}
-        arguments = {name: value for name, value in modes.items() if name in signature}
     frozen = {name: values for name, values in variables.items() if name != "params"}
-    call = _LinenCall(module, tuple(sorted(arguments.items())))
+    call = _LinenCall(module, evaluation_arguments(type(module).__call__, arguments))
     return jax.tree_util.Partial(call, frozen), variables["params"]
 
 

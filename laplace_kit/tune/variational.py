@@ -30,7 +30,7 @@ from laplace_kit.tree import pytree_dataclass
 
 _BOUNDS = (1e-6, 1.0)
 _GRID_POINTS = 33
-_NODES = 16  # and their negatives
+NODES = 16  # and their negatives
 # Only the diagonals of larger covariances are used, as a root is cubic in the outputs.
 _LARGEST_COVARIANCE = 64
 
@@ -128,9 +128,45 @@ def variational_temperature(
     f = predictive.f_mean
     # NumPy draws these at once, where XLA would compile for seconds.
     seed = 0 if key is None else fetch(jax.random.key_data(key)).tolist()
-    shape = (_NODES, len(f), math.prod(f.shape[1:]))
+    shape = (NODES, len(f), math.prod(f.shape[1:]))
     half = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
     return _best_temperature(likelihood, predictive, y, prior, num_data, weights, half)
+
+
+def temperature_by_draws(
+    likelihood: Likelihood,
+    f_mean: Float[Array, "N *event"],
+    draws: Float[Array, "K N *event"],
+    y: PyTree,
+    prior: PriorTerms,
+    num_data: int | float | Array,
+    weights: Float[Array, " N"] | None = None,
+) -> Float[Array, ""]:
+    r"""Return the same temperature with draws of the linearised function as nodes.
+
+    Parameters
+    ----------
+    likelihood, y, prior, num_data, weights
+        As for `variational_temperature`.
+    f_mean, draws
+        The outputs at the mode at the training inputs, and at draws of the weights from the
+        posterior of $T = 1$, the same draws for all inputs.
+
+    Returns
+    -------
+    temperature
+        Cost: 66 evaluations of the likelihood at the draws and their reflections.
+    """
+    return _best_by_draws(likelihood, f_mean, draws, y, prior, num_data, weights)
+
+
+@jax.jit
+def _best_by_draws(likelihood, f_mean, draws, y, prior, num_data, weights):
+    dtype = jnp.promote_types(f_mean.dtype, jnp.float32)
+    f = f_mean.astype(dtype)
+    half = draws.astype(dtype) - f
+    spread = jnp.concatenate([half, -half])
+    return _best_temperature_for(likelihood, f, spread, y, prior, num_data, weights)
 
 
 @jax.jit
@@ -145,6 +181,11 @@ def _best_temperature(likelihood, predictive, y, prior, num_data, weights, half)
         variance = predictive.f_var.astype(dtype).reshape(len(f), -1)
         spread = nodes * jnp.sqrt(jnp.maximum(variance, 0))
     spread = spread.reshape(len(nodes), *f.shape)
+    return _best_temperature_for(likelihood, f, spread, y, prior, num_data, weights)
+
+
+def _best_temperature_for(likelihood, f, spread, y, prior, num_data, weights):
+    dtype = f.dtype
     weights = jnp.ones(len(f), dtype) if weights is None else weights.astype(dtype)
     shares = num_data / jnp.sum(weights) * weights
 

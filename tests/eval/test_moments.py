@@ -3,12 +3,15 @@
 from functools import partial
 
 import exact
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
+import vocabulary
 from exact import KINDS
 
+import laplace_kit as lk
 from laplace_kit.approx import low_rank
 from laplace_kit.approx.diagonal import DiagonalStructure
 from laplace_kit.approx.full import FullStructure
@@ -17,7 +20,7 @@ from laplace_kit.approx.low_rank import LowRankStructure
 from laplace_kit.approx.posterior import factorise
 from laplace_kit.curv.capture.cost import choose_held, projections, rows_cost
 from laplace_kit.curv.objective import restrict
-from laplace_kit.eval.moments import linearized_moments
+from laplace_kit.eval.moments import estimated_moments, linearized_moments, takes_many_passes
 from laplace_kit.likelihood import Gaussian
 from laplace_kit.memory import Limits
 
@@ -54,6 +57,45 @@ def test_covariances_that_do_not_fit_name_the_remedy(x64):
     with pytest.raises(ValueError, match=r"in 3 direction.*'hidden/0/kernel'") as error:
         linearized_moments(la.objective.within(memory=1_000), la.posterior, x, full=True)
     assert 'covariance="diagonal"' in str(error.value)
+
+
+# --- outputs over a vocabulary ---
+
+
+@pytest.mark.parametrize("num_samples", [3, 8, 21])
+def test_estimated_variances_are_those_of_the_draws(num_samples, x64):
+    la, key = vocabulary.fitted(), jax.random.key(3)
+    num = min(num_samples, 8)
+    keys = jax.random.split(key, -(-num_samples // num))
+    draws = np.concatenate([la.posterior.sample(k, num) for k in keys])[:num_samples]
+    expected = np.mean(np.einsum("ncp,kp->knc", vocabulary.jacobian(), draws) ** 2, axis=0)
+    objective = la.objective.within(3)  # in two chunks
+    f, f_var, f_cov = estimated_moments(objective, la.posterior, vocabulary.X, key, num_samples)
+    np.testing.assert_allclose(f, vocabulary.model_fn(vocabulary.PARAMS, vocabulary.X))
+    twins.assert_close(f_var, expected.reshape(f.shape), rtol=1e-9)
+    assert f_cov is None
+
+
+def test_estimated_variances_are_unbiased(x64):
+    la, key = vocabulary.fitted(), jax.random.key(0)
+    jac = vocabulary.jacobian()
+    exact_var = np.einsum("ncp,pq,ncq->nc", jac, np.asarray(la.posterior.covariance()), jac)
+    _, f_var, _ = estimated_moments(la.objective, la.posterior, vocabulary.X, key, 2000)
+    ratio = np.asarray(f_var).reshape(exact_var.shape) / exact_var
+    np.testing.assert_allclose(ratio, 1, atol=5 * np.sqrt(2 / 2000))
+    np.testing.assert_allclose(ratio.mean(), 1, atol=0.03)
+
+
+def test_many_passes_are_those_of_outputs_that_share_no_gradients(x64):
+    la = vocabulary.fitted()
+    assert takes_many_passes(la.objective.planned(vocabulary.X))
+    head = lk.fit(  # as many outputs, of a head
+        lambda params, x: jnp.tanh(x @ params["kernel"]) @ params["head"],
+        {"kernel": vocabulary.PARAMS["kernel"], "head": vocabulary.HEAD},
+        (vocabulary.X, vocabulary.Y), likelihood="categorical", structure="diagonal",
+        subset="last_layer", curvature="mc_fisher", key=jax.random.key(0),
+    )  # fmt: skip
+    assert not takes_many_passes(head.objective.planned(vocabulary.X))
 
 
 # --- heads --------------------------------------------------------------------------------------

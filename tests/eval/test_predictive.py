@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
+import vocabulary
 from scipy import integrate, stats
 
 import laplace_kit as lk
@@ -413,3 +414,22 @@ def test_a_noise_of_its_own_adds_to_the_variance_of_the_mean(x64):
     np.testing.assert_allclose(sampled.mean, found.mean, atol=0.02)
     metrics = la.evaluate((new, found.mean))
     assert metrics["rmse"] == pytest.approx(0, abs=1e-12)
+
+
+def test_variances_of_many_outputs_are_estimated_with_a_warning(x64):
+    la, x = vocabulary.fitted(), vocabulary.X
+    with pytest.warns(UserWarning, match=r"Found 1200 outputs for each input, more than 1024"):
+        found = la.predict(x)
+    confirmed = la.predict(x, covariance="estimated")
+    np.testing.assert_array_equal(found.f_var, confirmed.f_var)
+    np.testing.assert_allclose(found.probs.sum(axis=-1), 1)
+    twins.assert_close(la.predict(x[:1], covariance="estimated").f_var, found.f_var[:1], rtol=1e-9)
+    jac = vocabulary.jacobian()
+    dense = np.einsum("ncp,pq,ncq->nc", jac, np.asarray(la.posterior.covariance()), jac)
+    every = la.predict(x, covariance="diagonal")
+    twins.assert_close(every.f_var, dense.reshape(found.f_var.shape), rtol=1e-9)
+    np.testing.assert_allclose(np.mean(np.abs(found.probs - every.probs)), 0, atol=0.003)
+    scaled = found.f_mean / np.sqrt(1 + np.pi / 8 * np.asarray(found.f_var))
+    twins.assert_close(found.probs, jax.nn.softmax(scaled), rtol=1e-9)
+    other = la.predict(x, covariance="estimated", key=jax.random.key(5), num_samples=7)
+    assert not np.allclose(other.f_var, found.f_var)

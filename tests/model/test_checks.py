@@ -31,7 +31,12 @@ class Keras:
         return x
 
 
+class Haiku(Keras):
+    """A stand-in for a transform of Haiku."""
+
+
 Keras.__module__, Keras.__name__ = "keras.src.layers.layer", "Layer"
+Haiku.__module__, Haiku.__name__ = "haiku._src.transform", "TransformedWithState"
 
 
 def modules() -> dict:
@@ -40,11 +45,14 @@ def modules() -> dict:
         "from_nnx": nnx.Linear(3, 2, rngs=nnx.Rngs(0)),
         "from_linen": nn.Dense(2),
         "from_equinox": eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0)),
-        "stateless_call": type("Model", (Keras,), {})(),
+        "from_keras": type("Model", (Keras,), {})(),
+        "from_haiku": Haiku(),
     }
 
 
-@pytest.mark.parametrize("adapter", ["from_nnx", "from_linen", "from_equinox", "stateless_call"])
+@pytest.mark.parametrize(
+    "adapter", ["from_nnx", "from_linen", "from_equinox", "from_keras", "from_haiku"]
+)
 def test_modules_passed_for_a_function_name_their_adapter(adapter):
     module = modules()[adapter]
     name = type(module).__name__

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from adapters import X, is_fitted, is_pure_and_frozen
+from adapters import X, Y, is_fitted, is_pure_and_frozen
 
+import laplace_kit as lk
 from laplace_kit.model import (
     from_equinox,
     from_linen,
@@ -68,6 +69,17 @@ def test_equinox_stateful_module_in_inference_mode():
     assert len(jax.tree.leaves(params)) == 6  # and no statistics
     is_fitted(model_fn, params)
     assert jax.tree.structure(from_equinox(module, state)[0]) == jax.tree.structure(model_fn)
+
+
+def test_equinox_stateful_module_is_saved_and_loaded(tmp_path):
+    module, state = stateful_equinox()
+    model_fn, params = from_equinox(module, state)
+    la = lk.fit(model_fn, params, (X, Y), likelihood="categorical", structure="diagonal")
+    la.save(tmp_path / "la.npz")
+    for like in (params, module):
+        loaded = lk.load(tmp_path / "la.npz", model_fn, params=like)
+        assert jax.tree.structure(loaded.params) == jax.tree.structure(params)
+        np.testing.assert_array_equal(loaded.predict(X).f_cov, la.predict(X).f_cov)
 
 
 def test_equinox_state_that_is_missing_or_in_the_wrong_place():

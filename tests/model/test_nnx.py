@@ -163,6 +163,92 @@ def test_nnx_recurrent_module_is_fitted_and_predicts(structure):
     twins.assert_close(found.f_cov, f_cov, rtol=1e-3)
 
 
+class Adapted(nnx.Module):
+    """A network with adapters of both layers, one of them on quantised weights."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.first = nnx.LoRALinear(3, 4, lora_rank=2, rngs=rngs)
+        self.kernel = nnx.Param(jax.random.randint(rngs.params(), (4, 2), -127, 127, jnp.int8))
+        self.scale = nnx.Variable(jnp.full(2, 0.01))
+        self.lora = nnx.LoRA(4, 2, 2, rngs=rngs)
+        for lora in (self.first.lora, self.lora):
+            lora.lora_b[...] = jax.random.normal(rngs.params(), lora.lora_b.shape)
+
+    def __call__(self, x, *, rngs, train: bool):
+        assert rngs is None
+        assert not train
+        h = jnp.tanh(self.first(x))
+        return h @ (self.kernel[...] * self.scale[...]) + self.lora(h)
+
+
+def test_nnx_parameters_by_the_type_of_their_variables():
+    module = Adapted(nnx.Rngs(0))
+    model_fn, params = from_nnx(module, nnx.LoRAParam, arguments={"rngs": None, "train": False})
+    assert lk.tree.paths(params) == (
+        "first/lora/lora_a", "first/lora/lora_b", "lora/lora_a", "lora/lora_b",
+    )  # fmt: skip
+    is_pure_and_frozen(model_fn, params, module(X, rngs=None, train=False))
+    la = is_fitted(model_fn, params)
+    every, all_params = from_nnx(module, arguments={"rngs": None, "train": False})
+    by_name = lk.fit(every, all_params, (X, Y), likelihood="categorical", structure="full",
+                     subset=lk.approx.layers("lora_a", "lora_b"))  # fmt: skip
+    assert la.posterior.size == by_name.posterior.size == 3 * 2 + 2 * 4 + 4 * 2 + 2 * 2
+    evidences = la.log_marginal_likelihood(), by_name.log_marginal_likelihood()
+    twins.assert_close(*evidences, rtol=1e-5)
+    twins.assert_close(la.predict(X).f_cov, by_name.predict(X).f_cov, rtol=1e-4)
+
+
+def test_nnx_integers_of_a_quantised_base_stay_frozen():
+    module = Adapted(nnx.Rngs(0))
+    model_fn, params = from_nnx(module, arguments={"rngs": None, "train": False})
+    la = lk.fit(model_fn, params, (X, Y), likelihood="categorical", structure="diagonal")
+    assert params["kernel"].dtype == jnp.int8
+    assert la.posterior.size == 3 * 4 + 4 + 3 * 2 + 2 * 4 + 4 * 2 + 2 * 2  # all but the integers
+    draws = la.sample(jax.random.key(0), 2)
+    np.testing.assert_array_equal(draws["kernel"][0], params["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("wrt", "names"),
+    [
+        (nnx.Any(nnx.LoRAParam, nnx.PathContains("bias")), ["first/bias", *["lora"] * 4]),
+        (lambda path, value: path[0] == "first", ["first/bias", "first/kernel", *["lora"] * 2]),
+        (nnx.All(nnx.LoRAParam, nnx.PathContains("first")), ["lora"] * 2),
+    ],
+)
+def test_nnx_parameters_by_any_filter(wrt, names):
+    module = Adapted(nnx.Rngs(0))
+    model_fn, params = from_nnx(module, wrt=wrt, arguments={"rngs": None, "train": False})
+    found = ["lora" if "lora" in path else path for path in lk.tree.paths(params)]
+    assert found == names
+    np.testing.assert_allclose(model_fn(params, X), module(X, rngs=None, train=False), rtol=1e-5)
+
+
+class Switched(nnx.Module):
+    """A module whose mode is an argument of its call, as in linen."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, x, *, train: bool, deterministic: bool = False):
+        return self.linear(x) + 100 * train + 10 * (not deterministic)
+
+
+def test_nnx_arguments_of_the_mode_are_those_of_evaluation():
+    module = Switched(nnx.Rngs(0))
+    model_fn, params = from_nnx(module)
+    np.testing.assert_allclose(model_fn(params, X), module.linear(X), rtol=1e-6)
+    model_fn, params = from_nnx(module, arguments={"train": True})
+    np.testing.assert_allclose(model_fn(params, X), module.linear(X) + 110, rtol=1e-6)
+    assert model_fn != from_nnx(module)[0]
+
+
+def test_nnx_refuses_a_filter_that_selects_nothing():
+    words = r"no variable in the Recurrent that wrt=LoRAParam selects, .*types \['Param'.*"
+    with pytest.raises(ValueError, match=words):
+        from_nnx(Recurrent(nnx.Rngs(0)), nnx.LoRAParam)
+
+
 def test_nnx_refuses_other_modules():
     with pytest.raises(
         TypeError, match=r"Found Dense, expected a flax\.nnx\.Module; for flax\.linen"
