@@ -11,6 +11,21 @@ if TYPE_CHECKING:
     from laplace_kit.eval.batches import predict_batches as predict_batches
     from laplace_kit.eval.batches import predict_over as predict_over
     from laplace_kit.eval.batches import split as split
+    from laplace_kit.eval.calibration import AdversarialCalibration as AdversarialCalibration
+    from laplace_kit.eval.calibration import CalibrationTests as CalibrationTests
+    from laplace_kit.eval.calibration import CorpReliability as CorpReliability
+    from laplace_kit.eval.calibration import HypothesisTest as HypothesisTest
+    from laplace_kit.eval.calibration import SmoothReliability as SmoothReliability
+    from laplace_kit.eval.calibration import UniformityTests as UniformityTests
+    from laplace_kit.eval.calibration import adversarial_calibration as adversarial_calibration
+    from laplace_kit.eval.calibration import calibration_tests as calibration_tests
+    from laplace_kit.eval.calibration import corp_reliability as corp_reliability
+    from laplace_kit.eval.calibration import smooth_reliability as smooth_reliability
+    from laplace_kit.eval.calibration import uniformity_tests as uniformity_tests
+    from laplace_kit.eval.class_maps import AffineScaling as AffineScaling
+    from laplace_kit.eval.class_maps import BetaCalibration as BetaCalibration
+    from laplace_kit.eval.class_maps import IsotonicCalibration as IsotonicCalibration
+    from laplace_kit.eval.class_maps import VennAbers as VennAbers
     from laplace_kit.eval.conformal import ConformalIntervals as ConformalIntervals
     from laplace_kit.eval.conformal import ConformalSets as ConformalSets
     from laplace_kit.eval.conformal import conformal_intervals as conformal_intervals
@@ -27,6 +42,9 @@ if TYPE_CHECKING:
     from laplace_kit.eval.link import class_logits as class_logits
     from laplace_kit.eval.link import class_probabilities as class_probabilities
     from laplace_kit.eval.moments import linearized_moments as linearized_moments
+    from laplace_kit.eval.number_maps import PartScaling as PartScaling
+    from laplace_kit.eval.number_maps import QuantileRecalibration as QuantileRecalibration
+    from laplace_kit.eval.number_maps import RecalibratedQuantiles as RecalibratedQuantiles
     from laplace_kit.eval.outputs import Predictive as Predictive
     from laplace_kit.eval.predictive import Prediction as Prediction
     from laplace_kit.eval.predictive import predict as predict

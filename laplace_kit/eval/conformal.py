@@ -21,13 +21,9 @@ from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
 
 from laplace_kit.errors import check_option
 from laplace_kit.eval.evaluation import observed_entries
+from laplace_kit.eval.observed import check_known, checked_targets, observed_targets
 from laplace_kit.eval.outputs import Predictive
 from laplace_kit.eval.prediction_sets import class_probabilities, probability_after
-from laplace_kit.eval.recalibration import (
-    check_known,
-    checked_targets,
-    observed_targets,
-)
 from laplace_kit.host import fetch
 from laplace_kit.likelihood.masked import targets_without_mask
 from laplace_kit.targets.base import NumberTargets, no_distribution
