@@ -30,6 +30,14 @@ if TYPE_CHECKING:
     from laplace_kit.eval.conformal import ConformalSets as ConformalSets
     from laplace_kit.eval.conformal import conformal_intervals as conformal_intervals
     from laplace_kit.eval.conformal import conformal_sets as conformal_sets
+    from laplace_kit.eval.conformal_cross import (
+        cross_conformal_intervals as cross_conformal_intervals,
+    )
+    from laplace_kit.eval.conformal_scores import RAPS as RAPS
+    from laplace_kit.eval.conformal_shift import ShiftedIntervals as ShiftedIntervals
+    from laplace_kit.eval.conformal_shift import ShiftedSets as ShiftedSets
+    from laplace_kit.eval.conformal_shift import shifted_intervals as shifted_intervals
+    from laplace_kit.eval.conformal_shift import shifted_sets as shifted_sets
     from laplace_kit.eval.evaluation import evaluate as evaluate
     from laplace_kit.eval.functions import FunctionSample as FunctionSample
     from laplace_kit.eval.functions import FunctionSamples as FunctionSamples
