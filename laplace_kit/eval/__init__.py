@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from laplace_kit.eval.functions import FunctionSample as FunctionSample
     from laplace_kit.eval.functions import FunctionSamples as FunctionSamples
     from laplace_kit.eval.functions import sample_functions as sample_functions
+    from laplace_kit.eval.groups import Gap as Gap
+    from laplace_kit.eval.groups import GroupMetrics as GroupMetrics
+    from laplace_kit.eval.groups import by_group as by_group
     from laplace_kit.eval.joint import joint_moments as joint_moments
     from laplace_kit.eval.link import Link as Link
     from laplace_kit.eval.link import LinkFunction as LinkFunction
@@ -62,5 +65,7 @@ if TYPE_CHECKING:
     from laplace_kit.eval.recalibration import TemperatureScaling as TemperatureScaling
     from laplace_kit.eval.recalibration import recalibrate as recalibrate
     from laplace_kit.eval.report import Report as Report
+    from laplace_kit.eval.slices import Slice as Slice
+    from laplace_kit.eval.slices import find_slices as find_slices
 
 __getattr__, __dir__ = on_first_use(__name__)
