@@ -65,6 +65,10 @@ if TYPE_CHECKING:
     from laplace_kit.eval.recalibration import TemperatureScaling as TemperatureScaling
     from laplace_kit.eval.recalibration import recalibrate as recalibrate
     from laplace_kit.eval.report import Report as Report
+    from laplace_kit.eval.risk import RiskControl as RiskControl
+    from laplace_kit.eval.risk import conformal_risk as conformal_risk
+    from laplace_kit.eval.risk import control_risk as control_risk
+    from laplace_kit.eval.risk import learn_then_test as learn_then_test
     from laplace_kit.eval.slices import Slice as Slice
     from laplace_kit.eval.slices import find_slices as find_slices
 
