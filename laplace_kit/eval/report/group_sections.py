@@ -16,6 +16,13 @@ _SHOWN = {"classification": ("nll", "overconfidence"), "regression": ("nll", "co
 _MOST_DRAWN = 30
 
 
+def group_sections(metrics: Mapping[str, Any], overall: Mapping[str, Any]) -> tuple[Section, ...]:
+    """Return the section of a report's metrics by group, if there are any."""
+    if "groups" not in metrics:
+        return ()
+    return (group_section(metrics["groups"], metrics["task"], overall),)
+
+
 def group_section(measured: Mapping[str, Any], task: str, overall: Mapping[str, Any]) -> Section:
     """Draw the metrics of every group of each grouping, and name the worst group.
 
@@ -33,12 +40,13 @@ def group_section(measured: Mapping[str, Any], task: str, overall: Mapping[str, 
         for key in _SHOWN[task]:
             figure = _figure(groups, key, overall)
             label = METRICS[key].label
-            caption = f"{label} by {grouping}, with {LEVEL:.0%} intervals; {_significant(groups, key)}"
+            differing = _significant(groups, key)
+            caption = f"{label} by {grouping}, with {LEVEL:.0%} intervals; {differing}"
             file = pictures.file_name(f"groups_{len(drawn)}", key)
             drawn.append(pictures.picture(file, pictures.with_legend_key(caption, overall), figure))
     note = (
-        "The metrics of every group, the largest number of examples first; dotted lines are those of "
-        "all examples. A star marks groups that differ significantly from all examples, after "
+        "The metrics of every group, the largest number of examples first; dotted lines are those "
+        "of all examples. A star marks groups that differ significantly from all examples, after "
         "allowing for the number of groups. " + " ".join(group_sentences(measured, overall))
     )
     return Section("Groups", note, tuple(drawn))
@@ -62,8 +70,8 @@ def group_sentences(measured: Mapping[str, Any], predictors: Mapping[str, Any]) 
             )
         else:
             sentences.append(
-                f"No group is significantly worse for {display_name(name)}; its largest NLL is that "
-                f"of {grouping} {group} ({size})."
+                f"No group is significantly worse for {display_name(name)}; its largest NLL is "
+                f"that of {grouping} {group} ({size})."
             )
     return sentences
 
@@ -108,4 +116,6 @@ def _significant(groups: Mapping[str, Any], key: str) -> str:
         for group, of in groups.items()
         if any(_is_significant(of, name, key) for name in of["gaps"])
     ]
-    return f"significantly different: {', '.join(found)}" if found else "no group differs significantly"
+    if not found:
+        return "no group differs significantly"
+    return f"significantly different: {', '.join(found)}"

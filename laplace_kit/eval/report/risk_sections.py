@@ -1,5 +1,6 @@
 """What a report says beside the risk-coverage curve: thresholds with a guarantee."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from laplace_kit.eval.report.inputs import classified
+from laplace_kit.eval.report.pictures import Section
 from laplace_kit.eval.report.table import display_name
 from laplace_kit.eval.statistics.risk import control_kept_losses
 from laplace_kit.eval.statistics.weighting import checked
@@ -53,6 +55,11 @@ def controlled_errors(
                 }
             )
     return found
+
+
+def with_guarantees(section: Section, controlled: Mapping[str, list[dict[str, Any]]]) -> Section:
+    """Return a section whose note ends with `risk_sentences`."""
+    return dataclasses.replace(section, note=section.note + risk_sentences(controlled))
 
 
 def risk_sentences(controlled: Mapping[str, list[dict[str, Any]]]) -> str:
