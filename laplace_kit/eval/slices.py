@@ -70,7 +70,7 @@ def find_slices(
     *,
     feature_names: Sequence[str] | None = None,
     max_depth: int = 2,
-    min_size: int = 30,
+    min_examples: int = 30,
     weights: ArrayLike | None = None,
     seed: int = 0,
 ) -> tuple[Slice, ...]:
@@ -89,7 +89,7 @@ def find_slices(
         The names of the features; by default those of a DataFrame's columns, or x0, x1, ...
     max_depth
         The depth of the tree: how many conditions a region has at most.
-    min_size
+    min_examples
         The smallest number of examples of a region, on the half where it is found.
     weights
         Weights of the examples, `(N,)`.
@@ -108,7 +108,7 @@ def find_slices(
         If scikit-learn is not installed.
     ValueError
         If predictions, targets or weights are not valid, features are not numbers `(N, F)`, or
-        there are fewer than `2 * min_size` examples.
+        there are fewer than `2 * min_examples` examples.
 
     References
     ----------
@@ -121,7 +121,7 @@ def find_slices(
             "Found no scikit-learn, expected it to fit the tree; pip install scikit-learn."
         ) from error
     check_count("max_depth", max_depth, "levels")
-    check_count("min_size", min_size, "examples")
+    check_count("min_examples", min_examples, "examples")
     claims, kept, weights = _claims(predictions, y, weights)
     names = feature_names if feature_names is not None else getattr(features, "columns", None)
     features = on_host(features, "features")
@@ -138,14 +138,14 @@ def find_slices(
             f"Found {len(names)} names of {features.shape[1]} features, expected one each."
         )
     used = np.flatnonzero(weights)
-    if len(used) < 2 * min_size:
+    if len(used) < 2 * min_examples:
         raise ValueError(
-            f"Found {len(used)} examples, expected at least {2 * min_size}, min_size={min_size} in "
-            "each half; take more examples or a smaller min_size."
+            f"Found {len(used)} examples, expected at least {2 * min_examples}, "
+            f"min_examples={min_examples} in each half; take more examples, or lower it."
         )
     order = np.random.default_rng(seed).permutation(used)
     first, second = np.array_split(order, 2)
-    tree = DecisionTreeRegressor(max_depth=max_depth, min_samples_leaf=min_size, random_state=0)
+    tree = DecisionTreeRegressor(max_depth=max_depth, min_samples_leaf=min_examples, random_state=0)
     tree.fit(features[first], (claims - kept)[first], sample_weight=weights[first])
     slices = []
     for bounds in _regions(tree.tree_):

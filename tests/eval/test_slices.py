@@ -68,8 +68,8 @@ def test_refusals(monkeypatch):
     with pytest.raises(ValueError, match="Found 1 names of 2 features"):
         find_slices(p, y, x, feature_names=["a"])
     with pytest.raises(ValueError, match="features that are not finite"):
-        find_slices(p, y, x * np.nan, min_size=5)
-    assert find_slices(p, y, x, min_size=5) == ()  # nothing to split
+        find_slices(p, y, x * np.nan, min_examples=5)
+    assert find_slices(p, y, x, min_examples=5) == ()  # nothing to split
     monkeypatch.setitem(sys.modules, "sklearn.tree", None)
     with pytest.raises(ImportError, match="Found no scikit-learn, expected it to fit the tree"):
         find_slices(p, y, x)
