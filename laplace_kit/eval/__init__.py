@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from laplace_kit.eval.conformal_cross import (
         cross_conformal_intervals as cross_conformal_intervals,
     )
+    from laplace_kit.eval.conformal_folds import FoldPredictions as FoldPredictions
+    from laplace_kit.eval.conformal_folds import fold_predictions as fold_predictions
     from laplace_kit.eval.conformal_scores import RAPS as RAPS
     from laplace_kit.eval.conformal_shift import ShiftedIntervals as ShiftedIntervals
     from laplace_kit.eval.conformal_shift import ShiftedSets as ShiftedSets
