@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from laplace_kit.eval.plots.style import GREY, series_style, tidy
+from laplace_kit.eval.plots.style import series_style, tidy
 from laplace_kit.eval.report import pictures
 from laplace_kit.eval.report.group_measures import LEVEL, worst_group
 from laplace_kit.eval.report.pictures import Section
@@ -96,7 +96,7 @@ def _figure(groups: Mapping[str, Any], key: str, overall: Mapping[str, Any]) -> 
             ax.plot(value, place - shift, marker, color=color, markersize=size)
         ax.plot([], [], "o-", color=color, label=labels[name])
         if overall[name].get(key) is not None:
-            ax.axvline(overall[name][key], color=color or GREY, linestyle=":", linewidth=1)
+            ax.axvline(overall[name][key], color=color, linestyle=":", linewidth=1)
     names = [pictures.legend_name(f"{group} ({groups[group]['num_examples']})") for group in order]
     ax.set_yticks(places, names)
     ax.set_xlabel(METRICS[key].label)

@@ -71,6 +71,8 @@ def risk_sentences(controlled: Mapping[str, list[dict[str, Any]]]) -> str:
             for of in bounds
             if of["handed_on"] is not None
         ]
+        if bounds and not able:
+            able = [f"no threshold has at most {100 * bounds[-1]['at_most']:.3g}% errors"]
         if able:
             sentences.append(f"{display_name(name)}: {'; '.join(able)}.")
     if not sentences:
