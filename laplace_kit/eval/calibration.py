@@ -61,8 +61,8 @@ def calibration_tests(
     -------
     tests
         `spiegelhalter`, `kolmogorov_smirnov` and `kuiper`, each with `statistic` and a two-sided
-        `p_value`. These are those of the limit of many examples: from a hundred on they are
-        accurate to 0.02, and with few distinct probabilities the cumulative ones are too large.
+        `p_value`. These are those of the limit of many examples; with few distinct probabilities the
+        cumulative ones are too large.
 
     Raises
     ------
