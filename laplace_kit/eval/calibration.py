@@ -61,7 +61,7 @@ def calibration_tests(
     -------
     tests
         `spiegelhalter`, `kolmogorov_smirnov` and `kuiper`, each with `statistic` and a two-sided
-        `p_value`. These are those of the limit of many examples; with few distinct probabilities the
+        `p_value`, that of the limit of many examples; with few distinct probabilities the
         cumulative ones are too large.
 
     Raises
