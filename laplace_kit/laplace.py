@@ -361,10 +361,9 @@ class Laplace:
 
         Parameters
         ----------
-        data
-            `(x, y)` or `(x, y, weights)` in memory, or an iterable of such: one pass is made.
-        key
-            For predictions that draw samples.
+        data, key
+            `(x, y)` or `(x, y, weights)` in memory, or an iterable of such, over which one pass is
+            made; for predictions that draw samples.
         """
         from laplace_kit import quality
 
@@ -378,6 +377,7 @@ class Laplace:
         compare: "Mapping[str, Compared] | None" = None,
         shifted: Mapping[str, Any] | None = None,
         ood: PyTree = None,
+        groups: Any = None,
         title: str = "Calibration report",
         key: PRNGKeyArray | None = None,
         seed: int = 0,
@@ -387,10 +387,9 @@ class Laplace:
         Parameters
         ----------
         data, directory
-            The test set, `(x, y)`, `(x, y, weights)` or an iterable of such; and where
-            `index.html`, `metrics.json`, `predictions.npz` and the plots go.
-        compare, shifted, ood
-            By name: other predictions or posteriors, labelled sets, unlabelled inputs (or one set).
+            The test set, as for `evaluate`; where the page, numbers and plots go.
+        compare, shifted, ood, groups
+            By name: other predictions, labelled sets, inputs (or one set), groups (or one array).
         title, key, seed
             The heading of the page; for a predictive that draws samples; of the resamples.
         """
@@ -406,6 +405,7 @@ class Laplace:
             ood=ood,
             title=title,
             card=report_card(self._card(), self.model, self.prior, self.coverage),
+            groups=groups,
             seed=seed,
         )
 

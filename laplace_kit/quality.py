@@ -36,6 +36,7 @@ def report(
     ood: PyTree,
     title: str,
     card: PosteriorCard,
+    groups: Any,
     seed: int,
 ) -> Report:
     """Read labelled data and write the report of predictors on them; see `compare_report`."""
@@ -55,6 +56,7 @@ def report(
         ood=named_sets(ood, x),
         title=title,
         card=card,
+        groups=groups,
         seed=seed,
     )
     return in_step(write, shared=spans_processes((objective, x)))

@@ -193,7 +193,7 @@ def as_classes(
 
 def weights_of_rows(
     likelihood: Likelihood, predictive: Predictive, y: PyTree, weights: ArrayLike | None
-) -> Float[np.ndarray, " M"] | None:
+) -> Num[np.ndarray, " M"] | None:
     """Return the weight of each row of `as_classes`, that of its example; `None` for no weights."""
     if weights is None:
         return None

@@ -52,6 +52,12 @@ def probability_after(probs: Float[Array, "*shape C"]) -> Float[Array, "*shape C
     return _sums_before(probs, _most_probable_first(probs)[..., ::-1])
 
 
+@jax.jit
+def places(probs: Float[Array, "*shape C"]) -> Int[Array, "*shape C"]:
+    """Return how many classes are more probable than each; ties go to the first class."""
+    return jnp.argsort(_most_probable_first(probs), axis=-1)
+
+
 def _most_probable_first(probs: Float[Array, "*shape C"]) -> Int[Array, "*shape C"]:
     return jnp.argsort(-probs, axis=-1, stable=True)
 

@@ -76,8 +76,8 @@ def temperature(
     Warns
     -----
     UserWarning
-        Without data, if an example has more than $2^{20}$ outputs: the temperature is then one. With
-        data, if their loss is smallest at a bound.
+        Without data, if an example has more than $2^{20}$ outputs: the temperature is then one.
+        With data, if their loss is smallest at a bound.
 
     References
     ----------

@@ -7,6 +7,7 @@ import pytest
 from scipy import special, stats
 
 from laplace_kit.eval.conformal import conformal_intervals, conformal_sets
+from laplace_kit.eval.conformal_scores import RAPS
 from laplace_kit.eval.outputs import Predictive
 from laplace_kit.likelihood import Bernoulli, Categorical, FromLoss, Gaussian
 from laplace_kit.targets import BinaryTargets, ClassTargets, NormalTargets, Outputs
@@ -152,7 +153,7 @@ def test_what_cannot_be_calibrated_is_refused():
     with pytest.raises(ValueError, match="expected one class"):
         conformal_sets(classifier(probs), probs)
     with pytest.raises(ValueError, match="score"):
-        conformal_sets(classifier(probs), np.zeros(20, int), score="raps")
+        conformal_sets(classifier(probs), np.zeros(20, int), score="saps")
     key = jax.random.key(0)
     with pytest.raises(ValueError, match="Found a key for score='lac'"):
         conformal_sets(classifier(probs), np.zeros(20, int), key=key)
@@ -235,3 +236,172 @@ def test_targets_may_be_lists():
     probs, y = np.tile([[0.7, 0.3]], (20, 1)), [0, 1] * 10
     found = conformal_sets(classifier(probs), y, level=0.5)
     np.testing.assert_allclose(found.threshold, 0.7, rtol=1e-6)
+
+
+# --- groups, classes, ranks, quantiles ------------------------------------------------------------
+
+
+def test_coverage_within_each_group_has_its_exact_distribution():
+    """The groups' noise differs tenfold: one radius for both covers one too often."""
+    rng, covered, pooled = np.random.default_rng(3), [], []
+    groups = np.repeat(["calm", "wild"], [NUM, NUM])
+    for _ in range(REPEATS):
+        scale = np.where(groups == "calm", 0.1, 1.0)
+        mean, std = np.zeros(2 * NUM), np.ones(2 * NUM)
+        y = scale * rng.normal(size=2 * NUM)
+        found = conformal_intervals((mean, std), y, level=LEVEL, groups=groups)
+        new = {name: s * rng.normal(size=NUM_TEST) for name, s in (("calm", 0.1), ("wild", 1.0))}
+        low, high = found.radius * -1, found.radius
+        ends = zip(found.groups, np.asarray(low), np.asarray(high), strict=True)
+        covered.append([((a <= new[name]) & (new[name] <= b)).sum() for name, a, b in ends])
+        one = float(conformal_intervals((mean, std), y, level=LEVEL).radius)
+        pooled.append((np.abs(new["wild"]) <= one).mean())
+    for of_group in np.asarray(covered).T:
+        assert_coverage(of_group, rank=34)
+    assert np.mean(pooled) < LEVEL - 0.05
+    both = found((np.zeros(2), np.ones(2)), groups=["wild", "calm"])
+    np.testing.assert_allclose(both[1], found.radius[::-1])
+
+
+def test_sets_by_group_and_class_are_those_of_each_alone():
+    rng = np.random.default_rng(4)
+    probs = rng.dirichlet(np.ones(3), 300).astype("float32")
+    y, groups = rng.integers(0, 3, 300), rng.integers(0, 2, 300)
+    found = conformal_sets(probs, y, groups=groups, by_class=True)
+    assert found.least.shape == (2, 3)
+    members = np.asarray(found(probs, groups=groups))
+    for group in (0, 1):
+        for label in range(3):
+            cell = (groups == group) & (y == label)
+            alone = conformal_sets(probs[cell], y[cell])
+            assert float(found.least[group, label]) == float(alone.least)
+            inside = np.asarray(alone(probs))[:, label]
+            np.testing.assert_array_equal(members[groups == group, label], inside[groups == group])
+    by_group = conformal_sets(probs, y, groups=groups)
+    alone = conformal_sets(probs[groups == 1], y[groups == 1])
+    np.testing.assert_array_equal(
+        np.asarray(by_group(probs, groups=groups))[groups == 1],
+        np.asarray(alone(probs))[groups == 1],
+    )
+
+
+def test_rare_classes_are_covered_by_class():
+    """The mean over repetitions of the coverage of a class of 10%, to four standard errors."""
+    rng, found, plain = np.random.default_rng(5), [], []
+    for _ in range(100):
+        y = (rng.uniform(size=400) < 0.1).astype(int)
+        p = special.expit(1.5 * (2 * y - 1) + rng.normal(size=400) - 2).astype("float32")
+        first, rare = slice(0, 200), y[200:] == 1
+        for by_class, into in ((True, found), (False, plain)):
+            sets = conformal_sets(p[first], y[first], level=0.8, by_class=by_class)
+            into.append(np.asarray(sets(p[200:]))[rare, 1].mean())
+    error = 4 * np.std(found) / 10
+    assert abs(np.mean(found) - 0.8) < error + 0.05  # at most 1 / (n + 1) more
+    assert np.mean(found) > 0.8 - error
+    assert np.mean(plain) < 0.7
+
+
+def test_groups_of_examples_with_several_labels():
+    rng = np.random.default_rng(6)
+    probs = rng.uniform(size=(40, 2)).astype("float32")
+    y, groups = rng.integers(0, 2, (40, 2)).astype("float32"), np.arange(40) % 2
+    predictive = classifier(probs, Bernoulli())
+    found = conformal_sets(predictive, y, groups=groups, by_class=True, level=0.5)
+    assert found(predictive, groups=groups).shape == (40, 2, 2)
+    own = np.where(y == 1, probs, 1 - probs)[groups == 1]
+    label_one = np.sort(own[y[groups == 1] == 1])[::-1]
+    rank = int(np.ceil((len(label_one) + 1) / 2))
+    np.testing.assert_allclose(found.least[1, 1], label_one[rank - 1], rtol=1e-6)
+
+
+def test_raps_by_hand_and_smaller_than_aps():
+    probs = np.asarray([[0.5, 0.3, 0.15, 0.05]], "float32")
+    y = np.asarray([1] * 9)
+    sets = conformal_sets(np.repeat(probs, 9, axis=0), y, score=RAPS(0.2, 1))
+    np.testing.assert_allclose(sets.threshold, 0.8 + 0.2, rtol=1e-6)
+    np.testing.assert_array_equal(sets(probs), [[1, 1, 0, 0]])  # 0.5, 0.8 + 0.2, 0.95 + 0.4
+    rng = np.random.default_rng(7)
+    logits = 2 * rng.normal(size=(800, 30))
+    labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+    many = special.softmax(0.4 * logits, axis=1).astype("float32")  # long tails
+    keys, sizes = jax.random.split(jax.random.key(0)), []
+    for score in ("aps", RAPS(0.1, 3)):
+        sets = conformal_sets(many[:400], labels[:400], score=score, key=keys[0])
+        members = np.asarray(sets(many[400:], key=keys[1]))
+        covered = members[np.arange(400), labels[400:]].mean()
+        assert abs(covered - 0.9) < 4 * np.sqrt(2 * 0.09 / 400)
+        sizes.append(members.sum(axis=1).mean())
+    assert sizes[1] < sizes[0]
+    by_name = conformal_sets(many, labels, score="raps")
+    assert by_name.score == RAPS()
+
+
+def test_quantiles_are_moved_by_the_score():
+    rng, covered = np.random.default_rng(8), []
+    for _ in range(REPEATS):
+        x = rng.uniform(0.2, 2, NUM + NUM_TEST)
+        y = x * rng.standard_t(3, x.shape)
+        low, high = -x, x
+        found = conformal_intervals(
+            (low[:NUM], high[:NUM]), y[:NUM], level=LEVEL, score="quantiles"
+        )
+        new = np.asarray(found((low[NUM:], high[NUM:])))
+        covered.append(((new[0] <= y[NUM:]) & (y[NUM:] <= new[1])).sum())
+    assert_coverage(np.asarray(covered), rank=34)
+    np.testing.assert_allclose(new[1] - high[NUM:], float(found.radius), rtol=1e-4)
+    too_wide = conformal_intervals((low - 9, high + 9), 0 * y, level=LEVEL, score="quantiles")
+    ends = np.asarray(too_wide((low, low + 1)))
+    np.testing.assert_array_equal(ends[0], ends[1])  # none is the wrong way round
+
+
+def test_quantiles_of_a_predictive():
+    rng = np.random.default_rng(9)
+    mean, var = rng.normal(size=(60, 2)), rng.uniform(0.5, 2, (60, 2))
+    y = mean + 2 * np.sqrt(var) * rng.normal(size=mean.shape)
+    predictive = regression(mean, var)
+    found = conformal_intervals(predictive, y.astype("f"), score="quantiles")
+    low, high = (np.asarray(end) for end in predictive.interval(0.9))
+    scores = np.sort(np.maximum(low - y, y - high), axis=0)[54]  # ceil(61 * 0.9)
+    np.testing.assert_allclose(found.radius, scores, rtol=1e-4)
+    np.testing.assert_allclose(found(predictive)[1], high + scores, rtol=1e-4)
+
+
+def test_plain_arrays_are_calibrated_as_predictives():
+    rng = np.random.default_rng(10)
+    probs, y = rng.dirichlet(np.ones(3), 60).astype("float32"), rng.integers(0, 3, 60)
+    assert conformal_sets(probs, y).least == conformal_sets(classifier(probs), y).least
+    p, hits = probs[:, 0], rng.integers(0, 2, 60) > 0
+    both = np.stack([1 - p, p], axis=1)
+    assert conformal_sets(p, hits).least == conformal_sets(both, hits * 1).least
+    mean, var = rng.normal(size=(60, 1)), rng.uniform(1, 2, (60, 1))
+    y = mean + rng.normal(size=mean.shape)
+    plain = conformal_intervals((mean, np.sqrt(var)), y)
+    same = conformal_intervals(regression(mean, var), y.astype("f"))
+    np.testing.assert_allclose(plain.radius, same.radius, rtol=1e-5)
+
+
+def test_refusals_of_groups():
+    rng = np.random.default_rng(11)
+    probs, y, groups = rng.dirichlet(np.ones(2), 30), rng.integers(0, 2, 30), ["a"] * 25 + ["b"] * 5
+    with pytest.raises(ValueError, match="Found 5 calibration points of the group 'b' for level"):
+        conformal_sets(probs, y, groups=groups)
+    rare = np.asarray([1] * 27 + [0] * 3)
+    with pytest.raises(ValueError, match="Found 3 calibration points with the label 0 for level"):
+        conformal_sets(probs, rare, by_class=True)
+    found = conformal_sets(probs, y, groups=groups, level=0.5)
+    with pytest.raises(ValueError, match="Found no groups for a calibration by group"):
+        found(probs)
+    with pytest.raises(ValueError, match="Found the group 'c', expected one of 'a', 'b'"):
+        found(probs, groups=["c"] * 30)
+    with pytest.raises(ValueError, match="Found groups for a calibration without any"):
+        conformal_sets(probs, y)(probs, groups=groups)
+    with pytest.raises(ValueError, match=r"Found groups of shape \(3,\) for 30 examples"):
+        conformal_sets(probs, y, groups=[1, 2, 3])
+    with pytest.raises(ValueError, match="Found penalty=-1"):
+        RAPS(-1.0)
+    with pytest.raises(ValueError, match="expected one of 'std', 'quantiles'"):
+        conformal_intervals((y * 1.0, y + 1.0), y * 1.0, score="cqr")
+    with pytest.raises(ValueError, match="std with an entry that is not positive"):
+        conformal_intervals((y * 1.0, y * 0.0), y * 1.0)
+    with pytest.raises(ValueError, match="targets that are not finite"):
+        conformal_intervals((y * 1.0, y + 1.0), y * np.nan)

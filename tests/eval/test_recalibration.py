@@ -286,3 +286,16 @@ def test_errors():
         recalibrate(uniform, LABELS + 1)
     with pytest.raises(ValueError, match="NaN among the predictive's logits"):
         recalibrate(classifier(Categorical(), np.full((N, C), np.nan)), LABELS)
+
+
+def test_plain_probabilities_have_the_temperature_of_a_predictive():
+    probs = special.softmax(LOGITS, axis=1)
+    weights = RNG.integers(1, 4, N)
+    repeated = np.repeat(np.arange(N), weights)
+    expected = recalibrate(classifier(Categorical(), probs[repeated]), LABELS[repeated])
+    for given in (probs, classifier(Categorical(), probs)):
+        found = recalibrate(given, LABELS, weights=weights)
+        np.testing.assert_allclose(found.temperature, expected.temperature, rtol=1e-3)
+    tempered = special.softmax(np.log(probs) / float(found.temperature), axis=1)
+    np.testing.assert_allclose(found(probs), tempered, rtol=1e-5)
+    np.testing.assert_allclose(found(probs[:, 1] / 2).shape, (N,))

@@ -67,8 +67,10 @@ from laplace_kit.eval.metrics.pit import quantile_calibration_error as quantile_
 from laplace_kit.eval.metrics.regression import chi_squared as chi_squared
 from laplace_kit.eval.metrics.regression import crps_gaussian as crps_gaussian
 from laplace_kit.eval.metrics.regression import crps_samples as crps_samples
+from laplace_kit.eval.metrics.regression import energy_score as energy_score
 from laplace_kit.eval.metrics.regression import gaussian_nll as gaussian_nll
 from laplace_kit.eval.metrics.regression import mae as mae
+from laplace_kit.eval.metrics.regression import r_squared as r_squared
 from laplace_kit.eval.metrics.regression import rmse as rmse
 from laplace_kit.eval.metrics.regression import sharpness as sharpness
 from laplace_kit.eval.metrics.resampling import Interval as Interval
@@ -77,5 +79,6 @@ from laplace_kit.eval.metrics.resampling import bootstrap_two_sample as bootstra
 from laplace_kit.eval.metrics.scores import entropy_score as entropy_score
 from laplace_kit.eval.metrics.scores import max_probability_score as max_probability_score
 from laplace_kit.eval.metrics.selective import RiskCoverageCurve as RiskCoverageCurve
+from laplace_kit.eval.metrics.selective import augrc as augrc
 from laplace_kit.eval.metrics.selective import aurc as aurc
 from laplace_kit.eval.metrics.selective import risk_coverage_curve as risk_coverage_curve

@@ -85,6 +85,34 @@ def _mae(mean, y, weights):
 
 
 @metric
+def r_squared(
+    mean: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None
+) -> Float[Array, ""]:
+    r"""Return $1 - \mathrm{mean}\,(y - \mu)^2 / \mathrm{Var}\, y$, averaged over outputs.
+
+    One for exact predictions, zero for the mean of the targets, negative for worse ones. Of an
+    output whose targets are all equal it is one if they are predicted exactly, else zero.
+
+    Parameters
+    ----------
+    mean, y, weights
+        As for `gaussian_nll`, with the same errors.
+    """
+    mean, _, y = checks.regression(mean, 1.0, y, "std")
+    weights = weighting.checked(weights, len(mean), mean.dtype)
+    return _r_squared(mean, y, weights)
+
+
+@jax.jit
+def _r_squared(mean, y, weights):
+    squares = weighting.mean((y - mean) ** 2, weights)
+    spread = weighting.mean((y - weighting.mean(y, weights)) ** 2, weights)
+    is_constant = spread == 0
+    ratios = jnp.where(is_constant, squares > 0, squares / jnp.where(is_constant, 1, spread))
+    return jnp.mean(1 - ratios)
+
+
+@metric
 def chi_squared(
     mean: ArrayLike, var: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
@@ -221,3 +249,52 @@ def _crps_of_draws(
     signs = (2 * jnp.arange(num, dtype=errors.dtype) - (num - 1)) / (num * num_others)
     spread = jnp.tensordot(signs, errors, axes=1, precision="highest")
     return jnp.mean(jnp.abs(errors), axis=0) - spread
+
+
+@metric
+def energy_score(
+    samples: ArrayLike, y: ArrayLike, *, fair: bool = False, weights: ArrayLike | None = None
+) -> Float[Array, ""]:
+    r"""Return the energy score of draws: a proper score of the joint distribution of all outputs.
+
+    $\frac{1}{S} \sum_s \lVert x_s - y \rVert - \frac{1}{2 S^2} \sum_{s,t} \lVert x_s - x_t
+    \rVert$ with Euclidean norms over the outputs, averaged over examples. For one output it is
+    `crps_samples`; for several it also sees their dependence.
+
+    Parameters
+    ----------
+    samples
+        Draws from the predictive distribution, noise included, `(S, N, *outputs)`, such as
+        `predictive.sample(key, 100)`.
+    y, fair, weights
+        As for `crps_samples`, with the same errors. Cost: $S^2 / 2$ distances of each example, in
+        memory for one pair of draws at a time.
+
+    References
+    ----------
+    Gneiting and Raftery (2007), as for `crps_gaussian`.
+    """
+    samples, y = checks.samples(samples, y)
+    if fair and len(samples) < 2:
+        raise ValueError("Found 1 sample for fair=True, expected at least 2; draw more of them.")
+    weights = weighting.checked(weights, len(y), y.dtype)
+    return weighting.mean(_energy_of_draws(samples, y, len(samples) - fair), weights)
+
+
+@partial(jax.jit, static_argnames="num_others")
+def _energy_of_draws(
+    samples: Float[Array, "S N *outputs"], y: Float[Array, "N *outputs"], num_others: int
+) -> Float[Array, " N"]:
+    errors = (samples - y).reshape(*samples.shape[:2], -1)
+    num = errors.shape[0]
+
+    def add(shift, total):
+        return total + jnp.sum(_norms(errors - jnp.roll(errors, shift, axis=0)), axis=0)
+
+    # Every ordered pair of different draws is met once.
+    pairs = jax.lax.fori_loop(1, num, add, jnp.zeros(errors.shape[1], errors.dtype))
+    return jnp.mean(_norms(errors), axis=0) - pairs / (2 * num * num_others)
+
+
+def _norms(vectors: Float[Array, "*shape C"]) -> Float[Array, "*shape"]:
+    return jnp.sqrt(jnp.sum(vectors**2, axis=-1))

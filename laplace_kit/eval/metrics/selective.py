@@ -92,6 +92,44 @@ def aurc(
     return _area(*_judged(probs, y, confidence, weights))
 
 
+@metric
+def augrc(
+    probs: ArrayLike,
+    y: ArrayLike,
+    *,
+    confidence: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+) -> Float[Array, ""]:
+    r"""Return the area under the generalised risk-coverage curve, from 0 to 1/2.
+
+    The generalised risk is the share of all examples that are kept and wrong. The area is the mean
+    of it over coverage, $(1 - \mathrm{AUROC}) a (1 - a) + \frac{1}{2} (1 - a)^2$ for the accuracy
+    $a$ and the AUROC of confidence for being right: unlike in `aurc`, errors at high confidence do
+    not count several times over. Ties count half.
+
+    Parameters
+    ----------
+    probs, y, confidence, weights
+        As for `risk_coverage_curve`, with the same errors.
+
+    References
+    ----------
+    Traub et al. (2024), "Overcoming common flaws in the evaluation of selective classification
+    systems".
+    """
+    return _generalised_area(*_judged(probs, y, confidence, weights))
+
+
+@jax.jit
+def _generalised_area(
+    confidence: Float[Array, " N"], errors: Float[Array, " N"], weights: Num[Array, " N"]
+) -> Float[Array, ""]:
+    # The share of kept examples at the mean of both ends of each tie, for every wrong one.
+    kept = sums_above(confidence, weights, confidence)
+    later = 1 - (kept.above + kept.at_or_above) / 2 / over_examples(weights)
+    return weighting.mean(errors * later, weights)
+
+
 def _judged(probs, y, confidence, weights):
     """Return confidence, errors and weights of the examples.
 

@@ -20,3 +20,7 @@ from laplace_kit.eval.plots.regression import (
     predicted_against_observed as predicted_against_observed,
 )
 from laplace_kit.eval.plots.regression import predictive_band as predictive_band
+from laplace_kit.eval.plots.reliability import corp_diagram as corp_diagram
+from laplace_kit.eval.plots.reliability import (
+    smooth_reliability_diagram as smooth_reliability_diagram,
+)

@@ -3,17 +3,22 @@
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float, PyTree
 
-from laplace_kit.eval.report import checks, examples, files, page
+from laplace_kit.eval.grouping import as_groupings
+from laplace_kit.eval.report import checks, examples, files, page, risk_sections
 from laplace_kit.eval.report import classification_sections as sections
+from laplace_kit.eval.report.group_measures import measure_groups
+from laplace_kit.eval.report.group_sections import group_sections
 from laplace_kit.eval.report.inputs import floating
 from laplace_kit.eval.report.measures import hard_labels, measure_classification
 from laplace_kit.eval.report.page import Content, PosteriorCard, Report
 from laplace_kit.eval.report.pictures import TEST, Section
 from laplace_kit.eval.report.predictions import ClassPredictions
+from laplace_kit.eval.report.risk_sections import with_guarantees
 from laplace_kit.eval.report.scores import scores
 from laplace_kit.eval.report.stages import OnStage, ignore
 from laplace_kit.eval.statistics.classification import entropy, one_minus_largest
@@ -34,6 +39,7 @@ def classification_report(
     subject: str | None = None,
     title: str = "Calibration report",
     card: PosteriorCard | Mapping[str, str] | None = None,
+    groups: Any = None,
     seed: int = 0,
     on_stage: OnStage | None = None,
 ) -> Report:
@@ -62,6 +68,9 @@ def classification_report(
         The heading of the page.
     card
         Facts about the posterior.
+    groups
+        The group of each test example, `(N,)`, or several groupings by name, for a section of every
+        metric by group; see `laplace_kit.eval.by_group`.
     seed
         The seed of the bootstrap's resamples.
     on_stage
@@ -92,6 +101,12 @@ def classification_report(
     numbers = measure_classification(
         predictions, y, shifts, weights=weights, shifted_weights=shifted_weights, seed=seed
     )
+    numbers["risk_control"] = risk_sections.controlled_errors(
+        {name: of.probs for name, of in predictions.items()}, y, weights
+    )
+    if groups is not None:
+        groupings = as_groupings(groups, len(hard_labels(y)))
+        numbers["groups"] = measure_groups(predictions, y, groupings, weights=weights, seed=seed)
     stage("drawing")
     probs = {name: of.probs for name, of in predictions.items()}
     all_weights = {TEST: weights, **dict.fromkeys(shifts), **(shifted_weights or {})}
@@ -139,7 +154,8 @@ def _sections(
             weights,
         ),
         sections.confidence(probs, y, on_test, weights[TEST]),
-        sections.risk_coverage(curves, on_test),
+        with_guarantees(sections.risk_coverage(curves, on_test), numbers["risk_control"]),
+        *group_sections(numbers, on_test),
         *([sections.uncertainty(parts, right, counted)] if parts else []),
         *_ood_sections(predictions, numbers["ood"], weights[TEST]),
     )

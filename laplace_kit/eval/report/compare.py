@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from laplace_kit.eval.evaluation import (
     observed_rows,
     weights_of_rows,
 )
+from laplace_kit.eval.grouping import as_groupings
 from laplace_kit.eval.inputs import round_up
 from laplace_kit.eval.predictive import Predictive
 from laplace_kit.eval.report import checks
@@ -63,6 +64,7 @@ def compare_report(
     ood: Mapping[str, PyTree] | None = None,
     title: str = "Calibration report",
     card: PosteriorCard | Mapping[str, str] | None = None,
+    groups: Any = None,
     seed: int = 0,
 ) -> Report:
     """Write a report that compares several predictors on the same data.
@@ -90,6 +92,8 @@ def compare_report(
         Unlabelled out-of-distribution inputs by name (classification).
     title, card
         The heading of the page, and facts about the posterior.
+    groups
+        The group of each example of the test set, `(N,)`, or several groupings by name.
     seed
         The seed of the resamples, of the 1,000 draws of the logits from which the epistemic part of
         the entropy of several classes is estimated, and of the probability integral transforms of
@@ -134,6 +138,7 @@ def compare_report(
             ood,
             title,
             card,
+            groups,
             seed,
         )
     if shifted or ood:
@@ -143,10 +148,12 @@ def compare_report(
             "classification only; write a report for each set instead."
         )
     data = (x, y, weights)
-    return _regression(predict, compare, likelihood, data, directory, title, card, seed)
+    return _regression(predict, compare, likelihood, data, directory, title, card, groups, seed)
 
 
-def _classification(predict, compare, likelihood, data, directory, shifted, ood, title, card, seed):
+def _classification(
+    predict, compare, likelihood, data, directory, shifted, ood, title, card, groups, seed
+):
     x, y, weights = data
     predictions, labels, shifted_weights = {}, {}, {}
     for name, predict_one in predict.items():
@@ -197,11 +204,12 @@ def _classification(predict, compare, likelihood, data, directory, shifted, ood,
         x=_inputs_of_labels(likelihood, on_test, y, x),
         title=title,
         card=card,
+        groups=groups_of_rows(likelihood, on_test, y, groups),
         seed=seed,
     )
 
 
-def _regression(predict, compare, likelihood, data, directory, title, card, seed):
+def _regression(predict, compare, likelihood, data, directory, title, card, groups, seed):
     (x, y, weights), targets = data, targets_without_mask(likelihood, data[1])
     predictions = {}
     for name, predict_one in predict.items():
@@ -226,6 +234,7 @@ def _regression(predict, compare, likelihood, data, directory, title, card, seed
         x=None if has_mask(likelihood) else fetch(x),  # a masked example has a row for each entry
         title=title,
         card=card,
+        groups=groups_of_rows(likelihood, predictive, y, groups, len(rows)),
         seed=seed,
     )
 
@@ -329,6 +338,23 @@ def _inputs_of_labels(
     if seen.shape[1] != 1:
         return None
     return fetch(x) if seen.all() else jax.tree.map(lambda a: a[seen[:, 0]], fetch(x))
+
+
+def groups_of_rows(
+    likelihood: Likelihood, predictive: Predictive, y: PyTree, groups: Any, num: int | None = None
+) -> dict[str, np.ndarray] | None:
+    """Return the group of each row, `num` rows of numbers or one for each label, by grouping."""
+    if groups is None:
+        return None
+    found = as_groupings(groups, len(predictive.f_mean))
+    if num == len(predictive.f_mean):
+        return {name: fetch_array([*of.names])[of.codes] for name, of in found.items()}
+    return {
+        name: fetch_array([*of.names])[
+            fetch_array(weights_of_rows(likelihood, predictive, y, of.codes), int)
+        ]
+        for name, of in found.items()
+    }
 
 
 def named_sets(ood: PyTree, x: PyTree) -> dict[str, PyTree]:

@@ -14,8 +14,12 @@
 | `ood` | by set, by predictor: `auroc`, `aupr`, `fpr95` by the largest probability, and by other scores with the suffix `_entropy` or `_epistemic` |
 | `claims` | by predictor: `claimed`, the mean confidence on the test set (for regression, the level of the intervals); `kept`, the accuracy (the coverage); `p_value`, the probability of as large a gap for a calibrated predictor; and, for classifiers, `impossible`, the number of labels that were given probability zero |
 | `bootstrap` | `level` and `num_resamples`; then `test`, `shifted` and `ood`, for each set with `intervals`, by predictor and metric `[low, high]`, and `differences`, by predictor except the first and metric `[difference, low, high]`: that predictor minus the first, on the same resamples; and `best`, by metric the predictor that is significantly better than every other, where there is one |
+| `risk_control` | for classifiers: by predictor, for bounds below its error rate, `at_most`, `confidence`, `handed_on`, the share of predictions to hand on so that the others have at most so many errors, and `threshold` of the confidence; the last two are `null` where no threshold has the bound |
 
-A metric that is not finite is `null`, and has no interval. Differences are given only for metrics
+With groups, `groups` holds by grouping and group `num_examples`, the metrics of each predictor,
+`claims` and `intervals` as above, and `gaps`, by predictor and metric `[gap, low, high, p_value]`:
+the group minus all examples, simultaneous over all groups. A metric that is not finite is `null`,
+and has no interval. Differences are given only for metrics
 of which a larger, or a smaller, value is always better. Schema 1 had neither `predictors`, `claims`
 nor `bootstrap`; in schema 2 all distributions of numbers were normal, and probabilities of zero
 counted as the smallest normal number.

@@ -113,16 +113,45 @@ METRICS: dict[str, Metric] = {
         0.0,
         by_chance=True,
     ),
+    "smooth_ece": _class_metric(
+        "Smooth ECE", classification.smooth_calibration_error, "lower", 0.0
+    ),
+    "overconfidence": _class_metric(
+        "Over-confidence", classification.overconfidence, "nearer to 0", 0.0
+    ),
+    "spiegelhalter_z": _class_metric(
+        "Spiegelhalter's z", classification.spiegelhalter_z, "nearer to 0", 0.0
+    ),
+    "ks_error": _class_metric(
+        "KS calibration error",
+        classification.kolmogorov_smirnov_error,
+        "lower",
+        0.0,
+    ),
+    "kuiper_error": _class_metric(
+        "Kuiper calibration error", classification.kuiper_error, "lower", 0.0
+    ),
+    "miscalibration": _class_metric(
+        "CORP miscalibration", classification.miscalibration, "lower", 0.0
+    ),
+    # At most a quarter, where half the predictions are right and the confidence tells which.
+    "discrimination": _class_metric(
+        "CORP discrimination", classification.discrimination, "higher", 0.25
+    ),
     "aurc": _class_metric("AURC", classification.aurc, "lower", 0.0),
+    "augrc": _class_metric("AUGRC", classification.augrc, "lower", 0.0),
     **_score_metrics("AUROC", detection.auroc, "higher", 1.0, in_verdict=True),
     **_score_metrics("AUPR", detection.aupr, "higher", 1.0, in_verdict=False),
     **_score_metrics("FPR95", detection.fpr95, "lower", 0.0, in_verdict=False),
     "rmse": _number_metric("RMSE", numbers.rmse, "lower", 0.0),
+    "mae": _number_metric("MAE", numbers.mae, "lower", 0.0),
+    "r_squared": _number_metric("R-squared", numbers.r_squared, "higher", 1.0),
     "crps": _number_metric("CRPS", numbers.crps, "lower", 0.0, in_verdict=True),
     "coverage_90": _number_metric(
         "Coverage of 90% intervals", numbers.interval_coverage, "nearer to 0.9", 0.9
     ),
     "width_90": _number_metric("Width of 90% intervals", numbers.interval_width),
+    "sharpness": _number_metric("Sharpness", numbers.sharpness),
     "chi_squared": _number_metric("Chi-squared", numbers.chi_squared, "nearer to 1", 1.0),
     "quantile_error": _number_metric(
         "Quantile calibration error", numbers.quantile_calibration_error, "lower", 0.0

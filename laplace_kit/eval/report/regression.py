@@ -3,12 +3,16 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import ArrayLike, Float, PyTree
 
+from laplace_kit.eval.grouping import as_groupings
 from laplace_kit.eval.report import checks, examples, files, page
 from laplace_kit.eval.report import regression_sections as sections
+from laplace_kit.eval.report.group_measures import measure_groups
+from laplace_kit.eval.report.group_sections import group_sections
 from laplace_kit.eval.report.measures import (
     integral_transforms,
     measure_regression,
@@ -32,6 +36,7 @@ def regression_report(
     subject: str | None = None,
     title: str = "Calibration report",
     card: PosteriorCard | Mapping[str, str] | None = None,
+    groups: Any = None,
     seed: int = 0,
     on_stage: OnStage | None = None,
 ) -> Report:
@@ -59,6 +64,8 @@ def regression_report(
         The heading of the page.
     card
         Facts about the posterior.
+    groups
+        As for `classification_report`.
     seed
         The seed of the bootstrap's resamples, and of the probability integral transforms of counts.
     on_stage
@@ -87,6 +94,9 @@ def regression_report(
     stage = on_stage or ignore
     stage("resampling")
     numbers = measure_regression(predictions, y, weights=weights, seed=seed)
+    if groups is not None:
+        groupings = as_groupings(groups, len(y))
+        numbers["groups"] = measure_groups(predictions, y, groupings, weights=weights, seed=seed)
     stage("drawing")
     weights = checked(weights, len(y))
     mean = {name: np.asarray(of.mean) for name, of in predictions.items()}
@@ -144,6 +154,7 @@ def _sections(
             {name: np.ravel(of) for name, of in transforms.items()}, each, measured
         ),
         sections.risk_coverage(curves),
+        *group_sections(numbers, measured),
         *([sections.uncertainty(mean, std, epistemic_std, targets, each)] if epistemic_std else []),
     )
 

@@ -4,11 +4,18 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import ArrayLike, Float, Num
-from scipy import special
+from scipy import sparse, special
 
 from laplace_kit.eval.statistics import confidence
 from laplace_kit.eval.statistics.classwise import ClassGaps, class_gaps, mean_class_gap
 from laplace_kit.eval.statistics.confidence import NUM_BINS, Bins
+from laplace_kit.eval.statistics.corp import CorpTerms, corp_terms
+from laplace_kit.eval.statistics.hypotheses import (
+    cumulative_gaps,
+    label_surprise,
+    scores_of_labels,
+)
+from laplace_kit.eval.statistics.smooth import on_grid, smooth_errors
 from laplace_kit.eval.statistics.weighting import Ranking, Weightings, ranked, weighted_means
 from laplace_kit.host import fetch_array
 
@@ -32,6 +39,10 @@ class ClassScores(NamedTuple):
         The squared distance of probabilities and label.
     gaps
         Labels minus probabilities, by class and bin.
+    surprise, surprise_var
+        `label_surprise`.
+    smooth
+        Agreement minus confidence, on a grid of confidences.
     """
 
     confidence: Ranking
@@ -41,6 +52,9 @@ class ClassScores(NamedTuple):
     losses: Float[np.ndarray, " N"]
     squares: Float[np.ndarray, " N"]
     gaps: ClassGaps
+    surprise: Float[np.ndarray, " N"]
+    surprise_var: Float[np.ndarray, " N"]
+    smooth: sparse.csr_array
 
 
 class ClassSums(NamedTuple):
@@ -54,6 +68,12 @@ class ClassSums(NamedTuple):
     masses: Bins
     class_gap: Float[np.ndarray, " R"]
     mean_risk: Float[np.ndarray, " R"]
+    mean_lost: Float[np.ndarray, " R"]
+    standard_score: Float[np.ndarray, " R"]
+    largest_sum: Float[np.ndarray, " R"]
+    sum_range: Float[np.ndarray, " R"]
+    smooth_error: Float[np.ndarray, " R"]
+    terms: CorpTerms
 
 
 def class_scores(
@@ -82,6 +102,8 @@ def class_scores(
         label_losses(probs, y, log_probs),
         _squares(probs, y),
         class_gaps(probs, y, NUM_BINS),
+        *label_surprise(probs, y),
+        on_grid(np.clip(largest, 0, 1), agreement - largest.astype(float)),
     )
 
 
@@ -94,7 +116,15 @@ def class_sums(scores: ClassScores, weights: Weightings) -> ClassSums:
     bins = confidence.binned(scores.confidence, scores.agreement, weights, NUM_BINS)
     curve = confidence.risk_curve(scores.doubt, 1 - scores.hits, weights)
     return ClassSums(
-        *means, *bins, mean_class_gap(scores.gaps, weights), confidence.area_under(curve)
+        *means,
+        *bins,
+        mean_class_gap(scores.gaps, weights),
+        confidence.area_under(curve),
+        confidence.area_under_lost(curve),
+        scores_of_labels(weights, scores.surprise, scores.surprise_var),
+        *cumulative_gaps(scores.confidence, scores.agreement - largest, weights),
+        smooth_errors(scores.smooth, weights),
+        corp_terms(scores.confidence, scores.agreement, weights),
     )
 
 
@@ -186,3 +216,43 @@ def classwise_calibration_error(sums: ClassSums) -> Float[np.ndarray, " R"]:
 def aurc(sums: ClassSums) -> Float[np.ndarray, " R"]:
     """Return the area under the risk-coverage curve."""
     return sums.mean_risk
+
+
+def augrc(sums: ClassSums) -> Float[np.ndarray, " R"]:
+    """Return the area under the generalised risk-coverage curve."""
+    return sums.mean_lost
+
+
+def overconfidence(sums: ClassSums) -> Float[np.ndarray, " R"]:
+    """Return the mean confidence minus the accuracy."""
+    return sums.confidence - sums.accuracy
+
+
+def spiegelhalter_z(sums: ClassSums) -> Float[np.ndarray, " R"]:
+    """Return Spiegelhalter's statistic, standard normal if the labels follow the probabilities."""
+    return sums.standard_score
+
+
+def kolmogorov_smirnov_error(sums: ClassSums) -> Float[np.ndarray, " R"]:
+    """Return the largest mean gap up to any confidence."""
+    return sums.largest_sum
+
+
+def kuiper_error(sums: ClassSums) -> Float[np.ndarray, " R"]:
+    """Return the largest mean gap between any two confidences."""
+    return sums.sum_range
+
+
+def smooth_calibration_error(sums: ClassSums) -> Float[np.ndarray, " R"]:
+    """Return the calibration error smoothed by a kernel of its own bandwidth."""
+    return sums.smooth_error
+
+
+def miscalibration(sums: ClassSums) -> Float[np.ndarray, " R"]:
+    """Return what isotonic recalibration takes off the Brier score of being right."""
+    return sums.terms.miscalibration
+
+
+def discrimination(sums: ClassSums) -> Float[np.ndarray, " R"]:
+    """Return how much better recalibrated confidences are than a constant, by Brier score."""
+    return sums.terms.discrimination

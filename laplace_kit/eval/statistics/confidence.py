@@ -184,3 +184,14 @@ def area_under(curve: RiskCurve) -> Float[np.ndarray, " R"]:
     """Return the mean risk over the examples, the AURC."""
     first = curve.coverage[:, 0] * curve.risk[:, 0]
     return first + np.einsum("rg,rg->r", np.diff(curve.coverage, axis=1), curve.risk[:, 1:])
+
+
+def area_under_lost(curve: RiskCurve) -> Float[np.ndarray, " R"]:
+    r"""Return the area under the share of all examples that are kept and wrong, the AUGRC.
+
+    By trapezoids from the origin, so that ties count half.
+    """
+    lost = curve.coverage * curve.risk
+    first = curve.coverage[:, 0] * lost[:, 0]
+    steps, sums = np.diff(curve.coverage, axis=1), lost[:, 1:] + lost[:, :-1]
+    return 0.5 * (first + np.einsum("rg,rg->r", steps, sums))

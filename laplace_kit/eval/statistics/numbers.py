@@ -17,6 +17,7 @@ from laplace_kit.eval.statistics.weighting import Weightings, as_columns, weight
 
 LEVEL = 0.9
 _LEVELS = np.arange(1, 20) / 20  # of the quantile calibration error
+_NUM_SCALARS = 8  # columns of `number_columns` before those of the levels
 _HALF_WIDTH = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
@@ -47,7 +48,7 @@ class TargetScores(NamedTuple):
 
 
 class NumberSums(NamedTuple):
-    """Means over the examples and outputs, for R weightings."""
+    """Means over the examples and outputs, for R weightings; the last three for each output."""
 
     loss: Float[np.ndarray, " R"]
     square: Float[np.ndarray, " R"]
@@ -55,7 +56,12 @@ class NumberSums(NamedTuple):
     crps: Float[np.ndarray, " R"]
     covered: Float[np.ndarray, " R"]
     width: Float[np.ndarray, " R"]
+    absolute: Float[np.ndarray, " R"]
+    variance: Float[np.ndarray, " R"]
     below: Float[np.ndarray, "R L"]
+    residual_squares: Float[np.ndarray, "R C"]
+    targets: Float[np.ndarray, "R C"]
+    target_squares: Float[np.ndarray, "R C"]
 
 
 def normal_scores(
@@ -109,7 +115,7 @@ def number_columns(
         Their scores, and probability integral transforms.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        residuals = y - mean
+        residuals, centred = y - mean, y - y.mean(axis=0)
         columns = [
             scores.losses,
             np.square(residuals).mean(axis=1),
@@ -117,15 +123,20 @@ def number_columns(
             scores.crps.mean(axis=1),
             as_columns((scores.low <= y) & (y <= scores.high)),
             (scores.high - scores.low).mean(axis=1),
+            np.abs(residuals).mean(axis=1),
+            np.square(std).mean(axis=1),
             *(as_columns(transforms <= level) for level in _LEVELS),
         ]
-    return np.stack(columns, axis=1)
+        by_output = np.square(residuals), centred, np.square(centred)
+    return np.concatenate([np.stack(columns, axis=1), *by_output], axis=1)
 
 
 def number_sums(columns: Float[np.ndarray, "N K"], weights: Weightings) -> NumberSums:
     """Return the means of `number_columns` for each weighting."""
     means = weighted_means(weights, columns)
-    return NumberSums(*means[:, :6].T, means[:, 6:])
+    last = _NUM_SCALARS + len(_LEVELS)
+    scalars, below, by_output = np.split(means, [_NUM_SCALARS, last], axis=1)
+    return NumberSums(*scalars.T, below, *np.split(by_output, 3, axis=1))
 
 
 # --- metrics --------------------------------------------------------------------------------------
@@ -134,6 +145,28 @@ def number_sums(columns: Float[np.ndarray, "N K"], weights: Weightings) -> Numbe
 def rmse(sums: NumberSums) -> Float[np.ndarray, " R"]:
     """Return the root of the mean squared error."""
     return np.sqrt(sums.square)
+
+
+def mae(sums: NumberSums) -> Float[np.ndarray, " R"]:
+    """Return the mean absolute error."""
+    return sums.absolute
+
+
+def r_squared(sums: NumberSums) -> Float[np.ndarray, " R"]:
+    """Return one minus the squared error over the variance of the targets, averaged over outputs.
+
+    Of an output whose targets are all equal it is one if they are predicted exactly, else zero.
+    """
+    spread = np.maximum(sums.target_squares - np.square(sums.targets), 0)
+    is_constant = spread <= 1e-12 * sums.target_squares
+    ratios = np.divide(sums.residual_squares, spread, out=np.ones(spread.shape), where=~is_constant)
+    exact = is_constant & (sums.residual_squares == 0)
+    return np.where(exact, 1.0, 1 - ratios).mean(axis=1)
+
+
+def sharpness(sums: NumberSums) -> Float[np.ndarray, " R"]:
+    """Return the root of the mean predicted variance."""
+    return np.sqrt(sums.variance)
 
 
 def crps(sums: NumberSums) -> Float[np.ndarray, " R"]:
@@ -158,4 +191,14 @@ def chi_squared(sums: NumberSums) -> Float[np.ndarray, " R"]:
 
 def quantile_calibration_error(sums: NumberSums) -> Float[np.ndarray, " R"]:
     """Return the root mean squared gap of nominal and observed frequency, over levels."""
-    return np.sqrt(np.square(sums.below - _LEVELS).mean(axis=1))
+    return level_error(sums.below)
+
+
+def shares_below(transforms: Float[np.ndarray, "N ..."]) -> Float[np.ndarray, "N L"]:
+    """Return the share of each example's transforms that lie up to each level."""
+    return np.stack([as_columns(transforms <= level) for level in _LEVELS], axis=1)
+
+
+def level_error(below: Float[np.ndarray, "R L"]) -> Float[np.ndarray, " R"]:
+    """Return the root mean squared gap of levels and the shares of transforms up to them."""
+    return np.sqrt(np.square(below - _LEVELS).mean(axis=1))

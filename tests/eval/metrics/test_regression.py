@@ -110,3 +110,55 @@ def test_perfect_and_single():
     np.testing.assert_allclose(nll, 0.5 * np.log(2 * np.pi), rtol=1e-6)
     assert chi == rmse == mae == 0
     np.testing.assert_allclose(crps, (np.sqrt(2) - 1) / np.sqrt(np.pi), rtol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [None, np.arange(50) % 4])
+def test_r_squared_is_that_of_scikit_learn(weights):
+    from sklearn.metrics import mean_absolute_error, r2_score
+
+    mean, _, y = regression()
+    found = mt.r_squared(mean, y, weights=weights)
+    assert float(found) == pytest.approx(r2_score(y, mean, sample_weight=weights), rel=1e-5)
+    found = mt.mae(mean, y, weights=weights)
+    expected = mean_absolute_error(y, mean, sample_weight=weights)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_r_squared_of_targets_that_are_all_equal():
+    same = np.ones((5, 1))
+    assert float(mt.r_squared(same, same)) == 1
+    assert float(mt.r_squared(same + 1, same)) == 0
+
+
+def test_energy_score_by_all_pairs_and_as_crps_of_one_output():
+    rng = np.random.default_rng(0)
+    samples, y, weights = rng.normal(size=(7, 5, 3)), rng.normal(size=(5, 3)), rng.uniform(size=5)
+    to_target = np.linalg.norm(samples - y, axis=2).mean(axis=0)
+    pairs = np.linalg.norm(samples[:, None] - samples[None], axis=3).sum(axis=(0, 1))
+    for fair, divisor in ((False, 7 * 7), (True, 7 * 6)):
+        expected = np.average(to_target - pairs / (2 * divisor), weights=weights)
+        found = mt.energy_score(samples, y, fair=fair, weights=weights)
+        assert float(found) == pytest.approx(expected, rel=1e-6)
+    one = mt.energy_score(samples[..., 0], y[:, 0])
+    assert float(one) == pytest.approx(float(mt.crps_samples(samples[..., 0], y[:, 0])))
+    with pytest.raises(ValueError, match="Found 1 sample for fair=True"):
+        mt.energy_score(samples[:1], y, fair=True)
+
+
+def test_energy_score_is_proper():
+    """The true correlation scores better than none, beyond three standard errors."""
+    rng = np.random.default_rng(1)
+    cov = np.array([[1, 0.9], [0.9, 1]])
+    y = rng.multivariate_normal([0, 0], cov, 600)
+    true, independent = (
+        rng.multivariate_normal([0, 0], cov, (40, 600)),
+        rng.normal(size=(40, 600, 2)),
+    )
+    each = np.array(
+        [
+            float(mt.energy_score(independent[:, part], y[part], fair=True))
+            - float(mt.energy_score(true[:, part], y[part], fair=True))
+            for part in np.split(np.arange(600), 12)
+        ]
+    )
+    assert each.mean() > 3 * each.std(ddof=1) / np.sqrt(12)

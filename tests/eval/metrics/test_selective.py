@@ -70,3 +70,18 @@ def test_confidences_that_round_to_one_are_ranked():
     curve = mt.risk_coverage_curve(probs, y)
     np.testing.assert_allclose(curve.risk, [0, 0, 1 / 3], rtol=1e-6)
     np.testing.assert_array_equal(curve.thresholds, 1)
+
+
+@pytest.mark.parametrize("weights", [None, np.arange(300) % 3])
+def test_augrc_in_closed_form_of_auroc_and_accuracy(weights):
+    from sklearn.metrics import roc_auc_score
+
+    probs, y = classification(300, 3)
+    probs = np.round(probs, 1)  # many ties
+    probs[:, 0] += 1 - probs.sum(axis=1)
+    right, confidence = probs.argmax(axis=1) == y, probs.max(axis=1)
+    accuracy = np.average(right, weights=weights)
+    area = roc_auc_score(right, np.round(confidence, 6), sample_weight=weights)
+    expected = (1 - area) * accuracy * (1 - accuracy) + (1 - accuracy) ** 2 / 2
+    found = mt.augrc(probs, y, confidence=np.round(confidence, 6), weights=weights)
+    assert float(found) == pytest.approx(expected, rel=1e-5)

@@ -377,3 +377,26 @@ def test_losses_of_saturated_predictors_are_exact_everywhere(kind, tmp_path):
     again = measure_classification(read_again.predictions, read_again.y, read_again.shifted_labels)
     for name in ("map", "laplace"):
         assert again[name]["nll"] == pytest.approx(found.metrics[name]["nll"], rel=1e-6)
+
+
+@pytest.mark.parametrize("positions", [0, 2])
+def test_groups_of_examples_become_those_of_labels(positions, handed_over):
+    y = RNG.integers(0, 3, (N, positions) if positions else N)
+    mask = np.arange(y.size).reshape(y.shape) % 4 > 0
+    site = np.where(X[:, 1] > 0, "north", "south")
+    predict = {"map": classifier(0.5, positions=positions)}
+    report(predict, Masked(Categorical()), (y, mask), groups={"site": site})
+    [(_, options)] = handed_over
+    each = np.repeat(site, positions).reshape(y.shape) if positions else site
+    assert options["groups"]["site"].tolist() == each[mask].tolist()
+
+
+def test_groups_of_numbers_are_those_of_rows(handed_over):
+    mask, age = np.arange(2 * N).reshape(N, 2) % 3 > 0, np.arange(N) % 4
+    report({"map": regressor(1.0)}, Gaussian(), X, groups=age)
+    report({"map": regressor(1.0)}, Masked(Gaussian()), (X, mask), groups=age)
+    plain, masked = (options["groups"]["group"].tolist() for _, options in handed_over)
+    assert plain == age.tolist()
+    assert masked == np.repeat(age, 2).reshape(N, 2)[mask].tolist()
+    with pytest.raises(ValueError, match=r"Found groups of shape \(3,\) for 30 examples"):
+        report({"map": regressor(1.0)}, Gaussian(), X, groups=[1, 2, 3])

@@ -207,7 +207,7 @@ def test_schema(classified, regressed):
     written = classified[-1].metrics
     assert list(written) == [
         *("schema", "task", "num_examples", "seed", "predictors", "map", "laplace", "ensemble"),
-        *("shifted", "ood", "claims", "bootstrap"),
+        *("shifted", "ood", "claims", "bootstrap", "risk_control"),
     ]
     assert (written["schema"], written["task"], written["num_examples"]) == (
         3,

@@ -5,6 +5,11 @@ import pytest
 from scipy.stats import entropy as scipy_entropy
 
 from laplace_kit.eval import metrics
+from laplace_kit.eval.calibration import (
+    calibration_tests,
+    corp_reliability,
+    smooth_reliability,
+)
 from laplace_kit.eval.report import registry
 from laplace_kit.eval.statistics import classification
 from laplace_kit.eval.statistics.classification import class_scores, class_sums
@@ -19,6 +24,23 @@ METRICS = {
     "debiased_ce": metrics.debiased_calibration_error,
     "classwise_ece": metrics.classwise_calibration_error,
     "aurc": metrics.aurc,
+    "augrc": metrics.augrc,
+    "smooth_ece": lambda *args, weights: smooth_reliability(*args, weights=weights).error,
+    "miscalibration": lambda *args, weights: (
+        corp_reliability(*args, weights=weights).miscalibration
+    ),
+    "discrimination": lambda *args, weights: (
+        corp_reliability(*args, weights=weights).discrimination
+    ),
+    "spiegelhalter_z": lambda *args, weights: (
+        calibration_tests(*args, weights=weights).spiegelhalter.statistic
+    ),
+    "ks_error": lambda *args, weights: (
+        calibration_tests(*args, weights=weights).kolmogorov_smirnov.statistic
+    ),
+    "kuiper_error": lambda *args, weights: (
+        calibration_tests(*args, weights=weights).kuiper.statistic
+    ),
 }
 
 

@@ -60,3 +60,29 @@ def test_means_over_outputs_are_weighted_by_example():
     assert numbers.chi_squared(sums)[0] == pytest.approx(np.average(each, weights=weights[0]))
     widths = 2 * stats.norm.ppf(0.95) * STD.mean(axis=1)
     assert numbers.interval_width(sums)[0] == pytest.approx(np.average(widths, weights=weights[0]))
+
+
+@pytest.mark.parametrize("kind", ["none", "counts", "shares"])
+def test_errors_explained_variance_and_sharpness(kind):
+    from sklearn.metrics import mean_absolute_error, r2_score
+
+    given = {"none": np.ones(30), "counts": np.arange(30) % 3, "shares": RNG.uniform(size=30)}
+    weights = given[kind].astype(float)
+    y = Y + np.array([100.0, -5.0])
+    scores = numbers.normal_scores(MEAN, STD, y)
+    rows = np.stack([weights, np.ones(30)])
+    sums = numbers.number_sums(numbers.number_columns(MEAN, STD, y, scores, scores.cdf), rows)
+    assert numbers.r_squared(sums)[0] == pytest.approx(r2_score(y, MEAN, sample_weight=weights))
+    expected = mean_absolute_error(y, MEAN, sample_weight=weights)
+    assert numbers.mae(sums)[0] == pytest.approx(expected)
+    assert numbers.sharpness(sums)[1] == pytest.approx(np.sqrt(np.mean(STD**2)))
+
+
+def test_explained_variance_of_equal_targets():
+    y, mean = np.full((4, 1), 3.0), np.full((4, 1), 2.0)
+    found = []
+    for of in (y, mean):
+        scores = numbers.normal_scores(of, 0 * y + 1, y)
+        columns = numbers.number_columns(of, 0 * y + 1, y, scores, scores.cdf)
+        found.append(numbers.r_squared(numbers.number_sums(columns, np.ones((1, 4))))[0])
+    assert found == [1.0, 0.0]
