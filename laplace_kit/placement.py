@@ -274,8 +274,13 @@ def on_automatic_axes(fn: Callable, *args: PyTree) -> PyTree:
     result
         On the mesh of the arguments, with each leading axis spread over what it was spread over.
     """
-    mesh = next(filter(None, map(_explicit_mesh_of, jax.tree.leaves(args))), None)
-    if mesh is None or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
+    leaves = jax.tree.leaves(args)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return fn(*args)
+    mesh = next(filter(None, map(_explicit_mesh_of, leaves)), None)
+    if mesh is None and AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
+        mesh = jax.sharding.get_mesh()  # for arrays of the host
+    if mesh is None:
         return fn(*args)
     same = mesh.update(axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
