@@ -2,7 +2,8 @@
 
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -368,7 +369,15 @@ class Laplace:
         compare: "Mapping[str, Compared] | None" = None,
         shifted: Mapping[str, Any] | None = None,
         ood: PyTree = None,
+        class_names: Sequence[str] | None = None,
+        feature_names: Sequence[str] | None = None,
+        target_name: str | Sequence[str] | None = None,
+        target_unit: str | None = None,
         title: str = "Calibration report",
+        data_name: str = "",
+        date: date | str | None = None,
+        costs: tuple[float, float] = (1.0, 1.0),
+        picture_format: Literal["png", "svg"] = "png",
         key: PRNGKeyArray | None = None,
         seed: int = 0,
     ) -> "Report":
@@ -378,26 +387,23 @@ class Laplace:
         ----------
         data, directory
             The test set, `(x, y)`, `(x, y, weights)` or an iterable of such; and where
-            `index.html`, `metrics.json`, `predictions.npz` and the plots go.
+            `index.html`, `report.md`, `metrics.json`, `predictions.npz` and the plots go.
         compare, shifted, ood
             By name: other predictions or posteriors, labelled sets, unlabelled inputs (or one set).
-        title, key, seed
-            The heading of the page; for a predictive that draws samples; of the resamples.
+        class_names, feature_names, target_name, target_unit
+            To be shown; by default the columns, name and categories of a DataFrame and a Series.
+        title, data_name, date, costs, picture_format, key, seed
+            As in `laplace_kit.eval.report.classification_report`; for a predictive that draws.
         """
         from laplace_kit import quality
 
-        return quality.report(
-            self.objective,
-            {"map": self.predict_at_mode, "laplace": partial(self.predict, key=key)},
-            data,
-            directory,
-            compare=compare,
-            shifted=shifted,
-            ood=ood,
-            title=title,
-            card=report_card(self._card(), self.model, self.prior, self.coverage),
-            seed=seed,
-        )
+        predictors = {"map": self.predict_at_mode, "laplace": partial(self.predict, key=key)}
+        names = quality.named(class_names, feature_names, target_name, target_unit)
+        look = quality.Look(title, data_name, date, picture_format, costs)
+        others = quality.Others(compare, shifted, ood)
+        card = report_card(self._card(), self.model, self.prior, self.coverage)
+        page = names, card, look, seed
+        return quality.report(self.objective, predictors, data, directory, others, *page)
 
     def predict_at_mode(self, x: PyTree) -> Predictive:
         """Return the MAP predictive, at the mode and without weight uncertainty."""

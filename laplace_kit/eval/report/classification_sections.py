@@ -8,8 +8,9 @@ from jaxtyping import ArrayLike, Bool, Float, Num
 from laplace_kit.eval import plots
 from laplace_kit.eval.plots.style import MOST_POINTS
 from laplace_kit.eval.report import pictures
-from laplace_kit.eval.report.pictures import TEST, Section
+from laplace_kit.eval.report.pictures import TEST
 from laplace_kit.eval.report.scores import SCORES
+from laplace_kit.eval.report.section import Section
 from laplace_kit.eval.report.table import Values, display_name, number
 
 _ByName = Mapping[str, Float[ArrayLike, "_ C"]]

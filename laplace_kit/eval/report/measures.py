@@ -289,9 +289,3 @@ def _numbers(
             **bootstrap,
         },
     }
-
-
-def hard_labels(y: ArrayLike) -> np.ndarray:
-    """Return labels `(N,)`; for one-hot or soft labels `(N, C)`, the most probable ones."""
-    y = np.asarray(y)
-    return y if y.ndim == 1 else y.argmax(axis=1)

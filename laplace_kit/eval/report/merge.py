@@ -15,6 +15,7 @@ from laplace_kit.eval.report.files import (
     check_alike,
     read_predictions,
 )
+from laplace_kit.eval.report.names import Names
 
 
 def read_all(paths: Sequence[str | os.PathLike]) -> StoredPredictions:
@@ -77,8 +78,29 @@ def read_all(paths: Sequence[str | os.PathLike]) -> StoredPredictions:
         check_alike(paths[-1], _by_set(predictions))
     x = next((file.x for file in stored if file.x is not None), None)
     return StoredPredictions(
-        predictions, first.y, shifted_labels, x, first.weights, shifted_weights
+        predictions,
+        first.y,
+        shifted_labels,
+        x,
+        first.weights,
+        shifted_weights,
+        _merged_names(paths, [file.names for file in stored]),
     )
+
+
+def _merged_names(paths: Sequence[Path], given: Sequence[Names]) -> Names:
+    """Return the names in any of the files, which must agree where there are several."""
+    found = {}
+    for path, names in zip(paths, given, strict=True):
+        for kind, value in vars(names).items():
+            if value and found.setdefault(kind, value) != value:
+                raise refused(
+                    path,
+                    f"the names {value!r} of {kind}",
+                    f"{found[kind]!r}, as in another file",
+                    "use the same names, in the same order",
+                )
+    return Names(**found)
 
 
 def _repeated(names: Iterable[Iterable[str]]) -> list[str]:

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from laplace_kit.eval.plots.style import series_style
 from laplace_kit.eval.report import examples, table
 from laplace_kit.eval.report.examples import Gallery
-from laplace_kit.eval.report.pictures import Section
+from laplace_kit.eval.report.look import Look
 from laplace_kit.eval.report.registry import METRICS
+from laplace_kit.eval.report.section import Section
 from laplace_kit.eval.report.verdict import claims, verdict
 from laplace_kit.host import is_first
 
@@ -80,7 +81,7 @@ def as_card(card: PosteriorCard | Mapping[str, str] | None) -> PosteriorCard | N
 class Content:
     """Everything on a page except its metrics."""
 
-    title: str
+    look: Look
     sections: tuple[Section, ...]
     galleries: tuple[Gallery, ...]
     card: PosteriorCard | None
@@ -98,6 +99,8 @@ def write(
     `predictions.npz` to a path. A missing directory is created. In a program of several processes,
     process 0 writes.
     """
+    found = {section.key: section.record for section in content.sections if section.record}
+    metrics = metrics | ({"sections": found} if found else {})
     text = json.dumps(metrics, indent=2, allow_nan=False)
     drawn = [picture for section in content.sections for picture in section.pictures]
     drawn += examples.pictures(content.galleries)

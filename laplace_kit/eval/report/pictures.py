@@ -36,15 +36,6 @@ class Picture:
         return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
 
-@dataclass(frozen=True)
-class Section:
-    """Pictures of one kind, with a note on how to read them."""
-
-    title: str
-    note: str
-    pictures: tuple[Picture, ...]
-
-
 def new_figure(height: float = 3.4) -> "matplotlib.figure.Figure":
     """Return an empty figure of a height in inches, without pyplot's global state."""
     from matplotlib.figure import Figure
@@ -131,3 +122,12 @@ def legend_name(predictor: str) -> str:
     """Return a predictor's name, abbreviated in the middle if it is too long for a legend."""
     name, half = display_name(predictor), _LONGEST_LABEL // 2
     return name if len(name) <= _LONGEST_LABEL else f"{name[: half - 1]}…{name[-half:]}"
+
+
+def drawn_name(name: str, otherwise: str) -> str:
+    """Return a name for an axis or a legend, `otherwise` if no installed font can draw it."""
+    if not fonts.drawable(name):
+        return otherwise
+    half = _LONGEST_LABEL // 2
+    short = name if len(name) <= _LONGEST_LABEL else f"{name[: half - 1]}…{name[-half:]}"
+    return short.replace("$", r"\$")  # which would begin a formula

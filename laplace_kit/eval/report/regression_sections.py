@@ -8,7 +8,8 @@ from jaxtyping import ArrayLike, Float, Num
 from laplace_kit.eval import plots
 from laplace_kit.eval.plots.style import MOST_POINTS
 from laplace_kit.eval.report import pictures
-from laplace_kit.eval.report.pictures import TEST, Section
+from laplace_kit.eval.report.pictures import TEST
+from laplace_kit.eval.report.section import Section
 from laplace_kit.eval.report.table import Values, display_name, number
 
 _ByName = Mapping[str, Float[np.ndarray, " N"]]
@@ -23,6 +24,7 @@ def bands(
     epistemic_std: _ByName,
     y: Num[ArrayLike, " N"],
     measured: Mapping[str, Values],
+    labels: tuple[str, str] = ("input", "output"),
 ) -> Section:
     """Draw the predictive band over one input, with the targets, for each predictor."""
     drawn, figures = [], {name: pictures.new_figure(3.6) for name in mean}
@@ -36,7 +38,7 @@ def bands(
             x_observed=x,
             y_observed=y,
             interval=intervals[name],
-        )
+        ).set(xlabel=labels[0], ylabel=labels[1])
     pictures.with_same_axes([*figures.values()])
     for name, figure in figures.items():
         caption = pictures.caption(name, TEST, "coverage_90", measured[name])
@@ -51,13 +53,14 @@ def predicted(
     intervals: _Intervals,
     y: Num[ArrayLike, " N"],
     measured: Mapping[str, Values],
+    target: str = "",
 ) -> Section:
     """Draw predictions with their intervals against the targets, for each predictor."""
     drawn, figures = [], {name: pictures.new_figure(4.2) for name in mean}
     for name, figure in figures.items():
         plots.predicted_against_observed(
             figure.subplots(), mean[name], std[name], y, interval=intervals[name]
-        )
+        ).set(xlabel=f"observed {target}".strip(), ylabel=f"predicted {target}".strip())
     pictures.with_same_axes([*figures.values()])
     for name, figure in figures.items():
         caption = pictures.caption(name, TEST, "rmse", measured[name])

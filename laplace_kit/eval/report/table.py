@@ -25,6 +25,11 @@ RESERVED = (
     "ood",
     "claims",
     "bootstrap",
+    "names",
+    "made",
+    "num_classes",
+    "recalibrated",
+    "sections",
 )
 
 

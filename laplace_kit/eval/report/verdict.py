@@ -29,7 +29,7 @@ def verdict(metrics: Mapping[str, Any]) -> tuple[str, ...]:
 
     First come the comparisons of all predictors with the first on the test set; then, for each
     predictor, whether it is over- or under-confident there, by how much, and whether significantly;
-    then the comparisons on the other sets.
+    then the comparisons on the other sets, and the conclusions of single sections.
     """
     (_, test, bootstrap), *others = sets(metrics)
     said = tuple(claim.sentence for claim in claims(metrics))
@@ -40,6 +40,11 @@ def verdict(metrics: Mapping[str, Any]) -> tuple[str, ...]:
             f"{title}: {sentence[0].lower()}{sentence[1:]}"
             for title, values, of_set in others
             for sentence in _comparisons(values, of_set)
+        ),
+        *(
+            sentence
+            for section in metrics.get("sections", {}).values()
+            for sentence in section.get("conclusions", ())
         ),
     )
 

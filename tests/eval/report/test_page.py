@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from laplace_kit.eval.report import files, page, table
+from laplace_kit.eval.report.look import Look
 from laplace_kit.eval.report.page import PosteriorCard
-from laplace_kit.eval.report.pictures import Section
+from laplace_kit.eval.report.section import Section
 
 
 class Page(html.parser.HTMLParser):
@@ -73,7 +74,7 @@ def test_numbers_of_the_page_are_those_of_metrics_json(written, shown):
 def test_links_lead_to_the_set_that_they_name(tmp_path, classified):
     titles = ("Detection, noise1", "Detection, noise2", "Detection, Noise1", "Detection, \u00fc")
     sections = tuple(Section(title, "", ()) for title in titles)
-    content = page.Content("Links", sections, (), None)
+    content = page.Content(Look("Links"), sections, (), None)
     written = page.write(tmp_path, classified[-1].metrics, content, lambda path: path.touch())
     found = Page(written.index.read_text(encoding="utf-8")).attributes
     links = [value.removeprefix("#") for name, value in found if name == "href"]
