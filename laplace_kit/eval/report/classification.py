@@ -13,15 +13,18 @@ from laplace_kit.eval.report import checks, examples, files, page
 from laplace_kit.eval.report import classification_sections as sections
 from laplace_kit.eval.report.inputs import floating
 from laplace_kit.eval.report.look import Look, PictureFormat
+from laplace_kit.eval.report.many_classes import many_classes
 from laplace_kit.eval.report.material import Classified, MakeClassSections
 from laplace_kit.eval.report.measures import measure_classification
 from laplace_kit.eval.report.names import check_fit, named, names_of, with_codes
 from laplace_kit.eval.report.page import Content, PosteriorCard, Report
 from laplace_kit.eval.report.pictures import TEST
 from laplace_kit.eval.report.predictions import ClassPredictions
+from laplace_kit.eval.report.recalibrated import recalibrated_classes
 from laplace_kit.eval.report.scores import scores
 from laplace_kit.eval.report.section import Section
 from laplace_kit.eval.report.stages import OnStage, ignore
+from laplace_kit.eval.report.two_classes import two_classes
 from laplace_kit.eval.statistics.classification import entropy, one_minus_largest
 from laplace_kit.eval.statistics.confidence import risk_curve
 from laplace_kit.eval.statistics.detection import detection_scores, detection_sums, roc_curve
@@ -118,6 +121,8 @@ def classification_report(
         predictions, y, shifts, weights=weights, shifted_weights=shifted_weights, seed=seed
     )
     numbers |= {"names": names.known()} if names.known() else {}
+    found = recalibrated_classes(predictions, y, weights=weights, seed=seed)
+    numbers |= {"recalibrated": found} if found else {}
     stage("drawing")
     all_weights = {TEST: weights, **dict.fromkeys(shifts), **(shifted_weights or {})}
     of = Classified(predictions, y, shifts, numbers, subject, all_weights, names, costs)
@@ -198,6 +203,8 @@ def _detection(of: Classified) -> Iterator[Section]:
 # In the order of the page. A further section is one more function of `Classified` here.
 SECTIONS: tuple[MakeClassSections, ...] = (
     _reliability,
+    two_classes,
+    many_classes,
     _confidence,
     _risk_coverage,
     _uncertainty,

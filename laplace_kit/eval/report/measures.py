@@ -32,7 +32,7 @@ from laplace_kit.eval.report.checks import about, finite
 from laplace_kit.eval.report.claims import accuracy_claim, coverage_claim
 from laplace_kit.eval.report.pictures import TEST
 from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
-from laplace_kit.eval.report.registry import METRICS, evaluated
+from laplace_kit.eval.report.registry import LABEL, METRICS, evaluated
 from laplace_kit.eval.report.scores import scores
 from laplace_kit.eval.statistics import numbers
 from laplace_kit.eval.statistics.classification import class_scores, class_sums
@@ -85,7 +85,9 @@ def measure_classification(
     test = _measure_probs(TEST, probs, log_probs, y, weights, seed)
     claims = {name: accuracy_claim(of.probs, y, weights, of.log_probs) for name, of in everyone}
     others = {"shifted": shifted, "ood": ood}
-    return _numbers("classification", int(np.count_nonzero(weights)), seed, test, claims, others)
+    num_examples = int(np.count_nonzero(weights))
+    found = _numbers("classification", num_examples, seed, test, claims, others)
+    return found | {"num_classes": np.shape(next(iter(probs.values())))[1]}
 
 
 def measure_regression(
@@ -148,8 +150,20 @@ def _measure_probs(
             valid, labels = inputs.classified(of, y)
         logs = None if log_probs[name] is None else inputs.floating(log_probs[name])
         found = class_scores(valid, labels, logs)
-        evaluate[name] = lambda rows, of=found: evaluated(class_sums(of, rows))
+        second = _second_class(valid, labels) if valid.shape[1] == 2 else None
+        evaluate[name] = lambda rows, of=found, two=second: (
+            evaluated(class_sums(of, rows)) | ({} if two is None else two(rows))
+        )
     return _measure(evaluate, [weights], seed)
+
+
+def _second_class(probs: Float[np.ndarray, "N 2"], y: Num[np.ndarray, "N ..."]) -> Evaluate:
+    """Return how well the probability of the second class ranks its examples before the others."""
+    positive = (y if y.ndim == 1 else y[:, 1]).astype(float)
+    ranking = detection_scores(probs[:, 1], probs[:, 1])
+    return lambda rows: evaluated(
+        detection_sums(ranking, rows * (1 - positive), rows * positive), LABEL
+    )
 
 
 def _measure_detection(

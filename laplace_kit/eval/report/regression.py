@@ -22,6 +22,7 @@ from laplace_kit.eval.report.names import check_fit, named, names_of, with_codes
 from laplace_kit.eval.report.page import Content, PosteriorCard, Report
 from laplace_kit.eval.report.pictures import drawn_name
 from laplace_kit.eval.report.predictions import RegressionPredictions
+from laplace_kit.eval.report.recalibrated import recalibrated_numbers
 from laplace_kit.eval.report.section import Section
 from laplace_kit.eval.report.stages import OnStage, ignore
 from laplace_kit.eval.statistics.numbers import coverage
@@ -110,6 +111,8 @@ def regression_report(
     stage("resampling")
     numbers = measure_regression(predictions, y, weights=weights, seed=seed)
     numbers |= {"names": names.known()} if names.known() else {}
+    found = recalibrated_numbers(predictions, y, weights=weights, seed=seed)
+    numbers |= {"recalibrated": found} if found else {}
     stage("drawing")
     weights = checked(weights, len(y))
     mean = {name: np.asarray(of.mean) for name, of in predictions.items()}

@@ -76,7 +76,7 @@ def test_pictures_of_two_predictors_have_the_same_axes(monkeypatch):
 
     def drawn(file, caption, figure):
         figures.append(figure)
-        return Picture(file, caption, b"")
+        return Picture(file, caption)
 
     monkeypatch.setattr(sections.pictures, "picture", drawn)
     inside = {"map": {"entropy": np.linspace(0, 0.1, 9)}, "other": {"entropy": np.ones(9)}}

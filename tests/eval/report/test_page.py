@@ -79,7 +79,7 @@ def test_links_lead_to_the_set_that_they_name(tmp_path, classified):
     found = Page(written.index.read_text(encoding="utf-8")).attributes
     links = [value.removeprefix("#") for name, value in found if name == "href"]
     anchors = [value for name, value in found if name == "id"]
-    assert len({*anchors}) == len(anchors) == len(titles) + 2
+    assert len({*anchors}) == len(anchors) == len(titles) + 5
     assert [link for link in links if link in anchors] == anchors
 
 
