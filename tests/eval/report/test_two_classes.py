@@ -112,7 +112,7 @@ def test_the_page_of_two_classes(tmp_path):
     names = {path.name for path in written.files}
     assert {f"positive_{k}.png" for k in ("reliability", "roc", "precision_recall")} <= names
     with pytest.raises(ValueError, match=r"Found costs=\(0.0, 1.0\), expected two positive"):
-        report.classification_report(predictions, y, tmp_path, costs=(0, 1))
+        report.classification_report(predictions, y, tmp_path, costs=(0.0, 1.0))
 
 
 def test_labels_of_one_kind_leave_nothing_to_tell_apart(tmp_path):
