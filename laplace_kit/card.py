@@ -1,6 +1,7 @@
 """The summary card of a posterior: its facts in words, and warnings."""
 
 import math
+from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from laplace_kit.tune.result import Tuning
 
 if TYPE_CHECKING:
     from laplace_kit.eval.report import PosteriorCard
+    from laplace_kit.laplace import Laplace
 
 # A draw from a Gaussian in k dimensions is about sqrt(k) standard deviations from the mean.
 _FAR_FROM_MODE = 0.25
@@ -54,6 +56,24 @@ class Card(NamedTuple):
         whole = self.as_dict()
         width = max(map(len, whole))
         return "\n".join(f"{name:<{width}}  {text}" for name, text in whole.items())
+
+
+def line(la: "Laplace") -> str:
+    """Return a posterior in one line, without a computation."""
+    structure, likelihood = la.structure.name, type(la.likelihood).__name__
+    return f"Laplace({structure}, {tree.size(la.mode):,} parameters, {likelihood})"
+
+
+def html(la: "Laplace") -> str:
+    """Return the card of a posterior as an HTML table, warnings first; costs what `print` does."""
+    card = la.card()
+    levels = {level: card.pop(level) for level in ("warnings", "notes") if level in card}
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{escape(name)}</th>"
+        f"<td style='text-align:left'>{escape(text)}</td></tr>"
+        for name, text in {**levels, **card}.items()
+    )
+    return f"<p>{escape(line(la))}</p><table><tbody>{rows}</tbody></table>"
 
 
 def report_card(

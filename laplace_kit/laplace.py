@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
+from laplace_kit import card as cards
 from laplace_kit import continual, storage, stored, tree
 from laplace_kit.approx.diagnostics import Diagnostics, diagnose
 from laplace_kit.approx.evidence import log_evidence_of
@@ -18,7 +19,6 @@ from laplace_kit.approx.noise import noise_factor, with_known_noise
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.approx.prior import Prior, check_temperature, expand_precision
 from laplace_kit.approx.update import Expansion
-from laplace_kit.card import Card, make_card, report_card
 from laplace_kit.curv.objective import Objective
 from laplace_kit.curv.trained_model import TrainedModel
 from laplace_kit.eval import functions, predictive
@@ -103,8 +103,7 @@ class Laplace:
         ValueError
             If it has another form, is not positive, or leaves the posterior precision indefinite.
         """
-        changed = jax.tree.map(jnp.asarray, prior_precision)
-        prior = tree.replace(self.prior, precision=changed)
+        prior = tree.replace(self.prior, precision=jax.tree.map(jnp.asarray, prior_precision))
         record = tree.replace(self.record, tuning=None)
         return tree.replace(self, prior=prior, record=record).refactorised()
 
@@ -163,10 +162,8 @@ class Laplace:
 
         Parameters
         ----------
-        data
-            The new data, as `fit` takes them.
-        key
-            For the curvature `"mc_fisher"`.
+        data, key
+            The new data, as `fit` takes them, and a key for the curvature `"mc_fisher"`.
         """
         old = self.objective, self.expansion, self.prior.vector(self.model), self.record
         mode, expansion, record = continual.updated_by(data, *old, key=key)
@@ -188,13 +185,10 @@ class Laplace:
         TypeError, ValueError
             If either has another form or is not positive, or there is no noise.
         """
-        if prior_precision is None:
-            prior_precision = self.prior.precision
+        given = self.prior.precision if prior_precision is None else prior_precision
         la = self if noise_std is None else scaled(self, noise_factor(self.likelihood, noise_std))
-        precision, deviation = self.expand(prior_precision), self.deviation
-        return log_evidence_of(
-            *(la.log_likelihood, la.structure, prior_precision, precision, deviation, la.jitter)
-        )
+        parts = la.log_likelihood, la.structure, given, self.expand(given)
+        return log_evidence_of(*parts, self.deviation, la.jitter)
 
     def tune(
         self,
@@ -390,20 +384,18 @@ class Laplace:
             `index.html`, `report.md`, `metrics.json`, `predictions.npz` and the plots go.
         compare, shifted, ood
             By name: other predictions or posteriors, labelled sets, unlabelled inputs (or one set).
-        class_names, feature_names, target_name, target_unit
-            To be shown; by default the columns, name and categories of a DataFrame and a Series.
-        title, data_name, date, costs, picture_format, key, seed
-            As in `laplace_kit.eval.report.classification_report`; for a predictive that draws.
+        key
+            For a predictive that draws samples. All else is as in
+            `laplace_kit.eval.report.classification_report` and `regression_report`.
         """
         from laplace_kit import quality
 
         predictors = {"map": self.predict_at_mode, "laplace": partial(self.predict, key=key)}
         names = quality.named(class_names, feature_names, target_name, target_unit)
         look = quality.Look(title, data_name, date, picture_format, costs)
-        others = quality.Others(compare, shifted, ood)
-        card = report_card(self._card(), self.model, self.prior, self.coverage)
-        page = names, card, look, seed
-        return quality.report(self.objective, predictors, data, directory, others, *page)
+        card = cards.report_card(self._card(), self.model, self.prior, self.coverage)
+        page = quality.Others(compare, shifted, ood), names, card, look, seed
+        return quality.report(self.objective, predictors, data, directory, *page)
 
     def predict_at_mode(self, x: PyTree) -> Predictive:
         """Return the MAP predictive, at the mode and without weight uncertainty."""
@@ -425,14 +417,16 @@ class Laplace:
         """Return the card: facts and warnings in words, by name, as in the report and `print`."""
         return self._card().as_dict()
 
+    __repr__, _repr_html_ = cards.line, cards.html
+
     def __str__(self) -> str:
         """Return the card as lines of text, warnings last."""
         return self._card().as_text()
 
-    def _card(self) -> Card:
+    def _card(self) -> cards.Card:
         diagnostics, evidence = self.diagnostics(), self.log_marginal_likelihood()
         parts = self.model, self.likelihood, self.expansion, self.prior, self.record
-        return make_card(*parts, diagnostics, evidence)
+        return cards.make_card(*parts, diagnostics, evidence)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write everything except functions and data to one file; read it with `load`.

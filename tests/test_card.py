@@ -1,6 +1,7 @@
 """The card lists facts, and warnings where there are any."""
 
 import dataclasses
+import html
 
 import jax.numpy as jnp
 import numpy as np
@@ -304,3 +305,17 @@ def test_a_mode_has_neither_note_nor_warning():
     la = regression()
     assert float(la.diagnostics().prediction_shift) < 0.01
     assert not {"notes", "warnings"} & set(la.card())
+
+
+# --- short forms ----------------------------------------------------------------------------------
+
+
+def test_a_posterior_is_shown_short_and_as_a_table():
+    la = regression()
+    assert repr(la) == "Laplace(Full, 2 parameters, Gaussian)"
+    found = la._repr_html_()
+    for name, text in la.card().items():
+        assert f"{html.escape(name)}</th>" in found
+        assert html.escape(text) in found
+    warned = regression(delta=2.0).with_prior(1e4)._repr_html_()
+    assert warned.index("warnings</th>") < warned.index("likelihood</th>")
