@@ -105,15 +105,14 @@ def _chosen(found: dict[str, ByClass]) -> list[int]:
 
 def _table(of: Classified, found: dict[str, ByClass], chosen: list[int]) -> Section:
     columns = ("class", "examples", "predicted", "recall", "precision", "mean P", "frequency", "")
-    tables = tuple(
-        Table(
-            columns,
-            tuple(_row(of.names.of_class(k), each, k) for k in chosen),
-            title=display_name(name),
-            marked=tuple(place for place, k in enumerate(chosen) if abs(each.gap[k]) > _LARGE_GAP),
-        )
-        for name, each in found.items()
-    )
+    tables = []
+    for name, each in found.items():
+        rows = [_row(of.names.of_class(k), each, k) for k in chosen]
+        marked = tuple(place for place, k in enumerate(chosen) if abs(each.gap[k]) > _LARGE_GAP)
+        # Without a remark, there is no column of remarks.
+        width = len(columns) if marked else len(columns) - 1
+        shown = tuple(row[:width] for row in rows)
+        tables.append(Table(columns[:width], shown, title=display_name(name), marked=marked))
     which = ""
     if len(chosen) < of.num_classes:
         which = (
@@ -126,7 +125,7 @@ def _table(of: Classified, found: dict[str, ByClass], chosen: list[int]) -> Sect
         "recall, the share of the former that is found, and precision, the share of the latter "
         "that is right; the mean predicted probability, which for a calibrated predictor equals "
         "the frequency. Marked classes differ by more than four standard deviations." + which,
-        tables=tables,
+        tables=tuple(tables),
         key="classes",
         numbers={
             "shown": [of.names.of_class(k) for k in chosen],

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float
 
 from laplace_kit.eval import plots
-from laplace_kit.eval.report import pictures
+from laplace_kit.eval.report import pictures, trends
 from laplace_kit.eval.report.inputs import floating
 from laplace_kit.eval.report.material import Classified
 from laplace_kit.eval.report.section import Section, Table
@@ -149,16 +149,19 @@ def two_classes(of: Classified) -> Iterator[Section]:
 
 def _reliability(of: Classified, claimed, happened, weights) -> pictures.Picture:
     figure, labels = pictures.new_figure(4.4), pictures.legend_names(claimed)
-    ax, gaps = figure.subplots(), []
+    ax, gaps, sides = figure.subplots(), [], []
     for series, (name, p) in enumerate(claimed.items()):
         bins = frequencies(p, happened, weights)
+        found = trends.of_bins(*bins, "frequency")
+        sides.append(f"{display_name(name)}: {found}")
         plots.probability_reliability(ax, *bins, label=labels[name], series=series)
         above = "above" if weights @ p > weights @ happened else "below"
         mean = weights @ p / weights.sum()
         gaps.append(f"{display_name(name)} {mean:.1%} on average, {above} the frequency")
     ax.set_xlabel(f"predicted probability of {pictures.drawn_name(of.names.of_class(1), '1')}")
     caption = pictures.with_legend_key(f"Predicted probability: {'; '.join(gaps)}", claimed)
-    return pictures.picture("positive_reliability.png", caption, figure)
+    alt = f"{caption}. {' '.join(sides)}"
+    return pictures.picture("positive_reliability.png", caption, figure, alt)
 
 
 def _roc(of: Classified, sums) -> pictures.Picture:

@@ -74,7 +74,7 @@ def test_a_predictor_looks_alike_in_every_picture(monkeypatch):
 def test_pictures_of_two_predictors_have_the_same_axes(monkeypatch):
     figures = []
 
-    def drawn(file, caption, figure):
+    def drawn(file, caption, figure, alt=""):
         figures.append(figure)
         return Picture(file, caption)
 

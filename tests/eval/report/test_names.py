@@ -147,7 +147,9 @@ def test_names_of_targets_on_the_page_and_in_the_files(tmp_path, monkeypatch):
     monkeypatch.setattr(
         pictures,
         "picture",
-        lambda file, caption, figure: drawn.append(figure) or picture(file, caption, figure),
+        lambda file, caption, figure, alt="": (
+            drawn.append(figure) or picture(file, caption, figure, alt)
+        ),
     )
     rng = np.random.default_rng(0)
     mean = rng.normal(size=(40, 1))
