@@ -2,15 +2,16 @@
 
 import math
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from laplace_kit import tree
 from laplace_kit.approx.diagnostics import Diagnostics
+from laplace_kit.approx.posterior import Structure
 from laplace_kit.approx.prior import Prior
 from laplace_kit.approx.update import Expansion
 from laplace_kit.curv.capture.coverage import Coverage
@@ -24,7 +25,6 @@ from laplace_kit.tune.result import Tuning
 
 if TYPE_CHECKING:
     from laplace_kit.eval.report import PosteriorCard
-    from laplace_kit.laplace import Laplace
 
 # A draw from a Gaussian in k dimensions is about sqrt(k) standard deviations from the mean.
 _FAR_FROM_MODE = 0.25
@@ -58,13 +58,26 @@ class Card(NamedTuple):
         return "\n".join(f"{name:<{width}}  {text}" for name, text in whole.items())
 
 
-def line(la: "Laplace") -> str:
+@runtime_checkable
+class Shown(Protocol):
+    """What is shown of a posterior: its parts, and its card."""
+
+    structure: Structure
+    mode: PyTree
+    likelihood: Likelihood
+
+    def card(self) -> dict[str, str]:
+        """Return facts, notes and warnings."""
+        ...
+
+
+def line(la: Shown) -> str:
     """Return a posterior in one line, without a computation."""
     structure, likelihood = la.structure.name, type(la.likelihood).__name__
     return f"Laplace({structure}, {tree.size(la.mode):,} parameters, {likelihood})"
 
 
-def html(la: "Laplace") -> str:
+def html(la: Shown) -> str:
     """Return the card of a posterior as an HTML table, warnings first; costs what `print` does."""
     card = la.card()
     levels = {level: card.pop(level) for level in ("warnings", "notes") if level in card}

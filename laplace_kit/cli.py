@@ -5,7 +5,6 @@ met, and wrong usage with 2. Slow imports are left to the commands that need the
 """
 
 import csv
-import dataclasses
 import json
 import os
 import sys
@@ -185,7 +184,7 @@ def report(
     with _refusals(), _stages() as on_stage:
         on_stage("loading")
         from laplace_kit.eval.report.look import Look
-        from laplace_kit.eval.report.merge import read_all
+        from laplace_kit.eval.report.merge import read_all, with_names
         from laplace_kit.eval.report.names import named
         from laplace_kit.eval.report.requirements import failures, parse_all
 
@@ -194,8 +193,7 @@ def report(
         data_name = data_name or _encodable_names(files)
         look = Look(title, data_name, _shown_date(date), picture_format, costs)
         on_stage("reading")
-        stored = read_all(files)
-        stored = dataclasses.replace(stored, names=names.or_else(stored.names))
+        stored = with_names(read_all(files), names)
         for one in required:
             one.check(stored.is_classification, stored.predictions)
         written = _write_report(stored, out, look, seed, on_stage)

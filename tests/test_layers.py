@@ -27,6 +27,7 @@ FACADE = (
     "card",
     "quality",
     "stored",
+    "machine",
     "cli",
     "demo",
     "__main__",

@@ -3,12 +3,12 @@
 import platform
 import shlex
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
 import jax
 import numpy as np
 
-from laplace_kit import __version__
 from laplace_kit.eval.report.look import Look
 
 
@@ -19,7 +19,7 @@ def made(metrics: Mapping[str, Any], look: Look) -> dict[str, Any]:
     without the inputs and the facts about the posterior.
     """
     versions = {
-        "laplace_kit": __version__,
+        "laplace_kit": _version(),
         "JAX": jax.__version__,
         "NumPy": np.__version__,
         "Python": platform.python_version(),
@@ -36,3 +36,10 @@ def made(metrics: Mapping[str, Any], look: Look) -> dict[str, Any]:
         "versions": versions,
         "command": shlex.join(words),
     }
+
+
+def _version() -> str:
+    try:
+        return metadata.version("laplace-kit")
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from laplace_kit.eval.report.files import (
     check_alike,
     read_predictions,
 )
-from laplace_kit.eval.report.names import Names
+from laplace_kit.eval.report.names import Names, check_fit
 
 
 def read_all(paths: Sequence[str | os.PathLike]) -> StoredPredictions:
@@ -86,6 +87,25 @@ def read_all(paths: Sequence[str | os.PathLike]) -> StoredPredictions:
         shifted_weights,
         _merged_names(paths, [file.names for file in stored]),
     )
+
+
+def with_names(stored: StoredPredictions, names: Names) -> StoredPredictions:
+    """Return predictions with other names where any are given; a `ValueError` if they do not fit.
+
+    Parameters
+    ----------
+    stored
+        Predictions from files.
+    names
+        The names that come before those in the files.
+    """
+    both = names.or_else(stored.names)
+    first = next(iter(stored.predictions.values()))
+    if stored.is_classification:
+        check_fit(both, num_classes=np.shape(first.probs)[1], x=stored.x)
+    else:
+        check_fit(both, num_outputs=np.shape(first.mean)[1], x=stored.x)
+    return replace(stored, names=both)
 
 
 def _merged_names(paths: Sequence[Path], given: Sequence[Names]) -> Names:
