@@ -75,7 +75,8 @@ def report(
         look=look,
         seed=seed,
     )
-    return in_step(write, shared=spans_processes((objective, x)))
+    shared = spans_processes((objective, x))
+    return in_step(partial(write, shared=shared), shared=shared)
 
 
 def _coded(data: Any) -> Any:

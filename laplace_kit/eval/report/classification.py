@@ -52,6 +52,7 @@ def classification_report(
     card: PosteriorCard | Mapping[str, str] | None = None,
     seed: int = 0,
     on_stage: OnStage | None = None,
+    shared: bool = False,
 ) -> Report:
     """Write a calibration report that compares classifiers on the same examples.
 
@@ -91,6 +92,9 @@ def classification_report(
         The seed of the bootstrap's resamples.
     on_stage
         Called with the name of each stage before it begins, to show progress.
+    shared
+        Whether all processes of a program make this report together: then process 0 writes it. By
+        default each process writes its own.
 
     Returns
     -------
@@ -142,7 +146,7 @@ def classification_report(
         shifted_weights=shifted_weights,
         names=names,
     )
-    return page.write(directory, numbers, content, write_predictions)
+    return page.write(directory, numbers, content, write_predictions, shared=shared)
 
 
 # --- sections -------------------------------------------------------------------------------------

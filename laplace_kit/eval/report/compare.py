@@ -67,6 +67,7 @@ def compare_report(
     card: PosteriorCard | Mapping[str, str] | None = None,
     look: Look = DEFAULT_LOOK,
     seed: int = 0,
+    shared: bool = False,
 ) -> Report:
     """Write a report that compares several predictors on the same data.
 
@@ -99,6 +100,8 @@ def compare_report(
         The seed of the resamples, of the 1,000 draws of the logits from which the epistemic part of
         the entropy of several classes is estimated, and of the probability integral transforms of
         counts.
+    shared
+        Whether all processes of a program make this report together: then process 0 writes it.
 
     Returns
     -------
@@ -140,6 +143,7 @@ def compare_report(
             card,
             look,
             seed,
+            shared,
         )
     if shifted or ood:
         raise ValueError(
@@ -148,11 +152,13 @@ def compare_report(
             "classification only; write a report for each set instead."
         )
     data = (x, y, weights)
-    return _regression(predict, compare, likelihood, data, directory, names, card, look, seed)
+    return _regression(
+        predict, compare, likelihood, data, directory, names, card, look, seed, shared
+    )
 
 
 def _classification(
-    predict, compare, likelihood, data, directory, shifted, ood, names, card, look, seed
+    predict, compare, likelihood, data, directory, shifted, ood, names, card, look, seed, shared
 ):
     x, y, weights = data
     predictions, labels, shifted_weights = {}, {}, {}
@@ -212,10 +218,11 @@ def _classification(
         costs=look.costs,
         card=card,
         seed=seed,
+        shared=shared,
     )
 
 
-def _regression(predict, compare, likelihood, data, directory, names, card, look, seed):
+def _regression(predict, compare, likelihood, data, directory, names, card, look, seed, shared):
     (x, y, weights), targets = data, targets_without_mask(likelihood, data[1])
     predictions = {}
     for name, predict_one in predict.items():
@@ -247,6 +254,7 @@ def _regression(predict, compare, likelihood, data, directory, names, card, look
         picture_format=look.picture_format,
         card=card,
         seed=seed,
+        shared=shared,
     )
 
 

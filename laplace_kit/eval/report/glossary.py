@@ -20,6 +20,14 @@ _MEANINGS = {
     "debiased_ce": "Root mean squared gap, corrected for sampling noise.",
     "aurc": "Area under the risk-coverage curve: mean error rate if the least confident "
     "predictions are deferred.",
+    "augrc": "Area under the share of predictions that are kept and wrong.",
+    "smooth_ece": "Gap between confidence and accuracy, averaged by a kernel instead of bins.",
+    "overconfidence": "Mean confidence minus accuracy, with its sign.",
+    "spiegelhalter_z": "Brier score minus its expectation if calibrated, in standard deviations.",
+    "ks_error": "Largest mean gap, up to any confidence.",
+    "kuiper_error": "Largest mean gap, between any two confidences.",
+    "miscalibration": "What isotonic recalibration would take off the Brier score of being right.",
+    "discrimination": "How much better recalibrated confidences are than a constant one.",
     "roc_auc": "Probability that a positive example has a higher probability than a negative one.",
     "average_precision": "Mean precision over the positive examples, by decreasing probability.",
     "auroc": "Area under the ROC curve (receiver operating characteristic): the probability that "
@@ -29,6 +37,9 @@ _MEANINGS = {
     "rmse": "Root mean squared error, in units of the target.",
     "crps": "Continuous ranked probability score, in units of the target: a proper score, the mean "
     "absolute error of a distribution.",
+    "mae": "Mean absolute error, in units of the target.",
+    "r_squared": "Share of the targets' variance that the means explain.",
+    "sharpness": "Root of the mean predicted variance: the smaller the better, if calibrated.",
     "coverage_90": "Share of the targets inside the central 90% intervals; 0.9 if calibrated.",
     "width_90": "Mean width of the 90% intervals: the narrower the better, at the right coverage.",
     "chi_squared": "Mean of squared errors over predicted variances; 1 if these are right.",
@@ -41,10 +52,12 @@ def glossary(metrics: Mapping[str, Any]) -> dict[str, str]:
     sets = [{name: metrics[name] for name in metrics["predictors"]}]
     sets += [of for kind in ("shifted", "ood") for of in metrics.get(kind, {}).values()]
     shown = {key for of in sets for values in of.values() for key in values}
+    # Metrics by further scores share the words before the comma of their labels.
+    names = {METRICS[key].label.split(",")[0] for key in shown}
     found = {
         METRICS[key].label.split(",")[0]: meaning
         for key, meaning in _MEANINGS.items()
-        if key in shown
+        if key in METRICS and METRICS[key].label.split(",")[0] in names
     }
     if {"map", "laplace"} & {*metrics["predictors"]}:
         found["MAP"] = "Maximum a posteriori: the trained network, without weight uncertainty."

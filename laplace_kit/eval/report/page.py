@@ -75,12 +75,14 @@ def write(
     metrics: dict[str, Any],
     content: Content,
     write_predictions: Callable[[Path], None],
+    *,
+    shared: bool = False,
 ) -> Report:
     """Write the page, `report.md`, `metrics.json`, `predictions.npz` and pictures, atomically.
 
     `metrics` is the content of `metrics.json`, without NaN or infinity; `write_predictions` writes
-    `predictions.npz` to a path. A missing directory is created. In a program of several processes,
-    process 0 writes.
+    `predictions.npz` to a path. A missing directory is created. Where several processes make one
+    report, it is `shared`, and process 0 writes; otherwise each process writes its own.
     """
     content = content.rendered()
     found = {section.key: section.record for section in content.sections if section.record}
@@ -95,7 +97,7 @@ def write(
         "report.md": markdown(metrics, content).encode(),
         "index.html": _render(metrics, text, content).encode(),
     }
-    if is_first():
+    if is_first() or not shared:
         directory.mkdir(parents=True, exist_ok=True)
         for name, data in contents.items():
             part = directory / f".{name}.part"

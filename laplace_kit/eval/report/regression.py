@@ -47,6 +47,7 @@ def regression_report(
     card: PosteriorCard | Mapping[str, str] | None = None,
     seed: int = 0,
     on_stage: OnStage | None = None,
+    shared: bool = False,
 ) -> Report:
     """Write a calibration report that compares regressors on the same examples.
 
@@ -82,6 +83,9 @@ def regression_report(
         The seed of the bootstrap's resamples, and of the probability integral transforms of counts.
     on_stage
         Called with the name of each stage before it begins, to show progress.
+    shared
+        Whether all processes of a program make this report together: then process 0 writes it. By
+        default each process writes its own.
 
     Returns
     -------
@@ -129,7 +133,7 @@ def regression_report(
     write_predictions = partial(
         files.write_predictions, predictions=predictions, y=y, weights=given, names=names
     )
-    return page.write(directory, numbers, content, write_predictions)
+    return page.write(directory, numbers, content, write_predictions, shared=shared)
 
 
 def _sections(of: Regressed) -> Iterator[Section]:

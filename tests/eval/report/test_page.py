@@ -225,3 +225,14 @@ def test_the_command_on_the_page_makes_the_same_numbers(tmp_path, monkeypatch, c
             assert {**ours, "made": None} == {**theirs, "made": None}
         else:
             assert "It&#39;s" in ours or "It's" in ours
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_process_that_reports_for_itself_writes_for_itself(
+    shared, tmp_path, classified, monkeypatch
+):
+    monkeypatch.setattr(page, "is_first", lambda: False)
+    predictions, y, _ = classified
+    one = {"map": report_predictions(predictions)}
+    written = classification_report(one, y, tmp_path / "own", shared=shared)
+    assert written.index.exists() != shared
