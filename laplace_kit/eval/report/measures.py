@@ -15,10 +15,12 @@
 | `ood` | by set, by predictor: `auroc`, `aupr`, `fpr95` by the largest probability, and by other scores with the suffix `_entropy` or `_epistemic` |
 | `claims` | by predictor: `claimed`, the mean confidence on the test set (for regression, the level of the intervals); `kept`, the accuracy (the coverage); `p_value`, the probability of as large a gap for a calibrated predictor; and, for classifiers, `impossible`, the number of labels that were given probability zero |
 | `bootstrap` | `level` and `num_resamples`; then `test`, `shifted` and `ood`, for each set with `intervals`, by predictor and metric `[low, high]`, and `differences`, by predictor except the first and metric `[difference, low, high]`: that predictor minus the first, on the same resamples; and `best`, by metric the predictor that is significantly better than every other, where there is one |
+| `recalibrated` | by predictor: `factor`, the temperature or factor of the standard deviations, and `difference`, the cross-fitted change of the NLL, `[difference, low, high]` |
+| `sections` | by section: the numbers that it shows |
+| `made` | date, name of the data, versions and command |
 
-A report adds `names`, `recalibrated`, `sections` and `made`: the names that are known, what a
-temperature would change, the numbers of single sections, and date, versions and command. A metric
-that is not finite is `null`, and has no interval. Differences are given only for metrics
+The last three are added by a report, and so is `names`, where there are any. A metric that is not
+finite is `null`, and has no interval. Differences are given only for metrics
 of which a larger, or a smaller, value is always better. Schema 1 had neither `predictors`, `claims`
 nor `bootstrap`; in schema 2 all distributions of numbers were normal, and probabilities of zero
 counted as the smallest normal number.

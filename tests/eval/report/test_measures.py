@@ -208,6 +208,7 @@ def test_schema(classified, regressed):
     assert list(written) == [
         *("schema", "task", "num_examples", "seed", "predictors", "map", "laplace", "ensemble"),
         *("shifted", "ood", "claims", "bootstrap"),
+        *("num_classes", "recalibrated", "sections", "made"),
     ]
     assert (written["schema"], written["task"], written["num_examples"]) == (
         3,
