@@ -4,15 +4,15 @@ Invalid input ends with one line on standard error and exit code 1, as do requir
 met, and wrong usage with 2. Slow imports are left to the commands that need them.
 """
 
+import csv
 import json
 import os
-import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -21,8 +21,7 @@ from laplace_kit import __version__
 if TYPE_CHECKING:
     from laplace_kit.eval.report import Report
     from laplace_kit.eval.report.files import StoredPredictions
-
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "matfree", "numpy")
+    from laplace_kit.eval.report.look import Look
 
 
 class _Ordered(click.Group):
@@ -56,8 +55,10 @@ _files = click.argument(
 )
 
 
-def _as_text(ctx: click.Context, param: click.Parameter, value: str) -> str:
+def _as_text(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Return an argument decoded as UTF-8, whatever the locale is."""
+    if value is None:
+        return None
     try:
         return value.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeError as error:
@@ -84,6 +85,13 @@ _seed = click.option(
 )
 
 
+def _as_list(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
+    """Return the names in one argument, separated by commas and quoted where they hold one."""
+    if value is None:
+        return None
+    return next(csv.reader([_as_text(ctx, param, value)], skipinitialspace=True), [])
+
+
 @main.command(epilog="Example: laplace-kit report map.npz laplace.npz --out report/")
 @_files
 @click.option(
@@ -94,6 +102,56 @@ _seed = click.option(
     help="The directory of the report; created if it does not exist.",
 )
 @_title
+@click.option(
+    "--class-names",
+    callback=_as_list,
+    metavar="NAMES",
+    help="The names of the classes, such as 'benign,malignant'.",
+)
+@click.option(
+    "--feature-names",
+    callback=_as_list,
+    metavar="NAMES",
+    help="The names of the columns of the inputs, with commas between them.",
+)
+@click.option(
+    "--target-name",
+    callback=_as_list,
+    metavar="NAME",
+    help="The name of the label or target; of several outputs, with commas between them.",
+)
+@click.option(
+    "--target-unit", callback=_as_text, metavar="UNIT", help="The unit of the targets, such as mm."
+)
+@click.option(
+    "--data-name",
+    callback=_as_text,
+    metavar="TEXT",
+    help="What the test set is, in a few words; by default the names of the files.",
+)
+@click.option(
+    "--date",
+    default="today",
+    show_default=True,
+    callback=_as_text,
+    metavar="TEXT",
+    help="The date on the page: 'today' (or that of SOURCE_DATE_EPOCH), 'none', or any text.",
+)
+@click.option(
+    "--format",
+    "picture_format",
+    type=click.Choice(["png", "svg"]),
+    default="png",
+    show_default=True,
+    help="The format of the pictures.",
+)
+@click.option(
+    "--costs",
+    type=(float, float),
+    default=(1.0, 1.0),
+    metavar="FP FN",
+    help="The costs of a false positive and of a false negative, for two classes.",
+)
 @_seed
 @click.option(
     "--require",
@@ -104,7 +162,19 @@ _seed = click.option(
     "predictors, or 'laplace/nll<=0.3' for one; can be repeated.",
 )
 def report(
-    files: tuple[Path, ...], out: Path, title: str, seed: int, requirements: tuple[str, ...]
+    files: tuple[Path, ...],
+    out: Path,
+    title: str,
+    class_names: list[str] | None,
+    feature_names: list[str] | None,
+    target_name: list[str] | None,
+    target_unit: str | None,
+    data_name: str | None,
+    date: str,
+    picture_format: Literal["png", "svg"],
+    costs: tuple[float, float],
+    seed: int,
+    requirements: tuple[str, ...],
 ) -> None:
     """Write a calibration report on predictions.
 
@@ -113,15 +183,20 @@ def report(
     """
     with _refusals(), _stages() as on_stage:
         on_stage("loading")
-        from laplace_kit.eval.report.merge import read_all
+        from laplace_kit.eval.report.look import Look
+        from laplace_kit.eval.report.merge import read_all, with_names
+        from laplace_kit.eval.report.names import named
         from laplace_kit.eval.report.requirements import failures, parse_all
 
         required = parse_all(requirements)
+        names = named(class_names, feature_names, target_name, target_unit)
+        data_name = data_name or _encodable_names(files)
+        look = Look(title, data_name, _shown_date(date), picture_format, costs)
         on_stage("reading")
-        stored = read_all(files)
+        stored = with_names(read_all(files), names)
         for one in required:
             one.check(stored.is_classification, stored.predictions)
-        written = _write_report(stored, out, title, seed, on_stage)
+        written = _write_report(stored, out, look, seed, on_stage)
     _show(written)
     if failed := failures(required, written.metrics):
         for line in failed:
@@ -145,8 +220,10 @@ def compare(files: tuple[Path, ...], out: Path | None, title: str, seed: int) ->
     """
     with _refusals(), _stages() as on_stage:
         on_stage("loading")
+        from laplace_kit.eval.report.look import Look
         from laplace_kit.eval.report.merge import read_all
 
+        look = Look(title, _encodable_names(files), _shown_date("today"))
         on_stage("reading")
         stored = read_all(files)
         if len(stored.predictions) < 2:
@@ -158,7 +235,7 @@ def compare(files: tuple[Path, ...], out: Path | None, title: str, seed: int) ->
             on_stage("resampling")
             written, numbers = None, _measure(stored, seed)
         else:
-            written = _write_report(stored, out, title, seed, on_stage)
+            written = _write_report(stored, out, look, seed, on_stage)
             numbers = written.metrics
     _echo(_differences(numbers))
     if written is not None:
@@ -193,8 +270,11 @@ def info(as_json: bool) -> None:
 
     Include the output in bug reports.
     """
-    facts = _facts()
-    _echo(json.dumps(facts, indent=2) if as_json else _as_lines(facts))
+    from laplace_kit import machine
+
+    with _refusals():
+        facts = machine.facts()
+    _echo(json.dumps(facts, indent=2) if as_json else machine.as_lines(facts))
 
 
 # --- reports -----------------------------------------------------------------------------------
@@ -242,12 +322,13 @@ def _refusals() -> Iterator[None]:
 def _write_report(
     stored: "StoredPredictions",
     directory: Path,
-    title: str,
+    look: "Look",
     seed: int,
     on_stage: Callable[[str], None],
 ) -> "Report":
     from laplace_kit.eval.report import classification_report, regression_report
 
+    names = stored.names
     if not stored.is_classification:
         return regression_report(
             stored.predictions,
@@ -255,7 +336,13 @@ def _write_report(
             directory,
             weights=stored.weights,
             x=stored.x,
-            title=title,
+            feature_names=names.features or None,
+            target_name=names.targets or None,
+            target_unit=names.unit or None,
+            title=look.title,
+            data_name=look.data_name,
+            date=look.date,
+            picture_format=look.picture_format,
             seed=seed,
             on_stage=on_stage,
         )
@@ -267,10 +354,32 @@ def _write_report(
         weights=stored.weights,
         shifted_weights=stored.shifted_weights,
         x=stored.x,
-        title=title,
+        class_names=names.classes or None,
+        feature_names=names.features or None,
+        target_name=names.targets or None,
+        title=look.title,
+        data_name=look.data_name,
+        date=look.date,
+        picture_format=look.picture_format,
+        costs=look.costs,
         seed=seed,
         on_stage=on_stage,
     )
+
+
+def _encodable_names(files: tuple[Path, ...]) -> str:
+    """Return the names of files as text that can be written in UTF-8."""
+    return ", ".join(os.fsencode(path.name).decode("utf-8", "replace") for path in files)
+
+
+def _shown_date(text: str) -> str:
+    """Return the date to show: of today or of `SOURCE_DATE_EPOCH`, none, or the text itself."""
+    if text != "today":
+        return "" if text == "none" else text
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    seconds = float(epoch) if epoch.isdecimal() else None
+    now = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return now.date().isoformat()
 
 
 def _measure(stored: "StoredPredictions", seed: int) -> dict[str, Any]:
@@ -336,63 +445,3 @@ def _aligned(rows: list[tuple[str, ...]]) -> str:
         ).rstrip()
         for row in rows
     )
-
-
-# --- this machine ------------------------------------------------------------------------------
-
-
-def _facts() -> dict[str, Any]:
-    """Return versions, devices and memory."""
-    import jax
-
-    from laplace_kit.memory import Limits
-
-    try:
-        devices = jax.local_devices()
-    except RuntimeError as error:
-        message = " ".join(str(error).split())
-        raise click.ClickException(f"JAX finds no device: {message}") from error
-    return {
-        "versions": {
-            "laplace-kit": __version__,
-            "python": platform.python_version(),
-            **{package: _version(package) for package in _PACKAGES},
-        },
-        "platform": platform.platform(),
-        "devices": [
-            {
-                "platform": device.platform,
-                "kind": device.device_kind,
-                "memory_bytes": (device.memory_stats() or {}).get("bytes_limit"),
-            }
-            for device in devices
-        ],
-        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "memory_budget_bytes": Limits().budget,
-        "x64": bool(jax.config.jax_enable_x64),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _as_lines(facts: Mapping[str, Any]) -> str:
-    """Return the facts as lines of text."""
-    from laplace_kit.memory import readable
-
-    lines = {name: version or "not installed" for name, version in facts["versions"].items()}
-    lines["platform"] = facts["platform"]
-    for k, device in enumerate(facts["devices"]):
-        held = device["memory_bytes"]
-        lines[f"device {k}"] = f"{device['platform']}, {device['kind']}" + (
-            f", {readable(held)}" if held else ""
-        )
-    lines["memory of the machine"] = readable(facts["memory_bytes"])
-    lines["memory for one operation"] = readable(facts["memory_budget_bytes"])
-    lines["64-bit numbers"] = "on" if facts["x64"] else "off"
-    width = max(map(len, lines)) + 2
-    return "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())

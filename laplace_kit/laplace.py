@@ -2,7 +2,8 @@
 
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
+from laplace_kit import card as cards
 from laplace_kit import continual, directories, storage, stored, tree
 from laplace_kit.approx.diagnostics import Diagnostics, diagnose
 from laplace_kit.approx.evidence import log_evidence_of
@@ -17,7 +19,6 @@ from laplace_kit.approx.noise import noise_factor, with_known_noise
 from laplace_kit.approx.posterior import Posterior
 from laplace_kit.approx.prior import Prior, check_temperature, expand_precision
 from laplace_kit.approx.update import Expansion
-from laplace_kit.card import Card, make_card, report_card
 from laplace_kit.checkpoint import Checkpoint
 from laplace_kit.curv.objective import Objective
 from laplace_kit.curv.trained_model import TrainedModel
@@ -171,10 +172,8 @@ class Laplace:
 
         Parameters
         ----------
-        data
-            The new data, as `fit` takes them.
-        key
-            For the curvature `"mc_fisher"`.
+        data, key
+            The new data, as `fit` takes them, and a key for the curvature `"mc_fisher"`.
         checkpoint
             As in `fit`: where a stream saves its sums.
         """
@@ -198,12 +197,10 @@ class Laplace:
         TypeError, ValueError
             If either has another form or is not positive, or there is no noise.
         """
-        prior_precision = self.prior.precision if prior_precision is None else prior_precision
+        given = self.prior.precision if prior_precision is None else prior_precision
         la = self if noise_std is None else scaled(self, noise_factor(self.likelihood, noise_std))
-        precision, deviation = self.expand(prior_precision), self.deviation
-        return log_evidence_of(
-            *(la.log_likelihood, la.structure, prior_precision, precision, deviation, la.jitter)
-        )
+        parts = la.log_likelihood, la.structure, given, self.expand(given)
+        return log_evidence_of(*parts, self.deviation, la.jitter)
 
     def tune(
         self,
@@ -378,7 +375,15 @@ class Laplace:
         shifted: Mapping[str, Any] | None = None,
         ood: PyTree = None,
         groups: Any = None,
+        class_names: Sequence[str] | None = None,
+        feature_names: Sequence[str] | None = None,
+        target_name: str | Sequence[str] | None = None,
+        target_unit: str | None = None,
         title: str = "Calibration report",
+        data_name: str = "",
+        date: date | str | None = None,
+        costs: tuple[float, float] = (1.0, 1.0),
+        picture_format: Literal["png", "svg"] = "png",
         key: PRNGKeyArray | None = None,
         seed: int = 0,
     ) -> "Report":
@@ -387,27 +392,23 @@ class Laplace:
         Parameters
         ----------
         data, directory
-            The test set, as for `evaluate`; where the page, numbers and plots go.
+            The test set, `(x, y)`, `(x, y, weights)` or an iterable of such; and where
+            `index.html`, `report.md`, `metrics.json`, `predictions.npz` and the plots go.
         compare, shifted, ood, groups
-            By name: other predictions, labelled sets, inputs (or one set), groups (or one array).
-        title, key, seed
-            The heading of the page; for a predictive that draws samples; of the resamples.
+            By name: other predictions or posteriors, labelled sets, unlabelled inputs (or one set),
+            the groups of the examples (or one array).
+        key
+            For a predictive that draws samples. All else is as in
+            `laplace_kit.eval.report.classification_report` and `regression_report`.
         """
         from laplace_kit import quality
 
-        return quality.report(
-            self.objective,
-            {"map": self.predict_at_mode, "laplace": partial(self.predict, key=key)},
-            data,
-            directory,
-            compare=compare,
-            shifted=shifted,
-            ood=ood,
-            title=title,
-            card=report_card(self._card(), self.model, self.prior, self.coverage),
-            groups=groups,
-            seed=seed,
-        )
+        predictors = {"map": self.predict_at_mode, "laplace": partial(self.predict, key=key)}
+        names = quality.named(class_names, feature_names, target_name, target_unit)
+        look = quality.Look(title, data_name, date, picture_format, costs)
+        card = cards.report_card(self._card(), self.model, self.prior, self.coverage)
+        page = quality.Others(compare, shifted, ood, groups), names, card, look, seed
+        return quality.report(self.objective, predictors, data, directory, *page)
 
     # --- training examples ---
 
@@ -503,13 +504,15 @@ class Laplace:
         """Return the card: facts and warnings in words, by name, as in the report and `print`."""
         return self._card().as_dict()
 
+    __repr__, _repr_html_ = cards.line, cards.html
+
     def __str__(self) -> str:
         """Return the card as lines of text, warnings last."""
         return self._card().as_text()
 
-    def _card(self) -> Card:
+    def _card(self) -> cards.Card:
         parts = self.model, self.likelihood, self.expansion, self.prior, self.record
-        return make_card(*parts, self.diagnostics(), self.log_marginal_likelihood())
+        return cards.make_card(*parts, self.diagnostics(), self.log_marginal_likelihood())
 
     def save(self, path: str | os.PathLike, *, sharded: bool = False) -> None:
         """Write everything except functions and data to a file; read it with `load`.

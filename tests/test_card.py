@@ -1,6 +1,7 @@
 """The card lists facts, and warnings where there are any."""
 
 import dataclasses
+import html
 
 import jax.numpy as jnp
 import numpy as np
@@ -254,3 +255,67 @@ def test_a_report_lists_every_free_parameter_with_its_own_prior_precision():
         assert found.columns[-1] == "prior precision"
         assert "warnings" not in found.facts
         assert list(found.warnings) == warnings_of(la)
+
+
+# --- notes ----------------------------------------------------------------------------------------
+
+
+def null_space(offset):
+    """Return a posterior of five weights, three of which the data do not see, off their mode."""
+    rng = np.random.default_rng(1)
+    x, delta, noise_std = np.zeros((N, 5)), 2.0, 0.5
+    x[:, :2] = rng.normal(size=(N, 2))
+    y = x @ [[0.8], [-0.5], [0.0], [0.0], [0.0]] + noise_std * rng.normal(size=(N, 1))
+    weight = mode(x, y, delta, noise_std) + np.reshape(offset, (5, 1))
+    return at(weight, x, y, delta, noise_std), x
+
+
+def test_the_shift_of_predictions_is_that_of_a_step_to_the_mode():
+    """In a linear model the Newton step is exact: predictions move, relative to their spread."""
+    offset = np.array([0.1, -0.05, 3.0, 2.0, 1.0])
+    la, x = null_space(offset)
+    for tempered in (la, la.with_temperature(0.25)):
+        f = tempered.predict(x)
+        moved = np.square(x @ offset).sum()
+        spread = np.asarray(f.f_var, float).sum()
+        shift = float(tempered.diagnostics().prediction_shift)
+        assert shift == pytest.approx(np.sqrt(moved / spread), rel=1e-3)
+
+
+def test_far_from_the_mode_without_a_change_of_predictions_is_a_note():
+    la, _ = null_space([0.0, 0.0, 3.0, 2.0, 1.0])
+    assert float(la.diagnostics().mode_distance) > 5
+    assert warnings_of(la) == []
+    facts = la.card()
+    assert "warnings" not in facts
+    assert facts["notes"].startswith("these parameters are not the mode of this prior, as usual")
+    assert str(la).splitlines()[-1].startswith("notes")
+    found = card.report_card(card_of(la), la.model, la.prior, la.coverage)
+    assert found.warnings == ()
+    assert len(found.notes) == 1
+
+
+def test_far_from_the_mode_with_a_change_of_predictions_is_a_warning():
+    la, _ = null_space([0.5, 0.5, 3.0, 2.0, 1.0])
+    assert warns(la, "a Newton step towards it changes predictions by")
+    assert "notes" not in la.card()
+
+
+def test_a_mode_has_neither_note_nor_warning():
+    la = regression()
+    assert float(la.diagnostics().prediction_shift) < 0.01
+    assert not {"notes", "warnings"} & set(la.card())
+
+
+# --- short forms ----------------------------------------------------------------------------------
+
+
+def test_a_posterior_is_shown_short_and_as_a_table():
+    la = regression()
+    assert repr(la) == "Laplace(Full, 2 parameters, Gaussian)"
+    found = la._repr_html_()
+    for name, text in la.card().items():
+        assert f"{html.escape(name)}</th>" in found
+        assert html.escape(text) in found
+    warned = regression(delta=2.0).with_prior(1e4)._repr_html_()
+    assert warned.index("warnings</th>") < warned.index("likelihood</th>")

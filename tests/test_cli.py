@@ -348,3 +348,43 @@ def test_what_a_terminal_lacks_is_escaped(encoding, monkeypatch):
     sys.stdout.flush()
     kept = "±" if encoding == "utf-8" else "\\xb1"
     assert written.getvalue().decode() == f"1 {kept} 2 of \\udce4\n"
+
+
+# --- what stands on a page ------------------------------------------------------------------------
+
+
+def test_names_costs_date_and_format_of_a_report(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    path = save(tmp_path / "a.npz", y=rng.integers(0, 2, 40), probs=rng.uniform(size=40))
+    options = ("--class-names", 'benign,"malignant, bad"', "--costs", "1", "5", "--format", "svg")
+    result = run("report", path, "--out", tmp_path / "out", *options, "--date", "today")
+    assert result.exit_code == 0, result.output
+    numbers = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert numbers["names"] == {"classes": ["benign", "malignant, bad"]}
+    assert numbers["sections"]["thresholds"]["costs"] == [1.0, 5.0]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", numbers["made"]["date"])
+    assert numbers["made"]["data"] == "a.npz"
+    assert (tmp_path / "out" / "positive_roc.svg").exists()
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    assert cli._shown_date("today") == "1970-01-02"
+    assert (cli._shown_date("none"), cli._shown_date("in spring")) == ("", "in spring")
+    assert_refused(
+        run("report", path, "--out", tmp_path / "no", "--class-names", "a,b,c"),
+        "Found 3 of class_names (a, b, c), expected 2",
+    )
+    assert_refused(run("report", path, "--costs", "0", "1"), "Found costs=(0.0, 1.0)")
+    assert not (tmp_path / "no").exists()
+
+
+def test_name_and_unit_of_a_target(tmp_path):
+    rng = np.random.default_rng(0)
+    path = save(tmp_path / "a.npz", y=rng.normal(size=30), mean=np.zeros(30), std=np.ones(30))
+    named = ("--target-name", "height", "--target-unit", "cm", "--date", "none")
+    assert run("report", path, "--out", tmp_path / "out", *named).exit_code == 0
+    numbers = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert numbers["names"] == {"targets": ["height"], "unit": "cm"}
+    assert numbers["made"]["date"] == ""
+    assert "in cm" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    refused = run("report", path, "--out", tmp_path / "no", "--class-names", "a,b")
+    assert_refused(refused, "none for a regression")
+    assert not (tmp_path / "no").exists()

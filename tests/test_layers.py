@@ -28,6 +28,7 @@ FACADE = (
     "card",
     "quality",
     "stored",
+    "machine",
     "cli",
     "demo",
     "__main__",

@@ -113,3 +113,44 @@ def test_targets_are_looked_at_before_they_are_scored():
         ValueError, match=r"out of range; expected integer labels.*example 2 .*drop"
     ):
         la.evaluate((x, y))
+
+
+class Columns(np.ndarray):
+    """An array with named columns, as a DataFrame has them."""
+
+    columns = ("length", "width")
+
+    def to_numpy(self):
+        return np.asarray(self)
+
+
+class Animals:
+    """An array of categories."""
+
+    dtype = "category"
+    categories = ("cat", "dog")
+
+    def __init__(self, codes):
+        self.codes = np.asarray(codes, np.int8)
+
+
+def test_a_report_shows_the_names_that_the_data_carry(tmp_path):
+    la = fitted()
+    _, x, y = problem()
+    named = la.report((x.view(Columns), Animals(y)), tmp_path / "carried")
+    assert named.metrics["names"] == {"classes": ["cat", "dog"], "features": ["length", "width"]}
+    given = la.report(
+        (x, y),
+        tmp_path / "given",
+        class_names=["a", "b"],
+        feature_names=["c", "d"],
+        target_name="e",
+    )
+    assert given.metrics["names"] == {
+        "classes": ["a", "b"],
+        "features": ["c", "d"],
+        "targets": ["e"],
+    }
+    assert given.metrics["laplace"] == named.metrics["laplace"]
+    with pytest.raises(ValueError, match="Found 3 of class_names"):
+        la.report((x, y), tmp_path / "refused", class_names=["a", "b", "c"])

@@ -25,6 +25,13 @@ class Diagnostics:
     - `mode_distance`: $\sqrt{g^\top (H + d)^{-1} g}$ with g that gradient, a second-order estimate
       of the distance of the parameters from the mode of this prior, in posterior standard
       deviations.
+    - `prediction_shift`: $\sqrt{\delta^\top H \delta / (T \operatorname{tr} H (H + d)^{-1})}$ with
+      the Newton step $\delta = -(H + d)^{-1} g$: how far a step to the mode of this prior would
+      move the predictions of the training data, relative to how far a draw from the posterior
+      moves them, both in the metric of the likelihood. H is the second derivative of the loss in
+      the outputs, pulled back, so that half of $\delta^\top H \delta$ is, to second order, the
+      divergence of the predictions before and after the step, and half of the denominator its
+      expectation over the posterior.
     """
 
     gradient_norm: Float[Array, ""]
@@ -34,6 +41,7 @@ class Diagnostics:
     jitter: Float[Array, ""]
     condition_number: Float[Array, ""]
     mode_distance: Float[Array, ""]
+    prediction_shift: Float[Array, ""]
 
 
 def diagnose(
@@ -90,12 +98,20 @@ def _diagnose(
     largest = spectrum.largest
     pull = gradient + precision * deviation
     lowest = jnp.maximum(spectrum.smallest, 0) + precision.min()
+    effective = jnp.sum(1 - precision * posterior.variance() / temperature)
+    whitened = posterior.scale_rmv(pull)
+    step = posterior.scale_mv(whitened) / temperature
+    moved = jnp.sum(step * (pull - precision * step))  # H step, from (H + d) step
+    ratio = jnp.maximum(moved, 0) / jnp.maximum(
+        temperature * effective, jnp.finfo(moved.dtype).tiny
+    )
     return Diagnostics(
         gradient_norm=jnp.linalg.norm(pull),
         smallest_eigenvalue=spectrum.smallest,
         largest_residual=residuals.max() / jnp.maximum(largest, jnp.finfo(largest.dtype).tiny),
-        effective_parameters=jnp.sum(1 - precision * posterior.variance() / temperature),
+        effective_parameters=effective,
         jitter=jitter,
         condition_number=(largest + precision.max()) / lowest,
-        mode_distance=jnp.linalg.norm(posterior.scale_rmv(pull)) / jnp.sqrt(temperature),
+        mode_distance=jnp.linalg.norm(whitened) / jnp.sqrt(temperature),
+        prediction_shift=jnp.sqrt(ratio),
     )

@@ -7,6 +7,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Num, PRNGKeyArray
 
 from laplace_kit import tree
 from laplace_kit.eval import link as links
+from laplace_kit.eval import shown
 from laplace_kit.eval.prediction_sets import class_probabilities, most_probable
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.likelihood.masked import without_mask
@@ -40,6 +41,8 @@ class Predictive:
 
     targets: Targets
     likelihood: Likelihood | None = None
+
+    __repr__, _repr_html_ = shown.line, shown.html
 
     @property
     def f_mean(self) -> Float[Array, "N *event"]:

@@ -5,6 +5,9 @@ hatch or line style. The caller makes the figure: no function here creates one, 
 or uses pyplot and its global state.
 """
 
+from laplace_kit.eval.plots.classes import confusion_matrix as confusion_matrix
+from laplace_kit.eval.plots.classes import precision_recall_curve as precision_recall_curve
+from laplace_kit.eval.plots.classes import probability_reliability as probability_reliability
 from laplace_kit.eval.plots.classification import bin_counts as bin_counts
 from laplace_kit.eval.plots.classification import confidence_histogram as confidence_histogram
 from laplace_kit.eval.plots.classification import entropy_scatter as entropy_scatter

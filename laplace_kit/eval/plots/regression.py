@@ -266,7 +266,9 @@ def pit_histogram(
         edgecolor="white",
         label="observed",
     )
-    ax.axhspan(max(1 - error, 0), 1 + error, color=GREY, alpha=0.35, label="95% if calibrated")
+    low, high = max(1 - error, 0), 1 + error
+    ax.axhspan(low, high, color=GREY, alpha=0.35, zorder=0.5, label="95% if calibrated")
+    ax.hlines([low, high], 0, 1, color=GREY, linewidth=0.8)
     ax.axhline(1.0, color=GREY, linestyle="--", linewidth=1)
     ax.set(xlim=(0, 1), xlabel="probability integral transform", ylabel="density")
     return tidy(ax, legend=True)

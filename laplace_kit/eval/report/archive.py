@@ -12,7 +12,8 @@ import numpy as np
 
 from laplace_kit.eval.report.contents import Contents, refused
 
-SHARED = ("y", "x", "weights")  # fields shared by all predictors
+NAMES = ("class_names", "feature_names", "target_name", "target_unit")
+SHARED = ("y", "x", "weights", *NAMES)  # fields shared by all predictors
 # What distributions that are not normal imply for the targets, as in `Distributions`.
 DISTRIBUTIONS = ("log_prob", "cdf", "cdf_below", "low", "high", "content", "crps")
 REGRESSION = ("mean", "std", "epistemic_std", *DISTRIBUTIONS)

@@ -1,6 +1,7 @@
 """Calibration reports of classifiers: from probabilities and labels to a page."""
 
-from collections.abc import Iterator, Mapping
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,20 @@ from laplace_kit.eval.report import classification_sections as sections
 from laplace_kit.eval.report.group_measures import measure_groups
 from laplace_kit.eval.report.group_sections import group_sections
 from laplace_kit.eval.report.inputs import floating
-from laplace_kit.eval.report.measures import hard_labels, measure_classification
+from laplace_kit.eval.report.look import Look, PictureFormat
+from laplace_kit.eval.report.many_classes import many_classes
+from laplace_kit.eval.report.material import Classified, MakeClassSections, hard_labels
+from laplace_kit.eval.report.measures import measure_classification
+from laplace_kit.eval.report.names import check_fit, named, names_of, with_codes
 from laplace_kit.eval.report.page import Content, PosteriorCard, Report
-from laplace_kit.eval.report.pictures import TEST, Section
+from laplace_kit.eval.report.pictures import TEST
 from laplace_kit.eval.report.predictions import ClassPredictions
+from laplace_kit.eval.report.recalibrated import recalibrated_classes
 from laplace_kit.eval.report.risk_sections import with_guarantees
 from laplace_kit.eval.report.scores import scores
+from laplace_kit.eval.report.section import Section
 from laplace_kit.eval.report.stages import OnStage, ignore
+from laplace_kit.eval.report.two_classes import two_classes
 from laplace_kit.eval.statistics.classification import entropy, one_minus_largest
 from laplace_kit.eval.statistics.confidence import risk_curve
 from laplace_kit.eval.statistics.detection import detection_scores, detection_sums, roc_curve
@@ -29,7 +37,7 @@ from laplace_kit.eval.statistics.weighting import checked, ranked
 
 def classification_report(
     predictions: Mapping[str, ClassPredictions],
-    y: ArrayLike,
+    y: PyTree,
     directory: str | Path,
     *,
     shifted_labels: Mapping[str, ArrayLike] | None = None,
@@ -37,11 +45,19 @@ def classification_report(
     shifted_weights: Mapping[str, ArrayLike] | None = None,
     x: PyTree = None,
     subject: str | None = None,
+    class_names: Sequence[Any] | None = None,
+    feature_names: Sequence[Any] | None = None,
+    target_name: str | Sequence[Any] | None = None,
     title: str = "Calibration report",
+    data_name: str = "",
+    date: datetime.date | str | None = None,
+    picture_format: PictureFormat = "png",
+    costs: tuple[float, float] = (1.0, 1.0),
     card: PosteriorCard | Mapping[str, str] | None = None,
     groups: Any = None,
     seed: int = 0,
     on_stage: OnStage | None = None,
+    shared: bool = False,
 ) -> Report:
     """Write a calibration report that compares classifiers on the same examples.
 
@@ -51,7 +67,8 @@ def classification_report(
         The predictions of each predictor by name, such as "map" and "laplace". The first is the
         reference that the others are compared with. A predictor may lack some of the sets.
     y
-        Test labels, `(N,)`, or one-hot or soft labels, `(N, C)`.
+        Test labels, `(N,)`, or one-hot or soft labels, `(N, C)`. A categorical Series has the
+        numbers of its categories.
     directory
         Output directory; created if it does not exist.
     shifted_labels
@@ -64,8 +81,16 @@ def classification_report(
         images, `(N, H, W)` or `(N, H, W, 1 | 3)`, otherwise by their leading values.
     subject
         The predictor that selects these examples; by default "laplace", or the first.
-    title
-        The heading of the page.
+    class_names, feature_names, target_name
+        The names of the classes, of the columns of `x`, and of the label. By default those that a
+        DataFrame `x` and a categorical Series `y` have; otherwise classes are numbered.
+    title, data_name, date
+        The heading of the page, what the test set is, and a date to show (a `datetime.date`, or
+        text); none by default, so that every run writes the same bytes.
+    picture_format
+        `"png"` or `"svg"`.
+    costs
+        The costs of a false positive and of a false negative, for the thresholds of two classes.
     card
         Facts about the posterior.
     groups
@@ -75,6 +100,9 @@ def classification_report(
         The seed of the bootstrap's resamples.
     on_stage
         Called with the name of each stage before it begins, to show progress.
+    shared
+        Whether all processes of a program make this report together: then process 0 writes it. By
+        default each process writes its own.
 
     Returns
     -------
@@ -86,16 +114,19 @@ def classification_report(
     Raises
     ------
     ValueError
-        If probabilities, labels or weights are not valid, a shifted set has no labels, a name
-        cannot be part of a file name, or `directory` is a file.
+        If probabilities, labels, weights or names are not valid, a shifted set has no labels, an
+        option is unknown, a name cannot be part of a file name, or `directory` is a file.
     """
     directory, shifts = checks.usable_directory(directory), dict(shifted_labels or {})
-    checks.check_title(title)
+    look = Look(title, data_name, date, picture_format, costs)
     checks.check_predictors(predictions)
     checks.check_names([*shifts, *(where for of in predictions.values() for where in of.ood)])
     checks.check_sets(predictions, shifts)
     checks.check_weighted(shifted_weights or {}, shifts)
     subject = checks.check_subject(predictions, subject)
+    names = named(class_names, feature_names, target_name).or_else(names_of(x, y))
+    x, y = with_codes(x, y)
+    check_fit(names, num_classes=np.shape(next(iter(predictions.values())).probs)[1], x=x)
     stage = on_stage or ignore
     stage("resampling")
     numbers = measure_classification(
@@ -107,13 +138,16 @@ def classification_report(
     if groups is not None:
         groupings = as_groupings(groups, len(hard_labels(y)))
         numbers["groups"] = measure_groups(predictions, y, groupings, weights=weights, seed=seed)
+    numbers |= {"names": names.known()} if names.known() else {}
+    found = recalibrated_classes(predictions, y, weights=weights, seed=seed)
+    numbers |= {"recalibrated": found} if found else {}
     stage("drawing")
-    probs = {name: of.probs for name, of in predictions.items()}
     all_weights = {TEST: weights, **dict.fromkeys(shifts), **(shifted_weights or {})}
+    of = Classified(predictions, y, shifts, numbers, subject, all_weights, names, costs)
     content = Content(
-        title,
-        _sections(predictions, y, shifts, numbers, all_weights),
-        examples.classification_galleries(probs, hard_labels(y), subject, x, weights),
+        look,
+        tuple(section for make in SECTIONS for section in make(of)),
+        examples.classification_galleries(of.probs, of.labels, subject, x, weights, names),
         page.as_card(card),
     )
     stage("writing")
@@ -124,41 +158,87 @@ def classification_report(
         shifted_labels=shifts or None,
         weights=weights,
         shifted_weights=shifted_weights,
+        names=names,
     )
-    return page.write(directory, numbers, content, write_predictions)
+    return page.write(directory, numbers, content, write_predictions, shared=shared)
 
 
-def _sections(
-    predictions: Mapping[str, ClassPredictions],
-    y: ArrayLike,
-    shifts: Mapping[str, ArrayLike],
-    numbers: Mapping,
-    weights: Mapping[str, ArrayLike | None],
-) -> tuple[Section, ...]:
-    everyone = predictions.items()
-    on_test = {name: numbers[name] for name in predictions}
-    probs = {name: of.probs for name, of in everyone}
-    shifted_probs = {
-        where: {name: of.shifted[where] for name, of in everyone if where in of.shifted}
-        for where in shifts
+# --- sections -------------------------------------------------------------------------------------
+
+
+def _reliability(of: Classified) -> Iterator[Section]:
+    everyone = of.predictions.items()
+    shifted = {
+        where: {name: given.shifted[where] for name, given in everyone if where in given.shifted}
+        for where in of.shifted_labels
     }
-    right = {name: np.asarray(of).argmax(axis=1) == hard_labels(y) for name, of in probs.items()}
-    parts = {name: _parts(of) for name, of in everyone if of.epistemic is not None}
-    curves = {name: _risk_curve(of, right[name], weights[TEST]) for name, of in probs.items()}
-    counted = checked(weights[TEST], len(hard_labels(y)))
-    return (
-        sections.reliability(
-            {TEST: probs, **shifted_probs},
-            {TEST: y, **shifts},
-            {TEST: on_test, **numbers["shifted"]},
-            weights,
-        ),
-        sections.confidence(probs, y, on_test, weights[TEST]),
-        with_guarantees(sections.risk_coverage(curves, on_test), numbers["risk_control"]),
-        *group_sections(numbers, on_test),
-        *([sections.uncertainty(parts, right, counted)] if parts else []),
-        *_ood_sections(predictions, numbers["ood"], weights[TEST]),
+    yield sections.reliability(
+        {TEST: of.probs, **shifted},
+        {TEST: of.y, **of.shifted_labels},
+        {TEST: of.measured, **of.numbers["shifted"]},
+        of.weights,
     )
+
+
+def _confidence(of: Classified) -> Iterator[Section]:
+    yield sections.confidence(of.probs, of.y, of.measured, of.weights[TEST])
+
+
+def _risk_coverage(of: Classified) -> Iterator[Section]:
+    right = _right(of)
+    curves = {name: _risk_curve(p, right[name], of.weights[TEST]) for name, p in of.probs.items()}
+    drawn = sections.risk_coverage(curves, of.measured)
+    yield with_guarantees(drawn, of.numbers["risk_control"])
+
+
+def _groups(of: Classified) -> Iterator[Section]:
+    yield from group_sections(of.numbers, of.measured)
+
+
+def _uncertainty(of: Classified) -> Iterator[Section]:
+    known = {name: given for name, given in of.predictions.items() if given.epistemic is not None}
+    if known:
+        parts = {name: _parts(given) for name, given in known.items()}
+        yield sections.uncertainty(parts, _right(of), of.counted)
+
+
+def _detection(of: Classified) -> Iterator[Section]:
+    """Yield score histograms and ROC curves for each out-of-distribution set."""
+    inside = {name: scores(given.probs, given.epistemic) for name, given in of.predictions.items()}
+    for where, values in of.numbers["ood"].items():
+        outside = {}
+        for name in values:
+            given = of.predictions[name]
+            found = scores(given.ood[where], given.ood_epistemic.get(where))
+            outside[name] = {kind: each for kind, each in found.items() if kind in inside[name]}
+        yield sections.score_histograms(where, inside, outside, values, of.counted)
+        curves = {
+            kind: {
+                name: _roc_curve(inside[name][kind], found[kind], of.counted[None])
+                for name, found in outside.items()
+                if kind in found
+            }
+            for kind in dict.fromkeys(kind for found in outside.values() for kind in found)
+        }
+        yield sections.roc_curves(where, curves, values, [*of.predictions])
+
+
+# In the order of the page. A further section is one more function of `Classified` here.
+SECTIONS: tuple[MakeClassSections, ...] = (
+    _reliability,
+    two_classes,
+    many_classes,
+    _confidence,
+    _risk_coverage,
+    _groups,
+    _uncertainty,
+    _detection,
+)
+
+
+def _right(of: Classified) -> dict[str, Bool[np.ndarray, " N"]]:
+    """Return which predictions are correct, by predictor."""
+    return {name: np.asarray(probs).argmax(axis=1) == of.labels for name, probs in of.probs.items()}
 
 
 def _parts(of: ClassPredictions) -> tuple[np.ndarray, np.ndarray]:
@@ -183,27 +263,3 @@ def _roc_curve(
     """Return false and true positive rates at decreasing thresholds."""
     ranking = detection_scores(inside, outside)
     return roc_curve(detection_sums(ranking, weights, np.ones((1, len(outside)))))
-
-
-def _ood_sections(
-    predictions: Mapping[str, ClassPredictions], measured: Mapping, weights: ArrayLike | None
-) -> Iterator[Section]:
-    """Yield score histograms and ROC curves for each out-of-distribution set."""
-    weights = checked(weights, len(next(iter(predictions.values())).probs))[None]
-    inside = {name: scores(of.probs, of.epistemic) for name, of in predictions.items()}
-    for where, values in measured.items():
-        outside = {}
-        for name in values:
-            of = predictions[name]
-            found = scores(of.ood[where], of.ood_epistemic.get(where))
-            outside[name] = {kind: each for kind, each in found.items() if kind in inside[name]}
-        yield sections.score_histograms(where, inside, outside, values, weights[0])
-        curves = {
-            kind: {
-                name: _roc_curve(inside[name][kind], of[kind], weights)
-                for name, of in outside.items()
-                if kind in of
-            }
-            for kind in dict.fromkeys(kind for of in outside.values() for kind in of)
-        }
-        yield sections.roc_curves(where, curves, values, [*predictions])

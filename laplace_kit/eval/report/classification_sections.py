@@ -7,10 +7,15 @@ from jaxtyping import ArrayLike, Bool, Float, Num
 
 from laplace_kit.eval import plots
 from laplace_kit.eval.plots.style import MOST_POINTS
-from laplace_kit.eval.report import pictures
-from laplace_kit.eval.report.pictures import TEST, Section
+from laplace_kit.eval.report import pictures, trends
+from laplace_kit.eval.report.material import hard_labels
+from laplace_kit.eval.report.pictures import TEST
 from laplace_kit.eval.report.scores import SCORES
+from laplace_kit.eval.report.section import Section
 from laplace_kit.eval.report.table import Values, display_name, number
+from laplace_kit.eval.statistics.confidence import NUM_BINS as _NUM_BINS
+from laplace_kit.eval.statistics.confidence import reliability as binned
+from laplace_kit.eval.statistics.weighting import checked
 
 _ByName = Mapping[str, Float[ArrayLike, "_ C"]]
 _Scores = Mapping[str, Mapping[str, Float[np.ndarray, " _"]]]
@@ -35,7 +40,9 @@ def reliability(
         for name, figure in figures.items():
             caption = pictures.caption(name, where, "ece", measured[where][name])
             file = pictures.file_name("reliability", name, where)
-            drawn.append(pictures.picture(file, caption, figure))
+            found = binned(by_name[name], labels[where], _NUM_BINS, weights[where])
+            trend = trends.of_bins(found.confidence, found.accuracy, found.counts)
+            drawn.append(pictures.picture(file, caption, figure, f"{caption}. {trend}"))
     note = (
         "Accuracy of the predictions in each bin of confidence. Bars that end at the dashed line "
         "are calibrated; bars that end below it are over-confident. A bar that ends inside the "
@@ -58,8 +65,11 @@ def confidence(
     pictures.with_same_axes([*figures.values()])
     for name, figure in figures.items():
         caption = pictures.caption(name, TEST, "accuracy", measured[name])
-        file = pictures.file_name("confidence", name)
-        drawn.append(pictures.picture(file, caption, figure))
+        file, predicted = pictures.file_name("confidence", name), np.asarray(probs[name], float)
+        right = predicted.argmax(axis=1) == hard_labels(y)
+        counted = checked(weights, len(right))
+        trend = trends.of_confidence(predicted.max(axis=1), right, counted)
+        drawn.append(pictures.picture(file, caption, figure, f"{caption}. {trend}"))
     note = (
         "Histograms of the confidence of correct and of wrong predictions, each normalised to one. "
         "Errors made with high confidence are the costly ones."
@@ -80,7 +90,9 @@ def risk_coverage(
     ax.set_ylabel("error rate of those kept")
     found = (f"{display_name(name)} {number(measured[name]['aurc'])}" for name in curves)
     caption = pictures.with_legend_key(f"AURC: {', '.join(found)}", curves)
-    drawn = pictures.picture("risk_coverage.png", caption, figure)
+    ends = (f"{display_name(name)} {trends.of_risk(*of, True)}" for name, of in curves.items())
+    alt = f"{caption}. Error rate: {'; '.join(ends)}"
+    drawn = pictures.picture("risk_coverage.png", caption, figure, alt)
     note = (
         "Selective prediction: the error rate of the remaining predictions if the least confident "
         "ones are deferred. If the confidence is informative, the curve falls towards the left. "

@@ -23,6 +23,8 @@ from laplace_kit.eval.predictive import Predictive
 from laplace_kit.eval.report import checks
 from laplace_kit.eval.report.classification import classification_report
 from laplace_kit.eval.report.distributions import rows_of
+from laplace_kit.eval.report.look import DEFAULT_LOOK, Look
+from laplace_kit.eval.report.names import NO_NAMES, Names
 from laplace_kit.eval.report.page import PosteriorCard, Report
 from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
 from laplace_kit.eval.report.regression import regression_report
@@ -62,10 +64,12 @@ def compare_report(
     compare: Mapping[str, Compared] | None = None,
     shifted: Mapping[str, tuple] | None = None,
     ood: Mapping[str, PyTree] | None = None,
-    title: str = "Calibration report",
+    names: Names = NO_NAMES,
     card: PosteriorCard | Mapping[str, str] | None = None,
     groups: Any = None,
+    look: Look = DEFAULT_LOOK,
     seed: int = 0,
+    shared: bool = False,
 ) -> Report:
     """Write a report that compares several predictors on the same data.
 
@@ -90,14 +94,18 @@ def compare_report(
         Further labelled sets `(x, y)` or `(x, y, weights)` by name (classification).
     ood
         Unlabelled out-of-distribution inputs by name (classification).
-    title, card
-        The heading of the page, and facts about the posterior.
+    names
+        The names of classes, features and targets.
+    card, look
+        Facts about the posterior, and what the page looks like.
     groups
         The group of each example of the test set, `(N,)`, or several groupings by name.
     seed
         The seed of the resamples, of the 1,000 draws of the logits from which the epistemic part of
         the entropy of several classes is estimated, and of the probability integral transforms of
         counts.
+    shared
+        Whether all processes of a program make this report together: then process 0 writes it.
 
     Returns
     -------
@@ -115,7 +123,6 @@ def compare_report(
     compare, shifted, ood = compare or {}, shifted or {}, ood or {}
     # Before predicting, which takes long.
     checks.usable_directory(directory)
-    checks.check_title(title)
     checks.check_predictors([*predict, *compare])
     for where, inputs in (*((where, of[0]) for where, of in shifted.items()), *ood.items()):
         _check_inputs(where, inputs, x)
@@ -136,10 +143,12 @@ def compare_report(
             directory,
             shifted,
             ood,
-            title,
+            names,
             card,
             groups,
+            look,
             seed,
+            shared,
         )
     if shifted or ood:
         raise ValueError(
@@ -148,11 +157,24 @@ def compare_report(
             "classification only; write a report for each set instead."
         )
     data = (x, y, weights)
-    return _regression(predict, compare, likelihood, data, directory, title, card, groups, seed)
+    options = names, card, groups, look, seed, shared
+    return _regression(predict, compare, likelihood, data, directory, *options)
 
 
 def _classification(
-    predict, compare, likelihood, data, directory, shifted, ood, title, card, groups, seed
+    predict,
+    compare,
+    likelihood,
+    data,
+    directory,
+    shifted,
+    ood,
+    names,
+    card,
+    groups,
+    look,
+    seed,
+    shared,
 ):
     x, y, weights = data
     predictions, labels, shifted_weights = {}, {}, {}
@@ -202,14 +224,24 @@ def _classification(
         weights=weights_of_rows(likelihood, on_test, y, weights),
         shifted_weights=shifted_weights,
         x=_inputs_of_labels(likelihood, on_test, y, x),
-        title=title,
+        class_names=names.classes or None,
+        feature_names=names.features or None,
+        target_name=names.targets or None,
+        title=look.title,
+        data_name=look.data_name,
+        date=look.date,
+        picture_format=look.picture_format,
+        costs=look.costs,
         card=card,
         groups=groups_of_rows(likelihood, on_test, y, groups),
         seed=seed,
+        shared=shared,
     )
 
 
-def _regression(predict, compare, likelihood, data, directory, title, card, groups, seed):
+def _regression(
+    predict, compare, likelihood, data, directory, names, card, groups, look, seed, shared
+):
     (x, y, weights), targets = data, targets_without_mask(likelihood, data[1])
     predictions = {}
     for name, predict_one in predict.items():
@@ -232,10 +264,17 @@ def _regression(predict, compare, likelihood, data, directory, title, card, grou
         directory,
         weights=weights,
         x=None if has_mask(likelihood) else fetch(x),  # a masked example has a row for each entry
-        title=title,
+        feature_names=names.features or None,
+        target_name=names.targets or None,
+        target_unit=names.unit or None,
+        title=look.title,
+        data_name=look.data_name,
+        date=look.date,
+        picture_format=look.picture_format,
         card=card,
         groups=groups_of_rows(likelihood, predictive, y, groups, len(rows)),
         seed=seed,
+        shared=shared,
     )
 
 

@@ -28,7 +28,9 @@ class Contents:
             return f"{name}[{', '.join(map(str, index))}]"
         row, *column = index
         if name == "probs":
-            name = "p" if self.arrays[name].ndim == 1 else "_".join(["p", *map(str, column)])
+            classes = self.arrays.get("class_names")
+            shown = column if classes is None else (classes[k] for k in column)
+            name = "p" if self.arrays[name].ndim == 1 else "_".join(["p", *map(str, shown)])
         return f"{name} in line {self.lines[row]}"
 
     def refused(self, found: str, expected: str, remedy: str) -> ValueError:
@@ -75,6 +77,18 @@ def inputs(contents: Contents, name: str) -> np.ndarray:
             "save both for the same examples",
         )
     return values
+
+
+def texts(contents: Contents, name: str) -> list[str]:
+    """Return names: one text, or several along one axis."""
+    array = contents.arrays[name]
+    if array.dtype.kind != "U" or array.ndim > 1:
+        raise contents.refused(
+            f"{name} of dtype {array.dtype} and shape {array.shape}",
+            "one text, or several along one axis",
+            "save a list of names",
+        )
+    return [str(value) for value in np.atleast_1d(array)]
 
 
 def weights_of_examples(contents: Contents, name: str, owner: str) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 from laplace_kit.eval.report.contents import Contents, refused
 
 _PLAIN = ("y", "p", "mean", "std", "epistemic", "aleatoric", "epistemic_std", "weights")
+_NUMBER = re.compile(r"0|[1-9]\d{0,5}")
 _TRUTHS = {"true": 1.0, "false": 0.0}  # as pandas, NumPy and spreadsheets write them
 _COLUMNS = "y and p_0 ... p_{C-1}, or y and p, or y, mean and std"
 
@@ -21,14 +22,21 @@ def read_csv(path: Path) -> Contents:
     valid.
     """
     header, rows, lines = _parse(path)
-    values = np.array([_numbers(path, header, row, n) for row, n in zip(rows, lines, strict=True)])
+    named = _class_names(header)
+    values = np.array(
+        [_numbers(path, header, row, n, named) for row, n in zip(rows, lines, strict=True)]
+    )
     columns = dict(zip(header, values.T, strict=True))
-    classes = sorted((name for name in header if name.startswith("p_")), key=_class)
+    classes = [name for name in header if name.startswith("p_")]
+    if not named:
+        classes.sort(key=_class)
     arrays = {name: column for name, column in columns.items() if name in _PLAIN and name != "p"}
     if classes:
         arrays["probs"] = np.stack([columns[name] for name in classes], axis=1)
     if "p" in columns:
         arrays["probs"] = columns["p"]
+    if named:
+        arrays["class_names"] = np.array(named)
     return Contents(path, arrays, tuple(lines))
 
 
@@ -68,13 +76,19 @@ def _parse(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
     return header, [row for row, _ in body], [line for _, line in body]
 
 
+def _class_names(header: list[str]) -> list[str]:
+    """Return the names in columns such as `p_cat` and `p_dog`, none where classes are numbered."""
+    classes = [name.removeprefix("p_") for name in header if name.startswith("p_")]
+    return [] if all(map(_NUMBER.fullmatch, classes)) else classes
+
+
 def _class(name: str) -> int:
     return int(name.removeprefix("p_"))
 
 
 def _check_header(path: Path, header: list[str]) -> None:
-    known = [name for name in header if name in _PLAIN or re.fullmatch(r"p_(0|[1-9]\d{0,5})", name)]
-    classes = sorted(_class(name) for name in known if name.startswith("p_"))
+    named = _class_names(header)
+    known = [name for name in header if name in _PLAIN or re.fullmatch(r"p_.*\S", name)]
     if known != header or len(set(header)) != len(header):
         odd = next(name for k, name in enumerate(header) if name not in known or name in header[:k])
         raise refused(
@@ -83,20 +97,27 @@ def _check_header(path: Path, header: list[str]) -> None:
             f"{_COLUMNS}, and epistemic, epistemic_std or weights if known",
             "rename or drop it (in pandas, write with index=False), and put commas between columns",
         )
-    if classes != list(range(len(classes))) or len(classes) == 1 or (classes and "p" in header):
+    all_classes = [name for name in header if name.startswith("p_")]
+    numbers = [] if named else sorted(map(_class, all_classes))
+    is_odd = numbers != list(range(len(numbers))) or any(map(_NUMBER.fullmatch, named))
+    if is_odd or len(all_classes) == 1 or (all_classes and "p" in header):
         raise refused(
             path,
             f"the columns {', '.join(name for name in header if name[0] == 'p')}",
-            "p_0, p_1 and so on, one for each class, or only p for p(y = 1)",
+            "p_0, p_1 and so on, or p_<name>, one for each class, or only p for p(y = 1)",
             "rename the columns",
         )
 
 
-def _numbers(path: Path, header: list[str], row: list[str], line: int) -> list[float]:
+def _numbers(
+    path: Path, header: list[str], row: list[str], line: int, classes: list[str]
+) -> list[float]:
+    known = _TRUTHS if not classes else {name: float(k) for k, name in enumerate(classes)}
     values = []
     for name, cell in zip(header, row, strict=True):
         is_label = name == "y" and "mean" not in header
-        truth = _TRUTHS.get(cell.strip().lower()) if is_label else None
+        label = cell.strip() if classes else cell.strip().lower()
+        truth = known.get(label) if is_label else None
         try:
             values.append(float(cell) if truth is None else truth)
         except ValueError as error:
@@ -106,9 +127,14 @@ def _numbers(path: Path, header: list[str], row: list[str], line: int) -> list[f
             )
             if is_label and cell.strip():
                 expected = (
-                    "a class number, from 0 on, or True or False",
-                    "number the classes in the order of the columns p_0, p_1 and so on, and drop "
-                    "examples without a label",
+                    f"one of the classes {', '.join(classes)[:200]}"
+                    if classes
+                    else "a class number, from 0 on, or True or False",
+                    "write labels as in the names of the columns, p_<name>, and drop examples "
+                    "without a label"
+                    if classes
+                    else "number the classes in the order of the columns p_0, p_1 and so on, and "
+                    "drop examples without a label",
                 )
             raise refused(
                 path,

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float, Int, Num, PyTree
 
+from laplace_kit.eval.report.names import NO_NAMES, Names
 from laplace_kit.eval.report.pictures import Picture, pixels
 from laplace_kit.eval.report.table import display_name, rounded, with_error
 from laplace_kit.eval.statistics.weighting import checked
@@ -49,6 +50,7 @@ def classification_galleries(
     subject: str,
     x: PyTree = None,
     weights: Float[ArrayLike, " N"] | None = None,
+    names: Names = NO_NAMES,
 ) -> tuple[Gallery, ...]:
     """Return the subject's most uncertain, and its most confidently wrong, predictions."""
     probs = {name: np.asarray(values, float) for name, values in probs.items()}
@@ -59,13 +61,14 @@ def classification_galleries(
     num_wrong, name = int(wrong.sum()), display_name(subject)
 
     def says(values: np.ndarray, index: int) -> str:
-        return f"{values[index].argmax()} ({values[index].max():.0%})"
+        return f"{names.of_class(int(values[index].argmax()))} ({values[index].max():.0%})"
 
     def truth(index: int) -> str:
-        return str(labels[index])
+        return names.of_class(int(labels[index]))
 
     worst = np.argsort(-np.where(wrong, confidence, -1.0), kind="stable")[:num_wrong]
-    gallery = _galleries(probs, says, "Label", truth, x, counted)
+    what = names.of_target(default="Label")
+    gallery = _galleries(probs, says, what, truth, x, counted, names.features)
     return (
         gallery(
             "Most uncertain examples",
@@ -90,6 +93,7 @@ def regression_galleries(
     subject: str,
     x: PyTree = None,
     weights: Float[ArrayLike, " N"] | None = None,
+    names: Names = NO_NAMES,
 ) -> tuple[Gallery, ...]:
     """Return the subject's largest standard deviations, and its largest standardised errors."""
     moments = {name: (mean[name], std[name]) for name in mean}
@@ -101,11 +105,16 @@ def regression_galleries(
         return with_error(float(centre), float(spread))
 
     def truth(index: int) -> str:
-        where = f", output {output[index]}" if y.shape[1] > 1 else ""
+        where = ""
+        if y.shape[1] > 1:
+            several = len(names.targets) == y.shape[1]
+            where = ", " + (names.targets[output[index]] if several else f"output {output[index]}")
         place = (index, output[index])
         return rounded(float(y[place]), float(std[subject][place])) + where
 
-    gallery = _galleries(moments, says, "Target", truth, x, checked(weights, len(y)) > 0)
+    what = names.of_target(default="Target") if len(names.targets) < 2 else "Target"
+    counted = checked(weights, len(y)) > 0
+    gallery = _galleries(moments, says, what, truth, x, counted, names.features)
     return (
         gallery(
             "Most uncertain examples",
@@ -127,6 +136,7 @@ def _galleries(
     truth: Callable[[int], str],
     x: PyTree,
     counted: Bool[np.ndarray, " N"],
+    feature_names: tuple[str, ...] = (),
 ) -> Callable[[str, str, np.ndarray], Gallery]:
     """Return a function that makes a gallery from a title, a note and indices.
 
@@ -134,6 +144,7 @@ def _galleries(
     """
     images = as_images(x)
     features, values = ((), None) if images is not None else leading_values(x)
+    features = feature_names[: len(features)] or features
 
     def gallery(title: str, note: str, indices: np.ndarray) -> Gallery:
         shown = tuple(

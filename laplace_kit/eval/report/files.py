@@ -19,15 +19,18 @@ predictors, the names of the arrays are prefixed with that of the predictor, as 
 | `crps` | as `mean` | and the continuous ranked probability score |
 | `weights` | `(N,)` | optional weights of the examples |
 | `x` | `(N, ...)` | the inputs, optional, to show examples and draw predictions |
+| `class_names` | `(C,)` | the names of the classes, optional, as text |
+| `feature_names` | `(D,)` | the names of the columns of `x`, optional, as text |
+| `target_name`, `target_unit` | `()` or `(C,)` | name and unit of the targets, optional, as text |
 | `shifted/<set>/y` | as `y` | the labels of a shifted set; and `weights`, if not equal |
 | `shifted/<set>/probs` or `logits` | as `probs` | predictions on it; and `log_probs`, if known |
 | `ood/<set>/probs` or `logits` | as `probs` | predictions on inputs without labels |
 | `ood/<set>/epistemic` | `(M,)` | the mutual information on them, if known |
 
-A table has a header and the columns `y` and `p_0` ... `p_{C-1}`, or `y` and `p` for $p(y = 1)$, and
-`epistemic` and `aleatoric` if known; or `y`, `mean`, `std`, and `epistemic_std` if known; and
-`weights`. Without `log_prob` and the arrays after it, means and standard deviations are those of
-normal distributions. Nothing is unpickled.
+A table has a header and the columns `y` and `p_0` ... `p_{C-1}`, or `y` and `p` for $p(y = 1)$, or
+`y` and `p_<name>` for classes with names, and `epistemic` and `aleatoric` if known; or `y`, `mean`,
+`std`, and `epistemic_std` if known; and `weights`. Without `log_prob` and the arrays after it,
+means and standard deviations are those of normal distributions. Nothing is unpickled.
 """
 
 import os
@@ -41,6 +44,7 @@ from jaxtyping import ArrayLike
 
 from laplace_kit.eval.report.archive import (
     DISTRIBUTIONS,
+    NAMES,
     REGRESSION,
     SHARED,
     Key,
@@ -64,9 +68,11 @@ from laplace_kit.eval.report.contents import (
     probabilities,
     refused,
     targets,
+    texts,
     weights_of_examples,
 )
 from laplace_kit.eval.report.csv_table import read_csv
+from laplace_kit.eval.report.names import NO_NAMES, Names, check_fit, named
 from laplace_kit.eval.report.predictions import (
     ClassPredictions,
     Distributions,
@@ -96,6 +102,8 @@ class StoredPredictions:
         The weights of the examples, `(N,)`; `None` for one each.
     shifted_weights
         The weights of shifted sets, by name, where known.
+    names
+        The names of classes, features and targets, where known.
     """
 
     predictions: Predictions
@@ -104,6 +112,7 @@ class StoredPredictions:
     x: np.ndarray | None = None
     weights: np.ndarray | None = None
     shifted_weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    names: Names = NO_NAMES
 
     @property
     def is_classification(self) -> bool:
@@ -121,6 +130,7 @@ def write_predictions(
     shifted_labels: Mapping[str, ArrayLike] | None = None,
     weights: ArrayLike | None = None,
     shifted_weights: Mapping[str, ArrayLike] | None = None,
+    names: Names = NO_NAMES,
 ) -> None:
     """Write predictions to an `.npz` archive, atomically; equal predictions give equal bytes.
 
@@ -136,6 +146,8 @@ def write_predictions(
         The labels of each shifted set, by name.
     weights, shifted_weights
         The weights of the examples, and those of shifted sets, by name.
+    names
+        The names of classes, features and targets.
 
     Raises
     ------
@@ -147,6 +159,8 @@ def write_predictions(
     if weights is not None:
         arrays["weights"] = weights
     arrays |= _named("shifted", "weights", shifted_weights or {})
+    shown = (names.classes, names.features, names.targets, names.unit)
+    arrays |= {name: np.array(of) for name, of in zip(NAMES, shown, strict=True) if of}
     for name, given in predictions.items():
         arrays |= {f"{name}/{part}": values for part, values in _arrays(given).items()}
     odd = [name for name in arrays if parse(name) is None]
@@ -191,7 +205,7 @@ def _named(kind: str, part: str, sets: Mapping[str, ArrayLike]) -> dict[str, Arr
 
 def _plain(values: ArrayLike) -> np.ndarray:
     array = np.asarray(values)
-    if array.dtype.kind in "fiub":
+    if array.dtype.kind in "fiubU":
         return array
     return array.astype(np.float32)  # bfloat16 and others that the NumPy format does not support
 
@@ -246,7 +260,8 @@ def read_predictions(path: str | os.PathLike) -> StoredPredictions:
     if any(key.field in REGRESSION for key in keys):
         y = targets(contents, "y")
         regressors = {own[name]: _regressor(contents, keys, name, y) for name in names}
-        return StoredPredictions(regressors, y, {}, x, counted)
+        names = _names(contents, num_outputs=y.shape[1], x=x)
+        return StoredPredictions(regressors, y, {}, x, counted, names=names)
     places = [Place(name) for name in names] + [
         key.place for key in keys if key.field not in SHARED
     ]
@@ -265,7 +280,26 @@ def read_predictions(path: str | os.PathLike) -> StoredPredictions:
         for where in shifted_labels
         if f"shifted/{where}/weights" in contents.arrays
     }
-    return StoredPredictions(classifiers, y, shifted_labels, x, counted, shifted_weights)
+    names = _names(contents, num_classes=next(iter(probs.values())).shape[1], x=x)
+    return StoredPredictions(classifiers, y, shifted_labels, x, counted, shifted_weights, names)
+
+
+def _names(
+    contents: Contents,
+    *,
+    num_classes: int | None = None,
+    num_outputs: int | None = None,
+    x: np.ndarray | None = None,
+) -> Names:
+    """Return the names in a file, one for each class, feature or output."""
+    given = [texts(contents, name) if name in contents.arrays else None for name in NAMES]
+    try:
+        *several, unit = given
+        names = named(*several, None if unit is None else unit[0])
+        check_fit(names, num_classes=num_classes, num_outputs=num_outputs, x=x)
+    except ValueError as error:
+        raise ValueError(f"{contents.path}: {error}") from error
+    return names
 
 
 def _classifier(

@@ -8,8 +8,8 @@ import numpy as np
 from laplace_kit.eval.plots.style import series_style, tidy
 from laplace_kit.eval.report import pictures
 from laplace_kit.eval.report.group_measures import LEVEL, worst_group
-from laplace_kit.eval.report.pictures import Section
 from laplace_kit.eval.report.registry import METRICS
+from laplace_kit.eval.report.section import Section
 from laplace_kit.eval.report.table import display_name, number
 
 _SHOWN = {"classification": ("nll", "overconfidence"), "regression": ("nll", "coverage_90")}
@@ -47,9 +47,10 @@ def group_section(measured: Mapping[str, Any], task: str, overall: Mapping[str, 
     note = (
         "The metrics of every group, the largest number of examples first; dotted lines are those "
         "of all examples. A star marks groups that differ significantly from all examples, after "
-        "allowing for the number of groups. " + " ".join(group_sentences(measured, overall))
+        "allowing for the number of groups."
     )
-    return Section("Groups", note, tuple(drawn))
+    worst = tuple(group_sentences(measured, overall))
+    return Section("Groups", note, tuple(drawn), key="groups", conclusions=worst)
 
 
 def group_sentences(measured: Mapping[str, Any], predictors: Mapping[str, Any]) -> list[str]:

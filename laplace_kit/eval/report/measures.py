@@ -9,17 +9,22 @@
 | `num_examples` | size of the test set, without examples of weight zero |
 | `seed` | the seed of the resamples |
 | `predictors` | names of the predictors; the first is the reference of all differences |
+| `num_classes` | for classifiers |
 | *predictor* | metrics on the test set by name |
 | `shifted` | by set, by predictor: metrics by name |
 | `ood` | by set, by predictor: `auroc`, `aupr`, `fpr95` by the largest probability, and by other scores with the suffix `_entropy` or `_epistemic` |
 | `claims` | by predictor: `claimed`, the mean confidence on the test set (for regression, the level of the intervals); `kept`, the accuracy (the coverage); `p_value`, the probability of as large a gap for a calibrated predictor; and, for classifiers, `impossible`, the number of labels that were given probability zero |
 | `bootstrap` | `level` and `num_resamples`; then `test`, `shifted` and `ood`, for each set with `intervals`, by predictor and metric `[low, high]`, and `differences`, by predictor except the first and metric `[difference, low, high]`: that predictor minus the first, on the same resamples; and `best`, by metric the predictor that is significantly better than every other, where there is one |
 | `risk_control` | for classifiers: by predictor, for bounds below its error rate, `at_most`, `confidence`, `handed_on`, the share of predictions to hand on so that the others have at most so many errors, and `threshold` of the confidence; the last two are `null` where no threshold has the bound |
+| `recalibrated` | by predictor: `factor`, the temperature or factor of the standard deviations, and `difference`, the cross-fitted change of the NLL, `[difference, low, high]` |
+| `sections` | by section: the numbers that it shows |
+| `made` | date, name of the data, versions and command |
 
-With groups, `groups` holds by grouping and group `num_examples`, the metrics of each predictor,
-`claims` and `intervals` as above, and `gaps`, by predictor and metric `[gap, low, high, p_value]`:
-the group minus all examples, simultaneous over all groups. A metric that is not finite is `null`,
-and has no interval. Differences are given only for metrics
+The last four are added by a report, and so is `names`, where there are any. With groups, `groups`
+holds by grouping and group `num_examples`, the metrics of each predictor, `claims` and `intervals`
+as above, and `gaps`, by predictor and metric `[gap, low, high, p_value]`: the group minus all
+examples, simultaneous over all groups. A metric that is not finite is `null`, and has no interval.
+Differences are given only for metrics
 of which a larger, or a smaller, value is always better. Schema 1 had neither `predictors`, `claims`
 nor `bootstrap`; in schema 2 all distributions of numbers were normal, and probabilities of zero
 counted as the smallest normal number.
@@ -36,7 +41,7 @@ from laplace_kit.eval.report.checks import about, finite
 from laplace_kit.eval.report.claims import accuracy_claim, coverage_claim
 from laplace_kit.eval.report.pictures import TEST
 from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
-from laplace_kit.eval.report.registry import METRICS, evaluated
+from laplace_kit.eval.report.registry import LABEL, METRICS, evaluated
 from laplace_kit.eval.report.scores import scores
 from laplace_kit.eval.statistics import numbers
 from laplace_kit.eval.statistics.classification import class_scores, class_sums
@@ -89,7 +94,9 @@ def measure_classification(
     test = _measure_probs(TEST, probs, log_probs, y, weights, seed)
     claims = {name: accuracy_claim(of.probs, y, weights, of.log_probs) for name, of in everyone}
     others = {"shifted": shifted, "ood": ood}
-    return _numbers("classification", int(np.count_nonzero(weights)), seed, test, claims, others)
+    num_examples = int(np.count_nonzero(weights))
+    found = _numbers("classification", num_examples, seed, test, claims, others)
+    return found | {"num_classes": np.shape(next(iter(probs.values())))[1]}
 
 
 def measure_regression(
@@ -152,8 +159,20 @@ def _measure_probs(
             valid, labels = inputs.classified(of, y)
         logs = None if log_probs[name] is None else inputs.floating(log_probs[name])
         found = class_scores(valid, labels, logs)
-        evaluate[name] = lambda rows, of=found: evaluated(class_sums(of, rows))
+        second = _second_class(valid, labels) if valid.shape[1] == 2 else None
+        evaluate[name] = lambda rows, of=found, two=second: (
+            evaluated(class_sums(of, rows)) | ({} if two is None else two(rows))
+        )
     return _measure(evaluate, [weights], seed)
+
+
+def _second_class(probs: Float[np.ndarray, "N 2"], y: Num[np.ndarray, "N ..."]) -> Evaluate:
+    """Return how well the probability of the second class ranks its examples before the others."""
+    positive = (y if y.ndim == 1 else y[:, 1]).astype(float)
+    ranking = detection_scores(probs[:, 1], probs[:, 1])
+    return lambda rows: evaluated(
+        detection_sums(ranking, rows * (1 - positive), rows * positive), LABEL
+    )
 
 
 def _measure_detection(
@@ -293,9 +312,3 @@ def _numbers(
             **bootstrap,
         },
     }
-
-
-def hard_labels(y: ArrayLike) -> np.ndarray:
-    """Return labels `(N,)`; for one-hot or soft labels `(N, C)`, the most probable ones."""
-    y = np.asarray(y)
-    return y if y.ndim == 1 else y.argmax(axis=1)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from laplace_kit.eval.report.files import (
     check_alike,
     read_predictions,
 )
+from laplace_kit.eval.report.names import Names, check_fit
 
 
 def read_all(paths: Sequence[str | os.PathLike]) -> StoredPredictions:
@@ -77,8 +79,48 @@ def read_all(paths: Sequence[str | os.PathLike]) -> StoredPredictions:
         check_alike(paths[-1], _by_set(predictions))
     x = next((file.x for file in stored if file.x is not None), None)
     return StoredPredictions(
-        predictions, first.y, shifted_labels, x, first.weights, shifted_weights
+        predictions,
+        first.y,
+        shifted_labels,
+        x,
+        first.weights,
+        shifted_weights,
+        _merged_names(paths, [file.names for file in stored]),
     )
+
+
+def with_names(stored: StoredPredictions, names: Names) -> StoredPredictions:
+    """Return predictions with other names where any are given; a `ValueError` if they do not fit.
+
+    Parameters
+    ----------
+    stored
+        Predictions from files.
+    names
+        The names that come before those in the files.
+    """
+    both = names.or_else(stored.names)
+    first = next(iter(stored.predictions.values()))
+    if stored.is_classification:
+        check_fit(both, num_classes=np.shape(first.probs)[1], x=stored.x)
+    else:
+        check_fit(both, num_outputs=np.shape(first.mean)[1], x=stored.x)
+    return replace(stored, names=both)
+
+
+def _merged_names(paths: Sequence[Path], given: Sequence[Names]) -> Names:
+    """Return the names in any of the files, which must agree where there are several."""
+    found = {}
+    for path, names in zip(paths, given, strict=True):
+        for kind, value in vars(names).items():
+            if value and found.setdefault(kind, value) != value:
+                raise refused(
+                    path,
+                    f"the names {value!r} of {kind}",
+                    f"{found[kind]!r}, as in another file",
+                    "use the same names, in the same order",
+                )
+    return Names(**found)
 
 
 def _repeated(names: Iterable[Iterable[str]]) -> list[str]:

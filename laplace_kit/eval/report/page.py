@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from laplace_kit.eval.plots.style import series_style
-from laplace_kit.eval.report import examples, table
-from laplace_kit.eval.report.examples import Gallery
-from laplace_kit.eval.report.pictures import Section
+from laplace_kit.eval.report import examples, notebook, table
+from laplace_kit.eval.report.advice import Step, next_steps
+from laplace_kit.eval.report.content import Content
+from laplace_kit.eval.report.content import PosteriorCard as PosteriorCard
+from laplace_kit.eval.report.content import as_card as as_card
+from laplace_kit.eval.report.glossary import glossary
+from laplace_kit.eval.report.made import made
+from laplace_kit.eval.report.markdown import markdown
 from laplace_kit.eval.report.registry import METRICS
 from laplace_kit.eval.report.verdict import claims, verdict
 from laplace_kit.host import is_first
@@ -29,7 +34,7 @@ class Report:
         The content of `metrics.json`, of plain numbers and texts. A metric that is not finite is
         `None`.
     files
-        The page, `metrics.json`, `predictions.npz` and the pictures.
+        The page, `report.md`, `metrics.json`, `predictions.npz` and the pictures.
     """
 
     directory: Path
@@ -46,44 +51,23 @@ class Report:
         """The conclusions from the metrics, one sentence each."""
         return verdict(self.metrics)
 
+    @property
+    def next_steps(self) -> tuple[Step, ...]:
+        """What to do next, with code that runs in the directory of the report."""
+        return next_steps(self.metrics)
+
+    def __repr__(self) -> str:
+        """Return one line: the page, the task, the predictors."""
+        names = ", ".join(self.metrics.get("predictors", ()))
+        return f"Report({str(self.index)!r}, {names})"
+
+    def _repr_html_(self) -> str:
+        """Return the verdict and a link to the page, for notebooks."""
+        return notebook.report_html(self)
+
     def __str__(self) -> str:
         """Return the table of metrics as plain text."""
         return table.text_table(self.metrics)
-
-
-@dataclass(frozen=True)
-class PosteriorCard:
-    """Facts about a posterior: a summary, a table of parameters, and warnings.
-
-    Parameters
-    ----------
-    facts
-        Facts by name, as text.
-    columns, layers
-        The column names and the rows of a table, one row for each parameter.
-    warnings
-        Warnings, each with a remedy.
-    """
-
-    facts: Mapping[str, str]
-    columns: tuple[str, ...] = ()
-    layers: tuple[tuple[str, ...], ...] = ()
-    warnings: tuple[str, ...] = ()
-
-
-def as_card(card: PosteriorCard | Mapping[str, str] | None) -> PosteriorCard | None:
-    """Return a card, also for a mapping of facts."""
-    return card if card is None or isinstance(card, PosteriorCard) else PosteriorCard(card)
-
-
-@dataclass(frozen=True)
-class Content:
-    """Everything on a page except its metrics."""
-
-    title: str
-    sections: tuple[Section, ...]
-    galleries: tuple[Gallery, ...]
-    card: PosteriorCard | None
 
 
 def write(
@@ -91,22 +75,29 @@ def write(
     metrics: dict[str, Any],
     content: Content,
     write_predictions: Callable[[Path], None],
+    *,
+    shared: bool = False,
 ) -> Report:
-    """Write the page, `metrics.json`, `predictions.npz` and the pictures, each atomically.
+    """Write the page, `report.md`, `metrics.json`, `predictions.npz` and pictures, atomically.
 
     `metrics` is the content of `metrics.json`, without NaN or infinity; `write_predictions` writes
-    `predictions.npz` to a path. A missing directory is created. In a program of several processes,
-    process 0 writes.
+    `predictions.npz` to a path. A missing directory is created. Where several processes make one
+    report, it is `shared`, and process 0 writes; otherwise each process writes its own.
     """
+    content = content.rendered()
+    found = {section.key: section.record for section in content.sections if section.record}
+    metrics = metrics | ({"sections": found} if found else {})
+    metrics |= {"made": made(metrics, content.look)}
     text = json.dumps(metrics, indent=2, allow_nan=False)
     drawn = [picture for section in content.sections for picture in section.pictures]
     drawn += examples.pictures(content.galleries)
     contents = {
-        **{picture.file: picture.png for picture in drawn},
+        **{picture.file: picture.data for picture in drawn},
         "metrics.json": f"{text}\n".encode(),
+        "report.md": markdown(metrics, content).encode(),
         "index.html": _render(metrics, text, content).encode(),
     }
-    if is_first():
+    if is_first() or not shared:
         directory.mkdir(parents=True, exist_ok=True)
         for name, data in contents.items():
             part = directory / f".{name}.part"
@@ -134,10 +125,12 @@ def _render(metrics: Mapping[str, Any], metrics_text: str, content: Content) -> 
     return environment.from_string(page).render(
         style=markupsafe.Markup(style),
         content=content,
-        contents=_contents(content),
+        contents=_contents(content, next_steps(metrics)),
         metrics=metrics,
         metrics_text=metrics_text,
         verdict=verdict(metrics),
+        steps=next_steps(metrics),
+        glossary=glossary(metrics),
         claims=claims(metrics),
         headline=("accuracy", "nll", "ece")
         if metrics["task"] == "classification"
@@ -161,11 +154,13 @@ class _Line(NamedTuple):
         return cls(color, {"-": "none", "--": "7 3", "-.": "8 3 2 3", ":": "3 3"}[style])
 
 
-def _contents(content: Content) -> tuple[str, ...]:
+def _contents(content: Content, steps: tuple[Step, ...]) -> tuple[str, ...]:
     """Return the titles in the table of contents."""
     parts = (*content.sections, *content.galleries)
     card = ("Posterior",) if content.card else ()
-    return ("Verdict", "Metrics", *(part.title for part in parts), *card)
+    next_of = ("Next steps",) if steps else ()
+    titles = (part.title for part in parts)
+    return ("Verdict", *next_of, "Metrics", *titles, *card, "Glossary", "Reproduction")
 
 
 def _anchor(title: str) -> str:

@@ -4,7 +4,7 @@ import base64
 import io
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,25 +24,44 @@ _LONGEST_LABEL = 22
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as PNG, with its file name and a caption that doubles as alt text."""
+    """A picture with its file name and words; a figure is rendered when its format is known.
+
+    Parameters
+    ----------
+    file
+        The file name, which ends in .png until another format is rendered.
+    caption, alt
+        The words below the picture, and those in its place, which name the trend; by default the
+        caption.
+    data
+        The rendered picture, empty until then.
+    figure
+        What is to be rendered; `None` afterwards.
+    """
 
     file: str
     caption: str
-    png: bytes
+    alt: str = ""
+    data: bytes = b""
+    figure: "matplotlib.figure.Figure | None" = None
+
+    def rendered(self, picture_format: str = "png") -> "Picture":
+        """Return the picture in a format; pictures of pixels stay PNG."""
+        if self.figure is None:
+            return self
+        file = f"{self.file.removesuffix('.png')}.{picture_format}"
+        return replace(self, file=file, data=_rendered(self.figure, picture_format), figure=None)
+
+    @property
+    def png(self) -> bytes:
+        """The picture as PNG."""
+        return self.rendered("png").data
 
     @property
     def data_uri(self) -> str:
-        """The picture as a data URI."""
-        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
-
-
-@dataclass(frozen=True)
-class Section:
-    """Pictures of one kind, with a note on how to read them."""
-
-    title: str
-    note: str
-    pictures: tuple[Picture, ...]
+        """The rendered picture as a data URI."""
+        kind = "svg+xml" if self.file.endswith(".svg") else "png"
+        return f"data:image/{kind};base64," + base64.b64encode(self.data).decode("ascii")
 
 
 def new_figure(height: float = 3.4) -> "matplotlib.figure.Figure":
@@ -62,12 +81,21 @@ def with_same_axes(figures: Sequence["matplotlib.figure.Figure"]) -> None:
                 getattr(ax, put)(ends[:, 0].min(), ends[:, 1].max())
 
 
-def picture(file: str, caption: str, figure: "matplotlib.figure.Figure") -> Picture:
-    """Return the rendered figure; without software metadata, equal figures give equal bytes."""
+def picture(file: str, caption: str, figure: "matplotlib.figure.Figure", alt: str = "") -> Picture:
+    """Return a figure as a picture, with a caption, and words in its place if they are others."""
+    return Picture(file, caption, alt or caption, figure=figure)
+
+
+def _rendered(figure: "matplotlib.figure.Figure", picture_format: str) -> bytes:
+    """Return a rendered figure; without metadata, equal figures give equal bytes."""
+    import matplotlib
+
     buffer = io.BytesIO()
     fonts.apply(figure)
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return Picture(file, caption, buffer.getvalue())
+    metadata = {"svg": {"Date": None, "Creator": None}}.get(picture_format, {"Software": None})
+    with matplotlib.rc_context({"svg.hashsalt": "laplace_kit", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format=picture_format, metadata=metadata)
+    return buffer.getvalue()
 
 
 def pixels(file: str, caption: str, values: ArrayLike) -> Picture:
@@ -85,7 +113,7 @@ def pixels(file: str, caption: str, values: ArrayLike) -> Picture:
         image.imsave(buffer, values, format="png", metadata={"Software": None})
     else:
         image.imsave(buffer, values, format="png", cmap="gray", metadata={"Software": None})
-    return Picture(file, caption, buffer.getvalue())
+    return Picture(file, caption, caption, buffer.getvalue())
 
 
 def file_name(kind: str, name: str, where: str = TEST) -> str:
@@ -131,3 +159,12 @@ def legend_name(predictor: str) -> str:
     """Return a predictor's name, abbreviated in the middle if it is too long for a legend."""
     name, half = display_name(predictor), _LONGEST_LABEL // 2
     return name if len(name) <= _LONGEST_LABEL else f"{name[: half - 1]}…{name[-half:]}"
+
+
+def drawn_name(name: str, otherwise: str) -> str:
+    """Return a name for an axis or a legend, `otherwise` if no installed font can draw it."""
+    if not fonts.drawable(name):
+        return otherwise
+    half = _LONGEST_LABEL // 2
+    short = name if len(name) <= _LONGEST_LABEL else f"{name[: half - 1]}…{name[-half:]}"
+    return short.replace("$", r"\$")  # which would begin a formula

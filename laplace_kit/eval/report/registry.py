@@ -18,6 +18,8 @@ from laplace_kit.eval.statistics.classification import ClassSums
 from laplace_kit.eval.statistics.detection import DetectionSums
 from laplace_kit.eval.statistics.numbers import NumberSums
 
+# The probability of the second of two classes as a score of its examples.
+LABEL = "label"
 Sums = ClassSums | NumberSums | DetectionSums
 Function = Callable[[Sums], Float[ndarray, " R"]]
 
@@ -140,6 +142,22 @@ METRICS: dict[str, Metric] = {
     ),
     "aurc": _class_metric("AURC", classification.aurc, "lower", 0.0),
     "augrc": _class_metric("AUGRC", classification.augrc, "lower", 0.0),
+    "roc_auc": Metric(
+        "ROC AUC of the positive class",
+        detection.auroc,
+        "higher",
+        1.0,
+        score=LABEL,
+        takes=(DetectionSums,),
+    ),
+    "average_precision": Metric(
+        "Average precision of the positive class",
+        detection.aupr,
+        "higher",
+        1.0,
+        score=LABEL,
+        takes=(DetectionSums,),
+    ),
     **_score_metrics("AUROC", detection.auroc, "higher", 1.0, in_verdict=True),
     **_score_metrics("AUPR", detection.aupr, "higher", 1.0, in_verdict=False),
     **_score_metrics("FPR95", detection.fpr95, "lower", 0.0, in_verdict=False),

@@ -1,26 +1,32 @@
 """Calibration reports of regressors: from means, standard deviations and targets to a page."""
 
-from collections.abc import Mapping
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import ArrayLike, Float, PyTree
+from jaxtyping import ArrayLike, PyTree
 
 from laplace_kit.eval.grouping import as_groupings
 from laplace_kit.eval.report import checks, examples, files, page
 from laplace_kit.eval.report import regression_sections as sections
 from laplace_kit.eval.report.group_measures import measure_groups
 from laplace_kit.eval.report.group_sections import group_sections
+from laplace_kit.eval.report.look import Look, PictureFormat
+from laplace_kit.eval.report.material import MakeNumberSections, Regressed
 from laplace_kit.eval.report.measures import (
     integral_transforms,
     measure_regression,
     target_scores,
 )
+from laplace_kit.eval.report.names import check_fit, named, names_of, with_codes
 from laplace_kit.eval.report.page import Content, PosteriorCard, Report
-from laplace_kit.eval.report.pictures import Section
+from laplace_kit.eval.report.pictures import drawn_name
 from laplace_kit.eval.report.predictions import RegressionPredictions
+from laplace_kit.eval.report.recalibrated import recalibrated_numbers
+from laplace_kit.eval.report.section import Section
 from laplace_kit.eval.report.stages import OnStage, ignore
 from laplace_kit.eval.statistics.numbers import coverage
 from laplace_kit.eval.statistics.weighting import checked
@@ -28,17 +34,24 @@ from laplace_kit.eval.statistics.weighting import checked
 
 def regression_report(
     predictions: Mapping[str, RegressionPredictions],
-    y: ArrayLike,
+    y: PyTree,
     directory: str | Path,
     *,
     weights: ArrayLike | None = None,
     x: PyTree = None,
     subject: str | None = None,
+    feature_names: Sequence[Any] | None = None,
+    target_name: str | Sequence[Any] | None = None,
+    target_unit: str | None = None,
     title: str = "Calibration report",
+    data_name: str = "",
+    date: datetime.date | str | None = None,
+    picture_format: PictureFormat = "png",
     card: PosteriorCard | Mapping[str, str] | None = None,
     groups: Any = None,
     seed: int = 0,
     on_stage: OnStage | None = None,
+    shared: bool = False,
 ) -> Report:
     """Write a calibration report that compares regressors on the same examples.
 
@@ -60,8 +73,14 @@ def regression_report(
         as in `classification_report`.
     subject
         The predictor that selects these examples; by default "laplace", or the first.
-    title
-        The heading of the page.
+    feature_names, target_name, target_unit
+        The names of the columns of `x`, of the target or of each output, and its unit, such as
+        "mm". By default those that a DataFrame `x` and a Series or DataFrame `y` have.
+    title, data_name, date
+        The heading of the page, what the test set is, and a date to show (a `datetime.date`, or
+        text); none by default, so that every run writes the same bytes.
+    picture_format
+        `"png"` or `"svg"`.
     card
         Facts about the posterior.
     groups
@@ -70,6 +89,9 @@ def regression_report(
         The seed of the bootstrap's resamples, and of the probability integral transforms of counts.
     on_stage
         Called with the name of each stage before it begins, to show progress.
+    shared
+        Whether all processes of a program make this report together: then process 0 writes it. By
+        default each process writes its own.
 
     Returns
     -------
@@ -81,81 +103,96 @@ def regression_report(
     Raises
     ------
     ValueError
-        If shapes differ, a value is not finite, a standard deviation is not positive, weights are
-        not valid, a name cannot be part of a file name, or `directory` is a file.
+        If shapes differ, a value is not finite, a standard deviation is not positive, weights or
+        names are not valid, a name cannot be part of a file name, or `directory` is a file.
     """
     directory = checks.usable_directory(directory)
-    checks.check_title(title)
+    look = Look(title, data_name, date, picture_format)
     checks.check_predictors(predictions)
     checks.check_deviations(predictions)
+    given = named(None, feature_names, target_name, target_unit)
+    names = given.or_else(names_of(x, y))
+    x, y = with_codes(x, y)
     y = checks.finite("y", y)
     checks.check_distributions(predictions, y)
     subject = checks.check_subject(predictions, subject)
+    check_fit(names, num_outputs=int(np.prod(y.shape[1:])), x=x)
     stage = on_stage or ignore
     stage("resampling")
     numbers = measure_regression(predictions, y, weights=weights, seed=seed)
     if groups is not None:
         groupings = as_groupings(groups, len(y))
         numbers["groups"] = measure_groups(predictions, y, groupings, weights=weights, seed=seed)
+    numbers |= {"names": names.known()} if names.known() else {}
+    found = recalibrated_numbers(predictions, y, weights=weights, seed=seed)
+    numbers |= {"recalibrated": found} if found else {}
     stage("drawing")
     weights = checked(weights, len(y))
     mean = {name: np.asarray(of.mean) for name, of in predictions.items()}
     std = {name: np.asarray(of.std) for name, of in predictions.items()}
+    of = Regressed(predictions, y, x, numbers, subject, weights, names, seed)
     content = Content(
-        title,
-        _sections(predictions, y, x, numbers, weights, seed),
-        examples.regression_galleries(mean, std, y, subject, x, weights),
+        look,
+        tuple(section for make in SECTIONS for section in make(of)),
+        examples.regression_galleries(mean, std, y, subject, x, weights, names),
         page.as_card(card),
     )
     stage("writing")
     given = None if (weights == 1).all() else weights
     write_predictions = partial(
-        files.write_predictions, predictions=predictions, y=y, weights=given
+        files.write_predictions, predictions=predictions, y=y, weights=given, names=names
     )
-    return page.write(directory, numbers, content, write_predictions)
+    return page.write(directory, numbers, content, write_predictions, shared=shared)
 
 
-def _sections(
-    predictions: Mapping[str, RegressionPredictions],
-    y: np.ndarray,
-    x: PyTree,
-    numbers: Mapping,
-    weights: Float[np.ndarray, " N"],
-    seed: int,
-) -> tuple[Section, ...]:
-    everyone, measured = predictions.items(), {name: numbers[name] for name in predictions}
-    mean = {name: np.ravel(of.mean) for name, of in everyone}
-    std = {name: np.ravel(of.std) for name, of in everyone}
+def _sections(of: Regressed) -> Iterator[Section]:
+    everyone, measured, targets = of.predictions.items(), of.measured, np.ravel(of.y)
+    mean = {name: np.ravel(given.mean) for name, given in everyone}
+    std = {name: np.ravel(given.std) for name, given in everyone}
     epistemic_std = {
-        name: np.ravel(of.epistemic_std) for name, of in everyone if of.epistemic_std is not None
+        name: np.ravel(given.epistemic_std)
+        for name, given in everyone
+        if given.epistemic_std is not None
     }
-    targets = np.ravel(y)
-    scores = {name: target_scores(of, y) for name, of in everyone}
-    intervals = {name: (of.low.ravel(), of.high.ravel()) for name, of in scores.items()}
-    transforms = {name: integral_transforms(of, seed) for name, of in scores.items()}
+    scores = {name: target_scores(given, of.y) for name, given in everyone}
+    intervals = {name: (found.low.ravel(), found.high.ravel()) for name, found in scores.items()}
+    target = of.names.of_target() if len(of.names.targets) < 2 else ""
+    target = drawn_name(target, "")
+    if _is_one_varying_number(of.x, of.y):
+        feature = drawn_name(of.names.features[0], "input") if of.names.features else "input"
+        axes = feature, target or "output"
+        x = np.ravel(of.x)
+        yield sections.bands(x, mean, std, intervals, epistemic_std, targets, measured, axes)
+    yield sections.predicted(mean, std, intervals, targets, measured, target)
+    transforms = {name: integral_transforms(found, of.seed) for name, found in scores.items()}
     levels = np.linspace(0.0, 1.0, 21)[1:-1]
-    covered = {name: coverage(of, levels, weights[None])[0] for name, of in transforms.items()}
-    each = np.repeat(weights, targets.size // len(weights))
+    covered = {
+        name: coverage(found, levels, of.weights[None])[0] for name, found in transforms.items()
+    }
+    yield sections.coverage(levels, covered, measured)
+    each = np.repeat(of.weights, targets.size // len(of.weights))
+    flat = {name: np.ravel(found) for name, found in transforms.items()}
+    yield sections.integral_transforms(flat, each, measured)
     curves = {name: _risk_coverage(mean[name], std[name], targets, each) for name in mean}
-    over_x = (
+    yield sections.risk_coverage(curves)
+    if epistemic_std:
+        yield sections.uncertainty(mean, std, epistemic_std, targets, each)
+
+
+# In the order of the page. A further section is one more function of `Regressed` here.
+def _groups(of: Regressed) -> Iterator[Section]:
+    yield from group_sections(of.numbers, of.measured)
+
+
+SECTIONS: tuple[MakeNumberSections, ...] = (_sections, _groups)
+
+
+def _is_one_varying_number(x: PyTree, y: np.ndarray) -> bool:
+    """Return whether inputs are scalars that vary, and there is one output."""
+    return (
         getattr(x, "size", 0) == len(y) == y.size
         and np.issubdtype(x.dtype, np.number)
         and np.unique(x).size > 1
-    )
-    return (
-        *(
-            [sections.bands(np.ravel(x), mean, std, intervals, epistemic_std, targets, measured)]
-            if over_x
-            else []
-        ),
-        sections.predicted(mean, std, intervals, targets, measured),
-        sections.coverage(levels, covered, measured),
-        sections.integral_transforms(
-            {name: np.ravel(of) for name, of in transforms.items()}, each, measured
-        ),
-        sections.risk_coverage(curves),
-        *group_sections(numbers, measured),
-        *([sections.uncertainty(mean, std, epistemic_std, targets, each)] if epistemic_std else []),
     )
 
 

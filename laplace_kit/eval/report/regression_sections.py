@@ -7,8 +7,9 @@ from jaxtyping import ArrayLike, Float, Num
 
 from laplace_kit.eval import plots
 from laplace_kit.eval.plots.style import MOST_POINTS
-from laplace_kit.eval.report import pictures
-from laplace_kit.eval.report.pictures import TEST, Section
+from laplace_kit.eval.report import pictures, trends
+from laplace_kit.eval.report.pictures import TEST
+from laplace_kit.eval.report.section import Section
 from laplace_kit.eval.report.table import Values, display_name, number
 
 _ByName = Mapping[str, Float[np.ndarray, " N"]]
@@ -23,6 +24,7 @@ def bands(
     epistemic_std: _ByName,
     y: Num[ArrayLike, " N"],
     measured: Mapping[str, Values],
+    labels: tuple[str, str] = ("input", "output"),
 ) -> Section:
     """Draw the predictive band over one input, with the targets, for each predictor."""
     drawn, figures = [], {name: pictures.new_figure(3.6) for name in mean}
@@ -36,7 +38,7 @@ def bands(
             x_observed=x,
             y_observed=y,
             interval=intervals[name],
-        )
+        ).set(xlabel=labels[0], ylabel=labels[1])
     pictures.with_same_axes([*figures.values()])
     for name, figure in figures.items():
         caption = pictures.caption(name, TEST, "coverage_90", measured[name])
@@ -51,13 +53,14 @@ def predicted(
     intervals: _Intervals,
     y: Num[ArrayLike, " N"],
     measured: Mapping[str, Values],
+    target: str = "",
 ) -> Section:
     """Draw predictions with their intervals against the targets, for each predictor."""
     drawn, figures = [], {name: pictures.new_figure(4.2) for name in mean}
     for name, figure in figures.items():
         plots.predicted_against_observed(
             figure.subplots(), mean[name], std[name], y, interval=intervals[name]
-        )
+        ).set(xlabel=f"observed {target}".strip(), ylabel=f"predicted {target}".strip())
     pictures.with_same_axes([*figures.values()])
     for name, figure in figures.items():
         caption = pictures.caption(name, TEST, "rmse", measured[name])
@@ -81,7 +84,8 @@ def coverage(
         plots.level_curve(ax, levels, shares, label=labels[name], series=series)
     found = (f"{display_name(name)} {number(measured[name]['coverage_90'])}" for name in covered)
     caption = pictures.with_legend_key(f"Coverage of 90% intervals: {', '.join(found)}", covered)
-    drawn = pictures.picture("coverage.png", caption, figure)
+    sides = (f"{display_name(n)} {trends.of_levels(levels, of)}" for n, of in covered.items())
+    drawn = pictures.picture("coverage.png", caption, figure, f"{caption}. {'; '.join(sides)}")
     note = (
         "Fraction of the targets inside the central intervals of each nominal level. Below the "
         "dashed line the intervals are too narrow, above it too wide. For counts, whether an end "
@@ -100,7 +104,8 @@ def integral_transforms(
     pictures.with_same_axes([*figures.values()])
     for name, figure in figures.items():
         caption = pictures.caption(name, TEST, "crps", measured[name])
-        drawn.append(pictures.picture(pictures.file_name("pit", name), caption, figure))
+        alt = f"{caption}. {trends.of_transforms(pit[name], weights)}"
+        drawn.append(pictures.picture(pictures.file_name("pit", name), caption, figure, alt))
     note = (
         "The predictive distribution functions at the targets. For calibrated predictions the "
         "histogram is flat within the grey band. A U-shape means predictive distributions that are "
@@ -121,13 +126,15 @@ def risk_coverage(
         plots.risk_coverage_curve(ax, kept, risk, label=labels[name], series=series)
     ax.set_ylabel("mean squared error of those kept")
     caption = pictures.with_legend_key(f"{pictures.names(curves)}, {TEST}", curves)
+    ends = (f"{display_name(name)} {trends.of_risk(*of, False)}" for name, of in curves.items())
+    alt = f"{caption}. Mean squared error: {'; '.join(ends)}"
     note = (
         "The mean squared error of the predictions with the smallest predictive standard "
         "deviations. If the standard deviations are informative, the curve falls towards the left; "
         "if they are all equal, the order of the predictions is arbitrary."
     )
     return Section(
-        "Risk-coverage curve", note, (pictures.picture("risk_coverage.png", caption, figure),)
+        "Risk-coverage curve", note, (pictures.picture("risk_coverage.png", caption, figure, alt),)
     )
 
 

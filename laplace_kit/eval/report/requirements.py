@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from laplace_kit.eval.report.registry import METRICS
+from laplace_kit.eval.report.registry import LABEL, METRICS
 from laplace_kit.eval.report.table import display_name, number
 from laplace_kit.eval.statistics.classification import ClassSums
 from laplace_kit.eval.statistics.numbers import NumberSums
@@ -33,7 +33,11 @@ class Requirement:
     def check(self, is_classification: bool, predictors: Collection[str]) -> None:
         """Raise a `ValueError` for a metric of the other task, or an unknown predictor."""
         kind = ClassSums if is_classification else NumberSums
-        known = [key for key, metric in METRICS.items() if kind in metric.takes]
+        known = [
+            key
+            for key, metric in METRICS.items()
+            if kind in metric.takes or (is_classification and metric.score == LABEL)
+        ]
         if self.metric not in known:
             task = "classification" if is_classification else "regression"
             raise ValueError(
@@ -50,7 +54,7 @@ class Requirement:
         """Return a line for each predictor that fails; a value that is not finite does."""
         lines = []
         for name in numbers["predictors"] if self.predictor is None else (self.predictor,):
-            value = numbers[name][self.metric]
+            value = numbers[name].get(self.metric)
             if value is None or not _HOLDS[self.comparison](value, self.limit):
                 found = f"{METRICS[self.metric].label} is {number(value)}"
                 lines.append(f"Failed: {self}: {display_name(name)}'s {found}.")

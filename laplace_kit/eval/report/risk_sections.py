@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from laplace_kit.eval.report.inputs import classified
-from laplace_kit.eval.report.pictures import Section
+from laplace_kit.eval.report.section import Section
 from laplace_kit.eval.report.table import display_name
 from laplace_kit.eval.statistics.risk import control_kept_losses
 from laplace_kit.eval.statistics.weighting import checked

@@ -15,6 +15,8 @@ Values = Mapping[str, float | None]
 # Metrics that differ by less, in float32, count as equal.
 _ROUNDING = 1e-6
 
+_IN_UNITS = ("rmse", "crps", "width_90")  # of the target
+
 RESERVED = (
     "schema",
     "task",
@@ -25,6 +27,13 @@ RESERVED = (
     "ood",
     "claims",
     "bootstrap",
+    "names",
+    "made",
+    "num_classes",
+    "recalibrated",
+    "sections",
+    "groups",
+    "risk_control",
 )
 
 
@@ -50,11 +59,15 @@ class Change:
 
 @dataclass(frozen=True)
 class Row:
-    """One metric for all predictors of a group; `changes` is empty where undefined."""
+    """One metric for all predictors of a group; `changes` is empty where undefined.
+
+    `hint` is the unit of the metric, or what else belongs to its name.
+    """
 
     metric: Metric
     cells: tuple[Cell, ...]
     changes: tuple[Change, ...]
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,7 +143,12 @@ def sets(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Values]
 
 def groups(metrics: Mapping[str, Any]) -> tuple[Group, ...]:
     """Return the metrics of the test set, the shifted sets and the out-of-distribution sets."""
-    return tuple(_group(*found) for found in sets(metrics))
+    hints, unit = {}, metrics.get("names", {}).get("unit")
+    if metrics.get("num_classes") == 2:
+        hints["brier"] = "over both classes, twice that of P(y = 1)"
+    if unit:
+        hints |= dict.fromkeys(_IN_UNITS, f"in {unit}")
+    return tuple(_group(*found, hints) for found in sets(metrics))
 
 
 def text_table(metrics: Mapping[str, Any]) -> str:
@@ -158,14 +176,20 @@ def _padded(cell: Cell | None, width: int) -> str:
     )
 
 
-def _group(title: str, values: Mapping[str, Values], bootstrap: Mapping[str, Any]) -> Group:
+def _group(
+    title: str,
+    values: Mapping[str, Values],
+    bootstrap: Mapping[str, Any],
+    hints: Mapping[str, str],
+) -> Group:
     names = tuple(values)
     # Not every predictor has every score: the epistemic part may be unknown.
     keys = dict.fromkeys(key for of_name in values.values() for key in of_name)
-    return Group(title, names, tuple(_row(key, values, bootstrap) for key in keys))
+    rows = (_row(key, values, bootstrap, hints.get(key, "")) for key in keys)
+    return Group(title, names, tuple(rows))
 
 
-def _row(key: str, values: Mapping[str, Values], bootstrap: Mapping[str, Any]) -> Row:
+def _row(key: str, values: Mapping[str, Values], bootstrap: Mapping[str, Any], hint: str) -> Row:
     metric, best = METRICS[key], bootstrap["best"].get(key)
     cells = tuple(
         Cell(
@@ -178,7 +202,7 @@ def _row(key: str, values: Mapping[str, Values], bootstrap: Mapping[str, Any]) -
         else Cell("–", "", False, None)
         for name, of in values.items()
     )
-    return Row(metric, cells, _changes(key, tuple(values), bootstrap["differences"]))
+    return Row(metric, cells, _changes(key, tuple(values), bootstrap["differences"]), hint)
 
 
 def _changes(key: str, names: tuple[str, ...], differences: Mapping) -> tuple[Change, ...]:

@@ -105,6 +105,41 @@ def lonely(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def decided(tmp_path_factory):
+    """Return a report on two classes with names, features and costs."""
+    rng = np.random.default_rng(0)
+    p = rng.beta(0.8, 2.0, NUM)
+    probs, y = np.stack([1 - p, p], axis=1), (rng.uniform(size=NUM) < p).astype(int)
+    return report.classification_report(
+        {"map": ClassPredictions(sharpened(probs, 2.0)), "laplace": ClassPredictions(probs)},
+        y,
+        tmp_path_factory.mktemp("decided"),
+        x=rng.normal(size=(NUM, 4)),
+        class_names=["benign", "malignant"],
+        feature_names=["radius", "texture", "area", "age"],
+        costs=(1.0, 8.0),
+        data_name="a sample",
+        date="2031-02-03",
+        picture_format="svg",
+    )
+
+
+@pytest.fixture(scope="session")
+def crowded(tmp_path_factory):
+    """Return a report on more classes than can be shown, with long names."""
+    rng = np.random.default_rng(0)
+    logits = 2.0 * rng.normal(size=(NUM, 30))
+    y = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
+    probs = np.exp(3.0 * logits)
+    return report.classification_report(
+        {"map": ClassPredictions(probs / probs.sum(axis=1, keepdims=True))},
+        y,
+        tmp_path_factory.mktemp("crowded"),
+        class_names=[f"class number {k} $ {LONG}"[: 30 + 2 * k] for k in range(30)],
+    )
+
+
+@pytest.fixture(scope="session")
 def hostile(tmp_path_factory):
     """Return a report in which every word is too long."""
     predictions, y, shifted_labels = classifiers(

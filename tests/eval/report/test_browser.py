@@ -59,7 +59,9 @@ def browser():
         launched.close()
 
 
-@pytest.fixture(scope="module", params=["classified", "regressed", "lonely", "hostile"])
+@pytest.fixture(
+    scope="module", params=["classified", "regressed", "lonely", "hostile", "decided", "crowded"]
+)
 def index(request):
     found = request.getfixturevalue(request.param)
     return (found[-1] if isinstance(found, tuple) else found).index

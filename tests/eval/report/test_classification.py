@@ -16,13 +16,15 @@ def test_files(classified):
     assert 12 <= len(examples) <= 24
     names = ("map", "laplace", "ensemble")
     assert {path.name for path in written.files} - examples == {
-        *("index.html", "metrics.json", "predictions.npz", "risk_coverage.png"),
+        *("index.html", "report.md", "metrics.json", "predictions.npz", "risk_coverage.png"),
+        *(f"class_{number}.png" for number in range(3)),
         *("uncertainty_laplace.png", "uncertainty_ensemble.png"),
         *(f"roc_{kind}@noise.png" for kind in ("max_probability", "entropy", "epistemic")),
         *(
             f"{kind}_{name}{where}.png"
             for name in names
             for kind, where in (
+                ("confusion", ""),
                 ("reliability", ""),
                 ("reliability", "@rotated"),
                 ("confidence", ""),
@@ -34,7 +36,8 @@ def test_files(classified):
 
 def test_verdict_tells_the_calibrated_predictor_from_the_over_confident(classified):
     *_, written = classified
-    against, _, of_map, of_laplace, *_ = written.verdict
+    use, against, _, of_map, of_laplace, *_ = written.verdict
+    assert use.startswith("Use Laplace: its NLL, a proper score, is significantly lower (")
     assert against.startswith("Against MAP, Laplace has a significantly lower NLL")
     assert "and a significantly lower ECE" in against
     assert of_map.startswith("MAP is over-confident by")

@@ -74,9 +74,9 @@ def test_a_predictor_looks_alike_in_every_picture(monkeypatch):
 def test_pictures_of_two_predictors_have_the_same_axes(monkeypatch):
     figures = []
 
-    def drawn(file, caption, figure):
+    def drawn(file, caption, figure, alt=""):
         figures.append(figure)
-        return Picture(file, caption, b"")
+        return Picture(file, caption)
 
     monkeypatch.setattr(sections.pictures, "picture", drawn)
     inside = {"map": {"entropy": np.linspace(0, 0.1, 9)}, "other": {"entropy": np.ones(9)}}

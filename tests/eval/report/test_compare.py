@@ -16,6 +16,7 @@ from laplace_kit.eval.predictive import Predictive
 from laplace_kit.eval.report import ClassPredictions, RegressionPredictions, Report, compare
 from laplace_kit.eval.report.compare import compare_report
 from laplace_kit.eval.report.files import read_predictions
+from laplace_kit.eval.report.look import Look
 from laplace_kit.eval.report.measures import measure_classification
 from laplace_kit.likelihood import Bernoulli, Categorical, FromLoss, Gaussian, Masked, Poisson
 from laplace_kit.targets import (
@@ -54,7 +55,7 @@ def regressor(std: float):
 
 
 def report(predict, likelihood, y, directory="nowhere", **sets):
-    options = {"title": "A title", "card": {"structure": "Full"}} | sets
+    options = {"look": Look("A title"), "card": {"structure": "Full"}} | sets
     y = jax.tree.map(jnp.asarray, y)
     return compare_report(predict, likelihood, X, y, directory, **options)
 

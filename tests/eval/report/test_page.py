@@ -1,17 +1,22 @@
 """Pages, pictures and `metrics.json` agree with each other, and the page needs nothing else."""
 
 import base64
+import datetime
 import html.parser
 import io
 import json
+import shlex
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
-from laplace_kit.eval.report import files, page, table
+from laplace_kit.cli import main
+from laplace_kit.eval.report import ClassPredictions, classification_report, files, page, table
+from laplace_kit.eval.report.look import Look
 from laplace_kit.eval.report.page import PosteriorCard
-from laplace_kit.eval.report.pictures import Section
+from laplace_kit.eval.report.section import Section
 
 
 class Page(html.parser.HTMLParser):
@@ -73,12 +78,12 @@ def test_numbers_of_the_page_are_those_of_metrics_json(written, shown):
 def test_links_lead_to_the_set_that_they_name(tmp_path, classified):
     titles = ("Detection, noise1", "Detection, noise2", "Detection, Noise1", "Detection, \u00fc")
     sections = tuple(Section(title, "", ()) for title in titles)
-    content = page.Content("Links", sections, (), None)
+    content = page.Content(Look("Links"), sections, (), None)
     written = page.write(tmp_path, classified[-1].metrics, content, lambda path: path.touch())
     found = Page(written.index.read_text(encoding="utf-8")).attributes
     links = [value.removeprefix("#") for name, value in found if name == "href"]
     anchors = [value for name, value in found if name == "id"]
-    assert len({*anchors}) == len(anchors) == len(titles) + 2
+    assert len({*anchors}) == len(anchors) == len(titles) + 5
     assert [link for link in links if link in anchors] == anchors
 
 
@@ -150,3 +155,84 @@ def test_facts_alone_make_a_card():
     assert page.as_card(None) is None
     assert page.as_card({"a": "b"}) == PosteriorCard({"a": "b"})
     assert page.as_card(PosteriorCard({"a": "b"}, warnings=("c",))).warnings == ("c",)
+
+
+def test_a_report_is_shown_short_and_with_a_link(classified):
+    written = classified[-1]
+    assert repr(written) == f"Report({str(written.index)!r}, map, laplace, ensemble)"
+    found = written._repr_html_()
+    assert f'<a href="{written.index}">' in found
+    assert all(word in found for word in ("Use Laplace", "Accuracy", "<pre>"))
+
+
+def test_markdown_holds_verdict_metrics_pictures_and_words_as_they_are(written):
+    text = (written.directory / "report.md").read_text(encoding="utf-8")
+    for path in written.files:
+        if path.suffix == ".png" and not path.name.startswith("example_"):
+            assert f"]({path.name})" in text
+    plain = text.replace("\\", "")
+    assert all(sentence in plain for sentence in written.verdict)
+    for name in written.metrics["predictors"]:
+        assert table.number(written.metrics[name]["nll"]) in text
+    assert "<script>" not in text
+    widths = {}
+    for block in text.split("\n\n"):
+        lines = [line for line in block.splitlines() if line.startswith("|")]
+        bars = {line.replace("\\|", "").count("|") for line in lines}
+        widths[block] = len(bars)
+    assert max(widths.values()) == 1, "every row of a table has as many columns"
+
+
+def test_date_data_and_versions_are_on_the_page_and_can_be_left_out(tmp_path, classified):
+    predictions, y, whole = classified
+    one = {"map": report_predictions(predictions)}
+    assert whole.metrics["made"]["date"] == whole.metrics["made"]["data"] == ""
+    written = classification_report(
+        one, y, tmp_path, date=datetime.date(2031, 2, 3), data_name="<digits>", picture_format="svg"
+    )
+    page_text = written.index.read_text(encoding="utf-8")
+    assert "&lt;digits&gt; · 2031-02-03" in page_text
+    assert "data:image/svg+xml;base64," in page_text
+    assert {path.suffix for path in written.files} == {".html", ".md", ".json", ".npz", ".svg"}
+    made = written.metrics["made"]
+    assert {"laplace_kit", "JAX", "NumPy", "Python"} == set(made["versions"])
+    assert "--date 2031-02-03 --data-name '<digits>' --format svg" in made["command"]
+
+
+def report_predictions(predictions):
+    return ClassPredictions(predictions["map"].probs)
+
+
+def test_the_command_on_the_page_makes_the_same_numbers(tmp_path, monkeypatch, classified):
+    predictions, y, _ = classified
+    first = classification_report(
+        {"a": report_predictions(predictions)},
+        y,
+        tmp_path,
+        title="It's",
+        class_names=["x", "y", "z"],
+    )
+    monkeypatch.chdir(tmp_path)
+    program, *arguments = shlex.split(first.metrics["made"]["command"])
+    assert program == "laplace-kit"
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    again = tmp_path / "again"
+    for name in ("index.html", "report.md", "metrics.json"):
+        ours, theirs = ((where / name).read_text(encoding="utf-8") for where in (again, tmp_path))
+        if name == "metrics.json":
+            ours, theirs = json.loads(ours), json.loads(theirs)
+            assert {**ours, "made": None} == {**theirs, "made": None}
+        else:
+            assert "It&#39;s" in ours or "It's" in ours
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_process_that_reports_for_itself_writes_for_itself(
+    shared, tmp_path, classified, monkeypatch
+):
+    monkeypatch.setattr(page, "is_first", lambda: False)
+    predictions, y, _ = classified
+    one = {"map": report_predictions(predictions)}
+    written = classification_report(one, y, tmp_path / "own", shared=shared)
+    assert written.index.exists() != shared

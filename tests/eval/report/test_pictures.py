@@ -15,8 +15,13 @@ def test_the_same_figure_gives_the_same_bytes():
         figure.subplots().plot([0, 1], [0, 1], label="one")
         return pictures.picture("a.png", "a", figure)
 
-    assert drawn() == drawn()
-    assert drawn().data_uri.startswith("data:image/png;base64,")
+    for kind, mime in (("png", "png"), ("svg", "svg+xml")):
+        first, second = (drawn().rendered(kind) for _ in range(2))
+        assert first == second
+        assert first.file == f"a.{kind}"
+        assert first.data_uri.startswith(f"data:image/{mime};base64,")
+        assert first.rendered("png") is first
+    assert b"<svg" in first.data
 
 
 def test_grey_images_span_black_to_white():

@@ -9,7 +9,8 @@ from laplace_kit.eval.report import RegressionPredictions
 
 def test_files(regressed, lonely):
     *_, written = regressed
-    shared = {"index.html", "metrics.json", "predictions.npz", "coverage.png", "risk_coverage.png"}
+    shared = {"index.html", "report.md", "metrics.json", "predictions.npz"}
+    shared |= {"coverage.png", "risk_coverage.png"}
     assert {path.name for path in written.files} == shared | {
         "uncertainty_laplace.png",
         *(
@@ -24,7 +25,8 @@ def test_files(regressed, lonely):
 
 
 def test_verdict(regressed):
-    first, of_map, of_laplace = regressed[-1].verdict
+    use, first, of_map, of_laplace = regressed[-1].verdict
+    assert use.startswith("Use Laplace: its NLL, a proper score, is significantly lower (")
     assert first.startswith("Against MAP, Laplace has a significantly lower NLL")
     assert of_map.startswith("MAP is over-confident by")
     assert of_laplace.startswith("Laplace is neither over- nor under-confident")

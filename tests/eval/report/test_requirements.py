@@ -64,3 +64,16 @@ def test_metrics_of_the_other_task_and_unknown_predictors():
     rmse.check(False, ["map"])
     with pytest.raises(ValueError, match=r"\['map', 'laplace'\] \(did you mean 'laplace'\?\)"):
         other.check(True, ["map", "laplace"])
+
+
+def test_areas_of_two_classes_can_be_required():
+    (one,) = parse_all(["roc_auc>=0.9"])
+    one.check(True, ["map"])
+    numbers = {"predictors": ["map"], "map": {"roc_auc": 0.8}}
+    assert failures([one], numbers) == [
+        "Failed: roc_auc>=0.9: MAP's ROC AUC of the positive class is 0.8000."
+    ]
+    assert failures([one], {"predictors": ["map"], "map": {"roc_auc": 0.95}}) == []
+    assert len(failures([one], {"predictors": ["map"], "map": {}})) == 1, "of three classes"
+    with pytest.raises(ValueError, match="for regression"):
+        one.check(False, ["map"])

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from laplace_kit.eval.report.pictures import Section
 from laplace_kit.eval.report.risk_sections import (
     controlled_errors,
     risk_sentences,
     with_guarantees,
 )
+from laplace_kit.eval.report.section import Section
 from laplace_kit.eval.risk import control_risk
 
 RNG = np.random.default_rng(0)

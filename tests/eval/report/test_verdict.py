@@ -32,7 +32,8 @@ def claim(claimed, kept, p_value, task="classification"):
 
 
 def test_a_gain_is_significant_where_its_interval_leaves_out_zero():
-    (sentence,) = verdict(numbers(map=(0.5, 0.07), laplace=(0.25, 0.02)))
+    use, sentence = verdict(numbers(map=(0.5, 0.07), laplace=(0.25, 0.02)))
+    assert use.startswith("Use Laplace")
     assert sentence == (
         "Against MAP, Laplace has a significantly lower NLL (0.2500 against 0.5000) and a lower "
         "ECE, though within sampling error (0.0200 against 0.0700)."
@@ -41,7 +42,7 @@ def test_a_gain_is_significant_where_its_interval_leaves_out_zero():
 
 def test_losses_and_ties_are_said_too():
     worse = {"nll": [0.05, 0.01, 0.1]}
-    (sentence,) = verdict(numbers(worse, map=(0.2, 0.07), laplace=(0.25, 0.07)))
+    _, sentence = verdict(numbers(worse, map=(0.2, 0.07), laplace=(0.25, 0.07)))
     assert sentence == (
         "Against MAP, Laplace has a significantly higher NLL (0.2500 against 0.2000) and the same "
         "ECE (0.0700)."
@@ -49,12 +50,13 @@ def test_losses_and_ties_are_said_too():
 
 
 def test_a_value_that_is_not_finite_loses_and_is_named():
-    (sentence,) = verdict(numbers({}, map=(None, 0.02), laplace=(8.0, 0.02)))
+    use, sentence = verdict(numbers({}, map=(None, 0.02), laplace=(8.0, 0.02)))
+    assert use == "Use Laplace: the NLL of every other predictor is infinite."
     assert "Laplace has a lower NLL (8.0000 against not finite)" in sentence
 
 
 def test_every_other_predictor_is_compared_with_the_first():
-    found = verdict(numbers(map=(0.5, 0.07), laplace=(0.2, 0.02), ensemble=(0.3, 0.03)))
+    _, *found = verdict(numbers(map=(0.5, 0.07), laplace=(0.2, 0.02), ensemble=(0.3, 0.03)))
     assert [sentence.split(" has ")[0] for sentence in found] == [
         "Against MAP, Laplace",
         "Against MAP, ensemble",
@@ -96,7 +98,7 @@ def test_the_other_sets_follow():
         "ood": {"noise": {"map": {"auroc": 0.8}, "laplace": {"auroc": 0.9}}},
     }
     found = verdict(numbers(others=others, map=(0.5, 0.07), laplace=(0.2, 0.03)))
-    assert found[1:] == (
+    assert found[2:] == (
         "Shifted, rotated: against MAP, Laplace has a significantly lower NLL (1.8000 against "
         "2.0000).",
         "Out of distribution, noise: against MAP, Laplace has a significantly higher AUROC "
@@ -128,3 +130,39 @@ def test_intervals_of_counts_are_judged_by_their_probability():
 def claim_of(task, numbers):
     (found,) = claims({"task": task, "claims": {"map": numbers}})
     return found
+
+
+def test_the_proper_score_concludes_where_it_is_significant():
+    def concluded(differences, best, **nll):
+        found = numbers(**{name: (value, 0.1) for name, value in nll.items()})
+        of_nll = {name: {"nll": [0.0, *map(float, ends)]} for name, ends in differences.items()}
+        found["bootstrap"]["test"] = {"differences": of_nll, "best": best}
+        return verdict(found)[0]
+
+    assert concluded({"b": (-2, -1)}, {"nll": "b"}, a=0.5, b=0.25) == (
+        "Use b: its NLL, a proper score, is significantly lower (0.2500; a 0.5000)."
+    )
+    assert concluded({"b": (1, 2)}, {"nll": "map"}, map=0.5, b=0.75).startswith("Use MAP: its NLL")
+    assert concluded({"b": (-2, 1)}, {"ece": "b"}, a=0.5, b=0.25).startswith(
+        "No predictor has a significantly lower NLL than all others (a 0.5000, b 0.2500): by this"
+    )
+    both = {"b": (-2, -1), "c": (-2, -1)}
+    assert concluded(both, {}, a=0.5, b=0.25, c=0.26).startswith(
+        "Use b or c rather than a: their NLL, a proper score, is significantly lower. Between them"
+    )
+    one = {"b": (-2, -1), "c": (-2, 1)}
+    assert concluded(one, {}, a=0.5, b=0.25, c=0.4).startswith("Use b rather than a: its NLL")
+    assert concluded({}, {}, a=None, b=None).startswith("No predictor has a finite NLL")
+
+
+def test_sections_conclude_last():
+    found = numbers(map=(0.5, 0.1)) | {"sections": {"groups": {"conclusions": ["The worst."]}}}
+    assert verdict(found)[-1] == "The worst."
+
+
+def test_caution_and_overconfidence_are_of_different_kinds():
+    assert [claim(*of).kind for of in ((0.9, 0.8, 0.0), (0.8, 0.9, 0.0), (0.9, 0.9, 1.0))] == [
+        "over",
+        "under",
+        "calibrated",
+    ]
