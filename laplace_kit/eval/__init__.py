@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from laplace_kit.eval import metrics as metrics
     from laplace_kit.eval import plots as plots
     from laplace_kit.eval import report as report
+    from laplace_kit.eval.acquisition import acquire as acquire
     from laplace_kit.eval.attribution import Influence as Influence
     from laplace_kit.eval.attribution import influence as influence
     from laplace_kit.eval.batches import predict_batches as predict_batches

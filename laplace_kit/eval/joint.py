@@ -65,7 +65,7 @@ def joint_moments(
     outputs = objective.plan.outputs(x)
     _check_result_fits(outputs, objective.limits.budget)
     posterior = posterior.for_prediction(objective.plan.layers.layouts)
-    size = objective.limits.batch_size or _batch_size(objective, posterior)
+    size = objective.limits.batch_size or pairs_at_a_time(objective, posterior)
     if size >= outputs.shape[0] and placement_of(x) is None:  # all of them on this device
         return map_over(_all_pairs, (objective, posterior), x, size)
     f_mean, covariance = map_over(_Pairs(size), (objective, posterior, x), x, size)
@@ -84,7 +84,7 @@ def _check_result_fits(outputs: jax.ShapeDtypeStruct, limit: int) -> None:
         )
 
 
-def _batch_size(objective: Objective, posterior: Posterior) -> int:
+def pairs_at_a_time(objective: Objective, posterior: Posterior) -> int:
     """Return B such that the rows of 2 B inputs and the products of their pairs fit."""
     limits, num_outputs = objective.limits, objective.plan.num_outputs
     work = partial(projections, num_vectors=posterior.num_projections)

@@ -61,21 +61,35 @@ def linearized_moments(
         memory limit.
     """
     objective = objective.planned(x)
-    limits, num_outputs = objective.limits, objective.plan.num_outputs
     posterior = posterior.for_prediction(objective.plan.layers.layouts)
-    work = partial(projections, num_vectors=posterior.num_projections)
-    cost = rows_cost(objective, work, for_outputs=not full)
     if full:
-        remedy = 'pass covariance="diagonal", '
-        check_fits(cost, num_outputs, limits.budget, remedy)
-        held = cost.once + num_outputs * cost.direction
-        size = limits.batch_size or max(limits.working_set() // held, 1)
+        size = inputs_at_a_time(objective, posterior, remedy='pass covariance="diagonal", ')
         return map_over(
             _full_moments, (objective, posterior), x, size, together=posterior.is_spread
         )
-    held = choose_held(cost, num_outputs, limits)
+    work = partial(projections, num_vectors=posterior.num_projections)
+    cost = rows_cost(objective, work, for_outputs=True)
+    held = choose_held(cost, objective.plan.num_outputs, objective.limits)
     variances, args = _Variances(held.num_directions), (objective, posterior)
     return map_over(variances, args, x, held.batch_size, together=posterior.is_spread)
+
+
+def inputs_at_a_time(objective: Objective, posterior: Posterior, *, remedy: str = "") -> int:
+    """Return the number of inputs whose rows of all outputs fit, with the work for covariances.
+
+    Parameters
+    ----------
+    objective, posterior
+        As for `linearized_moments`, planned and for prediction.
+    remedy
+        What else to do if a single input does not fit, for the `ValueError`.
+    """
+    limits, num_outputs = objective.limits, objective.plan.num_outputs
+    work = partial(projections, num_vectors=posterior.num_projections)
+    cost = rows_cost(objective, work)
+    check_fits(cost, num_outputs, limits.budget, remedy)
+    held = cost.once + num_outputs * cost.direction
+    return limits.batch_size or max(limits.working_set() // held, 1)
 
 
 class _Variances(NamedTuple):

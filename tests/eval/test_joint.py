@@ -18,7 +18,7 @@ from laplace_kit.approx.posterior import Posterior
 from laplace_kit.curv.capture.capture import jacobian
 from laplace_kit.curv.capture.products import Lookup
 from laplace_kit.curv.objective import restrict
-from laplace_kit.eval.joint import _batch_size, joint_moments, marginal_moments
+from laplace_kit.eval.joint import joint_moments, marginal_moments, pairs_at_a_time
 from laplace_kit.eval.moments import linearized_moments
 from laplace_kit.likelihood import Categorical
 
@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_refused_before_work(x64):
 def test_a_small_limit_makes_chunks_of_pairs(x64):
     la, x = exact.fitted("full", "float64"), twins.problem("mlp", "float64").x
     small = la.objective.within(memory=20_000)
-    assert 1 < _batch_size(small.planned(x), la.posterior) < len(x)
+    assert 1 < pairs_at_a_time(small.planned(x), la.posterior) < len(x)
     _, cov = joint_moments(small, la.posterior, x)
     twins.assert_close(cov, dense("full"), rtol=1e-9)
 

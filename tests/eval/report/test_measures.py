@@ -207,8 +207,8 @@ def test_schema(classified, regressed):
     written = classified[-1].metrics
     assert list(written) == [
         *("schema", "task", "num_examples", "seed", "predictors", "map", "laplace", "ensemble"),
-        *("shifted", "ood", "claims", "bootstrap", "risk_control"),
-        *("num_classes", "recalibrated", "sections", "made"),
+        *("shifted", "ood", "claims", "bootstrap", "num_classes", "risk_control"),
+        *("recalibrated", "sections", "made"),
     ]
     assert (written["schema"], written["task"], written["num_examples"]) == (
         3,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from laplace_kit.eval.report.registry import METRICS, evaluated
+from laplace_kit.eval.report.registry import LABEL, METRICS, evaluated
 from laplace_kit.eval.report.scores import SCORES
 from laplace_kit.eval.statistics.classification import class_scores, class_sums
 from laplace_kit.eval.statistics.detection import detection_scores, detection_sums
@@ -18,7 +18,7 @@ def test_every_metric_is_computed_from_sums_of_one_kind():
     found = [
         evaluated(class_sums(class_scores(probs, y), rows)),
         evaluated(number_sums(number_columns(mean, std, 0 * mean, scores, scores.cdf), rows)),
-        *(evaluated(detection_sums(ranked, rows, rows), kind) for kind in SCORES),
+        *(evaluated(detection_sums(ranked, rows, rows), kind) for kind in (*SCORES, LABEL)),
     ]
     assert set().union(*found) == set(METRICS)
     assert all(values.shape == (2,) for of in found for values in of.values())
