@@ -252,8 +252,8 @@ def _risk_curve(
     probs: ArrayLike, right: Bool[np.ndarray, " N"], weights: ArrayLike | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return coverage and error rate at decreasing confidence."""
-    doubt = ranked(one_minus_largest(floating(probs)))
-    curve = risk_curve(doubt, 1.0 - right, checked(weights, len(right))[None])
+    uncertainty = ranked(one_minus_largest(floating(probs)))
+    curve = risk_curve(uncertainty, 1.0 - right, checked(weights, len(right))[None])
     return curve.coverage[0], curve.risk[0]
 
 

@@ -27,7 +27,7 @@ class ClassScores(NamedTuple):
 
     Attributes
     ----------
-    confidence, doubt
+    confidence, uncertainty
         The examples ranked by their largest probability, and by one minus it.
     hits
         Whether the most probable class is the label, or the most probable class of a soft one.
@@ -46,7 +46,7 @@ class ClassScores(NamedTuple):
     """
 
     confidence: Ranking
-    doubt: Ranking
+    uncertainty: Ranking
     hits: Float[np.ndarray, " N"]
     agreement: Float[np.ndarray, " N"]
     losses: Float[np.ndarray, " N"]
@@ -114,7 +114,7 @@ def class_sums(scores: ClassScores, weights: Weightings) -> ClassSums:
     columns = np.stack([scores.hits, largest, scores.losses, scores.squares], axis=1)
     means = weighted_means(weights, columns).T
     bins = confidence.binned(scores.confidence, scores.agreement, weights, NUM_BINS)
-    curve = confidence.risk_curve(scores.doubt, 1 - scores.hits, weights)
+    curve = confidence.risk_curve(scores.uncertainty, 1 - scores.hits, weights)
     return ClassSums(
         *means,
         *bins,
@@ -152,11 +152,11 @@ def entropy(probs: Float[ArrayLike, "N C"]) -> Float[np.ndarray, " N"]:
 def one_minus_largest(probs: Float[np.ndarray, "N C"]) -> Float[np.ndarray, " N"]:
     """Return one minus the largest probability, without cancellation near one."""
     largest = probs.max(axis=1)
-    doubt, near = 1 - largest, np.flatnonzero(largest > _NEARLY_ONE)
+    uncertainty, near = 1 - largest, np.flatnonzero(largest > _NEARLY_ONE)
     rows = probs[near]
     rows[np.arange(len(near)), rows.argmax(axis=1)] = 0
-    doubt[near] = rows.sum(axis=1)
-    return doubt
+    uncertainty[near] = rows.sum(axis=1)
+    return uncertainty
 
 
 def _squares(

@@ -162,21 +162,21 @@ class RiskCurve(NamedTuple):
     risk: Float[np.ndarray, "R G"]
 
 
-def risk_curve(doubt: Ranking, losses: Float[np.ndarray, " N"], weights: Weightings) -> RiskCurve:
+def risk_curve(uncertainty: Ranking, losses: Float[np.ndarray, " N"], weights: Weightings) -> RiskCurve:
     """Return the risk-coverage curve, one point for each group of equal values.
 
     Parameters
     ----------
-    doubt
+    uncertainty
         The examples ranked by uncertainty.
     losses
         The loss of each example.
     weights
         The weightings.
     """
-    ordered = weights[:, doubt.order]
-    kept = up_to_ends(ordered, doubt)
-    lost = up_to_ends(ordered * losses[doubt.order], doubt)
+    ordered = weights[:, uncertainty.order]
+    kept = up_to_ends(ordered, uncertainty)
+    lost = up_to_ends(ordered * losses[uncertainty.order], uncertainty)
     return RiskCurve(kept / kept[:, -1:], ratio(lost, kept))
 
 
