@@ -162,7 +162,9 @@ class RiskCurve(NamedTuple):
     risk: Float[np.ndarray, "R G"]
 
 
-def risk_curve(uncertainty: Ranking, losses: Float[np.ndarray, " N"], weights: Weightings) -> RiskCurve:
+def risk_curve(
+    uncertainty: Ranking, losses: Float[np.ndarray, " N"], weights: Weightings
+) -> RiskCurve:
     """Return the risk-coverage curve, one point for each group of equal values.
 
     Parameters
