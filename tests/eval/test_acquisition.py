@@ -5,7 +5,6 @@ import itertools
 
 import exact
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
