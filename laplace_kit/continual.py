@@ -1,6 +1,5 @@
 """Update a posterior with new data, without the old data."""
 
-import dataclasses
 import os
 from typing import Any
 
@@ -8,7 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from laplace_kit import tree
 from laplace_kit.approx.choice import fit_chosen, with_key
-from laplace_kit.approx.full import Full, FullStructure
+from laplace_kit.approx.merge import choice_of
 from laplace_kit.approx.update import Expansion, updated
 from laplace_kit.checkpoint import Checkpoint, claim
 from laplace_kit.curv.mode import examine_mode
@@ -104,9 +103,7 @@ def updated_by(
     new = Expansion(mode.log_likelihood, gradient, structure, *counts)
     found = updated(expansion, new, precision)
     forget(data)  # a checkpoint has served
-    if choice.form == "dual" and isinstance(found.expansion.structure, FullStructure):
-        because = "all data together have more rows than there are parameters"
-        choice = dataclasses.replace(choice, spec=Full("primal"), because=because)
+    choice = choice_of(choice, found.expansion.structure)
     theta = tree.ravel(objective.params)
     moved = tree.unravel((theta + found.step).astype(theta.dtype), objective.params)
     old = record.examples

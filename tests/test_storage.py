@@ -136,7 +136,7 @@ def test_a_likelihood_that_is_a_function_is_given_again(tmp_path):
     problem = twins.problem("bare")
     la = lk.fit(*problem.args[:3], likelihood=problem.likelihood, structure="diagonal")
     la.save(tmp_path / "la.npz")
-    with pytest.raises(ValueError, match=r"no likelihood in .*pass lk\.load\(path, model_fn, like"):
+    with pytest.raises(ValueError, match=r"no likelihood in .*lk\.load\(path, model_fn, like"):
         lk.load(tmp_path / "la.npz", problem.model_fn)
     again = lk.load(tmp_path / "la.npz", problem.model_fn, likelihood=problem.likelihood)
     is_bitwise_equal(again, la)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from laplace_kit.approx.low_rank import LowRank as LowRank
     from laplace_kit.approx.low_rank import LowRankPosterior as LowRankPosterior
     from laplace_kit.approx.low_rank import LowRankStructure as LowRankStructure
+    from laplace_kit.approx.merge import Mergeable as Mergeable
+    from laplace_kit.approx.merge import merged as merged
     from laplace_kit.approx.posterior import Posterior as Posterior
     from laplace_kit.approx.posterior import Spectrum as Spectrum
     from laplace_kit.approx.posterior import Structure as Structure

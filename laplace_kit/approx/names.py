@@ -140,7 +140,9 @@ def _with_options(spec: StructureSpec, options: dict[str, Any]) -> StructureSpec
         return Auto(*(tuple(_with_options(part, options) for part in parts) for parts in tried))
     defaults = {field.name: field.default for field in dataclasses.fields(spec)}
     given = {
-        name: value for name, value in options.items() if value is not None and name in defaults
+        name: value
+        for name, value in options.items()
+        if value is not None and name in defaults and (name != "rank" or isinstance(spec, LowRank))
     }
     is_open = {name: getattr(spec, name) == defaults[name] for name in given}
     changed = {name: value for name, value in given.items() if is_open[name]}

@@ -6,6 +6,8 @@ $\theta$; the labels before are enumerated, or drawn where there are too many co
 configuration is a distribution over the functions, so that no product of probabilities underflows.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr
@@ -104,7 +106,7 @@ def drawn_probabilities(samples: FunctionSamples, x: PyTree) -> Float[Array, "N 
     return p.reshape(*f.shape[:2], p.shape[-1])
 
 
-@jax.jit(static_argnames=("num", "num_functions", "dtype"))
+@partial(jax.jit, static_argnames=("num", "num_functions", "dtype"))
 def _empty(num, num_functions, dtype) -> Configurations:
     """Return the one configuration of no labels, and rows of weight zero."""
     weights = jnp.zeros(num, dtype).at[0].set(1)

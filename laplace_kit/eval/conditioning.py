@@ -7,6 +7,7 @@ $u = \Sigma J_A^\top b$, combinations of the rows of the inputs A chosen so far:
 pool with C tangents, and no covariance between inputs of the pool.
 """
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -176,7 +177,7 @@ def _choose(remaining, indices, step, held):
 # --- the next label -------------------------------------------------------------------------------
 
 
-@jax.jit(static_argnames="size")
+@partial(jax.jit, static_argnames="size")
 def _condition(objective, posterior, pool, indices, basis, step, size):
     r"""Return coefficients with those of one more label, and its vectors u `(C, P)`.
 

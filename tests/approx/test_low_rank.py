@@ -220,7 +220,7 @@ def test_the_estimate_covers_a_run_of_lanczos_and_the_vectors_of_the_one_before(
     num, depth = operator.shape[0], 2 * rank + 10
     vectors = [jax.ShapeDtypeStruct((n, num), "float32") for n in (rank, depth)]
     start = jax.ShapeDtypeStruct((num,), "float32")
-    run = lanczos._tridiagonalize.lower(linearized(operator), start, vectors[0], depth, 0.0)
+    run = lanczos._tridiagonalize.lower(linearized(operator), start, vectors[0], depth, 0.0, None)
     found = run.compile().memory_analysis()
     needed = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
     planned = lk.LowRank(rank).bytes(Sizes(num, 4))

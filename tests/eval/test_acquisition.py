@@ -5,7 +5,6 @@ import itertools
 
 import exact
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
@@ -13,8 +12,7 @@ from jax.flatten_util import ravel_pytree
 from scipy import integrate, special
 
 import laplace_kit as lk
-from laplace_kit.eval import acquire, acquisition, batch_information
-from laplace_kit.eval.conditioning import curvature_root
+from laplace_kit.eval import acquire, acquisition
 
 KEY = jax.random.key(3)
 RNG = np.random.default_rng(0)
@@ -172,20 +170,6 @@ def test_copies_are_chosen_last(x64):
     assert best[0] == best[1]
 
 
-def test_curvature_does_not_depend_on_labels_unless_the_loss_does(x64):
-    f = RNG.normal(size=(5, 3))
-    probs = special.softmax(f, axis=1)
-    root = np.asarray(curvature_root(lk.Categorical(), jnp.asarray(f)))
-    twins.assert_close(root @ root.mT, curvature_of_labels(probs))
-    root = np.asarray(curvature_root(lk.Gaussian(noise_std=NOISE), jnp.asarray(f)))
-    twins.assert_close(root @ root.mT, np.tile(np.eye(3) / NOISE**2, (5, 1, 1)))
-    weights = np.asarray([0.5, 1.0, 3.0])
-    root = np.asarray(curvature_root(lk.Categorical(class_weights=weights), jnp.asarray(f)))
-    factor = (root @ root.mT)[:, 0, 0] / curvature_of_labels(probs)[:, 0, 0]
-    assert np.all((factor >= 0.5) & (factor <= 3.0))
-    assert not np.allclose(factor, 1)
-
-
 # --- labels ---------------------------------------------------------------------------------------
 
 
@@ -231,78 +215,10 @@ def test_bald_of_classes_is_that_of_draws(x64):
     np.testing.assert_array_equal(parts, chosen)
 
 
-def drawn(la, x, num_samples: int) -> tuple[np.ndarray, lk.eval.FunctionSamples]:
+def drawn(la, x, num_samples: int) -> np.ndarray:
     """Return the class probabilities of functions, `(N, K, C)`, by NumPy."""
     samples = la.sample_functions(KEY, num_samples)
-    f = np.moveaxis(np.asarray(samples(x)), 0, 1)
-    if f.shape[-1] == 1:
-        return np.concatenate([special.expit(-f), special.expit(f)], axis=-1), samples
-    return special.softmax(f, axis=-1), samples
-
-
-def joint_information(p: np.ndarray, chosen: list[int]) -> float:
-    """Return the mutual information of labels and functions, over all configurations."""
-    total = 0.0
-    for labels in itertools.product(range(p.shape[2]), repeat=len(chosen)):
-        given = np.prod([p[n, :, c] for n, c in zip(chosen, labels, strict=True)], axis=0)
-        total += special.entr(given.mean())
-    return total - sum(special.entr(p[n]).sum(axis=-1).mean() for n in chosen)
-
-
-def test_batch_bald_enumerates_labels(x64):
-    la = binary()
-    p, samples = drawn(la, POOL, 20)
-    expected = greedy(lambda chosen, n: joint_information(p, [*chosen, n]), 3, len(POOL))
-    found = batch_information.batch_by_labels(samples, jnp.asarray(POOL), 9, 3, KEY)
-    assert found.tolist() == expected
-    few = batch_information.batch_by_labels(
-        samples, jnp.asarray(POOL), 9, 3, KEY, num_configurations=4
-    )
-    assert few.tolist() == expected  # four configurations of the two labels before
-    la = exact.fitted("full", "float64")
-    p, samples = drawn(la, POOL, 15)
-    expected = greedy(lambda chosen, n: joint_information(p, [*chosen, n]), 4, len(POOL))
-    found = batch_information.batch_by_labels(samples, jnp.asarray(POOL), 9, 4, KEY)
-    assert found.tolist() == expected
-
-
-def gains(p: np.ndarray, chosen: list[int], num_configurations: int, seed: int = 0) -> np.ndarray:
-    """Return what each label adds, with configurations of the labels of those chosen."""
-    found = batch_information._empty(num_configurations, p.shape[1], np.dtype("float64"))
-    table, count = jnp.asarray(p), 1
-    for step, n in enumerate(chosen):
-        count *= p.shape[2]
-        key = jax.random.fold_in(jax.random.key(seed), step)
-        drawn = key if count > num_configurations else None
-        found = batch_information._grown(None, table, n, found, drawn)
-    return np.asarray(jax.jit(batch_information._gain)((None, found), table))
-
-
-def test_what_a_label_adds(x64):
-    p, _ = drawn(exact.fitted("full", "float64"), POOL, 15)
-    chosen = [2, 5, 7]
-    known = joint_information(p, chosen)
-    expected = [joint_information(p, [*chosen, n]) - known for n in range(len(POOL))]
-    np.testing.assert_allclose(gains(p, chosen, 27), expected, rtol=1e-9)
-    np.testing.assert_allclose(gains(p, chosen, 64), expected, rtol=1e-9)
-    found = np.mean([gains(p, chosen, 20, seed) for seed in range(300)], axis=0)
-    np.testing.assert_allclose(found, expected, rtol=0.02)  # drawn: right on average
-
-
-def test_batches_of_many_labels_do_not_underflow():
-    rng = np.random.default_rng(0)
-    pool = np.float32(rng.normal(size=(130, 3)))
-    la = exact.fitted("full", "float32")
-    chosen = acquire(la, pool, 120, method="batch_bald", key=KEY, num_samples=20)
-    assert len(set(chosen.tolist())) == 120
-
-
-def test_functions_are_evaluated_again_where_they_cannot_be_kept(x64, monkeypatch):
-    la = exact.fitted("full", "float64")
-    kept = acquire(la, POOL, 4, method="batch_bald", key=KEY, num_samples=15)
-    monkeypatch.setattr(batch_information, "_SHARE", 1 << 60)
-    again = acquire(la, POOL, 4, method="batch_bald", key=KEY, num_samples=15, batch_size=2)
-    np.testing.assert_array_equal(again, kept)
+    return special.softmax(np.moveaxis(np.asarray(samples(x)), 0, 1), axis=-1)
 
 
 # --- information about predictions ----------------------------------------------------------------
@@ -310,8 +226,8 @@ def test_functions_are_evaluated_again_where_they_cannot_be_kept(x64, monkeypatc
 
 def test_epig_of_labels(x64):
     la = exact.fitted("full", "float64")
-    p, _ = drawn(la, POOL, 30)
-    others, _ = drawn(la, TARGET, 30)
+    p = drawn(la, POOL, 30)
+    others = drawn(la, TARGET, 30)
     joint = np.einsum("nkc,tkd->ntcd", p, others) / 30
     product = np.einsum("nc,td->ntcd", p.mean(1), others.mean(1))
     expected = special.rel_entr(joint, product).sum(axis=(2, 3)).mean(axis=1)
