@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from laplace_kit.host import fetch_array, spans_processes
+from laplace_kit.host import agree, fetch_array, spans_processes
 from laplace_kit.storage import decoded, encoded, refusing_damage
 
 _HEADER = "header"
@@ -40,8 +40,9 @@ def write(path: str | os.PathLike, value: PyTree) -> None:
     ValueError
         If there is a file, or a directory of something else.
     """
-    checkpoints, path = _orbax(), Path(path).absolute()
-    if path.exists() and not _is_checkpoint(path):
+    checkpoints, path = _orbax(), _on_file_system(path)
+    is_other = path.exists() and not _is_checkpoint(path)
+    if agree(int(is_other)).any():  # all refuse, and none removes what another still looks at
         raise ValueError(
             f"Found {os.fspath(path)!r}, which holds something other than a saved posterior, "
             "expected a new directory, or one to be replaced; pass another path."
@@ -75,7 +76,7 @@ def read(path: str | os.PathLike, mesh: Mesh | None) -> PyTree:
     ValueError
         As `storage.read`.
     """
-    checkpoints, path = _orbax(), Path(path).absolute()
+    checkpoints, path = _orbax(), _on_file_system(path)
     if not _is_checkpoint(path):
         raise ValueError(
             f"Found {os.fspath(path)!r}, a directory that holds something other than a posterior, "
@@ -115,6 +116,15 @@ def _spec(stored: Any, mesh: Mesh) -> PartitionSpec:
         return names if parts and size % parts == 0 and names else None
 
     return PartitionSpec(*map(kept, spec, stored.shape))
+
+
+def _on_file_system(path: str | os.PathLike) -> Path:
+    if "://" in os.fspath(path):
+        raise ValueError(
+            f"Found {os.fspath(path)!r}, an address, expected a directory on a file system that "
+            "all processes share; mount it, or copy the directory there afterwards."
+        )
+    return Path(path).absolute()
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """What every test shares: compiled programs, reproducible examples, float64 on request."""
 
+import contextlib
 import functools
 import gc
 import os
@@ -65,9 +66,10 @@ def _programs(config) -> str:
     processor = "".join(line for line in lines if not line.startswith(("cpu MHz", "bogomips")))
     folder = config.cache.mkdir(f"programs-{zlib.crc32(processor.encode()):08x}")
     for program in folder.iterdir():
-        status = program.stat()
-        if max(status.st_atime, status.st_mtime) < time.time() - 7 * 24 * 3600:
-            program.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another run removes it, too
+            status = program.stat()
+            if max(status.st_atime, status.st_mtime) < time.time() - 7 * 24 * 3600:
+                program.unlink()
     return str(folder)
 
 

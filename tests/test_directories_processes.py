@@ -28,7 +28,8 @@ def check_saving_and_loading(place: Place, folder: Path):
     data = place.rows(x), place.rows(y)
     la = lk.fit(model_fn, params, data, likelihood="categorical", structure=structure)
     path = folder / "la"
-    la.save(path, sharded=True)
+    for _ in range(2):  # the second replaces the first
+        la.save(path, sharded=True)
     found, whole = (lk.load(path, model_fn, mesh=mesh) for mesh in (place.mesh, None))
     if place.mesh is not None:
         for of in (la, found):

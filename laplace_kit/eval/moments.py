@@ -144,13 +144,14 @@ def estimated_moments(
     -------
     f_mean, f_var, None
         In float32 or better. Cost: one forward pass and K of its tangents, whatever the number of
-        outputs.
+        outputs, and K draws for each chunk of inputs, so that they need not be held.
     """
     num = min(num_samples, _DRAWS_AT_A_TIME)
     starts = jax.random.split(key, -(-num_samples // num))
     drawn = _Drawn(num, num_samples)
     args = objective.planned(x), posterior, starts
-    return map_over(drawn, args, x, chunk_of_map(drawn, args, x, objective.limits))
+    size = chunk_of_map(drawn, args, x, objective.limits)
+    return map_over(drawn, args, x, size, together=posterior.is_spread)
 
 
 class _Drawn(NamedTuple):

@@ -148,7 +148,7 @@ def predict(
     predictive
         A `Predictive`. Cost, linearised: one forward and C backward passes, and the posterior's
         root applied to C rows for each input. Estimated: one forward pass and `num_samples` of its
-        tangents. Sampled: `num_samples` forward passes.
+        tangents, and as many draws for each chunk of inputs. Sampled: `num_samples` forward passes.
 
     Raises
     ------
@@ -214,7 +214,7 @@ def _predict(options, objective, posterior, x, key) -> Predictive:
         return first_rows(make_predictive(*moments), num)
     args = objective, posterior, jax.random.split(key, num_samples or 100)
     size = chunk_of_map(_sampled_outputs, args, x, objective.limits)
-    samples = map_over(_sampled_outputs, args, x, size)
+    samples = map_over(_sampled_outputs, args, x, size, together=posterior.is_spread)
     return first_rows(_from_samples(objective.likelihood, samples, full), num)
 
 

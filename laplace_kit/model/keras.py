@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
+from laplace_kit.host import fetch_array
 from laplace_kit.model.pair import ModelAndParams
 from laplace_kit.tree import paths
 
@@ -62,9 +63,10 @@ def from_keras(model: Any) -> ModelAndParams:
             "trained; call it on a batch first, model(x[:1])."
         )
     _check_outputs(keras, model)
-    variables = {_path(model, variable): variable.value for variable in model.trainable_variables}
+    # Copies, as `fit`, `evaluate` and `predict` of Keras donate the arrays of its variables.
+    variables = {_path(model, of): _copied(of.value) for of in model.trainable_variables}
     _check_paths(model, list(variables))
-    frozen = [variable.value for variable in model.non_trainable_variables]
+    frozen = [_copied(of.value) for of in model.non_trainable_variables]
     return jax.tree_util.Partial(_KerasCall(model, tuple(variables)), frozen), _nested(variables)
 
 
@@ -97,6 +99,11 @@ class _KerasCall:
 
     def __hash__(self):
         return hash((id(self.model), self.names))
+
+
+def _copied(value: jax.Array) -> jax.Array:
+    """Return a copy, without the program that JAX would compile for each shape."""
+    return jax.device_put(fetch_array(value).copy(), value.sharding)
 
 
 def _path(model: Any, variable: Any) -> str:

@@ -1,5 +1,6 @@
 """A language model as a classifier: the logits of given tokens at one position."""
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -70,6 +71,7 @@ def with_tokens(
     if not isinstance(model_fn, jax.tree_util.Partial):
         check_model(model_fn)
         model_fn = jax.tree_util.Partial(model_fn)
+    position = None if position is None else operator.index(position)
     return jax.tree_util.Partial(_TokenLogits(tuple(numbers.tolist()), position), model_fn)
 
 

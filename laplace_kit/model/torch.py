@@ -217,6 +217,11 @@ def _without_values(module: Any) -> Any:
     for path in plain:  # `functional_call` replaces parameters and buffers
         owner, _, name = path.rpartition(".")
         part = skeleton.get_submodule(owner)
+        if hasattr(type(part), name):
+            raise TypeError(
+                f"Found the tensor {path!r}, whose class {type(part).__name__} has an attribute of "
+                "that name too, expected a buffer; take the attribute out of the class."
+            )
         tensor = vars(part).pop(name)
         part.register_buffer(name, tensor, persistent=False)
     return skeleton
@@ -259,7 +264,8 @@ def _check_outputs(
     state |= dict(module.named_buffers(remove_duplicate=False)) | dict(_plain_tensors(module))
     device = next(iter(state.values())).device
     tensors = map_arrays(functools.partial(_as_tensor, device=device), example_inputs)
-    with torch.no_grad():
+    # cuDNN rounds the inputs of convolutions to ten bits by default.
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         expected = on_host(call.run(state, tensors)).astype(float)
     tolerance = float(jnp.finfo(found.dtype).eps) ** 0.5
     found = fetch(found).astype(float)
@@ -273,11 +279,13 @@ def _check_outputs(
 
 
 def _as_tensor(values: Any, device: Any) -> Any:
-    """Return values as a tensor; torch's own keep their dtype, such as int64."""
+    """Return values as a tensor; torch's own keep their dtype, others have the one of JAX."""
     import torch
 
     if not isinstance(values, torch.Tensor):
         array = np.array(fetch(read_array(values)))
+        if array.dtype == np.float64:
+            array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
         exact = array.astype(np.float32) if array.dtype == jnp.bfloat16 else array
         values = torch.from_numpy(exact)
         values = values.bfloat16() if array.dtype == jnp.bfloat16 else values

@@ -85,5 +85,5 @@ def test_one_number_for_all_stays_one_and_means_the_same_as_a_vector(temperature
     np.testing.assert_array_equal(la.prior_mean, np.zeros(size))
     one = la.with_prior(2.0).with_temperature(temperature)
     each = la.with_prior(np.full(size, 2.0)).with_temperature(temperature)
-    np.testing.assert_array_equal(one.posterior.std, each.posterior.std)
+    np.testing.assert_allclose(one.posterior.std, each.posterior.std, rtol=1e-13)
     twins.assert_close(one.posterior.variance(), temperature / (la.structure.diagonal + 2.0))

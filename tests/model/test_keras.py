@@ -245,3 +245,14 @@ def test_keras_refuses_other_models(monkeypatch):
     monkeypatch.delitem(sys.modules, "keras", raising=False)
     with pytest.raises(TypeError, match=r"Found dict, expected a keras\.Model"):
         from_keras({})
+
+
+@pytest.mark.slow
+def test_keras_trains_on_without_taking_the_arrays_away(keras):
+    model = normalised(keras)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model_fn, params = from_keras(model)
+    expected = np.asarray(model_fn(params, X))
+    model.fit(X, Y, epochs=1, verbose=0)  # donates the arrays of the variables
+    model.predict(X, verbose=0)
+    np.testing.assert_array_equal(model_fn(params, X), expected)
