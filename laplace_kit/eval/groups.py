@@ -1,22 +1,23 @@
 """Metrics by group: every metric with its interval, gaps, the worst group, reliability."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import ArrayLike, PyTree
 
-from laplace_kit.eval.evaluation import weights_of_rows
-from laplace_kit.eval.given import Predictions, class_rows, is_of_numbers, number_rows
+from laplace_kit.eval.evaluation import class_log_probs, weights_of_rows
+from laplace_kit.eval.given import Predictions, class_rows, is_of_numbers, numbers_given
 from laplace_kit.eval.grouping import Groups, as_groupings
 from laplace_kit.eval.observed import checked_targets
 from laplace_kit.eval.outputs import Predictive
-from laplace_kit.eval.report import ClassPredictions, RegressionPredictions
+from laplace_kit.eval.report import ClassPredictions
 from laplace_kit.eval.report.group_measures import LEVEL, measure_groups, worst_group
 from laplace_kit.eval.report.registry import METRICS
 from laplace_kit.eval.report.table import number
 from laplace_kit.eval.statistics.confidence import NUM_BINS, ReliabilityBins, reliability
 from laplace_kit.host import fetch_array
+from laplace_kit.likelihood import Likelihood
 
 _NAME = "predictions"
 
@@ -126,15 +127,16 @@ def by_group(
     ----------
     Westfall and Young (1993), Resampling-based multiple testing, for the largest of all statistics.
     """
-    num = len(predictions.f_mean) if isinstance(predictions, Predictive) else None
-    if is_of_numbers(predictions):
-        rows = number_rows(predictions, y, weights)
-        found = RegressionPredictions(rows.mean, rows.std)
+    is_predictive, is_numbers = isinstance(predictions, Predictive), is_of_numbers(predictions)
+    if is_numbers:
+        found, rows = numbers_given(predictions, y, weights)
     else:
         rows = class_rows(predictions, y, weights)
         found = ClassPredictions(rows.probs)
-    groupings = as_groupings(groups, len(rows.y) if num is None else num)
-    if num is not None and num != len(rows.y):
+        if is_predictive:
+            found = replace(found, log_probs=class_log_probs(*_given(predictions, y)))
+    groupings = as_groupings(groups, len(predictions.f_mean) if is_predictive else len(rows.y))
+    if is_predictive and (isinstance(y, tuple) or not is_numbers):  # a row for each label
         groupings = {
             name: Groups(of.names, _of_rows(predictions, y, of.codes))
             for name, of in groupings.items()
@@ -173,5 +175,9 @@ def by_group(
 
 def _of_rows(predictive: Predictive, y: PyTree, codes):
     """Return the group of each row of a predictive, which has one for each observed label."""
+    return fetch_array(weights_of_rows(*_given(predictive, y), codes), int)
+
+
+def _given(predictive: Predictive, y: PyTree) -> tuple[Likelihood, Predictive, PyTree]:
     likelihood, values = checked_targets(predictive, y)
-    return fetch_array(weights_of_rows(likelihood, predictive, values, codes), int)
+    return likelihood, predictive, values
