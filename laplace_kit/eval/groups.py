@@ -29,7 +29,8 @@ class Gap:
     Parameters
     ----------
     value, low, high
-        The gap, and its simultaneous 95% interval: all gaps of a metric are inside theirs at once.
+        The gap, and a 95% interval, simultaneous over the groups of a metric, for groups whose
+        values spread like those of all examples; it is too narrow for groups that spread more.
     p_value
         Adjusted for all groups: at most 0.05 is significant, however many there are.
     """
@@ -53,7 +54,7 @@ class GroupMetrics:
     gaps
         A `Gap` for each metric that is a mean over examples.
     reliability
-        Of classes: bins of confidence and accuracy.
+        Bins of confidence and accuracy, for classes.
     worst
         The grouping and group of the largest NLL: the largest among those significantly larger than
         that of all examples, if any.
@@ -108,14 +109,15 @@ def by_group(
     weights
         Weights of the examples, `(N,)`.
     seed
-        Of the resamples and permutations.
+        The seed of the resamples and permutations.
 
     Returns
     -------
     metrics
-        A `GroupMetrics`. Gaps are tested by 1,000 permutations of the examples, which control the
-        probability of any false finding among all groups of all groupings, for each metric. Cost:
-        the metrics of a report for each grouping, in NumPy; nothing is compiled for arrays.
+        A `GroupMetrics`. Gaps are tested by 1,000 permutations of the examples, which control, for
+        each metric, the probability that any of several random subsets is starred; a group of the
+        same mean whose values spread more may be starred too. Cost: the metrics of a report for
+        each grouping, in NumPy; nothing is compiled for arrays.
 
     Raises
     ------
