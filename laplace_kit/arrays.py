@@ -112,7 +112,7 @@ def map_arrays(fn: Callable[[Any], Any], values: PyTree) -> PyTree:
     Parameters
     ----------
     fn, values
-        Of what `as_arrays` takes; a mapping that is not a pytree becomes a dictionary.
+        A function of what `as_arrays` takes, and a pytree of it; a mapping that is not a pytree becomes a dictionary.
     """
 
     def convert(leaf: Any) -> Any:
@@ -129,7 +129,7 @@ def as_pair(item: Any) -> Any:
     Parameters
     ----------
     item
-        Data in memory, or a batch. Of a mapping, `"labels"` is y, and x is what else it holds.
+        Data in memory, or a batch. In a mapping `"labels"` is y, and x is what else it holds.
     """
     if not isinstance(item, Mapping) or "labels" not in item:
         return item

@@ -103,8 +103,9 @@ def control_risk(
         Their labels.
     risk
         `"error"`: the error rate among the examples whose confidence, the largest probability, is
-        above the threshold. `"abstention"`: the share of examples that are not. Of two classes,
-        `"precision"` and `"recall"` of class 1 where its probability is above the threshold.
+        above the threshold. `"abstention"`: the share of examples that are not. For two
+        classes, `"precision"` and `"recall"` of class 1 where its probability is above the
+        threshold.
     at_most, at_least
         The bound: `at_most` for error and abstention, `at_least` for precision and recall.
     confidence

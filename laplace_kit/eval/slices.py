@@ -40,7 +40,7 @@ class Slice:
         optimistic, and on the other half. The claim is the mean confidence; for numbers the
         probability of the central 90% interval, which for counts is at least 0.9.
     p_value
-        Of over-confidence on the other half, adjusted for all regions by Holm's method.
+        The p-value of over-confidence on the other half, adjusted for all regions by Holm's method.
     """
 
     rule: str
@@ -194,7 +194,7 @@ def _claims(predictions, y, weights) -> tuple[np.ndarray, np.ndarray, np.ndarray
     if isinstance(predictions, Predictive) and len(event.p) != _num_labels(predictions):
         raise _missing("ignored labels")
     if rows.probs.shape[1] == 2 and (event.p < 0.5).any():
-        # Of one probability: what is claimed of the more probable class.
+        # From one probability: what is claimed of the more probable class.
         is_one = event.p >= 0.5
         kept = np.where(is_one, event.outcomes, 1 - event.outcomes)
         return np.where(is_one, event.p, 1 - event.p), kept, event.weights

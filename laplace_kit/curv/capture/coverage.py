@@ -25,9 +25,9 @@ class LeafCoverage:
 
     `kind` is how it enters the model, such as `"dense"` or `"bias"`; `method` is how its Jacobian
     rows are computed: `"factors"`, `"lookup"` or `"exact rows"`; `partner` is the path of the
-    weight that a bias shares a layer with, or `None`. Of the sides of its layer whose Kronecker
-    factor is too wide to be a matrix, `"inputs"` and `"outputs"`, `diagonal` names those whose
-    factor is its diagonal, and `low_rank` that whose factor is of low rank besides.
+    weight that a bias shares a layer with, or `None`. Where the Kronecker factor of a side
+    of its layer, `"inputs"` or `"outputs"`, is too wide to be a matrix, `diagonal` names the sides
+    whose factor is its diagonal, and `low_rank` that whose factor is of low rank besides.
     """
 
     path: str
