@@ -112,7 +112,7 @@ def map_arrays(fn: Callable[[Any], Any], values: PyTree) -> PyTree:
     Parameters
     ----------
     fn, values
-        A function of what `as_arrays` takes, and such a pytree; a mapping that is not a pytree
+        A function of what `as_arrays` takes, and a pytree of it; a mapping that is not a pytree
         becomes a dictionary.
     """
 

@@ -89,7 +89,12 @@ def _as_list(ctx: click.Context, param: click.Parameter, value: str | None) -> l
     """Return the names in one argument, separated by commas and quoted where they hold one."""
     if value is None:
         return None
-    return next(csv.reader([_as_text(ctx, param, value)], skipinitialspace=True), [])
+    try:
+        return next(csv.reader([_as_text(ctx, param, value)], skipinitialspace=True), [])
+    except csv.Error as error:
+        raise click.BadParameter(
+            f"found {value!r}, expected names on one line, with commas between them ({error})."
+        ) from error
 
 
 @main.command(epilog="Example: laplace-kit report map.npz laplace.npz --out report/")
@@ -378,7 +383,13 @@ def _shown_date(text: str) -> str:
         return "" if text == "none" else text
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     seconds = float(epoch) if epoch.isdecimal() else None
-    now = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    try:
+        now = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, ValueError, OSError) as error:
+        raise ValueError(
+            f"Found SOURCE_DATE_EPOCH={epoch}, expected seconds since 1970; unset it, or pass "
+            "--date."
+        ) from error
     return now.date().isoformat()
 
 

@@ -373,6 +373,14 @@ def test_names_costs_date_and_format_of_a_report(tmp_path, monkeypatch):
         "Found 3 of class_names (a, b, c), expected 2",
     )
     assert_refused(run("report", path, "--costs", "0", "1"), "Found costs=(0.0, 1.0)")
+    result = run("report", path, "--class-names", "cat\ndog")
+    assert result.exit_code == 2
+    assert "expected names on one line, with commas between them" in " ".join(result.output.split())
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "9" * 30)
+    assert_refused(
+        run("report", path, "--out", tmp_path / "no", "--date", "today"),
+        f"Found SOURCE_DATE_EPOCH={'9' * 30}, expected seconds since 1970; unset it, or pass",
+    )
     assert not (tmp_path / "no").exists()
 
 

@@ -74,7 +74,7 @@ class Recipe:
         return -(-self.num_steps // per_epoch), per_epoch, -(-num_examples // per_epoch)
 
 
-# Of parameters and a batch `(n, ...)` of inputs and of targets, to the n losses.
+# From parameters and a batch `(n, ...)` of inputs and of targets, to the n losses.
 Loss = Callable[[PyTree, Array, Array], Float[Array, " n"]]
 
 

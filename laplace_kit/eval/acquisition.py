@@ -207,7 +207,7 @@ def _predictive_information(
 ) -> Float[Array, " N"]:
     """Return the information that each target of the pool has about one of the others, on average.
 
-    Of joint Gaussian outputs, or between labels by draws of functions.
+    It is that of joint Gaussian outputs, or between labels by draws of functions.
     """
     if not objective.likelihood.has_classes:
         size = objective.limits.batch_size or pairs_at_a_time(objective, posterior)

@@ -89,9 +89,9 @@ def influence(
         The training data, `(x, y)` or `(x, y, weights)` in memory or an iterable of such, over
         which one pass is made for each part of the queries that fits the memory.
     measure
-        Of a query: its `"loss"`; its `"output"`, for models with one; or a function
-        `(f, y) -> scalar` of one example's outputs and targets. A function is compiled: define it
-        once.
+        What is measured of a query: its `"loss"`; its `"output"`, for models with one; or a
+        function `(f, y) -> scalar` of one example's outputs and targets. A function is compiled:
+        define it once.
     top
         Keep the k largest and the k smallest scores of each query, in memory independent of N.
     by

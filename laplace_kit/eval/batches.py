@@ -135,7 +135,7 @@ def _check_batches(batches: Iterable[Any]) -> None:
 def _inputs(item: Any) -> PyTree:
     """Return the inputs of a batch: x itself, or the first of `(x,)`, `(x, y)`, `(x, y, w)`.
 
-    Of a mapping with `"labels"`, they are what else it holds.
+    In a mapping with `"labels"`, they are what else it holds.
     """
     item = as_pair(item)
     if not isinstance(item, tuple | list) or is_list_of_numbers(item):

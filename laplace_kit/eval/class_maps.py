@@ -4,6 +4,7 @@ They are fitted in NumPy and SciPy on the host, in float64, and applied there.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,9 @@ from scipy import optimize, special
 
 from laplace_kit import tree
 from laplace_kit.eval import given
+from laplace_kit.eval.evaluation import observed_entries
 from laplace_kit.eval.given import Predictions
+from laplace_kit.eval.observed import checked_targets
 from laplace_kit.eval.outputs import Predictive
 from laplace_kit.eval.statistics.isotonic import IsotonicPairs, isotonic_pairs, isotonic_steps
 from laplace_kit.eval.statistics.weighting import effective_size
@@ -136,19 +139,19 @@ class VennAbers:
 
 def fit_vector(predictions: Predictions, y: PyTree, weights: ArrayLike | None) -> AffineScaling:
     """Fit a factor and an offset for the log probability of each class."""
-    return _fit_affine(given.class_rows(predictions, y, weights), is_full=False)
+    return _fit_affine(_log_rows(predictions, y, weights), is_full=False)
 
 
 def fit_matrix(predictions: Predictions, y: PyTree, weights: ArrayLike | None) -> AffineScaling:
     """Fit a linear map of log probabilities, and offsets."""
-    return _fit_affine(given.class_rows(predictions, y, weights), is_full=True)
+    return _fit_affine(_log_rows(predictions, y, weights), is_full=True)
 
 
 def fit_beta(predictions: Predictions, y: PyTree, weights: ArrayLike | None) -> BetaCalibration:
     """Fit three numbers for each class."""
     found = [
         _beta(*one, rows_weights)
-        for *one, rows_weights in _one_against_rest(given.class_rows(predictions, y, weights))
+        for *one, rows_weights in _one_against_rest(_log_rows(predictions, y, weights))
     ]
     return BetaCalibration(np.stack([of[:2] for of in found]), np.array([of[2] for of in found]))
 
@@ -157,33 +160,49 @@ def fit_isotonic(
     predictions: Predictions, y: PyTree, weights: ArrayLike | None
 ) -> IsotonicCalibration:
     """Fit a nondecreasing function for each class."""
-    rows = given.class_rows(predictions, y, weights)
+    rows = _log_rows(predictions, y, weights)
     steps = [isotonic_steps(np.exp(p), *rest) for p, *rest in _one_against_rest(rows)]
     return IsotonicCalibration(*(tuple(part) for part in zip(*steps, strict=True)))
 
 
 def fit_venn_abers(predictions: Predictions, y: PyTree, weights: ArrayLike | None) -> VennAbers:
     """Prepare both isotonic regressions for every place of a new example."""
-    probs, labels, weights = given.class_rows(predictions, y, weights)
+    logs, labels, weights = _log_rows(predictions, y, weights)
     # A new example counts as one of as many as there are.
     scaled = weights * (effective_size(weights) / weights.sum())
-    rows = _one_against_rest(given.ClassRows(probs, labels, scaled))
+    rows = _one_against_rest(_LogRows(logs, labels, scaled))
     return VennAbers(tuple(isotonic_pairs(np.exp(p), *rest) for p, *rest in rows))
 
 
-def _one_against_rest(rows: given.ClassRows):
+class _LogRows(NamedTuple):
+    """Log probabilities as maps are applied to, shares of the classes, and weights of the rows."""
+
+    logs: Float[np.ndarray, "M C"]
+    labels: Float[np.ndarray, "M C"]
+    weights: Float[np.ndarray, " M"]
+
+
+def _log_rows(predictions: Predictions, y: PyTree, weights: ArrayLike | None) -> _LogRows:
+    _, labels, weights = given.class_rows(predictions, y, weights)
+    logs, shape = _log_probs(predictions)
+    if isinstance(predictions, Predictive):
+        likelihood, targets = checked_targets(predictions, y)
+        seen = fetch(observed_entries(likelihood, predictions, targets, shape[:-1]))
+        logs = logs[seen.reshape(-1)]
+    labels = labels if labels.ndim == 2 else np.eye(shape[-1])[labels]
+    return _LogRows(logs, labels.astype(float), weights)
+
+
+def _one_against_rest(rows: _LogRows):
     """Yield log probability, outcome and weights of each class; of two, of the second alone."""
-    probs, y, weights = rows
-    labels = y if y.ndim == 2 else np.eye(probs.shape[1])[y]
-    for column in range(1 if probs.shape[1] == 2 else 0, probs.shape[1]):
-        yield finite_logs(probs[:, column]), labels[:, column].astype(float), weights
+    logs, labels, weights = rows
+    for column in range(1 if logs.shape[1] == 2 else 0, logs.shape[1]):
+        yield logs[:, column], labels[:, column], weights
 
 
-def _fit_affine(rows: given.ClassRows, *, is_full: bool) -> AffineScaling:
-    probs, y, weights = rows
-    logs, num_classes = finite_logs(probs).astype(float), probs.shape[1]
-    labels = y.astype(float) if y.ndim == 2 else np.eye(num_classes)[y]
-    total = weights.sum()
+def _fit_affine(rows: _LogRows, *, is_full: bool) -> AffineScaling:
+    logs, labels, weights = rows
+    num_classes, total = logs.shape[1], weights.sum()
     start = np.eye(num_classes) if is_full else np.ones(num_classes)
     origin = np.concatenate([start.ravel(), np.zeros(num_classes)])
 

@@ -2,7 +2,8 @@ r"""Predictions of folds without refitting, for CV+ intervals of a posterior.
 
 In the linearised model the parameters fitted without fold k are one Newton step away,
 $\theta_{-k} = \theta^* - (H_{-k} + d)^{-1} \nabla (\mathcal L_{-k} + \mathcal R_d)$ at $\theta^*$:
-for a linear model with a Gaussian likelihood this is the fit without the fold.
+for a linear model with a Gaussian likelihood this is the fit without the fold; for others the mode
+and features have seen the fold, and the coverage has no bound.
 """
 
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from laplace_kit.approx.update import newton_step
 from laplace_kit.curv.mode import examine_mode, labelled
 from laplace_kit.data import InMemory
 from laplace_kit.derivatives import linearize
+from laplace_kit.eval.attribution import check_num_data
 from laplace_kit.eval.predictive import Predictive, predict
 from laplace_kit.host import fetch
 from laplace_kit.targets.base import NumberTargets, no_distribution
@@ -29,13 +31,13 @@ class FoldPredictions(NamedTuple):
     Attributes
     ----------
     held_out
-        Mean and standard deviation of each training example by the fit without its fold.
+        Mean and standard deviation of each training example by the step without its fold.
     y
         The targets.
     fold
         The fold of each example.
     new
-        Mean and standard deviation at the new inputs by each fit, `(K, M, *target)`.
+        Mean and standard deviation at the new inputs by each step, `(K, M, *target)`.
     """
 
     held_out: tuple[Float[np.ndarray, "N *target"], Float[np.ndarray, "N *target"]]
@@ -47,7 +49,7 @@ class FoldPredictions(NamedTuple):
 def fold_predictions(
     la: Any, data: Any, x: PyTree, *, num_folds: int = 10, key: PRNGKeyArray | None = None
 ) -> FoldPredictions:
-    """Return predictions of every fold, and of new inputs, by a fit to all other folds.
+    """Return predictions of every fold, and of new inputs, by the Newton step that leaves it out.
 
     Parameters
     ----------
@@ -73,7 +75,8 @@ def fold_predictions(
     TypeError
         If the targets are not numbers with a mean and a variance.
     ValueError
-        If there are not at least two folds with an example each, or the data do not suit the model.
+        If there are not at least two folds with an example each, or the data do not suit the model
+        or are not those of its fit.
 
     References
     ----------
@@ -81,6 +84,7 @@ def fold_predictions(
     """
     old_x, y, weights = labelled(la.objective, data)
     num = len(jax.tree.leaves(old_x)[0])
+    check_num_data(float(num if weights is None else fetch(weights).sum()), la.num_data)
     if not 2 <= num_folds <= num:
         raise ValueError(
             f"Found num_folds={num_folds} for {num} examples, expected from 2 to {num}."

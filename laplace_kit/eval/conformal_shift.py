@@ -132,7 +132,8 @@ def shifted_sets(
     Raises
     ------
     TypeError, ValueError
-        As `conformal_sets`; if weights are not valid or an example has several labels.
+        As `conformal_sets`; if weights are not valid, none is positive where a label is observed,
+        or an example has several labels.
 
     References
     ----------
@@ -176,7 +177,8 @@ def shifted_intervals(
     Raises
     ------
     TypeError, ValueError
-        As `conformal_intervals`; if weights are not valid.
+        As `conformal_intervals`; if weights are not valid, or none is positive where an output is
+        observed.
     """
     check_levels("level", level)
     check_option("score", score, INTERVAL_SCORES)
@@ -193,5 +195,10 @@ def shifted_intervals(
 def _weighted(
     scores: Float[np.ndarray, " N"], weights: Float[np.ndarray, " N"], level: Any
 ) -> WeightedScores:
+    if not weights.any():
+        raise ValueError(
+            "Found no observed target with a positive weight, expected some for every output; "
+            "calibrate on other examples, or leave the output out."
+        )
     order = np.argsort(scores, kind="stable")
     return WeightedScores(scores[order], np.cumsum(weights[order]), level)

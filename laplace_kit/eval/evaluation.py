@@ -217,13 +217,13 @@ def class_log_probs(
     return logs if np.isfinite(logs).all() else None  # a link may give the probability zero
 
 
-def as_rows(values: Num[Array, "N ..."]) -> Num[Array, "N C"]:
+def as_rows(values: Num[ArrayLike, "N ..."]) -> Num[Array, "N C"]:
     """Flatten the outputs' axes to one."""
     return jnp.asarray(values).reshape(len(values), -1)
 
 
 def observed_rows(
-    likelihood: Likelihood, predictive: Predictive, y: PyTree, values: Num[Array, "N ..."]
+    likelihood: Likelihood, predictive: Predictive, y: PyTree, values: Num[ArrayLike, "N ..."]
 ) -> Num[Array, "M C"]:
     """Return values of the targets' shape as `as_rows`; with a mask, a row per observed entry.
 

@@ -1,5 +1,6 @@
 """Predictions as rows on the host: of a `Predictive`, or plain arrays from any other library."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,11 +11,14 @@ from laplace_kit.eval.evaluation import as_classes, observed_rows, weights_of_ro
 from laplace_kit.eval.metrics.inputs import Numbers
 from laplace_kit.eval.observed import checked_targets
 from laplace_kit.eval.outputs import Predictive
+from laplace_kit.eval.report.distributions import rows_of
 from laplace_kit.eval.report.inputs import classified, floating, numbers
+from laplace_kit.eval.report.predictions import RegressionPredictions
 from laplace_kit.eval.statistics.weighting import checked
 from laplace_kit.host import fetch
+from laplace_kit.likelihood import Likelihood
 from laplace_kit.likelihood.masked import targets_without_mask
-from laplace_kit.targets.base import LabelTargets, NumberTargets, no_distribution
+from laplace_kit.targets.base import LabelTargets, NoTargets, NumberTargets, no_distribution
 
 # A predictive; class probabilities (N, C), or p(y = 1) (N,); means and standard deviations.
 Predictions = Predictive | Numbers | tuple[Numbers, Numbers]
@@ -142,6 +146,52 @@ def number_rows(
     else:
         rows = numbers(*as_moments(predictions), on_host(y, "targets"))
     return NumberRows(*rows, checked(weights, len(rows[0])))
+
+
+def numbers_given(
+    predictions: Predictions, y: PyTree, weights: ArrayLike | None = None
+) -> tuple[RegressionPredictions, NumberRows]:
+    """Return the distributions of numbers, normal ones of a pair of moments, and `number_rows`."""
+    rows = number_rows(predictions, y, weights)
+    if isinstance(predictions, Predictive):
+        likelihood, values = checked_targets(predictions, y)
+        return numbers_of(likelihood, predictions, values), rows
+    return RegressionPredictions(rows.mean, rows.std), rows
+
+
+def numbers_of(likelihood: Likelihood, predictive: Predictive, y: PyTree) -> RegressionPredictions:
+    """Return moments and distributions as rows: one for each example or, with a mask, each entry.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the likelihood defines no distribution of numbers, or one without a variance.
+    """
+    if isinstance(predictive.targets, NoTargets):
+        raise TypeError(
+            f"Found a {type(likelihood).__name__} likelihood, which defines no predictive "
+            "distribution of the targets, expected Gaussian, Poisson, Categorical or Bernoulli, or "
+            "one with a method targets(outputs), for a report; use la.evaluate for its loss."
+        )
+    mean, noise_var, epistemic_var = (
+        fetch(observed_rows(likelihood, predictive, y, values))
+        for values in (predictive.mean, predictive.noise_var, predictive.epistemic_var)
+    )
+    var = noise_var + epistemic_var
+    if not np.isfinite(var).all():
+        raise ValueError(
+            f"Found infinite variances under a {type(likelihood).__name__} likelihood, expected "
+            "finite ones, as a report measures residuals by them; use la.evaluate, or a likelihood "
+            "whose noise has a variance."
+        )
+    known = bool((epistemic_var > 0).any())
+    targets, distributions = predictive.targets, None
+    if targets.is_joint or not targets.is_normal:
+        observed = targets_without_mask(likelihood, y)
+        rows = partial(observed_rows, likelihood, predictive, y)
+        distributions = rows_of(targets, observed, rows)
+    epistemic_std = np.sqrt(epistemic_var) if known else None
+    return RegressionPredictions(mean, np.sqrt(var), epistemic_std, distributions)
 
 
 def as_probabilities(predictions: Numbers) -> Float[np.ndarray, "N C"]:

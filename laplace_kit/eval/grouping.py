@@ -8,6 +8,8 @@ from jaxtyping import Int
 
 from laplace_kit.host import fetch_array
 
+_MISSING = ("None", "nan", "NaT", "<NA>")  # as the missing values of tables are written
+
 
 class Groups(NamedTuple):
     """The names of G groups in order, and the group of each example, from 0 to G - 1."""
@@ -31,7 +33,7 @@ def as_groups(groups: Any, num: int, name: str = "groups") -> Groups:
     Raises
     ------
     ValueError
-        If there is not one for each example, or a number is missing.
+        If there is not one for each example, or a group is missing: NaN, None or <NA>.
     """
     values = fetch_array(groups)
     if values.shape != (num,):
@@ -40,14 +42,22 @@ def as_groups(groups: Any, num: int, name: str = "groups") -> Groups:
             f"({num},); several groupings are a mapping, {{'age': ..., 'site': ...}}."
         )
     if values.dtype.kind not in "biufUS":
-        values = fetch_array([str(value) for value in values])
+        words = [str(value) for value in values]
+        for example, word in enumerate(words):
+            if word in _MISSING and not isinstance(values[example], str):
+                raise _missing(name, word, example)
+        values = fetch_array(words)
     if values.dtype.kind == "f" and np.isnan(values).any():
-        raise ValueError(
-            f"Found NaN among the {name}, at example {int(np.isnan(values).argmax())}, expected a "
-            "group for every example; give the missing ones a group of their own."
-        )
+        raise _missing(name, "NaN", int(np.isnan(values).argmax()))
     names, codes = np.unique(values, return_inverse=True)
     return Groups(tuple(names.tolist()), codes)
+
+
+def _missing(name: str, what: str, example: int) -> ValueError:
+    return ValueError(
+        f"Found {what} among the {name}, at example {example}, expected a group for every example; "
+        "give the missing ones a group of their own."
+    )
 
 
 def as_groupings(groups: Any, num: int) -> dict[str, Groups]:

@@ -1,22 +1,23 @@
 """Metrics by group: every metric with its interval, gaps, the worst group, reliability."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import ArrayLike, PyTree
 
-from laplace_kit.eval.evaluation import weights_of_rows
-from laplace_kit.eval.given import Predictions, class_rows, is_of_numbers, number_rows
+from laplace_kit.eval.evaluation import class_log_probs, weights_of_rows
+from laplace_kit.eval.given import Predictions, class_rows, is_of_numbers, numbers_given
 from laplace_kit.eval.grouping import Groups, as_groupings
 from laplace_kit.eval.observed import checked_targets
 from laplace_kit.eval.outputs import Predictive
-from laplace_kit.eval.report import ClassPredictions, RegressionPredictions
+from laplace_kit.eval.report import ClassPredictions
 from laplace_kit.eval.report.group_measures import LEVEL, measure_groups, worst_group
 from laplace_kit.eval.report.registry import METRICS
 from laplace_kit.eval.report.table import number
 from laplace_kit.eval.statistics.confidence import NUM_BINS, ReliabilityBins, reliability
 from laplace_kit.host import fetch_array
+from laplace_kit.likelihood import Likelihood
 
 _NAME = "predictions"
 
@@ -28,7 +29,8 @@ class Gap:
     Parameters
     ----------
     value, low, high
-        The gap, and its simultaneous 95% interval: all gaps of a metric are inside theirs at once.
+        The gap, and a 95% interval, simultaneous over the groups of a metric, for groups whose
+        values spread like those of all examples; it is too narrow for groups that spread more.
     p_value
         Adjusted for all groups: at most 0.05 is significant, however many there are.
     """
@@ -52,7 +54,7 @@ class GroupMetrics:
     gaps
         A `Gap` for each metric that is a mean over examples.
     reliability
-        Of classes: bins of confidence and accuracy.
+        Bins of confidence and accuracy, for classes.
     worst
         The grouping and group of the largest NLL: the largest among those significantly larger than
         that of all examples, if any.
@@ -107,14 +109,15 @@ def by_group(
     weights
         Weights of the examples, `(N,)`.
     seed
-        Of the resamples and permutations.
+        The seed of the resamples and permutations.
 
     Returns
     -------
     metrics
-        A `GroupMetrics`. Gaps are tested by 1,000 permutations of the examples, which control the
-        probability of any false finding among all groups of all groupings, for each metric. Cost:
-        the metrics of a report for each grouping, in NumPy; nothing is compiled for arrays.
+        A `GroupMetrics`. Gaps are tested by 1,000 permutations of the examples, which control, for
+        each metric, the probability that any of several random subsets is starred; a group of the
+        same mean whose values spread more may be starred too. Cost: the metrics of a report for
+        each grouping, in NumPy; nothing is compiled for arrays.
 
     Raises
     ------
@@ -126,15 +129,16 @@ def by_group(
     ----------
     Westfall and Young (1993), Resampling-based multiple testing, for the largest of all statistics.
     """
-    num = len(predictions.f_mean) if isinstance(predictions, Predictive) else None
-    if is_of_numbers(predictions):
-        rows = number_rows(predictions, y, weights)
-        found = RegressionPredictions(rows.mean, rows.std)
+    is_predictive, is_numbers = isinstance(predictions, Predictive), is_of_numbers(predictions)
+    if is_numbers:
+        found, rows = numbers_given(predictions, y, weights)
     else:
         rows = class_rows(predictions, y, weights)
         found = ClassPredictions(rows.probs)
-    groupings = as_groupings(groups, len(rows.y) if num is None else num)
-    if num is not None and num != len(rows.y):
+        if is_predictive:
+            found = replace(found, log_probs=class_log_probs(*_given(predictions, y)))
+    groupings = as_groupings(groups, len(predictions.f_mean) if is_predictive else len(rows.y))
+    if is_predictive and (isinstance(y, tuple) or not is_numbers):  # a row for each label
         groupings = {
             name: Groups(of.names, _of_rows(predictions, y, of.codes))
             for name, of in groupings.items()
@@ -173,5 +177,9 @@ def by_group(
 
 def _of_rows(predictive: Predictive, y: PyTree, codes):
     """Return the group of each row of a predictive, which has one for each observed label."""
+    return fetch_array(weights_of_rows(*_given(predictive, y), codes), int)
+
+
+def _given(predictive: Predictive, y: PyTree) -> tuple[Likelihood, Predictive, PyTree]:
     likelihood, values = checked_targets(predictive, y)
-    return fetch_array(weights_of_rows(likelihood, predictive, values, codes), int)
+    return likelihood, predictive, values

@@ -123,8 +123,8 @@ def leave_one_out(
     -----
     UserWarning
         If the network fits every label, so that the curvature vanishes and these numbers are too
-        good to choose anything by; or if an example has a leverage of one or more, which only an
-        approximate structure gives: its leverage is cut, and the other numbers with it.
+        good to choose anything by; or if an example has a leverage of nearly one or more: its
+        leverage is cut, and the other numbers with it.
 
     References
     ----------
@@ -215,9 +215,10 @@ def _diagnostics(likelihood, predictive, y, without: _Without) -> LeaveOneOut:
 def _warn_of(losses: Float[np.ndarray, " N"], is_cut: Array, has_labels: bool) -> None:
     if num_cut := int(fetch(is_cut).sum()):
         warn(
-            f"Found {num_cut} of {len(losses)} training examples with a leverage of one or more, "
-            "expected less, as in the exact posterior; theirs is cut just below one. Use "
-            "structure='full', or the structure of fewer parameters with subset=."
+            f"Found {num_cut} of {len(losses)} training examples with a leverage of nearly one or "
+            "more, which this precision cannot tell from one; theirs is cut. With an approximate "
+            "structure use structure='full', or that of fewer parameters with subset=; with a full "
+            "one use float64, or a larger prior precision."
         )
     if has_labels and losses.max() < np.log(2) and losses.mean() < _INTERPOLATING:
         warn(

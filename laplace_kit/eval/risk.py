@@ -62,7 +62,8 @@ class RiskControl:
         sure = f"with {100 * self.confidence:.4g}% confidence"
         bound, left = f"{100 * self.bound:.3g}%", f"{100 * (1 - self.share):.3g}%"
         if self.share == 0:
-            return f"No threshold has {_words(self.risk, bound)} {sure}; take more examples."
+            words = _words(self.risk, bound)
+            return f"These examples show no threshold with {words} {sure}; take more."
         if self.risk not in _AT_LEAST:
             return f"Hand on {left}: {_words(self.risk, bound)} {sure}."
         flagged = f"{100 * self.share:.3g}%"
@@ -102,8 +103,9 @@ def control_risk(
         Their labels.
     risk
         `"error"`: the error rate among the examples whose confidence, the largest probability, is
-        above the threshold. `"abstention"`: the share of examples that are not. Of two classes,
-        `"precision"` and `"recall"` of class 1 where its probability is above the threshold.
+        above the threshold. `"abstention"`: the share of examples that are not. For two
+        classes, `"precision"` and `"recall"` of class 1 where its probability is above the
+        threshold.
     at_most, at_least
         The bound: `at_most` for error and abstention, `at_least` for precision and recall.
     confidence

@@ -4,6 +4,7 @@ A shallow tree splits the inputs of one half of the examples by how far claims e
 Its regions are tested on the other half, which the tree has not seen, so that the tests are valid.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,10 @@ from jaxtyping import ArrayLike, Bool, Float, PyTree
 
 from laplace_kit.arrays import on_host
 from laplace_kit.errors import check_count
-from laplace_kit.eval.given import Predictions, event_rows, is_of_numbers, number_rows
+from laplace_kit.eval.given import Predictions, event_rows, is_of_numbers, numbers_given
+from laplace_kit.eval.outputs import Predictive
 from laplace_kit.eval.report.claims import coverage_claim
-from laplace_kit.eval.statistics.numbers import LEVEL, normal_scores
+from laplace_kit.eval.report.measures import target_scores
 from laplace_kit.eval.statistics.weighting import as_columns
 
 _SIGNIFICANT = 0.05
@@ -35,9 +37,10 @@ class Slice:
         The share of the confirming half that lies in the region.
     found, gap
         The claim minus what was observed, on the half where the region was found, which is
-        optimistic, and on the other half. The claim is the mean confidence, or 0.9 for numbers.
+        optimistic, and on the other half. The claim is the mean confidence; for numbers the
+        probability of the central 90% interval, which for counts is at least 0.9.
     p_value
-        Of over-confidence on the other half, adjusted for all regions by Holm's method.
+        The p-value of over-confidence on the other half, adjusted for all regions by Holm's method.
     """
 
     rule: str
@@ -180,18 +183,33 @@ def _fields(of: Slice) -> tuple:
 
 def _claims(predictions, y, weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return what is claimed of each example, whether it was kept, and the weights."""
+    if isinstance(y, tuple):
+        raise _missing("a mask")
     if is_of_numbers(predictions):
-        rows = number_rows(predictions, y, weights)
-        scores = normal_scores(rows.mean, rows.std, rows.y)
+        found, rows = numbers_given(predictions, y, weights)
+        scores = target_scores(found, rows.y)
         kept = as_columns((scores.low <= rows.y) & (rows.y <= scores.high))
-        return np.full(len(kept), LEVEL), kept, rows.weights
+        return scores.content.mean(axis=1), kept, rows.weights
     event, rows = event_rows(predictions, y, weights)
+    if isinstance(predictions, Predictive) and len(event.p) != _num_labels(predictions):
+        raise _missing("ignored labels")
     if rows.probs.shape[1] == 2 and (event.p < 0.5).any():
-        # Of one probability: what is claimed of the more probable class.
+        # From one probability: what is claimed of the more probable class.
         is_one = event.p >= 0.5
         kept = np.where(is_one, event.outcomes, 1 - event.outcomes)
         return np.where(is_one, event.p, 1 - event.p), kept, event.weights
     return event.p, event.outcomes, event.weights
+
+
+def _num_labels(predictive: Predictive) -> int:
+    return math.prod(predictive.targets.class_probabilities.shape[:-1])
+
+
+def _missing(what: str) -> ValueError:
+    return ValueError(
+        f"Found targets with {what}, expected one label or row of targets for each example; leave "
+        "out the missing ones."
+    )
 
 
 def _regions(tree: Any) -> Iterator[tuple[tuple[int, float, float], ...]]:

@@ -108,6 +108,25 @@ def test_venn_abers_merges_both_and_normalises():
     assert several.bounds(PROBS)[0].shape == (N, C)
 
 
+@pytest.mark.parametrize("method", ["beta", "isotonic", "matrix"])
+def test_maps_are_fitted_where_probabilities_round_to_one(method):
+    """The same by logits in float32 as by probabilities in float64."""
+    logits = np.float32(np.linspace(-25, 25, N))
+    y = RNG.uniform(size=N) < special.expit(0.2 * logits)
+    assert (special.expit(logits) == 1).sum() > N / 8
+    outputs = jnp.asarray(logits)
+    predictive = Predictive(
+        BinaryTargets(
+            Outputs(outputs, 0 * outputs), jax.nn.sigmoid(outputs), logits=jnp.asarray(logits)
+        ),
+        Bernoulli(),
+    )
+    found = recalibrate(predictive, y.astype("float32"), method=method)(predictive)
+    p = special.expit(logits.astype(float))
+    expected = recalibrate(p, y, method=method)(p)
+    np.testing.assert_allclose(found.probs, expected, atol=2e-3)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_predictives_are_recalibrated_as_arrays(method):
     predictive = classifier(PROBS)

@@ -54,3 +54,6 @@ def test_refusals(posterior):
     la, data = posterior
     with pytest.raises(ValueError, match="Found num_folds=25 for 24 examples, expected from 2"):
         lk.eval.fold_predictions(la, data, data[0], num_folds=25)
+    part = tuple(of[:20] for of in data)
+    with pytest.raises(ValueError, match="Found 20 training examples, or sum of their weights"):
+        lk.eval.fold_predictions(la, part, data[0], num_folds=4)

@@ -1,12 +1,16 @@
 """Sets and intervals under weighted shift: coverage where the plain ones fail."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
 
 from laplace_kit.eval.conformal import conformal_intervals, conformal_sets
 from laplace_kit.eval.conformal_shift import shifted_intervals, shifted_sets
+from laplace_kit.eval.outputs import Predictive
+from laplace_kit.likelihood import Gaussian
+from laplace_kit.targets import NormalTargets, Outputs
 
 REPEATS, NUM = 300, 100
 
@@ -86,3 +90,14 @@ def test_randomised_sets_and_refusals():
         shifted_sets(probs, y, np.ones(3))
     with pytest.raises(ValueError, match="Found -1"):
         shifted_intervals((probs, probs), probs, np.full(20, -1.0))
+
+
+def test_an_output_without_weighted_targets_is_refused():
+    zeros, first = jnp.zeros((20, 2)), np.arange(20) < 10
+    predictive = Predictive(NormalTargets(Outputs(zeros, zeros), zeros + 1), Gaussian(1.0))
+    mask = np.stack([np.ones(20, bool), first], axis=1)
+    y = np.zeros((20, 2), np.float32), mask
+    weights = np.where(first, 0.0, 1.0)
+    with pytest.raises(ValueError, match="Found no observed target with a positive weight, expec"):
+        shifted_intervals(predictive, y, weights)
+    shifted_intervals(predictive, y, 1 - weights)

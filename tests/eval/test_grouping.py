@@ -11,7 +11,7 @@ def test_names_are_in_order_and_codes_count_them():
     assert names == ("a", "b")
     assert codes.tolist() == [1, 0, 1]
     assert as_groups(np.array([True, False]), 2).names == (False, True)
-    assert as_groups(np.array(["x", None, "y"], object), 3).names == ("None", "x", "y")
+    assert as_groups(np.array(["x", 2, "None"], object), 3).names == ("2", "None", "x")
     assert codes_of([3, 1], (1, 2, 3), 2).tolist() == [2, 0]
 
 
@@ -27,5 +27,8 @@ def test_refusals():
         as_groups([[1], [2]], 2)
     with pytest.raises(ValueError, match="Found NaN among the groups, at example 1"):
         as_groups([1.0, np.nan], 2)
+    for value in (None, np.nan, np.datetime64("NaT")):
+        with pytest.raises(ValueError, match=f"Found {value} among the groups, at example 1"):
+            as_groups(np.array(["x", value, "y"], object), 3)
     with pytest.raises(ValueError, match="Found no groups"):
         as_groupings({}, 2)

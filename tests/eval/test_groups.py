@@ -1,14 +1,16 @@
 """Metrics by group of predictives and of plain arrays."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from laplace_kit.eval.groups import by_group
-from laplace_kit.eval.outputs import Predictive
+from laplace_kit.eval.outputs import Predictive, from_gaussian
 from laplace_kit.eval.report import classification_metrics, measures, regression_metrics
-from laplace_kit.likelihood import Categorical
-from laplace_kit.targets import ClassTargets, Outputs
+from laplace_kit.likelihood import Categorical, Gaussian, Poisson
+from laplace_kit.targets import ClassTargets, NormalTargets, Outputs
 
 RNG = np.random.default_rng(0)
 N = 300
@@ -52,6 +54,54 @@ def test_predictives_with_missing_labels_leave_their_groups_out():
     assert found.sizes == expected.sizes
     for group, values in expected.values["group"].items():
         assert found.values["group"][group] == pytest.approx(values, rel=1e-4, abs=1e-6)
+
+
+def test_labels_of_several_positions_take_the_group_of_their_example():
+    """Half of two labels each are ignored: there are as many rows as examples."""
+    probs, labels = jnp.asarray(PROBS.reshape(-1, 2, 3)), Y.reshape(-1, 2).copy()
+    labels[::2] = -1
+    predictive = Predictive(
+        ClassTargets(Outputs(0 * probs, probs), probs), Categorical(ignore_index=-1)
+    )
+    found = by_group(predictive, labels, np.arange(N // 2) % 4)
+    assert {name: size for name, size in found.sizes["group"].items() if size} == {
+        name: 2 * sum(np.arange(N // 2) % 4 == int(name)) for name in "13"
+    }
+
+
+def test_entries_that_are_missing_leave_their_groups_out():
+    y = RNG.normal(size=(N, 2)) * np.where(BAD, 3, 1)[:, None]
+    mask = np.arange(2 * N).reshape(N, 2) % 4 < 2  # both entries of every other example
+    outputs = Outputs(jnp.zeros((N, 2)), jnp.zeros((N, 2)))
+    predictive = Predictive(NormalTargets(outputs, jnp.ones((N, 2))), Gaussian(1.0))
+    found = by_group(predictive, (y, mask), SITE).values["group"]
+    for name in ("west", "north"):
+        rows = y[mask[:, 0] & (name == SITE)].reshape(-1, 1)
+        alone = regression_metrics(0 * rows, 0 * rows + 1, rows)
+        assert {key: found[name][key] for key in alone} == pytest.approx(alone, rel=1e-4)
+
+
+def test_counts_are_measured_by_their_own_distribution():
+    rate = np.full((N, 1), 0.17, np.float32)
+    y = RNG.poisson(rate).astype(np.float32)
+    predictive = from_gaussian(
+        Poisson(), jnp.log(rate), jnp.zeros((N, 1)), None, link="probit", key=None, num_samples=2
+    )
+    found = by_group(predictive, y, SITE)
+    west, of = found.values["group"]["west"], y[BAD, 0]
+    law = stats.poisson(0.17)
+    assert west["nll"] == pytest.approx(-law.logpmf(of).mean(), rel=1e-4)
+    assert west["coverage_90"] == pytest.approx((of <= law.ppf(0.95)).mean())
+
+
+def test_log_probabilities_are_exact_where_probabilities_round_to_zero():
+    logits = jnp.asarray(np.where(np.arange(3) == 1, 0.0, 200.0) * np.ones((N, 1)), jnp.float32)
+    probs = jax.nn.softmax(logits)
+    predictive = Predictive(
+        ClassTargets(Outputs(logits, 0 * logits), probs, logits=logits), Categorical()
+    )
+    found = by_group(predictive, np.ones(N, int), SITE).values["group"]["west"]
+    assert found["nll"] == pytest.approx(200 + np.log(2), rel=1e-6)
 
 
 def test_regression_with_weights():

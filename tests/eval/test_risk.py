@@ -36,7 +36,7 @@ def test_the_sentence_and_what_is_kept():
     assert not nothing(p).any()
     assert (
         str(nothing)
-        == "No threshold has at most 1% errors with 95% confidence; take more examples."
+        == "These examples show no threshold with at most 1% errors with 95% confidence; take more."
     )
 
 

@@ -2,11 +2,15 @@
 
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import special
+from scipy import special, stats
 
+from laplace_kit.eval.outputs import Predictive, from_gaussian
 from laplace_kit.eval.slices import find_slices, holm
+from laplace_kit.likelihood import Categorical, Poisson
+from laplace_kit.targets import ClassTargets, Outputs
 
 
 def labelled(rng, num, is_bad):
@@ -54,6 +58,25 @@ def test_numbers_whose_intervals_are_too_narrow_and_weights():
     assert not any(of.is_confirmed for of in kept)
 
 
+def test_counts_are_claimed_to_lie_in_their_own_intervals():
+    """Regions of calibrated counts, of which far more than 90% lie in the interval from zero."""
+    rng = np.random.default_rng(3)
+    x = rng.uniform(-1, 1, (2000, 2))
+    rate = np.full((2000, 1), 0.17, np.float32)
+    y = rng.poisson(rate * np.where(x[:, :1] > 0, 4, 1)).astype(np.float32)
+    predictive = from_gaussian(
+        Poisson(), jnp.log(rate), 0 * jnp.log(rate), None, link="probit", key=None, num_samples=2
+    )
+    (worst, *others) = find_slices(predictive, y, x, max_depth=1)
+    assert worst.is_confirmed
+    assert not others
+    law = stats.poisson(0.17)
+    missed = (y[worst.contains(x), 0] > law.ppf(0.95)).mean()
+    assert worst.gap == pytest.approx(law.cdf(law.ppf(0.95)) - 1 + missed, abs=0.05)
+    y = rng.poisson(rate).astype(np.float32)
+    assert not any(of.is_confirmed for of in find_slices(predictive, y, x))
+
+
 def test_holm():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
@@ -69,6 +92,14 @@ def test_refusals(monkeypatch):
         find_slices(p, y, x, feature_names=["a"])
     with pytest.raises(ValueError, match="features that are not finite"):
         find_slices(p, y, x * np.nan, min_examples=5)
+    with pytest.raises(ValueError, match="Found targets with a mask, expected one label or row"):
+        find_slices(p, (y, y > 0), x)
+    probs = jnp.full((20, 2, 3), 1 / 3)
+    predictive = Predictive(
+        ClassTargets(Outputs(probs, probs), probs), Categorical(ignore_index=-1)
+    )
+    with pytest.raises(ValueError, match="Found targets with ignored labels, expected one"):
+        find_slices(predictive, np.where(y == 0, -1, 0).reshape(20, 2), x[:20])
     assert find_slices(p, y, x, min_examples=5) == ()  # nothing to split
     monkeypatch.setitem(sys.modules, "sklearn.tree", None)
     with pytest.raises(ImportError, match="Found no scikit-learn, expected it to fit the tree"):

@@ -90,8 +90,8 @@ def r_squared(
 ) -> Float[Array, ""]:
     r"""Return $1 - \mathrm{mean}\,(y - \mu)^2 / \mathrm{Var}\, y$, averaged over outputs.
 
-    One for exact predictions, zero for the mean of the targets, negative for worse ones. Of an
-    output whose targets are all equal it is one if they are predicted exactly, else zero.
+    One for exact predictions, zero for the mean of the targets, negative for worse ones. For
+    an output with equal targets it is one if they are predicted exactly, else zero.
 
     Parameters
     ----------

@@ -67,7 +67,8 @@ def _classes_code(name: str, temperature: float) -> str:
     return f"""\
 import numpy as np
 
-probs = np.load("predictions.npz")["{name}/probs"] ** (1 / {temperature:.4g})
+probs = np.load("predictions.npz")["{name}/probs"].astype(float)
+probs = (probs / probs.max(axis=1, keepdims=True)) ** (1 / {temperature:.4g})
 probs /= probs.sum(axis=1, keepdims=True)"""
 
 

@@ -17,12 +17,12 @@ from laplace_kit.eval.evaluation import (
     observed_rows,
     weights_of_rows,
 )
+from laplace_kit.eval.given import numbers_of
 from laplace_kit.eval.grouping import as_groupings
 from laplace_kit.eval.inputs import round_up
 from laplace_kit.eval.predictive import Predictive
 from laplace_kit.eval.report import checks
 from laplace_kit.eval.report.classification import classification_report
-from laplace_kit.eval.report.distributions import rows_of
 from laplace_kit.eval.report.look import DEFAULT_LOOK, Look
 from laplace_kit.eval.report.names import NO_NAMES, Names
 from laplace_kit.eval.report.page import PosteriorCard, Report
@@ -32,7 +32,6 @@ from laplace_kit.eval.rows import filled_rows
 from laplace_kit.host import fetch, fetch_array
 from laplace_kit.likelihood import Likelihood
 from laplace_kit.likelihood.masked import has_mask, targets_without_mask, without_mask
-from laplace_kit.targets.base import NoTargets
 from laplace_kit.targets.uncertainty import Uncertainty
 from laplace_kit.tree import replace
 
@@ -246,7 +245,7 @@ def _regression(
     predictions = {}
     for name, predict_one in predict.items():
         predictive = predict_one(x)
-        predictions[name] = _numbers(likelihood, predictive, y)
+        predictions[name] = numbers_of(likelihood, predictive, y)
         rows = fetch_array(observed_rows(likelihood, predictive, y, targets))
     for name, of in compare.items():
         if isinstance(of, RegressionPredictions):
@@ -272,7 +271,7 @@ def _regression(
         date=look.date,
         picture_format=look.picture_format,
         card=card,
-        groups=groups_of_rows(likelihood, predictive, y, groups, len(rows)),
+        groups=groups_of_rows(likelihood, predictive, y, groups, is_by_label=has_mask(likelihood)),
         seed=seed,
         shared=shared,
     )
@@ -318,34 +317,6 @@ def _seen(
     return fetch_array(values)[fetch_array(seen)]
 
 
-def _numbers(likelihood: Likelihood, predictive: Predictive, y: PyTree) -> RegressionPredictions:
-    if isinstance(predictive.targets, NoTargets):
-        raise TypeError(
-            f"Found a {type(likelihood).__name__} likelihood, which defines no predictive "
-            "distribution of the targets, expected Gaussian, Poisson, Categorical or Bernoulli, or "
-            "one with a method targets(outputs), for a report; use la.evaluate for its loss."
-        )
-    mean, noise_var, epistemic_var = (
-        fetch(observed_rows(likelihood, predictive, y, values))
-        for values in (predictive.mean, predictive.noise_var, predictive.epistemic_var)
-    )
-    var = noise_var + epistemic_var
-    if not np.isfinite(var).all():
-        raise ValueError(
-            f"Found infinite variances under a {type(likelihood).__name__} likelihood, expected "
-            "finite ones, as a report measures residuals by them; use la.evaluate, or a likelihood "
-            "whose noise has a variance."
-        )
-    known = bool((epistemic_var > 0).any())
-    targets, distributions = predictive.targets, None
-    if targets.is_joint or not targets.is_normal:
-        observed = targets_without_mask(likelihood, y)
-        rows = partial(observed_rows, likelihood, predictive, y)
-        distributions = rows_of(targets, observed, rows)
-    epistemic_std = np.sqrt(epistemic_var) if known else None
-    return RegressionPredictions(mean, np.sqrt(var), epistemic_std, distributions)
-
-
 def _given_probabilities(name: str, probs: ArrayLike, like: Predictive) -> Predictive:
     if np.shape(probs) != like.probs.shape:
         raise ValueError(
@@ -380,13 +351,18 @@ def _inputs_of_labels(
 
 
 def groups_of_rows(
-    likelihood: Likelihood, predictive: Predictive, y: PyTree, groups: Any, num: int | None = None
+    likelihood: Likelihood,
+    predictive: Predictive,
+    y: PyTree,
+    groups: Any,
+    *,
+    is_by_label: bool = True,
 ) -> dict[str, np.ndarray] | None:
-    """Return the group of each row, `num` rows of numbers or one for each label, by grouping."""
+    """Return the group of each row, by grouping: a row for each observed label, or example."""
     if groups is None:
         return None
     found = as_groupings(groups, len(predictive.f_mean))
-    if num == len(predictive.f_mean):
+    if not is_by_label:
         return {name: fetch_array([*of.names])[of.codes] for name, of in found.items()}
     return {
         name: fetch_array([*of.names])[

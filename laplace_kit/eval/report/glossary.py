@@ -64,5 +64,10 @@ def glossary(metrics: Mapping[str, Any]) -> dict[str, str]:
         found["Laplace"] = "The posterior around it: a normal distribution of the weights."
     if metrics["task"] == "regression":
         found["PIT"] = "Probability integral transform: the distribution function at the target."
+    if "groups" in metrics:
+        found["p of a group"] = (
+            "Probability of as large a gap of any group if groups were random subsets, allowing "
+            "for all of them."
+        )
     found["p"] = "Probability of as large a gap for a calibrated predictor."
     return found

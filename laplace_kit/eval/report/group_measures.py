@@ -2,8 +2,9 @@
 
 The null hypothesis is that groups are random subsets. The gap of each group's mean to that of all
 examples, in standard deviations of such subsets, is compared with the largest of any group in
-permutations of the examples: the probability of any false finding among all groups of a metric is
-at most one minus the level.
+permutations of the examples: the probability that any of several random subsets is significant is
+at most one minus the level, for each metric. Groups of the same mean whose values spread more than
+those of all examples may be significant too, and their intervals are too narrow.
 """
 
 import dataclasses
@@ -22,9 +23,11 @@ from laplace_kit.eval.report.measures import (
 )
 from laplace_kit.eval.report.predictions import ClassPredictions, RegressionPredictions
 from laplace_kit.eval.statistics.classification import class_scores
-from laplace_kit.eval.statistics.weighting import as_columns, checked
+from laplace_kit.eval.statistics.weighting import are_counts, as_columns, checked
 
 LEVEL, NUM_PERMUTATIONS = 0.95, 1000
+# More repeated examples are too many to permute: their counts are taken as proportions.
+_MOST_REPEATED = 1 << 22
 _STREAM = 200
 
 ByName = Mapping[str, ClassPredictions] | Mapping[str, RegressionPredictions]
@@ -51,7 +54,7 @@ def measure_groups(
     weights
         The weights of the examples.
     seed
-        Of the resamples and permutations.
+        The seed of the resamples and permutations.
 
     Returns
     -------
@@ -166,6 +169,10 @@ def _gaps(
     used = weights > 0
     values, weights = values[used], weights[used]
     codes = {name: of.codes[used] for name, of in groupings.items()}
+    if are_counts(weights) and weights.sum() <= _MOST_REPEATED:
+        each = np.repeat(np.arange(len(weights)), weights.astype(int))
+        values, weights = values[each], np.ones(len(each))
+        codes = {name: code[each] for name, code in codes.items()}
     sizes = {name: len(of.names) for name, of in groupings.items()}
     overall = weights @ values / weights.sum()
     values = values - overall
@@ -181,7 +188,7 @@ def _gaps(
             squares = np.bincount(code, np.square(shares), sizes[name])[:, None]
             sums = [np.bincount(code, part, sizes[name]) for part in parts.T]
             gaps.append(_ratio(np.stack(sums, axis=1), total))
-            # Of a random subset of as many examples as these weights are worth.
+            # The error of a random subset of as many examples as these weights are worth.
             inverse, of_all = _ratio(squares, np.square(total)), shares @ shares / shares.sum() ** 2
             errors.append(np.sqrt(np.maximum(inverse - of_all, 0)) * spread)
         return np.concatenate(gaps), np.concatenate(errors)

@@ -1,4 +1,4 @@
-"""The section of a report about groups: every group's metric with its interval, in order."""
+"""The section of a report about groups: the metric of each with its interval, in order."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from laplace_kit.eval.report.section import Section
 from laplace_kit.eval.report.table import display_name, number
 
 _SHOWN = {"classification": ("nll", "overconfidence"), "regression": ("nll", "coverage_90")}
-_MOST_DRAWN = 30
+_MOST_DRAWN, _MOST_NAMED = 30, 5
 
 
 def group_sections(metrics: Mapping[str, Any], overall: Mapping[str, Any]) -> tuple[Section, ...]:
@@ -24,7 +24,7 @@ def group_sections(metrics: Mapping[str, Any], overall: Mapping[str, Any]) -> tu
 
 
 def group_section(measured: Mapping[str, Any], task: str, overall: Mapping[str, Any]) -> Section:
-    """Draw the metrics of every group of each grouping, and name the worst group.
+    """Draw the metrics of the largest groups of each grouping, and name the worst group.
 
     Parameters
     ----------
@@ -44,10 +44,12 @@ def group_section(measured: Mapping[str, Any], task: str, overall: Mapping[str, 
             caption = f"{label} by {grouping}, with {LEVEL:.0%} intervals; {differing}"
             file = pictures.file_name(f"groups_{len(drawn)}", key)
             drawn.append(pictures.picture(file, pictures.with_legend_key(caption, overall), figure))
+    is_cut = any(len(of) > _MOST_DRAWN for of in measured.values())
+    most = f"of the {_MOST_DRAWN} with most examples, " if is_cut else ""
     note = (
-        "The metrics of every group, the largest number of examples first; dotted lines are those "
-        "of all examples. A star marks groups that differ significantly from all examples, after "
-        "allowing for the number of groups."
+        f"The metrics of each group, {most}the largest number of examples first; dotted lines are "
+        "those of all examples. A star marks groups that differ significantly from all examples, "
+        "after allowing for the number of groups."
     )
     worst = tuple(group_sentences(measured, overall))
     return Section("Groups", note, tuple(drawn), key="groups", conclusions=worst)
@@ -67,7 +69,7 @@ def group_sentences(measured: Mapping[str, Any], predictors: Mapping[str, Any]) 
         if is_worse:
             sentences.append(
                 f"{display_name(name)} is worst for {grouping} {group} ({size}): its NLL is "
-                f"{number(gap[0])} above that of all (p = {gap[3]:.2g})."
+                f"{number(gap[0])} above that of all (p of a group = {gap[3]:.2g})."
             )
         else:
             sentences.append(
@@ -119,4 +121,5 @@ def _significant(groups: Mapping[str, Any], key: str) -> str:
     ]
     if not found:
         return "no group differs significantly"
-    return f"significantly different: {', '.join(found)}"
+    more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+    return f"significantly different: {', '.join(found[:_MOST_NAMED])}{more}"

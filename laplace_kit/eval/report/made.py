@@ -16,7 +16,7 @@ def made(metrics: Mapping[str, Any], look: Look) -> dict[str, Any]:
     """Return date and data, empty where they are not told, the versions, and the command.
 
     The command reads the `predictions.npz` of the report: it makes the same numbers and pictures,
-    without the inputs and the facts about the posterior.
+    without inputs, groups and the facts about the posterior.
     """
     versions = {
         "laplace_kit": _version(),

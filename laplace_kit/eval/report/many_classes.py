@@ -13,7 +13,7 @@ from laplace_kit.eval.report.material import Classified
 from laplace_kit.eval.report.section import Section, Table
 from laplace_kit.eval.report.table import display_name
 from laplace_kit.eval.report.two_classes import frequencies
-from laplace_kit.eval.statistics.weighting import effective_size, ratio
+from laplace_kit.eval.statistics.weighting import are_counts, effective_size, ratio
 
 MOST_CLASSES = 20  # in tables and matrices
 _MOST_PICTURES = 9
@@ -58,7 +58,8 @@ def by_class(
     )
     claimed, observed = weights @ probs / total, num / total
     # The variance of a frequency if each label is drawn from its probabilities.
-    spread = np.sqrt(np.square(weights) @ (probs * (1 - probs))) / total
+    shares = weights if are_counts(weights) else np.square(weights)
+    spread = np.sqrt(shares @ (probs * (1 - probs))) / total
     return ByClass(
         num,
         taken,

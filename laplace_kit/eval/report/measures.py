@@ -15,7 +15,7 @@
 | `ood` | by set, by predictor: `auroc`, `aupr`, `fpr95` by the largest probability, and by other scores with the suffix `_entropy` or `_epistemic` |
 | `claims` | by predictor: `claimed`, the mean confidence on the test set (for regression, the level of the intervals); `kept`, the accuracy (the coverage); `p_value`, the probability of as large a gap for a calibrated predictor; and, for classifiers, `impossible`, the number of labels that were given probability zero |
 | `bootstrap` | `level` and `num_resamples`; then `test`, `shifted` and `ood`, for each set with `intervals`, by predictor and metric `[low, high]`, and `differences`, by predictor except the first and metric `[difference, low, high]`: that predictor minus the first, on the same resamples; and `best`, by metric the predictor that is significantly better than every other, where there is one |
-| `risk_control` | for classifiers: by predictor, for bounds below its error rate, `at_most`, `confidence`, `handed_on`, the share of predictions to hand on so that the others have at most so many errors, and `threshold` of the confidence; the last two are `null` where no threshold has the bound |
+| `risk_control` | for classifiers: by predictor, for bounds below its error rate, `at_most`, `confidence`, `handed_on`, the share of predictions to hand on so that the others have at most so many errors, and `threshold` of the confidence; the last two are `null` where these examples show no such threshold |
 | `recalibrated` | by predictor: `factor`, the temperature or factor of the standard deviations, and `difference`, the cross-fitted change of the NLL, `[difference, low, high]` |
 | `sections` | by section: the numbers that it shows |
 | `made` | date, name of the data, versions and command |

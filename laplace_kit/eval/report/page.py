@@ -21,6 +21,12 @@ from laplace_kit.eval.report.registry import METRICS
 from laplace_kit.eval.report.verdict import claims, verdict
 from laplace_kit.host import is_first
 
+# Shown first for each set of examples; all other metrics are folded below them.
+_BRIEF = {
+    "classification": ("accuracy", "nll", "brier", "ece", "aurc"),
+    "regression": ("rmse", "nll", "crps", "coverage_90"),
+}
+
 
 @dataclass(frozen=True)
 class Report:
@@ -135,6 +141,7 @@ def _render(metrics: Mapping[str, Any], metrics_text: str, content: Content) -> 
         headline=("accuracy", "nll", "ece")
         if metrics["task"] == "classification"
         else ("rmse", "nll", "crps"),
+        brief_labels=[METRICS[key].label for key in _BRIEF[metrics["task"]]],
         labels={key: metric.label for key, metric in METRICS.items()},
         groups=table.groups(metrics),
         num_predictors=len(metrics["predictors"]),

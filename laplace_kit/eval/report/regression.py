@@ -179,11 +179,11 @@ def _sections(of: Regressed) -> Iterator[Section]:
         yield sections.uncertainty(mean, std, epistemic_std, targets, each)
 
 
-# In the order of the page. A further section is one more function of `Regressed` here.
 def _groups(of: Regressed) -> Iterator[Section]:
     yield from group_sections(of.numbers, of.measured)
 
 
+# In the order of the page. A further section is one more function of `Regressed` here.
 SECTIONS: tuple[MakeNumberSections, ...] = (_sections, _groups)
 
 

@@ -30,8 +30,8 @@ def controlled_errors(
     -------
     controlled
         By predictor, for the bounds below its error rate: `at_most`, `confidence`, `handed_on`, the
-        share of predictions whose confidence is not above `threshold`. Both are `null` where no
-        threshold has the bound.
+        share of predictions whose confidence is not above `threshold`. Both are `null` where these
+        examples show none.
     """
     found = {}
     for name, of in probs.items():
@@ -72,7 +72,8 @@ def risk_sentences(controlled: Mapping[str, list[dict[str, Any]]]) -> str:
             if of["handed_on"] is not None
         ]
         if bounds and not able:
-            able = [f"no threshold has at most {100 * bounds[-1]['at_most']:.3g}% errors"]
+            most = f"{100 * bounds[-1]['at_most']:.3g}%"
+            able = [f"these examples show no threshold with at most {most} errors"]
         if able:
             sentences.append(f"{display_name(name)}: {'; '.join(able)}.")
     if not sentences:

@@ -155,7 +155,7 @@ def mae(sums: NumberSums) -> Float[np.ndarray, " R"]:
 def r_squared(sums: NumberSums) -> Float[np.ndarray, " R"]:
     """Return one minus the squared error over the variance of the targets, averaged over outputs.
 
-    Of an output whose targets are all equal it is one if they are predicted exactly, else zero.
+    For an output with equal targets it is one if they are predicted exactly, else zero.
     """
     spread = np.maximum(sums.target_squares - np.square(sums.targets), 0)
     is_constant = spread <= 1e-12 * sums.target_squares

@@ -30,13 +30,14 @@ def test_what_helps_significantly_is_told_with_code():
     assert next_steps({"task": "regression"}) == ()
 
 
-def test_code_for_probabilities_runs_and_lowers_the_nll(tmp_path, monkeypatch):
+@pytest.mark.parametrize("scale", [4, 0.0125])  # powers of 1/4 and of 80
+def test_code_for_probabilities_runs_and_lowers_the_nll(scale, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(500, 3))
     y = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
-    sharp = np.exp(4 * logits)
-    sharp /= sharp.sum(axis=1, keepdims=True)
-    written = report.classification_report({"net": ClassPredictions(sharp)}, y, tmp_path)
+    probs = np.exp(scale * logits)
+    probs = (probs / probs.sum(axis=1, keepdims=True)).astype(np.float32)
+    written = report.classification_report({"net": ClassPredictions(probs)}, y, tmp_path)
     (step,) = written.next_steps
     monkeypatch.chdir(tmp_path)
     namespace = {}

@@ -87,3 +87,18 @@ def test_a_page_is_shown_whole_and_by_itself(browser, index, width, scheme):
     assert found["overlapping"] == []
     brightness = sum(map(int, background.removeprefix("rgb(").removesuffix(")").split(",")))
     assert (brightness > 600) == (scheme == "light")
+
+
+@pytest.mark.slow
+def test_print_opens_what_the_page_folds_except_the_source(browser, index):
+    page = browser.new_page()
+    page.goto(index.as_uri())
+    page.emulate_media(media="print")
+    found = page.evaluate(
+        """[...document.querySelectorAll('details')].map(e => [
+          e.className, e.offsetHeight > 2 * e.firstElementChild.offsetHeight, e.offsetHeight])"""
+    )
+    page.close()
+    assert found[-1] == ["source", False, 0]
+    assert len(found) > 3
+    assert all(is_open for _, is_open, _ in found[:-1])

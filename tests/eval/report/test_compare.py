@@ -392,8 +392,9 @@ def test_groups_of_examples_become_those_of_labels(positions, handed_over):
     assert options["groups"]["site"].tolist() == each[mask].tolist()
 
 
-def test_groups_of_numbers_are_those_of_rows(handed_over):
-    mask, age = np.arange(2 * N).reshape(N, 2) % 3 > 0, np.arange(N) % 4
+@pytest.mark.parametrize("missing", [2, 3])  # half of two: as many rows as examples
+def test_groups_of_numbers_are_those_of_rows(missing, handed_over):
+    mask, age = np.arange(2 * N).reshape(N, 2) % 6 >= missing, np.arange(N) % 4
     report({"map": regressor(1.0)}, Gaussian(), X, groups=age)
     report({"map": regressor(1.0)}, Masked(Gaussian()), (X, mask), groups=age)
     plain, masked = (options["groups"]["group"].tolist() for _, options in handed_over)

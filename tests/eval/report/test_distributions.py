@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 import laplace_kit as lk
+from laplace_kit.eval.given import numbers_of
 from laplace_kit.eval.outputs import from_gaussian
 from laplace_kit.eval.report import (
     RegressionPredictions,
@@ -15,7 +16,7 @@ from laplace_kit.eval.report import (
     measures,
     regression_report,
 )
-from laplace_kit.eval.report.compare import _numbers, compare_report
+from laplace_kit.eval.report.compare import compare_report
 from laplace_kit.eval.report.files import read_predictions
 from laplace_kit.eval.statistics.numbers import TargetScores
 from laplace_kit.likelihood import Masked
@@ -131,7 +132,7 @@ def test_missing_entries_have_no_rows():
     y = RNG.poisson(np.exp(F)).astype(np.float32)
     seen = RNG.uniform(size=y.shape) < 0.5
     likelihood = Masked(lk.Poisson())
-    given = _numbers(likelihood, predictor(likelihood)(F.astype(np.float32)), (y, seen))
+    given = numbers_of(likelihood, predictor(likelihood)(F.astype(np.float32)), (y, seen))
     found = given.distributions
     expected = stats.poisson(np.exp(F[seen])).logpmf(y[seen])
     np.testing.assert_allclose(found.log_prob, expected, rtol=2e-5)

@@ -17,5 +17,7 @@ def test_every_metric_is_explained_once():
 def test_only_what_is_shown_is_explained():
     found = glossary({"predictors": ["net"], "task": "regression", "net": {"crps": 0.5}})
     assert set(found) == {"CRPS", "PIT", "p"}
+    grouped = {"predictors": ["net"], "task": "c", "net": {"nll": 1.0}, "groups": {}}
+    assert set(glossary(grouped)) == {"NLL", "p", "p of a group"}
     sets = {"shifted": {"far": {"net": {"mce": 0.5}}}}
     assert "MCE" in glossary({"predictors": ["net"], "task": "c", "net": {"nll": 1.0}, **sets})

@@ -11,7 +11,7 @@ from laplace_kit.eval.report import (
     classification_report,
     regression_report,
 )
-from laplace_kit.eval.report.group_sections import group_sections
+from laplace_kit.eval.report.group_sections import group_section, group_sections
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,24 @@ def test_regressors_by_group(tmp_path):
     assert gap[0] < 0
     assert gap[3] <= 0.05
     assert (tmp_path / "groups_1_coverage_90.png").exists()
+
+
+def test_many_groups_are_cut_in_words_and_pictures():
+    """31 groups differ, of which five are named and 30 drawn."""
+    one = {"nll": 1.0, "overconfidence": 0.1}
+    group = {
+        "num_examples": 1,
+        "map": one,
+        "intervals": {"map": {}},
+        "gaps": {"map": {key: [0.5, 0.1, 0.9, 0.01] for key in one}},
+    }
+    measured = {"site": {f"s{number}": group for number in range(31)}}
+    section = group_section(measured, "classification", {"map": one})
+    assert section.note.startswith("The metrics of each group, of the 30 with most examples, the")
+    assert "significantly different: s0, s1, s2, s3, s4 and 26 more" in section.pictures[0].caption
+    assert "(p of a group = 0.01)" in section.conclusions[0]
+    few = group_section({"site": {"a": group}}, "classification", {"map": one})
+    assert few.note.startswith("The metrics of each group, the largest number")
 
 
 def test_without_groups_there_is_no_section():

@@ -34,6 +34,18 @@ def test_recall_precision_and_confusions_are_those_of_scikit_learn(weighted):
     np.testing.assert_allclose(confusions(y, predicted, weights, 4), matrix)
 
 
+def test_counts_repeat_examples():
+    probs, y = problem(60, 4)
+    counts = np.random.default_rng(1).integers(0, 4, 60)
+    each = np.repeat(np.arange(60), counts)
+    for counted, repeated in zip(
+        by_class(probs, y, counts.astype(float)),
+        by_class(probs[each], y[each], np.ones(len(each))),
+        strict=True,
+    ):
+        np.testing.assert_allclose(counted, repeated, rtol=1e-9)
+
+
 def test_gaps_are_standard_normal_where_probabilities_are_right():
     rng, gaps = np.random.default_rng(0), []
     probs = rng.dirichlet(np.full(5, 0.5), 300)

@@ -64,10 +64,16 @@ def test_numbers_of_the_page_are_those_of_metrics_json(written, shown):
     numbers = json.loads((written.directory / "metrics.json").read_text(encoding="utf-8"))
     sets = [{name: numbers[name] for name in numbers["predictors"]}]
     sets += [of for kind in ("shifted", "ood") for of in numbers.get(kind, {}).values()]
+    is_classes = numbers["task"] == "classification"
+    shown_first = ("accuracy", "nll", "brier", "ece", "aurc") if is_classes else ("rmse", "nll")
+    shown_first += () if is_classes else ("crps", "coverage_90")
     values = [
         of[name][key]
         for of in sets
-        for key in dict.fromkeys(key for by_key in of.values() for key in by_key)
+        for key in sorted(
+            dict.fromkeys(key for by_key in of.values() for key in by_key),
+            key=lambda key: key not in shown_first,  # the others are folded below them
+        )
         for name in of
         if key in of[name]
     ]

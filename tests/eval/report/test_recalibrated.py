@@ -53,14 +53,23 @@ def test_calibrated_probabilities_gain_nothing():
 
 
 def test_logarithms_are_used_where_probabilities_are_zero():
-    logs = special.log_softmax(300.0 * LOGITS, axis=1)
+    logs = special.log_softmax(50.0 * LOGITS, axis=1)
+    rounded = np.exp(logs).astype(np.float32)
     given = {
-        "map": ClassPredictions(np.exp(logs)),
-        "logs": ClassPredictions(np.exp(logs), log_probs=logs),
+        "map": ClassPredictions(rounded),
+        "logs": ClassPredictions(rounded, log_probs=logs),
+        "plain": ClassPredictions(probs(1.0)),
     }
     found = recalibrated_classes(given, Y)
     assert "map" not in found
-    assert found["logs"]["factor"] == pytest.approx(100.0, rel=0.01)  # the bound
+    assert found["logs"]["factor"] == pytest.approx(50 * found["plain"]["factor"], rel=1e-3)
+
+
+def test_a_temperature_at_an_end_of_its_range_is_none():
+    right = np.where(np.eye(2)[np.arange(60) % 2] == 1, 0.9, 0.1)
+    assert recalibrated_classes({"map": ClassPredictions(right)}, np.arange(60) % 2) == {}
+    logs = special.log_softmax(300.0 * LOGITS, axis=1)
+    assert recalibrated_classes({"map": ClassPredictions(np.exp(logs), log_probs=logs)}, Y) == {}
 
 
 @pytest.mark.parametrize("weighted", [False, True])

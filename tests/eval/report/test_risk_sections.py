@@ -36,7 +36,7 @@ def test_bounds_below_the_error_rate_are_controlled():
 def test_bounds_that_no_threshold_has_are_said_so():
     found = controlled_errors({"map": PROBS}, RNG.integers(0, 3, 2000), None)
     assert all(of["handed_on"] is None for of in found["map"])
-    assert "no threshold has at most 20% errors" in risk_sentences(found)
+    assert "these examples show no threshold with at most 20% errors" in risk_sentences(found)
 
 
 def test_nothing_is_said_where_nothing_is_known():
