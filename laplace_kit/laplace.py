@@ -446,8 +446,9 @@ class Laplace:
         if method == "solve":
             parts = la.choice.curvature_spec, la.posterior, la.prior.vector(la.model)
             apply = attribution.exact_covariance(objective, *parts, train)
-        options = {"measure": measure, "top": top, "by": by, "num_data": la.num_data}
-        return attribution.influence(objective, apply, query, train, **options)
+        return attribution.influence(
+            objective, apply, query, train, measure=measure, top=top, by=by, num_data=la.num_data
+        )
 
     def leave_one_out(self, train: Any, *, batch_size: int | None = None) -> "LeaveOneOut":
         """Return predictions of the training examples, each without itself.
@@ -465,9 +466,8 @@ class Laplace:
 
         link = self.prediction.named_link
         link = "probit" if link == "monte_carlo" else link
-        objective = self.objective.within(batch_size)
-        options = {"link": link, "num_data": self.num_data}
-        return leave_one_out(objective, self._at_one().posterior, train, **options)
+        parts = self.objective.within(batch_size), self._at_one().posterior
+        return leave_one_out(*parts, train, link=link, num_data=self.num_data)
 
     def suspicious_labels(self, train: Any, *, batch_size: int | None = None) -> "SuspiciousLabels":
         """Return scores of the training labels by their self-influence; wrong ones come first.
