@@ -27,7 +27,7 @@ def test_refusals():
         as_groups([[1], [2]], 2)
     with pytest.raises(ValueError, match="Found NaN among the groups, at example 1"):
         as_groups([1.0, np.nan], 2)
-    for value in (None, np.nan, np.datetime64("NaT")):
+    for value in (None, np.nan, np.datetime64("NaT", "D")):
         with pytest.raises(ValueError, match=f"Found {value} among the groups, at example 1"):
             as_groups(np.array(["x", value, "y"], object), 3)
     with pytest.raises(ValueError, match="Found no groups"):
